@@ -1,0 +1,1 @@
+//! Stage 7: the files that a job leaves behind.

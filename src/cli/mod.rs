@@ -1,0 +1,1 @@
+//! The outermost layer: one file for each command, which wires the stages together.

@@ -1,0 +1,32 @@
+//! Settings: a flag and an environment variable of the same name for each, alike in every command.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Where hone keeps things and finds base models.
+#[derive(Debug, Clone, Args)]
+pub struct Folders {
+    /// Folder of the database, uploaded files and results.
+    #[arg(long, env = "HONE_DATA_DIR", default_value = "hone-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Folder of base models: one sub-folder (Hugging Face layout) or one .gguf file each.
+    #[arg(long, env = "HONE_MODELS_DIR", default_value = "models", value_name = "DIR")]
+    pub models_dir: PathBuf,
+}
+
+/// How the server listens.
+#[derive(Debug, Clone, Args)]
+pub struct Listen {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, env = "HONE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub listen: SocketAddr,
+}
+
+/// Largest upload in bytes, as OpenAI has it.
+pub const MAX_UPLOAD_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Largest JSON body in bytes.
+pub const MAX_JSON_BYTES: usize = 1024 * 1024;

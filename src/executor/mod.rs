@@ -1,0 +1,1 @@
+//! Stage 4: one job at a time, in a trainer process of its own.

@@ -1,0 +1,71 @@
+//! Identifiers as clients see them: a prefix that says what the thing is, and a random part.
+
+use uuid::Uuid;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// Id of an uploaded or produced file: `file-…`.
+pub fn new_file_id() -> String {
+    sortable("file-")
+}
+
+/// Id of a fine-tuning job: `ftjob-…`.
+pub fn new_job_id() -> String {
+    sortable("ftjob-")
+}
+
+/// Id of a job's event: `ftevent-…`.
+pub fn new_event_id() -> String {
+    sortable("ftevent-")
+}
+
+/// Id of a checkpoint: `ftckpt_…` (OpenAI writes this one with an underscore).
+pub fn new_checkpoint_id() -> String {
+    sortable("ftckpt_")
+}
+
+/// Id of a chat completion: `chatcmpl-…`.
+pub fn new_completion_id() -> String {
+    sortable("chatcmpl-")
+}
+
+/// Id of a request, sent back as `x-request-id`: `req_…`.
+pub fn new_request_id() -> String {
+    sortable("req_")
+}
+
+/// The eight base-62 characters that end the name of a fine-tuned model.
+pub fn new_model_suffix() -> String {
+    let mut number = Uuid::new_v4().as_u128();
+    let mut text = String::with_capacity(8);
+    for _ in 0..8 {
+        text.push(char::from(BASE62[(number % 62) as usize]));
+        number /= 62;
+    }
+    text
+}
+
+/// A version-7 UUID without hyphens: ids made later sort later, which keeps indexes compact.
+fn sortable(prefix: &str) -> String {
+    format!("{prefix}{}", Uuid::now_v7().simple())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_carry_the_prefix_that_clients_expect() {
+        assert!(new_file_id().starts_with("file-"));
+        assert!(new_job_id().starts_with("ftjob-"));
+        assert!(new_event_id().starts_with("ftevent-"));
+        assert!(new_checkpoint_id().starts_with("ftckpt_"));
+    }
+
+    #[test]
+    fn a_model_suffix_is_eight_base62_characters() {
+        let suffix = new_model_suffix();
+        assert_eq!(suffix.len(), 8);
+        assert!(suffix.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    }
+}

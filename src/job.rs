@@ -1,0 +1,392 @@
+//! A fine-tuning job: its states, what was asked for, what it became.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error_code::ErrorCode;
+
+/// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
+/// explicit pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// The files are being looked at.
+    ValidatingFiles,
+    /// Waits for its turn.
+    Queued,
+    /// A trainer works on it.
+    Running,
+    /// Stopped by the user, to be resumed.
+    Paused,
+    /// Done: the model answers.
+    Succeeded,
+    /// Ended by an error.
+    Failed,
+    /// Ended by the user.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// Every state.
+    pub const ALL: &'static [JobStatus] = &[
+        Self::ValidatingFiles,
+        Self::Queued,
+        Self::Running,
+        Self::Paused,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The spelling on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ValidatingFiles => "validating_files",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The state that `text` spells, if any.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|status| status.as_str() == text)
+    }
+
+    /// Whether the job has ended for good.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The one table of legal moves.
+    pub fn may_become(self, next: JobStatus) -> bool {
+        use JobStatus::*;
+        matches!(
+            (self, next),
+            (ValidatingFiles, Queued | Failed | Cancelled)
+                | (Queued, Running | Paused | Failed | Cancelled)
+                | (Running, Queued | Paused | Succeeded | Failed | Cancelled)
+                | (Paused, Queued | Cancelled)
+        )
+    }
+}
+
+/// A value that the client states, or leaves to the server with `"auto"` (or by absence).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Auto<T> {
+    /// The server chooses.
+    #[default]
+    Auto,
+    /// The client chose.
+    Value(T),
+}
+
+impl<T: Copy> Auto<T> {
+    /// The stated value, or `otherwise` for `auto`.
+    pub fn unwrap_or(self, otherwise: T) -> T {
+        match self {
+            Self::Auto => otherwise,
+            Self::Value(value) => value,
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Value(value) => value.serialize(serializer),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either<T> {
+            Value(T),
+            Word(String),
+        }
+        match Either::<T>::deserialize(deserializer)? {
+            Either::Value(value) => Ok(Self::Value(value)),
+            Either::Word(word) if word == "auto" => Ok(Self::Auto),
+            Either::Word(word) => Err(serde::de::Error::custom(format!(
+                "expected \"auto\" or a number, got {word:?}"
+            ))),
+        }
+    }
+}
+
+/// How the learning rate moves after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Falls in a straight line to zero at the last step.
+    #[default]
+    Linear,
+    /// Falls along a half cosine to zero at the last step.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// Hyperparameters as a client asks for them, every one optional. Ranges are checked by
+/// `validate`; the engine resolves what is left open.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hyperparameters {
+    /// Passes over the training file, 1..=50.
+    pub n_epochs: Auto<u32>,
+    /// Examples in one optimiser step, 1..=256.
+    pub batch_size: Auto<u32>,
+    /// Factor on the default learning rate, > 0.
+    pub learning_rate_multiplier: Auto<f64>,
+    /// Absolute peak learning rate; excludes the multiplier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Rank of the LoRA matrices, 1..=256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<u32>,
+    /// LoRA's alpha: the adapter's output is scaled by alpha / r.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Share of the steps over which the learning rate rises from zero, 0..=1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
+    /// AdamW's decoupled weight decay, >= 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Global gradient norm above which gradients are scaled down, > 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// How the learning rate moves after warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_scheduler_type: Option<Schedule>,
+    /// Longest example in tokens; longer ones are left out, counted and named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<u32>,
+}
+
+/// Every hyperparameter with its value: what the engine runs with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedHyperparameters {
+    /// Passes over the training examples.
+    pub n_epochs: u32,
+    /// Examples in one optimiser step.
+    pub batch_size: u32,
+    /// Factor on the default learning rate.
+    pub learning_rate_multiplier: f64,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Rank of the LoRA matrices.
+    pub lora_r: u32,
+    /// LoRA's alpha.
+    pub lora_alpha: f64,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    pub max_grad_norm: f64,
+    /// How the learning rate moves after warm-up.
+    pub lr_scheduler_type: Schedule,
+    /// Longest example in tokens.
+    pub context_length: u32,
+}
+
+/// Why a job failed; the shape of `error` on the job object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// From the table of public codes.
+    pub code: ErrorCode,
+    /// What happened, where, and what to do.
+    pub message: String,
+    /// The request field at fault, if one is.
+    pub param: Option<String>,
+}
+
+/// One fine-tuning job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// `ftjob-…`.
+    pub id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds; set when the job has ended.
+    pub finished_at: Option<i64>,
+    /// Id of the base model.
+    pub model: String,
+    /// Set when, and only when, the job has succeeded.
+    pub fine_tuned_model: Option<String>,
+    /// Where the job stands.
+    pub status: JobStatus,
+    /// File id.
+    pub training_file: String,
+    /// File id.
+    pub validation_file: Option<String>,
+    /// File ids of what the job produced.
+    pub result_files: Vec<String>,
+    /// Tokens that went through training, padding not counted, every epoch counted.
+    pub trained_tokens: Option<i64>,
+    /// What the client asked for.
+    pub hyperparameters: Hyperparameters,
+    /// What the engine made of it; `None` until a trainer has looked at the data.
+    pub resolved: Option<ResolvedHyperparameters>,
+    /// Set when the job has failed.
+    pub error: Option<JobError>,
+    /// Seed of everything random, 0..=2147483647.
+    pub seed: u32,
+    /// The part of the model's name that the client chose.
+    pub suffix: Option<String>,
+    /// The client's own notes.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Optimiser steps done.
+    pub trained_steps: u64,
+    /// Optimiser steps in all; `None` until resolved.
+    pub total_steps: Option<u64>,
+    /// Unix seconds at which the job should be done; only while running.
+    pub estimated_finish: Option<i64>,
+    /// How often a trainer has been started for it.
+    pub attempt: u32,
+    /// Whether the user wants it to end.
+    pub cancel_requested: bool,
+}
+
+/// How grave an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventLevel {
+    /// As expected.
+    Info,
+    /// The user should look at it.
+    Warn,
+    /// The job cannot go on.
+    Error,
+}
+
+/// What kind of event it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// A sentence for people.
+    Message,
+    /// Numbers of one step, in `data`.
+    Metrics,
+}
+
+/// An event that is about to be stored; the store gives it an id and its place in the sequence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewEvent {
+    /// How grave it is.
+    pub level: EventLevel,
+    /// What kind it is.
+    pub kind: EventKind,
+    /// For people.
+    pub message: String,
+    /// Numbers.
+    pub data: Option<serde_json::Value>,
+}
+
+impl NewEvent {
+    /// A sentence for people.
+    pub fn message(level: EventLevel, message: impl Into<String>) -> Self {
+        Self { level, kind: EventKind::Message, message: message.into(), data: None }
+    }
+}
+
+/// A stored event of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobEvent {
+    /// `ftevent-…`.
+    pub id: String,
+    /// Place in the job's sequence, from 1, without gaps.
+    pub sequence: i64,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// What it says.
+    pub event: NewEvent,
+}
+
+/// Numbers of one optimiser step, as events, the CSV and checkpoints show them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Mean loss over the loss-bearing tokens of the step.
+    pub train_loss: f64,
+    /// Share of loss-bearing tokens whose most likely prediction is right, 0..=1.
+    pub train_mean_token_accuracy: f64,
+    /// The same over one validation batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_loss: Option<f64>,
+    /// See `valid_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_mean_token_accuracy: Option<f64>,
+    /// The same over the whole validation file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_loss: Option<f64>,
+    /// See `full_valid_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_mean_token_accuracy: Option<f64>,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Epochs done after the step, as a fraction.
+    pub epoch: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+}
+
+/// A stored checkpoint of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobCheckpoint {
+    /// `ftckpt_…`.
+    pub id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// The job.
+    pub job_id: String,
+    /// `<model>:ckpt-step-<n>`.
+    pub model_name: String,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Numbers of that step.
+    pub metrics: StepMetrics,
+    /// File ids of the adapter as of this step.
+    pub result_files: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_has_ended_never_moves_again() {
+        for from in JobStatus::ALL.iter().filter(|status| status.is_terminal()) {
+            for to in JobStatus::ALL {
+                assert!(!from.may_become(*to), "{from:?} must not become {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_state_can_reach_an_end() {
+        for from in JobStatus::ALL.iter().filter(|status| !status.is_terminal()) {
+            assert!(from.may_become(JobStatus::Cancelled), "{from:?} cannot be cancelled");
+        }
+    }
+
+    #[test]
+    fn auto_reads_the_word_and_the_number() {
+        let read: Hyperparameters =
+            serde_json::from_str(r#"{"n_epochs":"auto","batch_size":4}"#).expect("both forms");
+        assert_eq!(read.n_epochs, Auto::Auto);
+        assert_eq!(read.batch_size, Auto::Value(4));
+        assert!(serde_json::from_str::<Hyperparameters>(r#"{"n_epochs":"four"}"#).is_err());
+        assert!(serde_json::from_str::<Hyperparameters>(r#"{"nepochs":4}"#).is_err());
+    }
+}

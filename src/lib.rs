@@ -1,0 +1,45 @@
+//! hone: a fine-tuning API server that a team runs itself.
+//!
+//! The path of a job, stage by stage, in the order in which a request meets them:
+//!
+//! 1. [`http`]: a request arrives: routes, errors in OpenAI's shape, pagination.
+//! 2. [`validate`]: is it acceptable? Pure functions over uploads and hyperparameters.
+//! 3. [`store`], [`blobs`], [`queue`]: remember it, keep the big bytes, whose turn is it.
+//! 4. [`executor`]: one job at a time; supervises one trainer process. The only stage that
+//!    knows both the queue and the engine.
+//! 5. [`serve`]: answer chat with a base model and an adapter.
+//! 6. [`train`]: the engine: knows nothing of HTTP, SQL or jobs.
+//! 7. [`artifacts`]: the files that a job leaves behind.
+//!
+//! A stage imports only stages that stand below it in this list, and the domain modules
+//! ([`job`], [`file`], [`model`], [`ids`], [`clock`], [`config`], [`error_code`], [`dataset`],
+//! [`base_models`]); `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer:
+//! it wires the stages together for each command.
+
+pub mod cli;
+
+pub mod http;
+
+pub mod validate;
+
+pub mod blobs;
+pub mod queue;
+pub mod store;
+
+pub mod executor;
+
+pub mod serve;
+
+pub mod train;
+
+pub mod artifacts;
+
+pub mod base_models;
+pub mod clock;
+pub mod config;
+pub mod dataset;
+pub mod error_code;
+pub mod file;
+pub mod ids;
+pub mod job;
+pub mod model;

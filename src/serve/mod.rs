@@ -1,0 +1,1 @@
+//! Stage 5: answer chat with a base model and an adapter.

@@ -1,0 +1,257 @@
+//! Stage 3, the store: what the product remembers, behind one trait.
+//!
+//! SQLite stands behind it today; PostgreSQL can come later behind the same trait, so the SQL keeps
+//! to TEXT ids, integer times, JSON as text and `$1` parameters. Every writing transaction begins
+//! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
+//! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
+
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use crate::file::{FilePurpose, FileRecord};
+use crate::job::{
+    Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
+};
+use crate::model::TunedModel;
+
+/// What can go wrong in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A row holds what this version cannot read.
+    #[error("the database holds an unreadable value in {column}: {reason}")]
+    Corrupt {
+        /// Table and column.
+        column: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A list cursor that names nothing.
+    #[error("no item with id {0:?} to continue after")]
+    UnknownCursor(String),
+    /// Another executor holds the job now: stop, and write nothing more.
+    #[error("the claim on job {0} is lost")]
+    LostClaim(String),
+    /// The database cannot be opened as it is.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Which part of a list: after a cursor, so many.
+#[derive(Debug, Clone, Default)]
+pub struct PageRequest {
+    /// Id of the last item of the page before.
+    pub after: Option<String>,
+    /// Most items, at least 1.
+    pub limit: u32,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Whether there is another page.
+    pub has_more: bool,
+}
+
+/// Order of a list by creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Oldest first.
+    Ascending,
+    /// Newest first.
+    #[default]
+    Descending,
+}
+
+/// The right to work on a job, until another executor takes it over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The job.
+    pub job_id: String,
+    /// Rises with every claim of the job: the fence.
+    pub epoch: i64,
+}
+
+/// What a heartbeat brings back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeartbeatReply {
+    /// The user wants the job to end.
+    pub cancel_requested: bool,
+}
+
+/// What asking for an end came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CancelOutcome {
+    /// It had not started, and is cancelled now.
+    Cancelled(Job),
+    /// It runs; its executor has been told and will end it within a step.
+    Requested(Job),
+    /// It was cancelled before.
+    AlreadyCancelled(Job),
+    /// It has succeeded or failed.
+    TooLate(Job),
+}
+
+/// What asking to delete a file came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DeleteFileOutcome {
+    /// The row is gone; the caller removes the blob.
+    Deleted(FileRecord),
+    /// A job that has not ended uses it.
+    UsedByJob(String),
+    /// A model that still answers needs it.
+    UsedByModel(String),
+    /// No such file.
+    NotFound,
+}
+
+/// Everything that becomes visible at the moment a job succeeds, in one transaction.
+#[derive(Debug, Clone)]
+pub struct Success {
+    /// The model; its files are among `files`.
+    pub model: TunedModel,
+    /// Rows of the produced files whose blobs lie in place already.
+    pub files: Vec<FileRecord>,
+    /// Ids of `files` in the order in which clients see them (metrics CSV first).
+    pub result_files: Vec<String>,
+    /// Tokens trained.
+    pub trained_tokens: i64,
+    /// Optimiser steps done.
+    pub trained_steps: u64,
+    /// The last events.
+    pub events: Vec<NewEvent>,
+}
+
+/// What the product remembers. Every method is one transaction.
+#[async_trait]
+pub trait Store: Send + Sync {
+    // ---- files
+
+    /// Adds a file whose blob lies in place already.
+    async fn insert_file(&self, file: &FileRecord) -> Result<(), StoreError>;
+    /// A file by id.
+    async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError>;
+    /// Files, by creation.
+    async fn list_files(
+        &self,
+        purpose: Option<FilePurpose>,
+        order: Order,
+        page: &PageRequest,
+    ) -> Result<Page<FileRecord>, StoreError>;
+    /// Removes a file's row, unless something needs it.
+    async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError>;
+    /// Every blob key that a row names; for the sweep at start.
+    async fn blob_keys(&self) -> Result<Vec<String>, StoreError>;
+
+    // ---- jobs
+
+    /// Adds a job with its first events.
+    async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError>;
+    /// A job by id.
+    async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
+    /// Jobs, newest first; all pairs of `metadata` must match.
+    async fn list_jobs(
+        &self,
+        metadata: &BTreeMap<String, String>,
+        page: &PageRequest,
+    ) -> Result<Page<Job>, StoreError>;
+    /// Asks for the end of a job; `None` when there is no such job.
+    async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError>;
+    /// Events of a job, newest first.
+    async fn list_events(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobEvent>, StoreError>;
+    /// Checkpoints of a job, newest first.
+    async fn list_checkpoints(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobCheckpoint>, StoreError>;
+
+    // ---- models
+
+    /// A fine-tuned model or checkpoint by name.
+    async fn model(&self, id: &str) -> Result<Option<TunedModel>, StoreError>;
+    /// Fine-tuned models without checkpoints, newest first.
+    async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError>;
+    /// Removes a model and its checkpoints by the model's name; `false` when there is none.
+    async fn delete_model(&self, id: &str) -> Result<bool, StoreError>;
+
+    // ---- the queue: see `crate::queue`
+
+    /// Puts every `running` job back to `queued`; for the start of the only server on this
+    /// database, when nobody can be working on them. Returns their ids.
+    async fn requeue_orphans(&self) -> Result<Vec<String>, StoreError>;
+    /// Claims the oldest job that waits, or whose lease has run out.
+    async fn claim(
+        &self,
+        owner: &str,
+        lease_seconds: i64,
+    ) -> Result<Option<(Claim, Job)>, StoreError>;
+    /// Renews a claim and brings back what the user wants.
+    async fn heartbeat(
+        &self,
+        claim: &Claim,
+        lease_seconds: i64,
+    ) -> Result<HeartbeatReply, StoreError>;
+    /// Gives a claimed job back to the queue, for a shutdown; does not count as an attempt.
+    async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+    /// Gives a claimed job back to the queue after its trainer died; the attempt counts.
+    async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+
+    // ---- progress of a claimed job
+
+    /// Appends events.
+    async fn append_events(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+    /// Records what the engine made of the hyperparameters.
+    async fn record_resolved(
+        &self,
+        claim: &Claim,
+        resolved: &ResolvedHyperparameters,
+        total_steps: u64,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError>;
+    /// Records how far training is, with the events of the step (if it has any).
+    async fn record_progress(
+        &self,
+        claim: &Claim,
+        metrics: &StepMetrics,
+        estimated_finish: Option<i64>,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError>;
+    /// Adds a checkpoint with its model and its files, whose blobs lie in place already. A second
+    /// one for the same job and step replaces nothing and is not an error: steps may run twice.
+    async fn add_checkpoint(
+        &self,
+        claim: &Claim,
+        checkpoint: &JobCheckpoint,
+        model: &TunedModel,
+        files: &[FileRecord],
+        events: &[NewEvent],
+    ) -> Result<(), StoreError>;
+    /// Ends the job well, all in one transaction.
+    async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError>;
+    /// Ends the job with an error.
+    async fn finish_failed(
+        &self,
+        claim: &Claim,
+        error: &JobError,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError>;
+    /// Ends the job as the user wished.
+    async fn finish_cancelled(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+
+    // ---- health
+
+    /// Answers when the database does.
+    async fn ping(&self) -> Result<(), StoreError>;
+}

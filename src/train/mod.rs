@@ -1,0 +1,11 @@
+//! Stage 6, the engine. It knows nothing of HTTP, SQL or jobs: it reads a base model and examples
+//! from files, trains, and says how it goes in [`protocol::Progress`] messages.
+
+pub mod backend;
+pub mod base_model;
+pub mod encode;
+pub mod engine;
+pub mod protocol;
+pub mod template;
+pub mod tokenizer;
+pub mod weights;

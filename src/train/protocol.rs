@@ -1,0 +1,112 @@
+//! What a trainer process and its supervisor say to each other: JSON lines.
+//!
+//! The supervisor writes one [`RunSpec`] to the trainer's standard input, and [`Control`] lines
+//! after it. The trainer writes [`Progress`] lines to its standard output; logs go to standard
+//! error. A closed standard input means that the supervisor is gone: the trainer stops as for
+//! [`Control::Stop`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::{EventLevel, Hyperparameters, JobError, ResolvedHyperparameters, StepMetrics};
+
+/// Everything that a run needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Folder (HF layout) or `.gguf` file of the base model.
+    pub base_model: PathBuf,
+    /// Id of the base model, for the adapter's configuration.
+    pub base_model_id: String,
+    /// Training JSONL, immutable.
+    pub training_file: PathBuf,
+    /// Validation JSONL, immutable.
+    pub validation_file: Option<PathBuf>,
+    /// The run's own folder: checkpoints lie here, and a newer run of the same job finds them.
+    pub work_dir: PathBuf,
+    /// Seed of everything random.
+    pub seed: u32,
+    /// What the client asked for.
+    pub hyperparameters: Hyperparameters,
+}
+
+/// What the supervisor says while the trainer runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// End within one step; nothing of the run is needed any more.
+    Cancel,
+    /// Write a checkpoint within one step and end; another trainer will go on from it.
+    Stop,
+}
+
+/// What the trainer says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Progress {
+    /// Something the user should read.
+    Note {
+        /// How grave it is.
+        level: EventLevel,
+        /// A sentence.
+        message: String,
+        /// Numbers that belong to it.
+        data: Option<serde_json::Value>,
+    },
+    /// The data has been read and every `auto` is a number.
+    Resolved {
+        /// The values.
+        hyperparameters: ResolvedHyperparameters,
+        /// Optimiser steps in all.
+        total_steps: u64,
+        /// Why each value that was left open is what it is, a sentence each.
+        explanations: Vec<String>,
+    },
+    /// Training goes on from a checkpoint.
+    Resumed {
+        /// Optimiser steps done before.
+        step: u64,
+    },
+    /// One optimiser step is done.
+    Step {
+        /// Its numbers.
+        metrics: StepMetrics,
+        /// Real tokens of the step per second.
+        tokens_per_second: f64,
+        /// Seconds that the rest should take.
+        seconds_left: f64,
+    },
+    /// A checkpoint lies complete in `directory`.
+    Checkpoint {
+        /// Numbers of its step, with the validation over the whole file where there is one.
+        metrics: StepMetrics,
+        /// Holds `adapter_config.json` and `adapter_model.safetensors` among others.
+        directory: PathBuf,
+    },
+    /// Training is done.
+    Finished {
+        /// Holds `adapter_config.json` and `adapter_model.safetensors`.
+        adapter_directory: PathBuf,
+        /// The results CSV.
+        metrics_csv: PathBuf,
+        /// Optimiser steps done.
+        trained_steps: u64,
+        /// Real tokens that went through training, every epoch counted.
+        trained_tokens: u64,
+    },
+    /// It ended as [`Control::Cancel`] asked.
+    Cancelled {
+        /// Optimiser steps done.
+        step: u64,
+    },
+    /// It ended as [`Control::Stop`] asked; a checkpoint of this step lies in the work folder.
+    Stopped {
+        /// Optimiser steps done.
+        step: u64,
+    },
+    /// It cannot go on, and another try would not help.
+    Failed {
+        /// For the job.
+        error: JobError,
+    },
+}

@@ -1,0 +1,1 @@
+//! Stage 2: is it acceptable? Pure functions.
