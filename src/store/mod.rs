@@ -13,7 +13,8 @@ use async_trait::async_trait;
 
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{
-    Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
+    Job, JobCheckpoint, JobError, JobEvent, JobStatus, NewEvent, ResolvedHyperparameters,
+    StepMetrics,
 };
 use crate::model::TunedModel;
 
@@ -37,6 +38,19 @@ pub enum StoreError {
     /// Another executor holds the job now: stop, and write nothing more.
     #[error("the claim on job {0} is lost")]
     LostClaim(String),
+    /// A job names a file that is not there (any more).
+    #[error("no file with id {0:?}")]
+    MissingFile(String),
+    /// A move that the table of moves does not have.
+    #[error("job {job_id} cannot go from {} to {}", from.as_str(), to.as_str())]
+    IllegalMove {
+        /// The job.
+        job_id: String,
+        /// Where it stands.
+        from: JobStatus,
+        /// Where it was to go.
+        to: JobStatus,
+    },
     /// The database cannot be opened as it is.
     #[error("{0}")]
     Unusable(String),
@@ -152,7 +166,8 @@ pub trait Store: Send + Sync {
 
     // ---- jobs
 
-    /// Adds a job with its first events.
+    /// Adds a job with its first events; fails with [`StoreError::MissingFile`] when a file that it
+    /// names is not there. It may have failed already, when its data were found to be bad.
     async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError>;
     /// A job by id.
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
@@ -183,14 +198,16 @@ pub trait Store: Send + Sync {
     async fn model(&self, id: &str) -> Result<Option<TunedModel>, StoreError>;
     /// Fine-tuned models without checkpoints, newest first.
     async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError>;
-    /// Removes a model and its checkpoints by the model's name; `false` when there is none.
+    /// Removes a model and its checkpoints by the model's name, or one checkpoint by its own;
+    /// `false` when there is none. The job and the files stay, and the files can be deleted then.
     async fn delete_model(&self, id: &str) -> Result<bool, StoreError>;
 
     // ---- the queue: see `crate::queue`
 
-    /// Puts every `running` job back to `queued`; for the start of the only server on this
-    /// database, when nobody can be working on them. Returns their ids.
-    async fn requeue_orphans(&self) -> Result<Vec<String>, StoreError>;
+    /// Puts every `running` job back to `queued` and appends `events` to each; for the start of the
+    /// only server on this database, when nobody can be working on them. Returns their ids. Their
+    /// attempt does not count; those whose user wanted them to end are cancelled instead.
+    async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError>;
     /// Claims the oldest job that waits, or whose lease has run out.
     async fn claim(
         &self,
@@ -203,9 +220,11 @@ pub trait Store: Send + Sync {
         claim: &Claim,
         lease_seconds: i64,
     ) -> Result<HeartbeatReply, StoreError>;
-    /// Gives a claimed job back to the queue, for a shutdown; does not count as an attempt.
+    /// Gives a claimed job back to the queue, for a shutdown; does not count as an attempt. When
+    /// its user wants it to end, it is cancelled instead.
     async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
-    /// Gives a claimed job back to the queue after its trainer died; the attempt counts.
+    /// Gives a claimed job back to the queue after its trainer died; the attempt counts. When its
+    /// user wants it to end, it is cancelled instead.
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
 
     // ---- progress of a claimed job
@@ -229,7 +248,8 @@ pub trait Store: Send + Sync {
         events: &[NewEvent],
     ) -> Result<(), StoreError>;
     /// Adds a checkpoint with its model and its files, whose blobs lie in place already. A second
-    /// one for the same job and step replaces nothing and is not an error: steps may run twice.
+    /// one for the same job and step adds nothing and is not an error, because steps may run twice;
+    /// `false` says so, and that the blobs are not needed.
     async fn add_checkpoint(
         &self,
         claim: &Claim,
@@ -237,7 +257,7 @@ pub trait Store: Send + Sync {
         model: &TunedModel,
         files: &[FileRecord],
         events: &[NewEvent],
-    ) -> Result<(), StoreError>;
+    ) -> Result<bool, StoreError>;
     /// Ends the job well, all in one transaction.
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError>;
     /// Ends the job with an error.

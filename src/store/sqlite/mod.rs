@@ -1,1 +1,293 @@
-//! The store on SQLite, with WAL.
+//! The store on SQLite: one file in the data folder, one writer, a few readers.
+//!
+//! [`open`] locks the data folder, checks the library's version and brings the schema up to date.
+//! Each file beside this one holds the SQL of one noun. Writers take turns on a single connection
+//! and begin with `BEGIN IMMEDIATE`, readers see the last commit (WAL), so nobody is ever told
+//! that the database is locked.
+
+mod checkpoints;
+mod events;
+mod files;
+mod jobs;
+mod models;
+mod open;
+mod progress;
+mod queue;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+pub use open::{DATABASE_FILE, LOCK_FILE, open};
+
+use super::{
+    CancelOutcome, Claim, DeleteFileOutcome, HeartbeatReply, Order, Page, PageRequest, Store,
+    StoreError, Success,
+};
+use crate::clock::Clock;
+use crate::file::{FilePurpose, FileRecord};
+use crate::job::{
+    Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
+};
+use crate::model::TunedModel;
+
+/// The store on SQLite. Holds the data folder's lock for as long as it lives.
+pub struct SqliteStore {
+    /// The only connection that writes.
+    writer: SqlitePool,
+    /// Connections that only read.
+    readers: SqlitePool,
+    clock: Arc<dyn Clock>,
+    /// Locked; the lock goes when the file is closed.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Begins a transaction that may write from its first statement on. A transaction that starts
+    /// as a reader and then writes can fail at that point, whatever the busy timeout.
+    async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// Waits for running statements and closes every connection; SQLite then folds its log into
+    /// the database file. For a clean end: a store that is merely dropped is just as durable.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn insert_file(&self, file: &FileRecord) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        files::insert(&mut transaction, file).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError> {
+        files::by_id(&mut *self.readers.acquire().await?, id).await
+    }
+
+    async fn list_files(
+        &self,
+        purpose: Option<FilePurpose>,
+        order: Order,
+        page: &PageRequest,
+    ) -> Result<Page<FileRecord>, StoreError> {
+        files::list(&mut *self.readers.acquire().await?, purpose, order, page).await
+    }
+
+    async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = files::delete(&mut transaction, id).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn blob_keys(&self) -> Result<Vec<String>, StoreError> {
+        files::blob_keys(&mut *self.readers.acquire().await?).await
+    }
+
+    async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        jobs::insert(&mut transaction, job).await?;
+        events::append(&mut transaction, &job.id, self.clock.now(), events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+        jobs::by_id(&mut *self.readers.acquire().await?, id).await
+    }
+
+    async fn list_jobs(
+        &self,
+        metadata: &BTreeMap<String, String>,
+        page: &PageRequest,
+    ) -> Result<Page<Job>, StoreError> {
+        jobs::list(&mut *self.readers.acquire().await?, metadata, page).await
+    }
+
+    async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = jobs::request_cancel(&mut transaction, id, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn list_events(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobEvent>, StoreError> {
+        events::list(&mut *self.readers.acquire().await?, job_id, page).await
+    }
+
+    async fn list_checkpoints(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobCheckpoint>, StoreError> {
+        checkpoints::list(&mut *self.readers.acquire().await?, job_id, page).await
+    }
+
+    async fn model(&self, id: &str) -> Result<Option<TunedModel>, StoreError> {
+        models::by_id(&mut *self.readers.acquire().await?, id).await
+    }
+
+    async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError> {
+        models::list(&mut *self.readers.acquire().await?).await
+    }
+
+    async fn delete_model(&self, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let deleted = models::delete(&mut transaction, id).await?;
+        transaction.commit().await?;
+        Ok(deleted)
+    }
+
+    async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let ids = queue::requeue_orphans(&mut transaction, self.clock.now(), events).await?;
+        transaction.commit().await?;
+        Ok(ids)
+    }
+
+    async fn claim(
+        &self,
+        owner: &str,
+        lease_seconds: i64,
+    ) -> Result<Option<(Claim, Job)>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let claimed =
+            queue::claim(&mut transaction, owner, self.clock.now(), lease_seconds).await?;
+        transaction.commit().await?;
+        Ok(claimed)
+    }
+
+    async fn heartbeat(
+        &self,
+        claim: &Claim,
+        lease_seconds: i64,
+    ) -> Result<HeartbeatReply, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let until = self.clock.now().saturating_add(lease_seconds);
+        let reply = queue::heartbeat(&mut transaction, claim, until).await?;
+        transaction.commit().await?;
+        Ok(reply)
+    }
+
+    async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        queue::give_back(&mut transaction, claim, queue::Attempt::IsForgiven, now).await?;
+        events::append(&mut transaction, &claim.job_id, now, events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        queue::give_back(&mut transaction, claim, queue::Attempt::Counts, now).await?;
+        events::append(&mut transaction, &claim.job_id, now, events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn append_events(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        queue::check_claim(&mut transaction, claim).await?;
+        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn record_resolved(
+        &self,
+        claim: &Claim,
+        resolved: &ResolvedHyperparameters,
+        total_steps: u64,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        progress::resolved(&mut transaction, claim, resolved, total_steps).await?;
+        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn record_progress(
+        &self,
+        claim: &Claim,
+        metrics: &StepMetrics,
+        estimated_finish: Option<i64>,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        progress::step(&mut transaction, claim, metrics.step, estimated_finish).await?;
+        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn add_checkpoint(
+        &self,
+        claim: &Claim,
+        checkpoint: &JobCheckpoint,
+        model: &TunedModel,
+        files: &[FileRecord],
+        events: &[NewEvent],
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        queue::check_claim(&mut transaction, claim).await?;
+        if checkpoints::exists(&mut transaction, &claim.job_id, checkpoint.step).await? {
+            return Ok(false);
+        }
+        for file in files {
+            files::insert(&mut transaction, file).await?;
+        }
+        models::insert(&mut transaction, model).await?;
+        checkpoints::insert(&mut transaction, checkpoint).await?;
+        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        progress::succeeded(&mut transaction, claim, success, now).await?;
+        for file in &success.files {
+            files::insert(&mut transaction, file).await?;
+        }
+        models::insert(&mut transaction, &success.model).await?;
+        events::append(&mut transaction, &claim.job_id, now, &success.events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn finish_failed(
+        &self,
+        claim: &Claim,
+        error: &JobError,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        progress::failed(&mut transaction, claim, error, now).await?;
+        events::append(&mut transaction, &claim.job_id, now, events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn finish_cancelled(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        progress::cancelled(&mut transaction, claim, now).await?;
+        events::append(&mut transaction, &claim.job_id, now, events).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.readers).await?;
+        Ok(())
+    }
+}

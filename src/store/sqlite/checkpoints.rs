@@ -1,0 +1,71 @@
+//! SQL of checkpoints.
+
+use sqlx::SqliteConnection;
+
+use super::rows;
+use crate::job::JobCheckpoint;
+use crate::store::{Page, PageRequest, StoreError};
+
+/// Whether the job has a checkpoint of this step.
+pub(super) async fn exists(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    step: u64,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT 1 FROM checkpoints WHERE job_id = $1 AND step = $2")
+        .bind(job_id)
+        .bind(rows::to_integer("checkpoints.step", step)?)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.is_some())
+}
+
+/// Adds a row; its model is there already.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    checkpoint: &JobCheckpoint,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO checkpoints (id, job_id, created_at, model_name, step, metrics, result_files)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(&checkpoint.id)
+    .bind(&checkpoint.job_id)
+    .bind(checkpoint.created_at)
+    .bind(&checkpoint.model_name)
+    .bind(rows::to_integer("checkpoints.step", checkpoint.step)?)
+    .bind(rows::to_json("checkpoints.metrics", &checkpoint.metrics)?)
+    .bind(rows::to_json("checkpoints.result_files", &checkpoint.result_files)?)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// One page of a job's checkpoints, newest first.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    page: &PageRequest,
+) -> Result<Page<JobCheckpoint>, StoreError> {
+    let before = match &page.after {
+        None => i64::MAX,
+        Some(id) => {
+            sqlx::query_scalar("SELECT step FROM checkpoints WHERE id = $1 AND job_id = $2")
+                .bind(id)
+                .bind(job_id)
+                .fetch_optional(&mut *connection)
+                .await?
+                .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?
+        }
+    };
+    let found = sqlx::query(
+        "SELECT * FROM checkpoints WHERE job_id = $1 AND step < $2
+         ORDER BY step DESC LIMIT $3",
+    )
+    .bind(job_id)
+    .bind(before)
+    .bind(i64::from(page.limit) + 1)
+    .fetch_all(connection)
+    .await?;
+    rows::page(&found, page.limit, rows::checkpoint)
+}

@@ -1,0 +1,75 @@
+//! SQL of events.
+
+use sqlx::SqliteConnection;
+
+use super::rows;
+use crate::ids::new_event_id;
+use crate::job::{JobEvent, NewEvent};
+use crate::store::{Page, PageRequest, StoreError};
+
+/// Appends events to a job's sequence. The job's own row counts them, so that the sequence has no
+/// gap: the count moves in the transaction that adds the events.
+pub(super) async fn append(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    now: i64,
+    events: &[NewEvent],
+) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut sequence: i64 = sqlx::query_scalar("SELECT event_count FROM jobs WHERE id = $1")
+        .bind(job_id)
+        .fetch_one(&mut *connection)
+        .await?;
+    for event in events {
+        sequence += 1;
+        sqlx::query(
+            "INSERT INTO events (id, job_id, sequence, created_at, level, kind, message, data)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        )
+        .bind(new_event_id())
+        .bind(job_id)
+        .bind(sequence)
+        .bind(now)
+        .bind(rows::level_word(event.level))
+        .bind(rows::kind_word(event.kind))
+        .bind(&event.message)
+        .bind(rows::to_optional_json("events.data", event.data.as_ref())?)
+        .execute(&mut *connection)
+        .await?;
+    }
+    sqlx::query("UPDATE jobs SET event_count = $1 WHERE id = $2")
+        .bind(sequence)
+        .bind(job_id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// One page of a job's events, newest first.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    page: &PageRequest,
+) -> Result<Page<JobEvent>, StoreError> {
+    let before = match &page.after {
+        None => i64::MAX,
+        Some(id) => sqlx::query_scalar("SELECT sequence FROM events WHERE id = $1 AND job_id = $2")
+            .bind(id)
+            .bind(job_id)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+    };
+    let found = sqlx::query(
+        "SELECT * FROM events WHERE job_id = $1 AND sequence < $2
+         ORDER BY sequence DESC LIMIT $3",
+    )
+    .bind(job_id)
+    .bind(before)
+    .bind(i64::from(page.limit) + 1)
+    .fetch_all(connection)
+    .await?;
+    rows::page(&found, page.limit, rows::event)
+}

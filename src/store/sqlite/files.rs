@@ -1,0 +1,135 @@
+//! SQL of files.
+
+use sqlx::{Row, SqliteConnection};
+
+use super::rows;
+use crate::file::{FilePurpose, FileRecord};
+use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
+
+/// Adds a row.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    file: &FileRecord,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO files (id, bytes, created_at, expires_at, filename, purpose, sha256,
+                            blob_key, verdict)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(&file.id)
+    .bind(file.bytes)
+    .bind(file.created_at)
+    .bind(file.expires_at)
+    .bind(&file.filename)
+    .bind(file.purpose.as_str())
+    .bind(&file.sha256)
+    .bind(&file.blob_key)
+    .bind(rows::to_optional_json("files.verdict", file.verdict.as_ref())?)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The row of `id`.
+pub(super) async fn by_id(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<FileRecord>, StoreError> {
+    let row = sqlx::query("SELECT * FROM files WHERE id = $1")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(rows::file).transpose()
+}
+
+/// One page, in order of creation.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    purpose: Option<FilePurpose>,
+    order: Order,
+    page: &PageRequest,
+) -> Result<Page<FileRecord>, StoreError> {
+    let (after, query) = match order {
+        Order::Ascending => (
+            0,
+            "SELECT * FROM files WHERE position > $1 AND ($2 IS NULL OR purpose = $2)
+             ORDER BY position ASC LIMIT $3",
+        ),
+        Order::Descending => (
+            i64::MAX,
+            "SELECT * FROM files WHERE position < $1 AND ($2 IS NULL OR purpose = $2)
+             ORDER BY position DESC LIMIT $3",
+        ),
+    };
+    let after = match &page.after {
+        None => after,
+        Some(id) => sqlx::query_scalar("SELECT position FROM files WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+    };
+    let found = sqlx::query(query)
+        .bind(after)
+        .bind(purpose.map(FilePurpose::as_str))
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(connection)
+        .await?;
+    rows::page(&found, page.limit, rows::file)
+}
+
+/// Removes the row of `id`, unless a job that has not ended or a model needs it.
+pub(super) async fn delete(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<DeleteFileOutcome, StoreError> {
+    let Some(file) = by_id(connection, id).await? else {
+        return Ok(DeleteFileOutcome::NotFound);
+    };
+    let job: Option<String> = sqlx::query_scalar(
+        "SELECT id FROM jobs
+         WHERE status NOT IN ('succeeded', 'failed', 'cancelled')
+           AND (training_file = $1 OR validation_file = $1)
+         ORDER BY position LIMIT 1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(job) = job {
+        return Ok(DeleteFileOutcome::UsedByJob(job));
+    }
+    let model: Option<String> = sqlx::query_scalar(
+        "SELECT id FROM models WHERE adapter_config_file = $1 OR adapter_weights_file = $1
+         ORDER BY position LIMIT 1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(model) = model {
+        return Ok(DeleteFileOutcome::UsedByModel(model));
+    }
+    sqlx::query("DELETE FROM files WHERE id = $1").bind(id).execute(connection).await?;
+    Ok(DeleteFileOutcome::Deleted(file))
+}
+
+/// Every blob key that a row names.
+pub(super) async fn blob_keys(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<String>, StoreError> {
+    let found = sqlx::query("SELECT blob_key FROM files").fetch_all(connection).await?;
+    let mut keys = Vec::with_capacity(found.len());
+    for row in &found {
+        keys.push(row.try_get("blob_key")?);
+    }
+    Ok(keys)
+}
+
+/// Fails with [`StoreError::MissingFile`] when there is no file `id`.
+pub(super) async fn require(connection: &mut SqliteConnection, id: &str) -> Result<(), StoreError> {
+    sqlx::query("SELECT 1 FROM files WHERE id = $1")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?
+        .map(|_there| ())
+        .ok_or_else(|| StoreError::MissingFile(id.to_owned()))
+}

@@ -1,0 +1,155 @@
+//! SQL of jobs, as clients see them. What executors do with them stands in `queue` and `progress`.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+
+use super::{files, rows};
+use crate::job::{Job, JobStatus};
+use crate::store::{CancelOutcome, Page, PageRequest, StoreError};
+
+/// Adds a row. Its files must be there: this runs in the transaction that would otherwise race
+/// with their deletion.
+pub(super) async fn insert(connection: &mut SqliteConnection, job: &Job) -> Result<(), StoreError> {
+    files::require(connection, &job.training_file).await?;
+    if let Some(validation_file) = &job.validation_file {
+        files::require(connection, validation_file).await?;
+    }
+    let total_steps =
+        job.total_steps.map(|steps| rows::to_integer("jobs.total_steps", steps)).transpose()?;
+    sqlx::query(
+        "INSERT INTO jobs (id, created_at, finished_at, model, fine_tuned_model, status,
+                           training_file, validation_file, result_files, trained_tokens,
+                           hyperparameters, resolved, error, seed, suffix, metadata,
+                           trained_steps, total_steps, estimated_finish, attempt)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+                 $19, $20)",
+    )
+    .bind(&job.id)
+    .bind(job.created_at)
+    .bind(job.finished_at)
+    .bind(&job.model)
+    .bind(&job.fine_tuned_model)
+    .bind(job.status.as_str())
+    .bind(&job.training_file)
+    .bind(&job.validation_file)
+    .bind(rows::to_json("jobs.result_files", &job.result_files)?)
+    .bind(job.trained_tokens)
+    .bind(rows::to_json("jobs.hyperparameters", &job.hyperparameters)?)
+    .bind(rows::to_optional_json("jobs.resolved", job.resolved.as_ref())?)
+    .bind(rows::to_optional_json("jobs.error", job.error.as_ref())?)
+    .bind(i64::from(job.seed))
+    .bind(&job.suffix)
+    .bind(rows::to_optional_json("jobs.metadata", job.metadata.as_ref())?)
+    .bind(rows::to_integer("jobs.trained_steps", job.trained_steps)?)
+    .bind(total_steps)
+    .bind(job.estimated_finish)
+    .bind(i64::from(job.attempt))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The row of `id`.
+pub(super) async fn by_id(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<Job>, StoreError> {
+    let row =
+        sqlx::query("SELECT * FROM jobs WHERE id = $1").bind(id).fetch_optional(connection).await?;
+    row.as_ref().map(rows::job).transpose()
+}
+
+/// One page, newest first, of the jobs that hold every pair of `metadata`.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    metadata: &BTreeMap<String, String>,
+    page: &PageRequest,
+) -> Result<Page<Job>, StoreError> {
+    let before = match &page.after {
+        None => i64::MAX,
+        Some(id) => sqlx::query_scalar("SELECT position FROM jobs WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+    };
+    let found = sqlx::query(
+        "SELECT * FROM jobs
+         WHERE position < $1
+           AND NOT EXISTS (
+               SELECT 1 FROM json_each($2) AS wanted
+               WHERE NOT EXISTS (
+                   SELECT 1 FROM json_each(jobs.metadata) AS held
+                   WHERE held.key = wanted.key AND held.value = wanted.value))
+         ORDER BY position DESC LIMIT $3",
+    )
+    .bind(before)
+    .bind(rows::to_json("jobs.metadata", metadata)?)
+    .bind(i64::from(page.limit) + 1)
+    .fetch_all(connection)
+    .await?;
+    rows::page(&found, page.limit, rows::job)
+}
+
+/// Fails with [`StoreError::IllegalMove`] unless the table of moves has this one.
+pub(super) fn check_move(id: &str, from: JobStatus, to: JobStatus) -> Result<(), StoreError> {
+    if from.may_become(to) {
+        return Ok(());
+    }
+    Err(StoreError::IllegalMove { job_id: id.to_owned(), from, to })
+}
+
+/// Moves a job that nobody works on any more, or never did, to `cancelled`.
+pub(super) async fn cancel_now(
+    connection: &mut SqliteConnection,
+    id: &str,
+    from: JobStatus,
+    now: i64,
+) -> Result<(), StoreError> {
+    check_move(id, from, JobStatus::Cancelled)?;
+    sqlx::query(
+        "UPDATE jobs
+         SET status = $1, finished_at = $2, cancel_requested_at = coalesce(cancel_requested_at, $2),
+             estimated_finish = NULL, lease_owner = NULL, lease_expires_at = NULL
+         WHERE id = $3",
+    )
+    .bind(JobStatus::Cancelled.as_str())
+    .bind(now)
+    .bind(id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Cancels a job that waits, notes the wish on one that runs.
+pub(super) async fn request_cancel(
+    connection: &mut SqliteConnection,
+    id: &str,
+    now: i64,
+) -> Result<Option<CancelOutcome>, StoreError> {
+    let Some(job) = by_id(connection, id).await? else {
+        return Ok(None);
+    };
+    let outcome: fn(Job) -> CancelOutcome = match job.status {
+        JobStatus::Cancelled => return Ok(Some(CancelOutcome::AlreadyCancelled(job))),
+        JobStatus::Succeeded | JobStatus::Failed => return Ok(Some(CancelOutcome::TooLate(job))),
+        JobStatus::Running => {
+            sqlx::query(
+                "UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, $1)
+                 WHERE id = $2",
+            )
+            .bind(now)
+            .bind(id)
+            .execute(&mut *connection)
+            .await?;
+            CancelOutcome::Requested
+        }
+        JobStatus::ValidatingFiles | JobStatus::Queued | JobStatus::Paused => {
+            cancel_now(connection, id, job.status, now).await?;
+            CancelOutcome::Cancelled
+        }
+    };
+    let changed = by_id(connection, id).await?;
+    Ok(changed.map(outcome))
+}

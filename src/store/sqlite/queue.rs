@@ -1,0 +1,157 @@
+//! SQL of the queue: claims, leases, and the fence that keeps a lost claim from writing.
+
+use sqlx::{Row, SqliteConnection};
+
+use super::{events, jobs, rows};
+use crate::job::{Job, JobStatus, NewEvent};
+use crate::store::{Claim, HeartbeatReply, StoreError};
+
+/// Whether giving a job back counts as one of its attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// The trainer died.
+    Counts,
+    /// The server ended; the job is not to blame.
+    IsForgiven,
+}
+
+/// Fails with [`StoreError::LostClaim`] unless `claim` still holds its job.
+pub(super) async fn check_claim(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+) -> Result<(), StoreError> {
+    sqlx::query("SELECT 1 FROM jobs WHERE id = $1 AND lease_epoch = $2 AND status = $3")
+        .bind(&claim.job_id)
+        .bind(claim.epoch)
+        .bind(JobStatus::Running.as_str())
+        .fetch_optional(connection)
+        .await?
+        .map(|_held| ())
+        .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))
+}
+
+/// Gives every running job back: nobody can be working on them. One whose user wanted it to end
+/// is cancelled instead. The job is not to blame, so its attempt is forgiven.
+pub(super) async fn requeue_orphans(
+    connection: &mut SqliteConnection,
+    now: i64,
+    events: &[NewEvent],
+) -> Result<Vec<String>, StoreError> {
+    let orphans =
+        sqlx::query("SELECT id, lease_epoch FROM jobs WHERE status = $1 ORDER BY position")
+            .bind(JobStatus::Running.as_str())
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut requeued = Vec::with_capacity(orphans.len());
+    for orphan in &orphans {
+        let claim = Claim { job_id: orphan.try_get("id")?, epoch: orphan.try_get("lease_epoch")? };
+        let status = give_back(connection, &claim, Attempt::IsForgiven, now).await?;
+        if status == JobStatus::Queued {
+            events::append(connection, &claim.job_id, now, events).await?;
+            requeued.push(claim.job_id);
+        }
+    }
+    Ok(requeued)
+}
+
+/// Claims the oldest job that waits, or whose lease has run out.
+pub(super) async fn claim(
+    connection: &mut SqliteConnection,
+    owner: &str,
+    now: i64,
+    lease_seconds: i64,
+) -> Result<Option<(Claim, Job)>, StoreError> {
+    let candidate = sqlx::query(
+        "SELECT id, status FROM jobs
+         WHERE status = $1 OR (status = $2 AND lease_expires_at <= $3)
+         ORDER BY position LIMIT 1",
+    )
+    .bind(JobStatus::Queued.as_str())
+    .bind(JobStatus::Running.as_str())
+    .bind(now)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(candidate) = candidate else {
+        return Ok(None);
+    };
+    let id: String = candidate.try_get("id")?;
+    let status = rows::job_status(&candidate)?;
+    // A running job with a lease that has run out stays running and only changes hands.
+    if status != JobStatus::Running {
+        jobs::check_move(&id, status, JobStatus::Running)?;
+    }
+    let row = sqlx::query(
+        "UPDATE jobs
+         SET status = $1, lease_owner = $2, lease_epoch = lease_epoch + 1, lease_expires_at = $3,
+             attempt = attempt + 1
+         WHERE id = $4 RETURNING *",
+    )
+    .bind(JobStatus::Running.as_str())
+    .bind(owner)
+    .bind(now.saturating_add(lease_seconds))
+    .bind(&id)
+    .fetch_one(connection)
+    .await?;
+    let claim = Claim { job_id: id, epoch: row.try_get("lease_epoch")? };
+    Ok(Some((claim, rows::job(&row)?)))
+}
+
+/// Renews a claim until `until`.
+pub(super) async fn heartbeat(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    until: i64,
+) -> Result<HeartbeatReply, StoreError> {
+    let row = sqlx::query(
+        "UPDATE jobs SET lease_expires_at = $1
+         WHERE id = $2 AND lease_epoch = $3 AND status = $4
+         RETURNING cancel_requested_at",
+    )
+    .bind(until)
+    .bind(&claim.job_id)
+    .bind(claim.epoch)
+    .bind(JobStatus::Running.as_str())
+    .fetch_optional(connection)
+    .await?
+    .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))?;
+    let cancel_requested_at: Option<i64> = row.try_get("cancel_requested_at")?;
+    Ok(HeartbeatReply { cancel_requested: cancel_requested_at.is_some() })
+}
+
+/// Gives a claimed job back to the queue, or cancels it when its user wanted it to end; returns
+/// which of the two.
+pub(super) async fn give_back(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    attempt: Attempt,
+    now: i64,
+) -> Result<JobStatus, StoreError> {
+    check_claim(connection, claim).await?;
+    let cancel_requested_at: Option<i64> =
+        sqlx::query_scalar("SELECT cancel_requested_at FROM jobs WHERE id = $1")
+            .bind(&claim.job_id)
+            .fetch_one(&mut *connection)
+            .await?;
+    if cancel_requested_at.is_some() {
+        jobs::cancel_now(connection, &claim.job_id, JobStatus::Running, now).await?;
+        return Ok(JobStatus::Cancelled);
+    }
+    jobs::check_move(&claim.job_id, JobStatus::Running, JobStatus::Queued)?;
+    let forgiven = match attempt {
+        Attempt::Counts => 0,
+        Attempt::IsForgiven => 1,
+    };
+    sqlx::query(
+        "UPDATE jobs
+         SET status = $1, attempt = max(attempt - $2, 0), estimated_finish = NULL,
+             lease_owner = NULL, lease_expires_at = NULL
+         WHERE id = $3 AND lease_epoch = $4",
+    )
+    .bind(JobStatus::Queued.as_str())
+    .bind(forgiven)
+    .bind(&claim.job_id)
+    .bind(claim.epoch)
+    .execute(connection)
+    .await?;
+    Ok(JobStatus::Queued)
+}

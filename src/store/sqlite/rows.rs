@@ -1,0 +1,193 @@
+//! Rows to domain values and back: every column is read and written in this file's terms.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::file::{FilePurpose, FileRecord};
+use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
+use crate::model::TunedModel;
+use crate::store::{Page, StoreError};
+
+/// A value as the JSON text that a column holds.
+pub(super) fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value)
+        .map_err(|error| StoreError::Corrupt { column, reason: error.to_string() })
+}
+
+/// The same for a column that may be empty.
+pub(super) fn to_optional_json<T: Serialize>(
+    column: &'static str,
+    value: Option<&T>,
+) -> Result<Option<String>, StoreError> {
+    value.map(|value| to_json(column, value)).transpose()
+}
+
+fn from_json<T: DeserializeOwned>(column: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text)
+        .map_err(|error| StoreError::Corrupt { column, reason: error.to_string() })
+}
+
+fn from_optional_json<T: DeserializeOwned>(
+    column: &'static str,
+    text: Option<String>,
+) -> Result<Option<T>, StoreError> {
+    text.map(|text| from_json(column, &text)).transpose()
+}
+
+/// A count as the signed integer that SQL has.
+pub(super) fn to_integer(column: &'static str, count: u64) -> Result<i64, StoreError> {
+    i64::try_from(count).map_err(|error| StoreError::Corrupt { column, reason: error.to_string() })
+}
+
+fn to_count<T: TryFrom<i64>>(column: &'static str, integer: i64) -> Result<T, StoreError> {
+    T::try_from(integer).map_err(|_out_of_range| StoreError::Corrupt {
+        column,
+        reason: format!("{integer} is out of range"),
+    })
+}
+
+fn unknown_word(column: &'static str, word: &str) -> StoreError {
+    StoreError::Corrupt { column, reason: format!("{word:?} is not known to this version") }
+}
+
+/// A row of `files`.
+pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
+    let purpose: String = row.try_get("purpose")?;
+    Ok(FileRecord {
+        id: row.try_get("id")?,
+        bytes: row.try_get("bytes")?,
+        created_at: row.try_get("created_at")?,
+        expires_at: row.try_get("expires_at")?,
+        filename: row.try_get("filename")?,
+        purpose: FilePurpose::parse(&purpose)
+            .ok_or_else(|| unknown_word("files.purpose", &purpose))?,
+        sha256: row.try_get("sha256")?,
+        blob_key: row.try_get("blob_key")?,
+        verdict: from_optional_json("files.verdict", row.try_get("verdict")?)?,
+    })
+}
+
+/// Where a row of `jobs` stands.
+pub(super) fn job_status(row: &SqliteRow) -> Result<JobStatus, StoreError> {
+    let status: String = row.try_get("status")?;
+    JobStatus::parse(&status).ok_or_else(|| unknown_word("jobs.status", &status))
+}
+
+/// A row of `jobs`.
+pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
+    let result_files: String = row.try_get("result_files")?;
+    let hyperparameters: String = row.try_get("hyperparameters")?;
+    let total_steps: Option<i64> = row.try_get("total_steps")?;
+    let cancel_requested_at: Option<i64> = row.try_get("cancel_requested_at")?;
+    Ok(Job {
+        id: row.try_get("id")?,
+        created_at: row.try_get("created_at")?,
+        finished_at: row.try_get("finished_at")?,
+        model: row.try_get("model")?,
+        fine_tuned_model: row.try_get("fine_tuned_model")?,
+        status: job_status(row)?,
+        training_file: row.try_get("training_file")?,
+        validation_file: row.try_get("validation_file")?,
+        result_files: from_json("jobs.result_files", &result_files)?,
+        trained_tokens: row.try_get("trained_tokens")?,
+        hyperparameters: from_json("jobs.hyperparameters", &hyperparameters)?,
+        resolved: from_optional_json("jobs.resolved", row.try_get("resolved")?)?,
+        error: from_optional_json("jobs.error", row.try_get("error")?)?,
+        seed: to_count("jobs.seed", row.try_get("seed")?)?,
+        suffix: row.try_get("suffix")?,
+        metadata: from_optional_json("jobs.metadata", row.try_get("metadata")?)?,
+        trained_steps: to_count("jobs.trained_steps", row.try_get("trained_steps")?)?,
+        total_steps: total_steps.map(|steps| to_count("jobs.total_steps", steps)).transpose()?,
+        estimated_finish: row.try_get("estimated_finish")?,
+        attempt: to_count("jobs.attempt", row.try_get("attempt")?)?,
+        cancel_requested: cancel_requested_at.is_some(),
+    })
+}
+
+/// The spelling of an event's level in the store.
+pub(super) fn level_word(level: EventLevel) -> &'static str {
+    match level {
+        EventLevel::Info => "info",
+        EventLevel::Warn => "warn",
+        EventLevel::Error => "error",
+    }
+}
+
+/// The spelling of an event's kind in the store.
+pub(super) fn kind_word(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Message => "message",
+        EventKind::Metrics => "metrics",
+    }
+}
+
+/// A row of `events`.
+pub(super) fn event(row: &SqliteRow) -> Result<JobEvent, StoreError> {
+    let level: String = row.try_get("level")?;
+    let kind: String = row.try_get("kind")?;
+    Ok(JobEvent {
+        id: row.try_get("id")?,
+        sequence: row.try_get("sequence")?,
+        created_at: row.try_get("created_at")?,
+        event: NewEvent {
+            level: match level.as_str() {
+                "info" => EventLevel::Info,
+                "warn" => EventLevel::Warn,
+                "error" => EventLevel::Error,
+                other => return Err(unknown_word("events.level", other)),
+            },
+            kind: match kind.as_str() {
+                "message" => EventKind::Message,
+                "metrics" => EventKind::Metrics,
+                other => return Err(unknown_word("events.kind", other)),
+            },
+            message: row.try_get("message")?,
+            data: from_optional_json("events.data", row.try_get("data")?)?,
+        },
+    })
+}
+
+/// A row of `checkpoints`.
+pub(super) fn checkpoint(row: &SqliteRow) -> Result<JobCheckpoint, StoreError> {
+    let metrics: String = row.try_get("metrics")?;
+    let result_files: String = row.try_get("result_files")?;
+    Ok(JobCheckpoint {
+        id: row.try_get("id")?,
+        created_at: row.try_get("created_at")?,
+        job_id: row.try_get("job_id")?,
+        model_name: row.try_get("model_name")?,
+        step: to_count("checkpoints.step", row.try_get("step")?)?,
+        metrics: from_json("checkpoints.metrics", &metrics)?,
+        result_files: from_json("checkpoints.result_files", &result_files)?,
+    })
+}
+
+/// A row of `models`.
+pub(super) fn model(row: &SqliteRow) -> Result<TunedModel, StoreError> {
+    Ok(TunedModel {
+        id: row.try_get("id")?,
+        created_at: row.try_get("created_at")?,
+        base_model: row.try_get("base_model")?,
+        job_id: row.try_get("job_id")?,
+        adapter_config_file: row.try_get("adapter_config_file")?,
+        adapter_weights_file: row.try_get("adapter_weights_file")?,
+        is_checkpoint: row.try_get("is_checkpoint")?,
+    })
+}
+
+/// A page of at most `limit` items from one row more than that: the row too many says that there
+/// is another page.
+pub(super) fn page<T>(
+    rows: &[SqliteRow],
+    limit: u32,
+    read: fn(&SqliteRow) -> Result<T, StoreError>,
+) -> Result<Page<T>, StoreError> {
+    let limit = limit as usize;
+    let mut items = Vec::with_capacity(rows.len().min(limit));
+    for row in rows.iter().take(limit) {
+        items.push(read(row)?);
+    }
+    Ok(Page { items, has_more: rows.len() > limit })
+}

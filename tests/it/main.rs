@@ -1,0 +1,6 @@
+//! Every integration test, in one binary: a module for each promise.
+
+mod store_conformance;
+mod store_random_operations;
+mod store_sqlite;
+mod store_support;

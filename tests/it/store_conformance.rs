@@ -1,0 +1,521 @@
+//! What every store behind the trait promises. Written against `dyn Store`; a second database is
+//! checked by running the same functions over it.
+
+use std::collections::BTreeMap;
+
+use hone::error_code::ErrorCode;
+use hone::file::FilePurpose;
+use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
+use hone::store::{CancelOutcome, DeleteFileOutcome, Order, PageRequest, Store, StoreError};
+
+use crate::store_support::{
+    Fixture, START, checkpoint, file, first, job, metrics, resolved, success,
+};
+
+fn note(text: &str) -> NewEvent {
+    NewEvent::message(EventLevel::Info, text)
+}
+
+fn out_of_memory() -> JobError {
+    JobError { code: ErrorCode::OutOfMemory, message: "no memory left".to_owned(), param: None }
+}
+
+fn is_lost(result: Result<impl Sized, StoreError>) -> bool {
+    matches!(result, Err(StoreError::LostClaim(_)))
+}
+
+#[tokio::test]
+async fn a_job_is_read_as_it_was_written() {
+    let fixture = Fixture::sqlite().await;
+    let training_file = fixture.add_file().await;
+    let validation_file = fixture.add_file().await;
+    let mut job = job(&training_file);
+    job.validation_file = Some(validation_file);
+    job.metadata = Some(BTreeMap::from([("team".to_owned(), "blue \"1\"\n".to_owned())]));
+    job.hyperparameters.learning_rate = Some(3e-4);
+    fixture.store.insert_job(&job, &[note("Created fine-tuning job")]).await.expect("added");
+    assert_eq!(fixture.job(&job.id).await, job);
+
+    let events = fixture.store.list_events(&job.id, &first(10)).await.expect("lists");
+    assert_eq!(events.items.len(), 1);
+    assert_eq!(events.items[0].event, note("Created fine-tuning job"));
+    assert_eq!((events.items[0].sequence, events.items[0].created_at), (1, START));
+}
+
+#[tokio::test]
+async fn a_job_with_bad_data_may_have_failed_from_the_start() {
+    let fixture = Fixture::sqlite().await;
+    let mut job = job(&fixture.add_file().await);
+    job.status = JobStatus::Failed;
+    job.finished_at = Some(START);
+    job.error = Some(out_of_memory());
+    fixture.store.insert_job(&job, &[]).await.expect("added");
+    assert_eq!(fixture.job(&job.id).await, job);
+    assert!(fixture.store.claim("tests", 60).await.expect("looks").is_none());
+}
+
+#[tokio::test]
+async fn a_job_cannot_name_a_file_that_is_gone() {
+    let fixture = Fixture::sqlite().await;
+    let training_file = fixture.add_file().await;
+    let mut job = job(&training_file);
+    job.validation_file = Some("file-gone".to_owned());
+    let refused = fixture.store.insert_job(&job, &[]).await;
+    assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == "file-gone"));
+    assert!(fixture.store.job(&job.id).await.expect("reads").is_none());
+}
+
+#[tokio::test]
+async fn files_page_without_gaps_while_others_are_added() {
+    let fixture = Fixture::sqlite().await;
+    let mut before = Vec::new();
+    for _ in 0..7 {
+        before.push(fixture.add_file().await);
+    }
+    for order in [Order::Descending, Order::Ascending] {
+        let mut seen = Vec::new();
+        let mut after = None;
+        loop {
+            let request = PageRequest { after, limit: 2 };
+            let page = fixture.store.list_files(None, order, &request).await.expect("lists");
+            seen.extend(page.items.iter().map(|file| file.id.clone()));
+            after = seen.last().cloned();
+            if !page.has_more || seen.len() >= 7 {
+                break;
+            }
+            fixture.add_file().await;
+        }
+        if order == Order::Descending {
+            seen.reverse();
+        }
+        assert_eq!(seen[..7], before, "{order:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_last_page_does_not_promise_another() {
+    let fixture = Fixture::sqlite().await;
+    fixture.add_file().await;
+    fixture.add_file().await;
+    let page = fixture.store.list_files(None, Order::Descending, &first(2)).await.expect("lists");
+    assert_eq!((page.items.len(), page.has_more), (2, false));
+    let page = fixture.store.list_files(None, Order::Descending, &first(1)).await.expect("lists");
+    assert_eq!((page.items.len(), page.has_more), (1, true));
+}
+
+#[tokio::test]
+async fn files_are_listed_by_purpose() {
+    let fixture = Fixture::sqlite().await;
+    let wanted = file(FilePurpose::UserData);
+    fixture.add_file().await;
+    fixture.store.insert_file(&wanted).await.expect("added");
+    let page = fixture
+        .store
+        .list_files(Some(FilePurpose::UserData), Order::Ascending, &first(10))
+        .await
+        .expect("lists");
+    assert_eq!(page.items, [wanted]);
+}
+
+#[tokio::test]
+async fn an_unknown_cursor_is_said_and_not_taken_for_the_end() {
+    let fixture = Fixture::sqlite().await;
+    let mine = fixture.add_job().await;
+    let other_training = fixture.add_file().await;
+    let other = job(&other_training);
+    fixture.store.insert_job(&other, &[note("one")]).await.expect("added");
+    let of_other = fixture.store.list_events(&other.id, &first(1)).await.expect("lists");
+    let foreign_event = of_other.items[0].id.clone();
+
+    let unknown = PageRequest { after: Some("nothing".to_owned()), limit: 5 };
+    let foreign = PageRequest { after: Some(foreign_event), limit: 5 };
+    let store = &fixture.store;
+    let none = BTreeMap::new();
+    let errors = [
+        store.list_files(None, Order::Descending, &unknown).await.err(),
+        store.list_jobs(&none, &unknown).await.err(),
+        store.list_events(&mine, &unknown).await.err(),
+        store.list_events(&mine, &foreign).await.err(),
+        store.list_checkpoints(&mine, &unknown).await.err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, Some(StoreError::UnknownCursor(_))), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_found_by_all_pairs_of_their_metadata() {
+    let fixture = Fixture::sqlite().await;
+    let training_file = fixture.add_file().await;
+    let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let mut ids = Vec::new();
+    for metadata in [
+        None,
+        Some(pairs(&[("team", "blue")])),
+        Some(pairs(&[("team", "blue"), ("ki\"nd\n", "ä")])),
+        Some(pairs(&[("team", "red"), ("empty", "")])),
+    ] {
+        let mut job = job(&training_file);
+        job.metadata = metadata;
+        fixture.store.insert_job(&job, &[]).await.expect("added");
+        ids.push(job.id);
+    }
+    let cases: [(&[(&str, &str)], &[usize]); 6] = [
+        (&[], &[3, 2, 1, 0]),
+        (&[("team", "blue")], &[2, 1]),
+        (&[("team", "blue"), ("ki\"nd\n", "ä")], &[2]),
+        (&[("empty", "")], &[3]),
+        (&[("team", "")], &[]),
+        (&[("blue", "team")], &[]),
+    ];
+    for (wanted, expected) in cases {
+        let page = fixture.store.list_jobs(&pairs(wanted), &first(10)).await.expect("lists");
+        let found: Vec<&str> = page.items.iter().map(|job| job.id.as_str()).collect();
+        let expected: Vec<&str> = expected.iter().map(|index| ids[*index].as_str()).collect();
+        assert_eq!(found, expected, "{wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_waiting_job_is_cancelled_at_once_and_only_once() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    fixture.clock.advance(5);
+    let outcome = fixture.store.request_cancel(&id).await.expect("asks");
+    let Some(CancelOutcome::Cancelled(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((job.status, job.finished_at), (JobStatus::Cancelled, Some(START + 5)));
+    let again = fixture.store.request_cancel(&id).await.expect("asks");
+    assert_eq!(again, Some(CancelOutcome::AlreadyCancelled(job)));
+    assert!(fixture.store.claim("tests", 60).await.expect("looks").is_none());
+    assert_eq!(fixture.store.request_cancel("ftjob-none").await.expect("asks"), None);
+}
+
+#[tokio::test]
+async fn the_wish_to_cancel_reaches_the_executor_with_its_heartbeat() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    assert!(!fixture.store.heartbeat(&claim, 60).await.expect("beats").cancel_requested);
+    let outcome = fixture.store.request_cancel(&id).await.expect("asks");
+    let Some(CancelOutcome::Requested(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((job.status, job.cancel_requested), (JobStatus::Running, true));
+    assert!(fixture.store.heartbeat(&claim, 60).await.expect("beats").cancel_requested);
+    fixture.store.finish_cancelled(&claim, &[note("ended")]).await.expect("ends");
+    assert_eq!(fixture.job(&id).await.status, JobStatus::Cancelled);
+    assert!(is_lost(fixture.store.heartbeat(&claim, 60).await));
+}
+
+#[tokio::test]
+async fn a_job_that_has_ended_cannot_be_cancelled() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    fixture.store.finish_failed(&claim, &out_of_memory(), &[]).await.expect("ends");
+    let outcome = fixture.store.request_cancel(&id).await.expect("asks");
+    let Some(CancelOutcome::TooLate(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((job.status, job.error), (JobStatus::Failed, Some(out_of_memory())));
+    assert!(!job.cancel_requested);
+}
+
+#[tokio::test]
+async fn the_oldest_job_is_claimed_first_and_by_one_only() {
+    let fixture = Fixture::sqlite().await;
+    let older = fixture.add_job().await;
+    let newer = fixture.add_job().await;
+    let (first_claim, job) = fixture.claim().await;
+    assert_eq!((&first_claim.job_id, first_claim.epoch), (&older, 1));
+    assert_eq!((job.status, job.attempt), (JobStatus::Running, 1));
+    let (second_claim, _job) = fixture.claim().await;
+    assert_eq!(second_claim.job_id, newer);
+    assert!(fixture.store.claim("tests", 60).await.expect("looks").is_none());
+}
+
+#[tokio::test]
+async fn a_claim_lasts_as_long_as_its_lease_is_renewed() {
+    let fixture = Fixture::sqlite().await;
+    fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    fixture.clock.advance(59);
+    assert!(fixture.store.claim("other", 60).await.expect("looks").is_none());
+    fixture.store.heartbeat(&claim, 60).await.expect("renews");
+    fixture.clock.advance(59);
+    assert!(fixture.store.claim("other", 60).await.expect("looks").is_none());
+    fixture.clock.advance(1);
+    let taken = fixture.store.claim("other", 60).await.expect("looks").expect("the lease ran out");
+    assert_eq!((taken.0.job_id, taken.0.epoch), (claim.job_id.clone(), claim.epoch + 1));
+    assert_eq!(taken.1.attempt, 2);
+}
+
+#[tokio::test]
+async fn an_executor_that_lost_its_claim_can_write_nothing() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (lost, _job) = fixture.claim().await;
+    fixture.clock.advance(61);
+    let (held, _job) = fixture.claim().await;
+    let before = fixture.job(&id).await;
+    let events = [note("from the past")];
+    let (late_checkpoint, late_model, late_files) = checkpoint(&id, 1);
+    let late_success = success(&id);
+
+    let store = &fixture.store;
+    assert!(is_lost(store.heartbeat(&lost, 60).await));
+    assert!(is_lost(store.append_events(&lost, &events).await));
+    assert!(is_lost(store.record_resolved(&lost, &resolved(), 20, &events).await));
+    assert!(is_lost(store.record_progress(&lost, &metrics(3), None, &events).await));
+    let added =
+        store.add_checkpoint(&lost, &late_checkpoint, &late_model, &late_files, &events).await;
+    assert!(is_lost(added));
+    assert!(is_lost(store.finish_succeeded(&lost, &late_success).await));
+    assert!(is_lost(store.finish_failed(&lost, &out_of_memory(), &events).await));
+    assert!(is_lost(store.finish_cancelled(&lost, &events).await));
+    assert!(is_lost(store.release(&lost, &events).await));
+    assert!(is_lost(store.retry(&lost, &events).await));
+
+    assert_eq!(fixture.job(&id).await, before);
+    assert!(fixture.event_sequences(&id).await.is_empty());
+    assert!(store.model(&late_model.id).await.expect("reads").is_none());
+    assert!(store.file(&late_files[0].id).await.expect("reads").is_none());
+    assert!(store.file(&late_success.files[0].id).await.expect("reads").is_none());
+    store.append_events(&held, &events).await.expect("the claim that holds can write");
+}
+
+#[tokio::test]
+async fn a_job_given_back_can_no_longer_be_written_to() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    fixture.store.release(&claim, &[]).await.expect("gives back");
+    assert!(is_lost(fixture.store.append_events(&claim, &[note("late")]).await));
+    assert!(is_lost(fixture.store.finish_succeeded(&claim, &success(&id)).await));
+    assert_eq!(fixture.job(&id).await.status, JobStatus::Queued);
+}
+
+#[tokio::test]
+async fn a_crash_counts_as_an_attempt_and_a_shutdown_does_not() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, job) = fixture.claim().await;
+    assert_eq!(job.attempt, 1);
+    fixture.store.release(&claim, &[note("shutdown")]).await.expect("gives back");
+    assert_eq!(fixture.job(&id).await.attempt, 0);
+    let (claim, job) = fixture.claim().await;
+    assert_eq!((job.attempt, claim.epoch), (1, 2));
+    fixture.store.retry(&claim, &[note("crash")]).await.expect("gives back");
+    let waiting = fixture.job(&id).await;
+    assert_eq!((waiting.attempt, waiting.status), (1, JobStatus::Queued));
+    assert_eq!(fixture.claim().await.1.attempt, 2);
+    assert_eq!(fixture.event_sequences(&id).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_job_whose_user_wants_its_end_is_cancelled_when_given_back() {
+    let fixture = Fixture::sqlite().await;
+    let ids = [fixture.add_job().await, fixture.add_job().await, fixture.add_job().await];
+    let (first_claim, _job) = fixture.claim().await;
+    let (second_claim, _job) = fixture.claim().await;
+    fixture.claim().await;
+    for id in &ids {
+        fixture.store.request_cancel(id).await.expect("asks");
+    }
+    fixture.store.release(&first_claim, &[]).await.expect("gives back");
+    fixture.store.retry(&second_claim, &[]).await.expect("gives back");
+    let requeued = fixture.store.requeue_orphans(&[]).await.expect("looks");
+    assert!(requeued.is_empty());
+    for id in &ids {
+        assert_eq!(fixture.job(id).await.status, JobStatus::Cancelled);
+    }
+}
+
+#[tokio::test]
+async fn jobs_of_a_dead_server_wait_again_in_their_old_place() {
+    let fixture = Fixture::sqlite().await;
+    let older = fixture.add_job().await;
+    let newer = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    fixture
+        .store
+        .record_progress(&claim, &metrics(4), Some(START + 100), &[])
+        .await
+        .expect("records");
+    let requeued = fixture.store.requeue_orphans(&[note("restarted")]).await.expect("requeues");
+    assert_eq!(requeued, [older.clone()]);
+    let waiting = fixture.job(&older).await;
+    assert_eq!((waiting.status, waiting.attempt), (JobStatus::Queued, 0));
+    assert_eq!((waiting.trained_steps, waiting.estimated_finish), (4, None));
+    assert_eq!(fixture.event_sequences(&older).await, [1]);
+    assert!(fixture.event_sequences(&newer).await.is_empty());
+    let (again, _job) = fixture.claim().await;
+    assert_eq!((again.job_id, again.epoch), (older, 2));
+    assert!(is_lost(fixture.store.append_events(&claim, &[note("zombie")]).await));
+}
+
+#[tokio::test]
+async fn progress_is_seen_on_the_job() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    store.record_resolved(&claim, &resolved(), 20, &[note("why")]).await.expect("records");
+    let event = NewEvent {
+        level: EventLevel::Warn,
+        kind: EventKind::Metrics,
+        message: "Step 3/20".to_owned(),
+        data: Some(serde_json::json!({"step": 3, "train_loss": 0.5})),
+    };
+    store
+        .record_progress(&claim, &metrics(3), Some(START + 9), std::slice::from_ref(&event))
+        .await
+        .expect("records");
+    let job = fixture.job(&id).await;
+    assert_eq!((job.resolved, job.total_steps), (Some(resolved()), Some(20)));
+    assert_eq!((job.trained_steps, job.estimated_finish), (3, Some(START + 9)));
+    let newest = store.list_events(&id, &first(1)).await.expect("lists");
+    assert_eq!((&newest.items[0].event, newest.has_more), (&event, true));
+}
+
+#[tokio::test]
+async fn a_checkpoint_made_twice_is_kept_once() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    let mut kept = Vec::new();
+    for step in [10, 20, 30] {
+        let (row, model, files) = checkpoint(&id, step);
+        assert!(store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds"));
+        kept.push(row);
+    }
+    let (again, model, files) = checkpoint(&id, 20);
+    let added =
+        store.add_checkpoint(&claim, &again, &model, &files, &[note("twice")]).await.expect("same");
+    assert!(!added);
+    assert!(store.file(&files[0].id).await.expect("reads").is_none());
+    assert!(fixture.event_sequences(&id).await.is_empty());
+
+    let page = store.list_checkpoints(&id, &first(2)).await.expect("lists");
+    assert_eq!(
+        (page.items.as_slice(), page.has_more),
+        (&[kept[2].clone(), kept[1].clone()][..], true)
+    );
+    let rest = PageRequest { after: Some(kept[1].id.clone()), limit: 2 };
+    let page = store.list_checkpoints(&id, &rest).await.expect("lists");
+    assert_eq!((page.items.as_slice(), page.has_more), (&kept[..1], false));
+    assert!(
+        store.model(&kept[0].model_name).await.expect("reads").is_some_and(|m| m.is_checkpoint)
+    );
+    assert!(store.list_models().await.expect("lists").is_empty());
+}
+
+#[tokio::test]
+async fn success_is_seen_whole_or_not_at_all() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+
+    // The model's weights are not among the files: the last statement fails, and takes all back.
+    let mut torn = success(&id);
+    torn.files.pop();
+    torn.events = vec![note("never seen")];
+    assert!(store.finish_succeeded(&claim, &torn).await.is_err());
+    let unchanged = fixture.job(&id).await;
+    assert_eq!((unchanged.status, unchanged.fine_tuned_model), (JobStatus::Running, None));
+    assert!(store.file(&torn.files[0].id).await.expect("reads").is_none());
+    assert!(fixture.event_sequences(&id).await.is_empty());
+
+    fixture.clock.advance(30);
+    let mut whole = success(&id);
+    whole.events = vec![note("New fine-tuned model created"), note("done")];
+    store.finish_succeeded(&claim, &whole).await.expect("ends");
+    let job = fixture.job(&id).await;
+    assert_eq!((job.status, job.finished_at), (JobStatus::Succeeded, Some(START + 30)));
+    assert_eq!(job.fine_tuned_model.as_ref(), Some(&whole.model.id));
+    assert_eq!(job.result_files, whole.result_files);
+    assert_eq!((job.trained_tokens, job.trained_steps), (Some(1234), 20));
+    assert_eq!((job.estimated_finish, job.error), (None, None));
+    assert_eq!(store.list_models().await.expect("lists"), [whole.model.clone()]);
+    for file in &whole.files {
+        assert_eq!(store.file(&file.id).await.expect("reads").as_ref(), Some(file));
+    }
+    assert_eq!(fixture.event_sequences(&id).await, [1, 2]);
+    assert!(is_lost(store.finish_succeeded(&claim, &success(&id)).await), "published once only");
+}
+
+#[tokio::test]
+async fn a_file_stays_as_long_as_something_needs_it() {
+    let fixture = Fixture::sqlite().await;
+    let store: &dyn Store = &*fixture.store;
+    let training = file(FilePurpose::FineTune);
+    let validation = file(FilePurpose::FineTune);
+    store.insert_file(&training).await.expect("added");
+    store.insert_file(&validation).await.expect("added");
+    let mut job = job(&training.id);
+    job.validation_file = Some(validation.id.clone());
+    store.insert_job(&job, &[]).await.expect("added");
+
+    let in_use = DeleteFileOutcome::UsedByJob(job.id.clone());
+    assert_eq!(store.delete_file(&training.id).await.expect("asks"), in_use);
+    let (claim, _job) = fixture.claim().await;
+    assert_eq!(store.delete_file(&validation.id).await.expect("asks"), in_use);
+    let (row, checkpoint_model, checkpoint_files) = checkpoint(&job.id, 10);
+    store
+        .add_checkpoint(&claim, &row, &checkpoint_model, &checkpoint_files, &[])
+        .await
+        .expect("adds");
+    let success = success(&job.id);
+    store.finish_succeeded(&claim, &success).await.expect("ends");
+
+    let deleted = store.delete_file(&training.id).await.expect("asks");
+    assert_eq!(deleted, DeleteFileOutcome::Deleted(training.clone()));
+    assert_eq!(store.delete_file(&training.id).await.expect("asks"), DeleteFileOutcome::NotFound);
+    for (files, model) in
+        [(&checkpoint_files, &checkpoint_model.id), (&success.files, &success.model.id)]
+    {
+        for needed in files {
+            let outcome = store.delete_file(&needed.id).await.expect("asks");
+            assert_eq!(outcome, DeleteFileOutcome::UsedByModel(model.clone()));
+        }
+    }
+    let mut keys = store.blob_keys().await.expect("lists");
+    keys.sort();
+    let mut expected: Vec<String> = [&checkpoint_files[..], &success.files[..], &[validation]]
+        .concat()
+        .into_iter()
+        .map(|file| file.blob_key)
+        .collect();
+    expected.sort();
+    assert_eq!(keys, expected);
+}
+
+#[tokio::test]
+async fn deleting_a_model_keeps_the_job_and_frees_the_files() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    let mut names = Vec::new();
+    for step in [10, 20] {
+        let (row, model, files) = checkpoint(&id, step);
+        store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds");
+        names.push(model.id);
+    }
+    let success = success(&id);
+    store.finish_succeeded(&claim, &success).await.expect("ends");
+
+    assert!(store.delete_model(&names[0]).await.expect("deletes"), "a checkpoint by its own name");
+    let left = store.list_checkpoints(&id, &first(10)).await.expect("lists");
+    assert_eq!(left.items.iter().map(|row| row.step).collect::<Vec<_>>(), [20]);
+    assert!(store.model(&success.model.id).await.expect("reads").is_some());
+
+    assert!(store.delete_model(&success.model.id).await.expect("deletes"));
+    assert!(!store.delete_model(&success.model.id).await.expect("deletes"), "only once");
+    assert!(store.model(&names[1]).await.expect("reads").is_none(), "its checkpoints go with it");
+    let job = fixture.job(&id).await;
+    assert_eq!((job.status, job.fine_tuned_model), (JobStatus::Succeeded, Some(success.model.id)));
+    assert_eq!(job.result_files, success.result_files);
+    let deleted = store.delete_file(&success.files[1].id).await.expect("asks");
+    assert_eq!(deleted, DeleteFileOutcome::Deleted(success.files[1].clone()));
+}

@@ -1,0 +1,328 @@
+//! Random sequences of operations on jobs, against a model of the state machine that fits on a
+//! page: what the store does and what the model says never differ.
+
+use hone::error_code::ErrorCode;
+use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
+use hone::store::{CancelOutcome, Claim, StoreError};
+use proptest::prelude::*;
+
+use crate::store_support::{Fixture, checkpoint, job, metrics, success};
+
+const LEASE: i64 = 60;
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Add,
+    Claim,
+    /// Seconds that pass.
+    Wait(i64),
+    /// On the job with this number (modulo their count).
+    Cancel(usize),
+    RequeueOrphans,
+    /// On the claim with this number (modulo their count), lost or held.
+    Heartbeat(usize),
+    Release(usize),
+    Retry(usize),
+    Append(usize),
+    Progress(usize, u64),
+    Checkpoint(usize, u64),
+    Succeed(usize),
+    Fail(usize),
+    EndCancelled(usize),
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let index = 0..8_usize;
+    let one = prop_oneof![
+        3 => Just(Operation::Add),
+        4 => Just(Operation::Claim),
+        2 => (1..50_i64).prop_map(Operation::Wait),
+        1 => index.clone().prop_map(Operation::Cancel),
+        1 => Just(Operation::RequeueOrphans),
+        2 => index.clone().prop_map(Operation::Heartbeat),
+        1 => index.clone().prop_map(Operation::Release),
+        1 => index.clone().prop_map(Operation::Retry),
+        2 => index.clone().prop_map(Operation::Append),
+        2 => (index.clone(), 1..9_u64).prop_map(|(at, step)| Operation::Progress(at, step)),
+        1 => (index.clone(), 1..4_u64).prop_map(|(at, step)| Operation::Checkpoint(at, step)),
+        1 => index.clone().prop_map(Operation::Succeed),
+        1 => index.clone().prop_map(Operation::Fail),
+        1 => index.prop_map(Operation::EndCancelled),
+    ];
+    prop::collection::vec(one, 1..60)
+}
+
+/// What the model knows of a job.
+#[derive(Debug)]
+struct Expected {
+    id: String,
+    status: JobStatus,
+    cancel_requested: bool,
+    attempt: u32,
+    epoch: i64,
+    lease_until: i64,
+    events: i64,
+    steps: u64,
+    checkpoints: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Model {
+    now: i64,
+    jobs: Vec<Expected>,
+    /// Every claim ever handed out, with its job's place in `jobs`.
+    claims: Vec<(Claim, usize)>,
+}
+
+impl Model {
+    fn holds(&self, claim: &Claim, at: usize) -> bool {
+        self.jobs[at].status == JobStatus::Running && self.jobs[at].epoch == claim.epoch
+    }
+
+    fn give_back(&mut self, at: usize, forgiven: bool) {
+        let job = &mut self.jobs[at];
+        if job.cancel_requested {
+            job.status = JobStatus::Cancelled;
+            return;
+        }
+        job.status = JobStatus::Queued;
+        if forgiven {
+            job.attempt -= 1;
+        }
+    }
+}
+
+fn event() -> [NewEvent; 1] {
+    [NewEvent::message(EventLevel::Info, "something happened")]
+}
+
+/// The store must refuse a claim exactly when the model says that it is lost.
+fn agree<T: std::fmt::Debug>(held: bool, result: Result<T, StoreError>) -> bool {
+    match (held, &result) {
+        (true, Ok(_)) => true,
+        (false, Err(StoreError::LostClaim(_))) => false,
+        _ => panic!("held: {held}, but the store says {result:?}"),
+    }
+}
+
+async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, training_file: &str) {
+    let store = &fixture.store;
+    match operation {
+        Operation::Add => {
+            let row = job(training_file);
+            store.insert_job(&row, &event()).await.expect("adds");
+            model.jobs.push(Expected {
+                id: row.id,
+                status: JobStatus::Queued,
+                cancel_requested: false,
+                attempt: 0,
+                epoch: 0,
+                lease_until: 0,
+                events: 1,
+                steps: 0,
+                checkpoints: Vec::new(),
+            });
+            return;
+        }
+        Operation::Claim => {
+            let now = model.now;
+            let expected = model.jobs.iter().position(|job| match job.status {
+                JobStatus::Queued => true,
+                JobStatus::Running => job.lease_until <= now,
+                _ => false,
+            });
+            let found = store.claim("tests", LEASE).await.expect("claims");
+            let Some(at) = expected else {
+                assert!(found.is_none(), "{found:?}");
+                return;
+            };
+            let (claim, _job) = found.expect("a job waits");
+            let job = &mut model.jobs[at];
+            job.status = JobStatus::Running;
+            job.epoch += 1;
+            job.attempt += 1;
+            job.lease_until = now + LEASE;
+            assert_eq!((&claim.job_id, claim.epoch), (&job.id, job.epoch));
+            model.claims.push((claim, at));
+            return;
+        }
+        Operation::Wait(seconds) => {
+            fixture.clock.advance(*seconds);
+            model.now += seconds;
+            return;
+        }
+        Operation::Cancel(number) => {
+            if model.jobs.is_empty() {
+                return;
+            }
+            let at = number % model.jobs.len();
+            let job = &mut model.jobs[at];
+            let outcome = store.request_cancel(&job.id).await.expect("asks").expect("is there");
+            match job.status {
+                JobStatus::Queued => {
+                    assert!(matches!(outcome, CancelOutcome::Cancelled(_)), "{outcome:?}");
+                    job.status = JobStatus::Cancelled;
+                }
+                JobStatus::Running => {
+                    assert!(matches!(outcome, CancelOutcome::Requested(_)), "{outcome:?}");
+                }
+                JobStatus::Cancelled => {
+                    assert!(matches!(outcome, CancelOutcome::AlreadyCancelled(_)), "{outcome:?}");
+                }
+                _ => {
+                    assert!(matches!(outcome, CancelOutcome::TooLate(_)), "{outcome:?}");
+                    return;
+                }
+            }
+            job.cancel_requested = true;
+            return;
+        }
+        Operation::RequeueOrphans => {
+            let requeued = store.requeue_orphans(&event()).await.expect("requeues");
+            let mut expected = Vec::new();
+            for at in 0..model.jobs.len() {
+                if model.jobs[at].status == JobStatus::Running {
+                    model.give_back(at, true);
+                    if model.jobs[at].status == JobStatus::Queued {
+                        model.jobs[at].events += 1;
+                        expected.push(model.jobs[at].id.clone());
+                    }
+                }
+            }
+            assert_eq!(requeued, expected);
+            return;
+        }
+        _ => {}
+    }
+
+    // What is left needs a claim, held or lost.
+    if model.claims.is_empty() {
+        return;
+    }
+    let pick = |number: &usize| model.claims[number % model.claims.len()].clone();
+    match operation {
+        Operation::Heartbeat(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            let result = store.heartbeat(&claim, LEASE).await;
+            if let Ok(reply) = &result {
+                assert_eq!(reply.cancel_requested, model.jobs[at].cancel_requested);
+            }
+            if agree(held, result) {
+                model.jobs[at].lease_until = model.now + LEASE;
+            }
+        }
+        Operation::Release(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            if agree(held, store.release(&claim, &event()).await) {
+                model.give_back(at, true);
+                model.jobs[at].events += 1;
+            }
+        }
+        Operation::Retry(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            if agree(held, store.retry(&claim, &event()).await) {
+                model.give_back(at, false);
+                model.jobs[at].events += 1;
+            }
+        }
+        Operation::Append(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            if agree(held, store.append_events(&claim, &event()).await) {
+                model.jobs[at].events += 1;
+            }
+        }
+        Operation::Progress(number, step) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            let result = store.record_progress(&claim, &metrics(*step), None, &event()).await;
+            if agree(held, result) {
+                model.jobs[at].events += 1;
+                model.jobs[at].steps = *step;
+            }
+        }
+        Operation::Checkpoint(number, step) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            let (row, tuned, files) = checkpoint(&claim.job_id, *step);
+            let result = store.add_checkpoint(&claim, &row, &tuned, &files, &event()).await;
+            let job = &mut model.jobs[at];
+            if let Ok(added) = result {
+                assert_eq!(added, !job.checkpoints.contains(step));
+            }
+            if agree(held, result) && !job.checkpoints.contains(step) {
+                job.checkpoints.push(*step);
+                job.events += 1;
+            }
+        }
+        Operation::Succeed(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            let success = success(&claim.job_id);
+            if agree(held, store.finish_succeeded(&claim, &success).await) {
+                model.jobs[at].status = JobStatus::Succeeded;
+                model.jobs[at].steps = success.trained_steps;
+            }
+        }
+        Operation::Fail(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            let error = JobError {
+                code: ErrorCode::NanLoss,
+                message: "the loss is NaN".to_owned(),
+                param: None,
+            };
+            if agree(held, store.finish_failed(&claim, &error, &event()).await) {
+                model.jobs[at].status = JobStatus::Failed;
+                model.jobs[at].events += 1;
+            }
+        }
+        Operation::EndCancelled(number) => {
+            let (claim, at) = pick(number);
+            let held = model.holds(&claim, at);
+            if agree(held, store.finish_cancelled(&claim, &event()).await) {
+                model.jobs[at].status = JobStatus::Cancelled;
+                model.jobs[at].cancel_requested = true;
+                model.jobs[at].events += 1;
+            }
+        }
+        _ => unreachable!("handled above"),
+    }
+}
+
+async fn compare(fixture: &Fixture, model: &Model) {
+    for expected in &model.jobs {
+        let job = fixture.job(&expected.id).await;
+        assert_eq!(job.status, expected.status, "{}", expected.id);
+        assert_eq!(job.attempt, expected.attempt);
+        assert_eq!(job.cancel_requested, expected.cancel_requested);
+        assert_eq!(job.trained_steps, expected.steps);
+        assert_eq!(job.finished_at.is_some(), job.status.is_terminal());
+        let sequences = fixture.event_sequences(&expected.id).await;
+        assert_eq!(sequences, (1..=expected.events).collect::<Vec<i64>>(), "no gaps");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn random_operations_leave_every_job_as_the_state_machine_says(operations in operations()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let fixture = Fixture::sqlite().await;
+            let training_file = fixture.add_file().await;
+            let mut model = Model::default();
+            for operation in &operations {
+                apply(&fixture, &mut model, operation, &training_file).await;
+            }
+            compare(&fixture, &model).await;
+        });
+    }
+}

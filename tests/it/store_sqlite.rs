@@ -1,0 +1,106 @@
+//! What the store on SQLite promises beyond the trait: durability's settings, one server for each
+//! folder, no locks that callers see.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hone::clock::SystemClock;
+use hone::file::FilePurpose;
+use hone::store::{Order, Store, StoreError, sqlite};
+use sqlx::{Connection, Row};
+
+use crate::store_support::{Fixture, file, first, job};
+
+#[tokio::test]
+async fn a_second_server_on_the_same_folder_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().join("deep/data");
+    let held = sqlite::open(&data_dir, Arc::new(SystemClock)).await.expect("opens");
+    let Err(refused) = sqlite::open(&data_dir, Arc::new(SystemClock)).await else {
+        panic!("a second store was opened");
+    };
+    let message = refused.to_string();
+    assert!(matches!(refused, StoreError::Unusable(_)), "{message}");
+    assert!(message.contains("in use by another hone server"), "{message}");
+    assert!(message.contains(&std::process::id().to_string()), "{message}");
+    held.close().await;
+    drop(held);
+    sqlite::open(&data_dir, Arc::new(SystemClock)).await.expect("opens when the first has ended");
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
+    let kept = file(FilePurpose::FineTune);
+    store.insert_file(&kept).await.expect("added");
+    // Dropped without a clean end, as a server that is killed.
+    drop(store);
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens again");
+    assert_eq!(store.file(&kept.id).await.expect("reads"), Some(kept));
+}
+
+#[tokio::test]
+async fn the_database_keeps_a_write_ahead_log_and_refuses_rows_that_contradict_themselves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
+    let training = file(FilePurpose::FineTune);
+    store.insert_file(&training).await.expect("added");
+    store.insert_job(&job(&training.id), &[]).await.expect("added");
+
+    let path = folder.path().join(sqlite::DATABASE_FILE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let mut outside = sqlx::SqliteConnection::connect_with(&options).await.expect("connects");
+    let mode: String =
+        sqlx::query("PRAGMA journal_mode").fetch_one(&mut outside).await.expect("asks").get(0);
+    assert_eq!(mode, "wal");
+    for contradiction in [
+        "UPDATE jobs SET status = 'finished'",
+        "UPDATE jobs SET status = 'succeeded'",
+        "UPDATE jobs SET status = 'failed', finished_at = 1",
+        "UPDATE jobs SET status = 'running'",
+        "UPDATE jobs SET finished_at = 1",
+        "UPDATE jobs SET cancel_requested_at = 1",
+        "UPDATE jobs SET estimated_finish = 1",
+    ] {
+        let result = sqlx::query(contradiction).execute(&mut outside).await;
+        let message = result.expect_err(contradiction).to_string();
+        assert!(message.contains("CHECK"), "{contradiction}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
+    let fixture = Fixture::sqlite().await;
+    let training = fixture.add_file().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..50 {
+        let store = fixture.store.clone();
+        let training = training.clone();
+        tasks.spawn(async move {
+            for _ in 0..20 {
+                match number % 5 {
+                    0 => store.insert_file(&file(FilePurpose::UserData)).await.map(|()| 0),
+                    1 => store.insert_job(&job(&training), &[]).await.map(|()| 0),
+                    2 => store.claim("tests", 60).await.map(|found| found.iter().count()),
+                    3 => store
+                        .list_files(None, Order::Descending, &first(100))
+                        .await
+                        .map(|page| page.items.len()),
+                    _ => store
+                        .list_jobs(&BTreeMap::new(), &first(100))
+                        .await
+                        .map(|page| page.items.len()),
+                }?;
+            }
+            Ok::<(), StoreError>(())
+        });
+    }
+    for result in tasks.join_all().await {
+        result.expect("no call fails");
+    }
+    let files = fixture.store.list_files(None, Order::Ascending, &first(1000)).await.expect("ok");
+    assert_eq!(files.items.len(), 1 + 10 * 20);
+    let jobs = fixture.store.list_jobs(&BTreeMap::new(), &first(1000)).await.expect("ok");
+    assert_eq!(jobs.items.len(), 10 * 20);
+}
