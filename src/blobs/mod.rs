@@ -1,10 +1,27 @@
 //! Stage 3, the blobs: big bytes under keys that we choose, whole or not at all.
+//!
+//! A blob is durable when the call that stored it returns, so the row that names it may be written
+//! then, and only then. Blobs whose row was never written are left over; see
+//! [`Blobs::sweep_unfinished`] and `executor::leftovers`.
+
+mod local;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+
+/// Bytes that are read or written at once. What a call holds in memory is a small multiple of it.
+const CHUNK: usize = 1024 * 1024;
 
 /// What can go wrong with blobs.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +34,7 @@ pub enum BlobError {
     Full,
     /// The storage failed.
     #[error("blob storage failed: {0}")]
-    Storage(#[from] object_store::Error),
+    Storage(object_store::Error),
     /// A local file failed.
     #[error("{path}: {source}")]
     Local {
@@ -30,45 +47,288 @@ pub enum BlobError {
 
 /// The blob storage: a local folder today, S3 later.
 #[derive(Clone)]
-pub struct Blobs {}
+pub struct Blobs {
+    storage: Arc<dyn ObjectStore>,
+    objects: PathBuf,
+    spool: PathBuf,
+}
 
 impl Blobs {
     /// Blobs in a local folder, made if it is not there; writes are fsynced.
-    pub fn local(_root: &Path) -> Result<Self, BlobError> {
-        todo!()
+    pub fn local(root: &Path) -> Result<Self, BlobError> {
+        let objects = root.join("objects");
+        let spool = root.join("spool");
+        for folder in [&objects, &spool] {
+            local::make_durable_folder(folder).map_err(|source| local_error(folder, source))?;
+        }
+        let storage = LocalFileSystem::new_with_prefix(&objects)
+            .map_err(|error| storage_error("", error))?
+            .with_fsync(true);
+        Ok(Self { storage: Arc::new(storage), objects, spool })
     }
 
-    /// Stores the bytes of a local file under `key`; appears whole or not at all.
-    pub async fn put_file(&self, _key: &str, _from: &Path) -> Result<u64, BlobError> {
-        todo!()
+    /// A folder for bytes that are still arriving. What lies in it at the next start is removed.
+    pub fn spool_dir(&self) -> &Path {
+        &self.spool
     }
 
-    /// A stream of the bytes under `key` (all, or a range), and the blob's whole size.
+    /// Removes what a server that died left half-written: everything in the spool, and staged
+    /// uploads. Only for the start, before anything uses the storage. Returns how many files.
+    pub async fn sweep_unfinished(&self) -> Result<u64, BlobError> {
+        let objects = self.objects.clone();
+        let spool = self.spool.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let mut removed = 0;
+            local::remove_files(&spool, |_name| true, &mut removed)
+                .map_err(|source| local_error(&spool, source))?;
+            local::remove_files(&objects, local::is_staged, &mut removed)
+                .map_err(|source| local_error(&objects, source))?;
+            Ok(removed)
+        });
+        swept.await.unwrap_or_else(|panic| Err(local_error(&self.spool, panic.into())))
+    }
+
+    /// Stores the bytes of a local file under `key`; appears whole or not at all, and is durable
+    /// when this returns. Returns their number.
+    pub async fn put_file(&self, key: &str, from: &Path) -> Result<u64, BlobError> {
+        let path = parse(key)?;
+        let mut file = File::open(from).await.map_err(|source| local_error(from, source))?;
+        let mut chunk = read_chunk(&mut file).await.map_err(|source| local_error(from, source))?;
+        let mut total = chunk.len() as u64;
+        if chunk.len() < CHUNK {
+            let put = self.storage.put(&path, chunk.into()).await;
+            return put.map(|_put| total).map_err(|error| storage_error(key, error));
+        }
+        // A part at a time, each waited for: memory stays constant whatever the file's size. An
+        // upload that is dropped on the way removes what it has staged.
+        let mut upload =
+            self.storage.put_multipart(&path).await.map_err(|error| storage_error(key, error))?;
+        while !chunk.is_empty() {
+            upload.put_part(chunk.into()).await.map_err(|error| storage_error(key, error))?;
+            chunk = read_chunk(&mut file).await.map_err(|source| local_error(from, source))?;
+            total += chunk.len() as u64;
+        }
+        upload.complete().await.map_err(|error| storage_error(key, error))?;
+        Ok(total)
+    }
+
+    /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
+    /// end beyond the end, and must begin before it.
     pub async fn stream(
         &self,
-        _key: &str,
-        _range: Option<Range<u64>>,
+        key: &str,
+        range: Option<Range<u64>>,
     ) -> Result<(u64, BoxStream<'static, Result<Bytes, BlobError>>), BlobError> {
-        todo!()
+        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+        let found = self
+            .storage
+            .get_opts(&parse(key)?, options)
+            .await
+            .map_err(|error| storage_error(key, error))?;
+        let size = found.meta.size;
+        let owned_key = key.to_owned();
+        let stream = match found.payload {
+            GetResultPayload::Stream(stream) => {
+                stream.map_err(move |error| storage_error(&owned_key, error)).boxed()
+            }
+            // The storage's own stream hops to another thread for every 8 KiB.
+            GetResultPayload::File(file, path) => {
+                let mut file = File::from_std(file);
+                file.seek(std::io::SeekFrom::Start(found.range.start))
+                    .await
+                    .map_err(|source| local_error(&path, source))?;
+                let wanted = file.take(found.range.end - found.range.start);
+                ReaderStream::with_capacity(wanted, CHUNK)
+                    .map_err(move |source| local_error(&path, source))
+                    .boxed()
+            }
+        };
+        Ok((size, stream))
     }
 
-    /// Copies a blob to a local file, in constant memory.
-    pub async fn fetch_to(&self, _key: &str, _to: &Path) -> Result<(), BlobError> {
-        todo!()
+    /// Copies a blob to a local file, in constant memory; the file appears whole or not at all.
+    pub async fn fetch_to(&self, key: &str, to: &Path) -> Result<(), BlobError> {
+        let (_size, mut stream) = self.stream(key, None).await?;
+        let partial = to.with_added_extension("partial");
+        let failed = |source| local_error(&partial, source);
+        let mut file = File::create(&partial).await.map_err(failed)?;
+        while let Some(chunk) = stream.try_next().await? {
+            file.write_all(&chunk).await.map_err(failed)?;
+        }
+        file.flush().await.map_err(failed)?;
+        file.sync_all().await.map_err(failed)?;
+        tokio::fs::rename(&partial, to).await.map_err(|source| local_error(to, source))
     }
 
     /// All bytes of a small blob.
-    pub async fn bytes(&self, _key: &str) -> Result<Bytes, BlobError> {
-        todo!()
+    pub async fn bytes(&self, key: &str) -> Result<Bytes, BlobError> {
+        let found =
+            self.storage.get(&parse(key)?).await.map_err(|error| storage_error(key, error))?;
+        found.bytes().await.map_err(|error| storage_error(key, error))
     }
 
     /// Removes a blob; none there is not an error.
-    pub async fn delete(&self, _key: &str) -> Result<(), BlobError> {
-        todo!()
+    pub async fn delete(&self, key: &str) -> Result<(), BlobError> {
+        match self.storage.delete(&parse(key)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(storage_error(key, error)),
+        }
     }
 
     /// Every key.
     pub async fn list(&self) -> Result<Vec<String>, BlobError> {
-        todo!()
+        self.storage
+            .list(None)
+            .map_ok(|found| found.location.to_string())
+            .map_err(|error| storage_error("", error))
+            .try_collect()
+            .await
+    }
+}
+
+/// A key as the storage has it. Keys are ours; one with an empty part or a `..` is a bug, and is
+/// refused here.
+fn parse(key: &str) -> Result<Key, BlobError> {
+    Key::parse(key).map_err(|error| BlobError::Storage(error.into()))
+}
+
+/// The next [`CHUNK`] bytes of a file, fewer at its end, none after it.
+async fn read_chunk(file: &mut File) -> std::io::Result<Bytes> {
+    let mut chunk = BytesMut::with_capacity(CHUNK);
+    while chunk.len() < CHUNK {
+        let room = CHUNK - chunk.len();
+        if (&mut *file).take(room as u64).read_buf(&mut chunk).await? == 0 {
+            break;
+        }
+    }
+    Ok(chunk.freeze())
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+fn local_error(path: &Path, source: std::io::Error) -> BlobError {
+    if is_full(&source) {
+        return BlobError::Full;
+    }
+    BlobError::Local { path: path.display().to_string(), source }
+}
+
+/// The storage's error in our terms: it wraps the reasons that callers act on.
+fn storage_error(key: &str, error: object_store::Error) -> BlobError {
+    if matches!(error, object_store::Error::NotFound { .. }) {
+        return BlobError::NotFound(key.to_owned());
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if current.downcast_ref::<std::io::Error>().is_some_and(is_full) {
+            return BlobError::Full;
+        }
+        cause = current.source();
+    }
+    BlobError::Storage(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|index| (index * 31 % 251) as u8).collect()
+    }
+
+    async fn collect(
+        blobs: &Blobs,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> Result<(u64, Vec<u8>), BlobError> {
+        let (size, stream) = blobs.stream(key, range).await?;
+        let chunks: Vec<Bytes> = stream.try_collect().await?;
+        Ok((size, chunks.concat()))
+    }
+
+    #[tokio::test]
+    async fn bytes_come_back_as_they_went_in_whatever_their_number() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::local(&folder.path().join("deep/blobs")).expect("opens");
+        for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5] {
+            let bytes = pattern(length);
+            let from = blobs.spool_dir().join("upload");
+            std::fs::write(&from, &bytes).expect("writes");
+            let key = format!("files/{length}");
+            assert_eq!(blobs.put_file(&key, &from).await.expect("stores"), length as u64);
+            assert!(blobs.bytes(&key).await.expect("reads") == bytes, "{length}");
+            let (size, streamed) = collect(&blobs, &key, None).await.expect("streams");
+            assert_eq!(size, length as u64);
+            assert!(streamed == bytes, "{length}");
+            let to = folder.path().join("copy");
+            blobs.fetch_to(&key, &to).await.expect("fetches");
+            assert!(std::fs::read(&to).expect("reads") == bytes, "{length}");
+        }
+        assert_eq!(blobs.list().await.expect("lists").len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_range_is_cut_from_the_middle_and_says_the_whole_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::local(folder.path()).expect("opens");
+        let bytes = pattern(2 * CHUNK + 10);
+        let from = folder.path().join("upload");
+        std::fs::write(&from, &bytes).expect("writes");
+        blobs.put_file("files/a", &from).await.expect("stores");
+        let middle = 5..CHUNK as u64 + 7;
+        let (size, found) = collect(&blobs, "files/a", Some(middle)).await.expect("streams");
+        assert_eq!(size, bytes.len() as u64);
+        assert!(found == bytes[5..CHUNK + 7]);
+        let beyond = size - 4..size + 100;
+        let (_size, found) = collect(&blobs, "files/a", Some(beyond)).await.expect("streams");
+        assert!(found == bytes[bytes.len() - 4..]);
+        assert!(collect(&blobs, "files/a", Some(size..size + 1)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_said_to_be_not_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::local(folder.path()).expect("opens");
+        let missing = "files/none";
+        assert!(
+            matches!(blobs.bytes(missing).await, Err(BlobError::NotFound(key)) if key == missing)
+        );
+        assert!(matches!(blobs.stream(missing, None).await, Err(BlobError::NotFound(_))));
+        let to = folder.path().join("copy");
+        assert!(matches!(blobs.fetch_to(missing, &to).await, Err(BlobError::NotFound(_))));
+        assert!(!to.exists());
+        blobs.delete(missing).await.expect("deleting nothing is fine");
+        assert!(blobs.bytes("../outside").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_start_removes_what_was_half_written_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::local(folder.path()).expect("opens");
+        let from = blobs.spool_dir().join("upload");
+        std::fs::write(&from, b"whole").expect("writes");
+        blobs.put_file("jobs/j/1/whole", &from).await.expect("stores");
+        let staged = folder.path().join("objects/jobs/j/1/torn#7");
+        std::fs::write(&staged, b"tor").expect("writes");
+        assert_eq!(blobs.sweep_unfinished().await.expect("sweeps"), 2);
+        assert!(!staged.exists() && !from.exists());
+        assert_eq!(blobs.list().await.expect("lists"), ["jobs/j/1/whole"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_recognised_however_deep_the_storage_wraps_it() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let wrapped = object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: Box::new(object_store::Error::Generic {
+                store: "inner",
+                source: Box::new(full()),
+            }),
+        };
+        assert!(matches!(storage_error("key", wrapped), BlobError::Full));
+        assert!(matches!(local_error(Path::new("/x"), full()), BlobError::Full));
     }
 }
