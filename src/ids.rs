@@ -1,5 +1,6 @@
 //! Identifiers as clients see them: a prefix that says what the thing is, and a random part.
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -34,9 +35,11 @@ pub fn new_request_id() -> String {
     sortable("req_")
 }
 
-/// The eight base-62 characters that end the name of a fine-tuned model.
-pub fn new_model_suffix() -> String {
-    let mut number = Uuid::new_v4().as_u128();
+/// The eight base-62 characters that end the name of a job's model. Always the same for a job, so
+/// that checkpoints and the finished model share a name however often a trainer is started.
+pub fn model_suffix(job_id: &str) -> String {
+    let digest = Sha256::digest(job_id.as_bytes());
+    let mut number = digest.iter().take(16).fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte));
     let mut text = String::with_capacity(8);
     for _ in 0..8 {
         text.push(char::from(BASE62[(number % 62) as usize]));
@@ -63,9 +66,11 @@ mod tests {
     }
 
     #[test]
-    fn a_model_suffix_is_eight_base62_characters() {
-        let suffix = new_model_suffix();
+    fn a_model_suffix_is_eight_base62_characters_and_the_same_for_a_job() {
+        let suffix = model_suffix("ftjob-1");
         assert_eq!(suffix.len(), 8);
         assert!(suffix.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        assert_eq!(suffix, model_suffix("ftjob-1"));
+        assert_ne!(suffix, model_suffix("ftjob-2"));
     }
 }

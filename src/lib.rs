@@ -11,10 +11,11 @@
 //! 6. [`train`]: the engine: knows nothing of HTTP, SQL or jobs.
 //! 7. [`artifacts`]: the files that a job leaves behind.
 //!
-//! A stage imports only stages that stand below it in this list, and the domain modules
-//! ([`job`], [`file`], [`model`], [`ids`], [`clock`], [`config`], [`error_code`], [`dataset`],
-//! [`base_models`]); `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer:
-//! it wires the stages together for each command.
+//! A stage imports only stages that stand below it in this list (the executor, which takes its
+//! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
+//! [`model`], [`ids`], [`clock`], [`config`], [`error_code`], [`dataset`], [`base_models`]);
+//! `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer: it wires the stages
+//! together for each command.
 
 pub mod cli;
 

@@ -23,6 +23,23 @@ use tokio_util::io::ReaderStream;
 /// Bytes that are read or written at once. What a call holds in memory is a small multiple of it.
 const CHUNK: usize = 1024 * 1024;
 
+/// Keys of uploaded files begin with this.
+pub const UPLOADS: &str = "files/";
+
+/// Keys of what jobs produce begin with this.
+pub const RESULTS: &str = "jobs/";
+
+/// Where the bytes of an uploaded file lie.
+pub fn upload_key(file_id: &str) -> String {
+    format!("{UPLOADS}{file_id}")
+}
+
+/// Where a file that a job produced lies. The claim's epoch is part of it, so that an executor
+/// that has lost its claim cannot overwrite what its successor stores.
+pub fn result_key(job_id: &str, epoch: i64, name: &str) -> String {
+    format!("{RESULTS}{job_id}/{epoch}/{name}")
+}
+
 /// What can go wrong with blobs.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {

@@ -1,5 +1,6 @@
 //! Every integration test, in one binary: a module for each promise.
 
+mod architecture;
 mod store_conformance;
 mod store_random_operations;
 mod store_sqlite;

@@ -1,0 +1,170 @@
+//! What a trainer says, as rows and events. Which steps become events, and in which words.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::Tools;
+use crate::job::{EventKind, EventLevel, NewEvent, ResolvedHyperparameters, StepMetrics};
+use crate::store::{Claim, StoreError};
+
+/// Most metrics events that a run leaves, give or take the ends of its epochs.
+const METRICS_EVENTS: u64 = 300;
+
+/// Every write to the store is flushed to the disk; between events, progress waits this long.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Writes the progress of one run.
+pub(super) struct Report<'a> {
+    tools: &'a Tools,
+    claim: &'a Claim,
+    total_steps: Option<u64>,
+    written_at: Option<Instant>,
+    /// The last step that the trainer has named.
+    pub(super) step: Option<u64>,
+}
+
+impl<'a> Report<'a> {
+    /// The progress of the run that `claim` allows.
+    pub(super) fn new(tools: &'a Tools, claim: &'a Claim) -> Self {
+        Self { tools, claim, total_steps: None, written_at: None, step: None }
+    }
+
+    /// The right to write it.
+    pub(super) fn claim(&self) -> &Claim {
+        self.claim
+    }
+
+    /// Appends one message.
+    pub(super) async fn note(
+        &self,
+        level: EventLevel,
+        message: String,
+        data: Option<Value>,
+    ) -> Result<(), StoreError> {
+        let event = NewEvent { level, kind: EventKind::Message, message, data };
+        self.tools.store.append_events(self.claim, &[event]).await
+    }
+
+    /// Writes the values that were resolved, with a message for each explanation.
+    pub(super) async fn resolved(
+        &mut self,
+        hyperparameters: &ResolvedHyperparameters,
+        total_steps: u64,
+        explanations: Vec<String>,
+    ) -> Result<(), StoreError> {
+        self.total_steps = Some(total_steps);
+        let events: Vec<NewEvent> = explanations
+            .into_iter()
+            .map(|explanation| NewEvent::message(EventLevel::Info, explanation))
+            .collect();
+        self.tools.store.record_resolved(self.claim, hyperparameters, total_steps, &events).await
+    }
+
+    /// Writes a step, if it is one that is shown or the last write was a while ago.
+    pub(super) async fn step(
+        &mut self,
+        metrics: &StepMetrics,
+        tokens_per_second: f64,
+        seconds_left: f64,
+    ) -> Result<(), StoreError> {
+        self.step = Some(metrics.step);
+        let mut events = Vec::new();
+        if is_shown(metrics, self.total_steps) {
+            events.push(metrics_event(metrics, self.total_steps, tokens_per_second));
+        }
+        let is_due = self.written_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
+        if events.is_empty() && !is_due {
+            return Ok(());
+        }
+        self.written_at = Some(Instant::now());
+        let estimated_finish = seconds_left
+            .is_finite()
+            .then(|| self.tools.clock.now().saturating_add(seconds_left.ceil() as i64));
+        self.tools.store.record_progress(self.claim, metrics, estimated_finish, &events).await
+    }
+}
+
+/// Whether a step becomes an event: the first, the last, every k-th, and those that have seen the
+/// whole validation file.
+fn is_shown(metrics: &StepMetrics, total_steps: Option<u64>) -> bool {
+    let every = total_steps.map_or(1, |total| total.div_ceil(METRICS_EVENTS).max(1));
+    metrics.step == 1
+        || Some(metrics.step) == total_steps
+        || metrics.step.is_multiple_of(every)
+        || metrics.full_valid_loss.is_some()
+}
+
+/// A step in the words that clients parse, and its numbers.
+fn metrics_event(
+    metrics: &StepMetrics,
+    total_steps: Option<u64>,
+    tokens_per_second: f64,
+) -> NewEvent {
+    let mut message = format!("Step {}", metrics.step);
+    if let Some(total_steps) = total_steps {
+        message.push_str(&format!("/{total_steps}"));
+    }
+    message.push_str(&format!(": training loss={:.2}", metrics.train_loss));
+    if let Some(valid_loss) = metrics.valid_loss.or(metrics.full_valid_loss) {
+        message.push_str(&format!(", validation loss={valid_loss:.2}"));
+    }
+    let mut data = serde_json::json!(metrics);
+    if let Value::Object(data) = &mut data {
+        data.insert("total_steps".to_owned(), serde_json::json!(total_steps));
+        data.insert("tokens_per_second".to_owned(), serde_json::json!(tokens_per_second));
+    }
+    NewEvent { level: EventLevel::Info, kind: EventKind::Metrics, message, data: Some(data) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics(step: u64) -> StepMetrics {
+        StepMetrics { step, train_loss: 0.254, ..Default::default() }
+    }
+
+    #[test]
+    fn a_long_run_shows_a_few_hundred_steps_with_the_first_and_the_last() {
+        for total in [1, 7, 300, 301, 12_345, 1_000_000] {
+            let shown: Vec<u64> =
+                (1..=total).filter(|step| is_shown(&metrics(*step), Some(total))).collect();
+            assert_eq!(shown.first(), Some(&1), "{total}");
+            assert_eq!(shown.last(), Some(&total), "{total}");
+            assert!(shown.len() as u64 >= total.min(150), "{total}: {}", shown.len());
+            assert!(
+                shown.len() as u64 <= total.min(METRICS_EVENTS + 2),
+                "{total}: {}",
+                shown.len()
+            );
+        }
+    }
+
+    #[test]
+    fn a_step_is_said_in_the_words_that_clients_parse() {
+        let mut metrics = metrics(131);
+        assert_eq!(
+            metrics_event(&metrics, Some(303), 10.0).message,
+            "Step 131/303: training loss=0.25"
+        );
+        metrics.valid_loss = Some(0.3651);
+        let event = metrics_event(&metrics, Some(303), 10.0);
+        assert_eq!(event.message, "Step 131/303: training loss=0.25, validation loss=0.37");
+        let data = event.data.expect("numbers");
+        for key in [
+            "step",
+            "train_loss",
+            "train_mean_token_accuracy",
+            "valid_loss",
+            "total_steps",
+            "learning_rate",
+            "epoch",
+            "grad_norm",
+            "tokens_per_second",
+        ] {
+            assert!(data[key].is_number(), "{key}: {data}");
+        }
+        assert!(data.get("full_valid_loss").is_none());
+    }
+}
