@@ -43,9 +43,10 @@ impl Heartbeat {
 
     /// Returns when something other than `known` has been heard, and what.
     pub(super) async fn change_from(&mut self, known: Wish) -> Wish {
-        match self.wishes.wait_for(|wish| *wish != known).await {
-            Ok(wish) => *wish,
-            // The task has ended after a loss, and the loss is `known`: nothing can change any more.
+        let changed = self.wishes.wait_for(|wish| *wish != known).await.map(|wish| *wish);
+        match changed {
+            Ok(wish) => wish,
+            // The task has ended after a loss, and the loss is `known`: nothing changes any more.
             Err(_closed) => std::future::pending().await,
         }
     }

@@ -62,6 +62,27 @@ pub enum ExecutorError {
     },
 }
 
+/// How long a trainer may take to end; one that takes longer is killed.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// After it was told to cancel.
+    pub cancel: Duration,
+    /// After it was told to stop at a checkpoint.
+    pub stop: Duration,
+    /// After it has said its last word.
+    pub exit: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            cancel: Duration::from_secs(10),
+            stop: Duration::from_secs(20),
+            exit: Duration::from_secs(10),
+        }
+    }
+}
+
 /// What an executor works with.
 pub struct Tools {
     /// Where jobs and their progress are kept.
@@ -78,6 +99,8 @@ pub struct Tools {
     pub work_dir: PathBuf,
     /// The binary whose command `trainer` trains: this one.
     pub trainer: PathBuf,
+    /// How long it may take to end.
+    pub patience: Patience,
 }
 
 /// Runs the jobs of one device, one after the other.

@@ -10,20 +10,11 @@ use super::heartbeat::{Heartbeat, Wish};
 use super::publish::{self, Finished, PublishError};
 use super::report::Report;
 use super::trainer::{Heard, Trainer};
-use super::{Tools, staging};
+use super::{Patience, Tools, staging};
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, Job, JobError};
 use crate::store::{Claim, StoreError};
 use crate::train::protocol::{Control, Progress};
-
-/// How long a trainer may take to end after it was told to cancel; then it is killed.
-const CANCEL_GRACE: Duration = Duration::from_secs(10);
-
-/// How long a trainer may take to write its checkpoint and end after it was told to stop.
-const STOP_GRACE: Duration = Duration::from_secs(20);
-
-/// How long a trainer that has said its last word may take to be gone.
-const EXIT_GRACE: Duration = Duration::from_secs(10);
 
 /// The last thing that was heard of a trainer.
 enum Last {
@@ -47,10 +38,10 @@ enum Last {
 
 impl Last {
     /// How long the process may still take to be gone.
-    fn grace(&self) -> Duration {
+    fn grace(&self, patience: Patience) -> Duration {
         match self {
             Self::Finished(_) | Self::Cancelled | Self::Stopped | Self::Failed(_) | Self::Died => {
-                EXIT_GRACE
+                patience.exit
             }
             Self::Overdue | Self::Garbled(_) | Self::Lost => Duration::ZERO,
         }
@@ -117,7 +108,7 @@ pub(super) async fn run_job(
     let mut told = Told::default();
     let last =
         listen(tools, job, &mut trainer, &mut heartbeat, &mut report, shutdown, &mut told).await;
-    let death = trainer.end(last.grace()).await;
+    let death = trainer.end(last.grace(tools.patience)).await;
 
     match last {
         Last::Finished(finished) => match publish::success(tools, claim, job, &finished).await {
@@ -182,14 +173,14 @@ async fn listen(
                     Wish::Lost => return Last::Lost,
                     Wish::Cancel => {
                         told.cancel = true;
-                        told.end_within(CANCEL_GRACE);
+                        told.end_within(tools.patience.cancel);
                         trainer.tell(Control::Cancel).await;
                     }
                 }
             },
             () = shutdown.cancelled(), if !told.stop => {
                 told.stop = true;
-                told.end_within(STOP_GRACE);
+                told.end_within(tools.patience.stop);
                 trainer.tell(Control::Stop).await;
             },
             () = sleep_until(deadline) => return Last::Overdue,
