@@ -23,10 +23,7 @@ use crate::model::TunedModel;
 pub enum StoreError {
     /// The database failed.
     #[error("the database failed: {0}")]
-    Database(sqlx::Error),
-    /// The disk is full: nothing was written, and what was there is as it was.
-    #[error("the disk is full")]
-    Full,
+    Database(#[from] sqlx::Error),
     /// A row holds what this version cannot read.
     #[error("the database holds an unreadable value in {column}: {reason}")]
     Corrupt {
@@ -58,19 +55,6 @@ pub enum StoreError {
     #[error("{0}")]
     Unusable(String),
 }
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code());
-        match code.as_deref() {
-            Some(SQLITE_FULL) => Self::Full,
-            _ => Self::Database(error),
-        }
-    }
-}
-
-/// SQLite's result code for a disk that is full.
-const SQLITE_FULL: &str = "13";
 
 /// Which part of a list: after a cursor, so many.
 #[derive(Debug, Clone, Default)]

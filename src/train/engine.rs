@@ -3,6 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Device;
+
+use super::backend::candle::CandleBackend;
+use super::backend::cpu::backend::CpuBackend;
+use super::backend::cpu::isa::Isa;
+use super::backend::{Backend, RowLoss};
+use super::config::ModelConfig;
+use super::decoder::Decoder;
+use super::decoder::adapter::Adapter;
+use super::decoder::backward::PackedBatch;
+use super::decoder::decode::KvCache;
+use super::weights::{LoadError, WeightSource};
+
 /// What can go wrong while the engine computes.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -20,6 +33,28 @@ pub enum EngineError {
     /// A sequence that the model cannot take.
     #[error("{0}")]
     Sequence(String),
+}
+
+/// Why an engine cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadEngineError {
+    /// The model's files.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The device.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The fast kernels, in the best precision that the CPU is fast in.
+    Cpu,
+    /// The fast kernels in 32-bit floats.
+    CpuF32,
+    /// Plain candle operations on the CPU, in 32-bit floats.
+    Candle,
 }
 
 /// A LoRA adapter's shape.
@@ -124,4 +159,282 @@ pub trait Engine: Send {
 
     /// Trainable and total parameters.
     fn parameter_counts(&self) -> (u64, u64);
+}
+
+/// Loads a base model with a fresh adapter, for training.
+///
+/// # Errors
+/// An unknown architecture; missing, extra or misshapen tensors, by name; a device that fails.
+pub fn load(
+    config: &serde_json::Value,
+    weights: &dyn WeightSource,
+    lora: &LoraSettings,
+    seed: u64,
+    kind: BackendKind,
+) -> Result<Box<dyn Engine>, LoadEngineError> {
+    let config = ModelConfig::read(config)?;
+    match kind {
+        BackendKind::Candle => {
+            let backend = CandleBackend::new(Device::Cpu);
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+        }
+        BackendKind::Cpu | BackendKind::CpuF32 => {
+            let backend = CpuBackend::new(isa(kind)?);
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+        }
+    }
+}
+
+/// The level of instructions that `kind` and the environment ask for.
+fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
+    let chosen = Isa::choose();
+    let isa = chosen.map_err(|reason| EngineError::Backend { backend: "cpu", reason })?;
+    Ok(if kind == BackendKind::CpuF32 { isa.for_f32() } else { isa })
+}
+
+/// Most tokens that run through the blocks at once; longer batches go in several passes, whose
+/// gradients add up to the same.
+const TOKENS_AT_ONCE: usize = 2048;
+
+/// [`Engine`] on one backend.
+struct TrainingEngine<B: Backend> {
+    decoder: Decoder<B>,
+    lora: LoraSettings,
+    adapter: Adapter<B>,
+    gradients: Adapter<B>,
+    first_moments: Adapter<B>,
+    second_moments: Adapter<B>,
+}
+
+impl<B: Backend> TrainingEngine<B> {
+    fn load(
+        backend: B,
+        config: ModelConfig,
+        weights: &dyn WeightSource,
+        lora: &LoraSettings,
+        seed: u64,
+    ) -> Result<Self, LoadEngineError> {
+        let decoder = Decoder::load(backend, config, weights, true)?;
+        let adapter = Adapter::new(&decoder, lora, seed)?;
+        let gradients = adapter.zeros_like(&decoder, lora.rank)?;
+        let first_moments = adapter.zeros_like(&decoder, lora.rank)?;
+        let second_moments = adapter.zeros_like(&decoder, lora.rank)?;
+        let lora = lora.clone();
+        Ok(Self { decoder, lora, adapter, gradients, first_moments, second_moments })
+    }
+
+    /// Cuts a batch into packed passes of at most [`TOKENS_AT_ONCE`] tokens (one sequence at least).
+    fn passes(&self, batch: &[&Sequence]) -> Result<Vec<PackedBatch>, EngineError> {
+        let mut passes: Vec<PackedBatch> = Vec::new();
+        for sequence in batch {
+            self.decoder.check(0, &sequence.input_ids)?;
+            if sequence.loss_mask.len() != sequence.input_ids.len() {
+                return Err(EngineError::Sequence(format!(
+                    "a loss mask of {} does not fit {} tokens",
+                    sequence.loss_mask.len(),
+                    sequence.input_ids.len()
+                )));
+            }
+            let fits = passes
+                .last()
+                .is_some_and(|pass| pass.ids.len() + sequence.input_ids.len() <= TOKENS_AT_ONCE);
+            if !fits {
+                passes.push(PackedBatch::default());
+            }
+            if let Some(pass) = passes.last_mut() {
+                pass.push(sequence);
+            }
+        }
+        Ok(passes)
+    }
+
+    /// Replaces the tensors of `into`, which must have the keys and shapes of the adapter.
+    fn replace(
+        decoder: &Decoder<B>,
+        lora: &LoraSettings,
+        into: &mut Adapter<B>,
+        tensors: &NamedTensors,
+    ) -> Result<(), EngineError> {
+        let made = Adapter::from_named(decoder, lora, tensors)?;
+        if made.parameters(decoder) != into.parameters(decoder) {
+            return Err(EngineError::Adapter(
+                "it does not have a tensor for each adapted layer".to_owned(),
+            ));
+        }
+        *into = made;
+        Ok(())
+    }
+}
+
+fn add_up(sums: &mut LossSums, rows: &[RowLoss]) {
+    for row in rows {
+        sums.loss += f64::from(row.loss);
+        sums.tokens += 1;
+        sums.correct += u64::from(row.correct);
+    }
+}
+
+impl<B: Backend> Engine for TrainingEngine<B> {
+    fn accumulate(
+        &mut self,
+        batch: &[&Sequence],
+        loss_tokens: u64,
+    ) -> Result<LossSums, EngineError> {
+        let mut sums = LossSums::default();
+        let factor = 1.0 / loss_tokens.max(1) as f32;
+        for pass in self.passes(batch)? {
+            if pass.targets.is_empty() {
+                continue;
+            }
+            let gradients = Some((&mut self.gradients, factor));
+            add_up(&mut sums, &self.decoder.losses(&self.adapter, &pass, gradients)?);
+        }
+        Ok(sums)
+    }
+
+    fn evaluate(&mut self, batch: &[&Sequence]) -> Result<LossSums, EngineError> {
+        let mut sums = LossSums::default();
+        for pass in self.passes(batch)? {
+            if !pass.targets.is_empty() {
+                add_up(&mut sums, &self.decoder.losses(&self.adapter, &pass, None)?);
+            }
+        }
+        Ok(sums)
+    }
+
+    fn step(&mut self, step: &AdamWStep) -> Result<f64, EngineError> {
+        let backend = self.decoder.backend();
+        let mut squares = 0.0;
+        for pair in self.gradients.pairs() {
+            squares += backend.sum_of_squares(&pair.a)? + backend.sum_of_squares(&pair.b)?;
+        }
+        let norm = squares.sqrt();
+        if norm.is_finite() {
+            let factor = (step.clip / (norm + 1e-6)).min(1.0);
+            let tensors = self
+                .adapter
+                .pairs_mut()
+                .zip(self.gradients.pairs())
+                .zip(self.first_moments.pairs_mut())
+                .zip(self.second_moments.pairs_mut());
+            for (((pair, gradient), first), second) in tensors {
+                let (a, b) = (&gradient.a, &gradient.b);
+                backend.adamw(&mut pair.a, a, &mut first.a, &mut second.a, step, factor)?;
+                backend.adamw(&mut pair.b, b, &mut first.b, &mut second.b, step, factor)?;
+            }
+        }
+        self.gradients = self.gradients.zeros_like(&self.decoder, self.lora.rank)?;
+        Ok(norm)
+    }
+
+    fn gradients(&self) -> Result<NamedTensors, EngineError> {
+        self.gradients.named(&self.decoder)
+    }
+
+    fn adapter(&self) -> Result<NamedTensors, EngineError> {
+        self.adapter.named(&self.decoder)
+    }
+
+    fn set_adapter(&mut self, tensors: &NamedTensors) -> Result<(), EngineError> {
+        Self::replace(&self.decoder, &self.lora, &mut self.adapter, tensors)
+    }
+
+    fn moments(&self) -> Result<(NamedTensors, NamedTensors), EngineError> {
+        let first = self.first_moments.named(&self.decoder)?;
+        Ok((first, self.second_moments.named(&self.decoder)?))
+    }
+
+    fn set_moments(
+        &mut self,
+        first: &NamedTensors,
+        second: &NamedTensors,
+    ) -> Result<(), EngineError> {
+        Self::replace(&self.decoder, &self.lora, &mut self.first_moments, first)?;
+        Self::replace(&self.decoder, &self.lora, &mut self.second_moments, second)
+    }
+
+    fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.decoder.logits(Some(&self.adapter), input_ids)
+    }
+
+    fn adapted_modules(&self) -> Vec<String> {
+        self.decoder.modules().iter().map(|module| module.module.clone()).collect()
+    }
+
+    fn parameter_counts(&self) -> (u64, u64) {
+        let trainable = self.adapter.parameters(&self.decoder);
+        (trainable, trainable + self.decoder.parameters())
+    }
+}
+
+/// A base model that answers, alone or with one of the adapters attached to it. The base is in
+/// memory once, whatever the number of adapters.
+pub struct Responder {
+    decoder: Decoder<CpuBackend>,
+}
+
+/// An adapter on the device, ready to answer with.
+pub struct AttachedAdapter(Adapter<CpuBackend>);
+
+/// One text in progress: what came before is kept.
+pub struct Session<'a> {
+    decoder: &'a Decoder<CpuBackend>,
+    adapter: Option<&'a AttachedAdapter>,
+    cache: KvCache<CpuBackend>,
+}
+
+impl Responder {
+    /// Loads a base model for answering.
+    ///
+    /// # Errors
+    /// As [`load`]. [`BackendKind::Candle`] is for training only and loads the CPU's 32-bit kernels.
+    pub fn load(
+        config: &serde_json::Value,
+        weights: &dyn WeightSource,
+        kind: BackendKind,
+    ) -> Result<Self, LoadEngineError> {
+        let kind = if kind == BackendKind::Candle { BackendKind::CpuF32 } else { kind };
+        let config = ModelConfig::read(config)?;
+        let backend = CpuBackend::new(isa(kind)?);
+        Ok(Self { decoder: Decoder::load(backend, config, weights, false)? })
+    }
+
+    /// Longest text in tokens.
+    pub fn context_length(&self) -> usize {
+        self.decoder.config().context_length
+    }
+
+    /// Puts an adapter beside the base.
+    pub fn attach(
+        &self,
+        lora: &LoraSettings,
+        tensors: &NamedTensors,
+    ) -> Result<AttachedAdapter, EngineError> {
+        Ok(AttachedAdapter(Adapter::from_named(&self.decoder, lora, tensors)?))
+    }
+
+    /// Begins a text.
+    pub fn begin<'a>(
+        &'a self,
+        adapter: Option<&'a AttachedAdapter>,
+    ) -> Result<Session<'a>, EngineError> {
+        Ok(Session { decoder: &self.decoder, adapter, cache: self.decoder.new_cache()? })
+    }
+
+    /// Logits of every position of one sequence, `[tokens, vocabulary]` row-major.
+    pub fn logits(
+        &self,
+        adapter: Option<&AttachedAdapter>,
+        input_ids: &[u32],
+    ) -> Result<Vec<f32>, EngineError> {
+        self.decoder.logits(adapter.map(|adapter| &adapter.0), input_ids)
+    }
+}
+
+impl Session<'_> {
+    /// Appends tokens; logits of the position after them.
+    pub fn extend(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let adapter = self.adapter.map(|adapter| &adapter.0);
+        self.decoder.extend(adapter, &mut self.cache, input_ids)
+    }
 }

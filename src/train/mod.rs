@@ -3,9 +3,12 @@
 
 pub mod backend;
 pub mod base_model;
+pub mod config;
+pub mod decoder;
 pub mod encode;
 pub mod engine;
 pub mod protocol;
+pub mod random;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! Every integration test, in one binary: a module for each promise.
 
 mod architecture;
+mod golden;
 mod store_conformance;
 mod store_random_operations;
 mod store_sqlite;

@@ -162,16 +162,16 @@ async fn jobs_are_found_by_all_pairs_of_their_metadata() {
         fixture.store.insert_job(&job, &[]).await.expect("added");
         ids.push(job.id);
     }
-    let cases = [
-        (pairs(&[]), vec![3, 2, 1, 0]),
-        (pairs(&[("team", "blue")]), vec![2, 1]),
-        (pairs(&[("team", "blue"), ("ki\"nd\n", "ä")]), vec![2]),
-        (pairs(&[("empty", "")]), vec![3]),
-        (pairs(&[("team", "")]), vec![]),
-        (pairs(&[("blue", "team")]), vec![]),
+    let cases: [(&[(&str, &str)], &[usize]); 6] = [
+        (&[], &[3, 2, 1, 0]),
+        (&[("team", "blue")], &[2, 1]),
+        (&[("team", "blue"), ("ki\"nd\n", "ä")], &[2]),
+        (&[("empty", "")], &[3]),
+        (&[("team", "")], &[]),
+        (&[("blue", "team")], &[]),
     ];
     for (wanted, expected) in cases {
-        let page = fixture.store.list_jobs(&wanted, &first(10)).await.expect("lists");
+        let page = fixture.store.list_jobs(&pairs(wanted), &first(10)).await.expect("lists");
         let found: Vec<&str> = page.items.iter().map(|job| job.id.as_str()).collect();
         let expected: Vec<&str> = expected.iter().map(|index| ids[*index].as_str()).collect();
         assert_eq!(found, expected, "{wanted:?}");
@@ -341,7 +341,7 @@ async fn jobs_of_a_dead_server_wait_again_in_their_old_place() {
         .await
         .expect("records");
     let requeued = fixture.store.requeue_orphans(&[note("restarted")]).await.expect("requeues");
-    assert_eq!(requeued, std::slice::from_ref(&older));
+    assert_eq!(requeued, [older.clone()]);
     let waiting = fixture.job(&older).await;
     assert_eq!((waiting.status, waiting.attempt), (JobStatus::Queued, 0));
     assert_eq!((waiting.trained_steps, waiting.estimated_finish), (4, None));
@@ -436,7 +436,7 @@ async fn success_is_seen_whole_or_not_at_all() {
     assert_eq!(job.result_files, whole.result_files);
     assert_eq!((job.trained_tokens, job.trained_steps), (Some(1234), 20));
     assert_eq!((job.estimated_finish, job.error), (None, None));
-    assert_eq!(store.list_models().await.expect("lists"), std::slice::from_ref(&whole.model));
+    assert_eq!(store.list_models().await.expect("lists"), [whole.model.clone()]);
     for file in &whole.files {
         assert_eq!(store.file(&file.id).await.expect("reads").as_ref(), Some(file));
     }

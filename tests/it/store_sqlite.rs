@@ -104,25 +104,3 @@ async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
     let jobs = fixture.store.list_jobs(&BTreeMap::new(), &first(1000)).await.expect("ok");
     assert_eq!(jobs.items.len(), 10 * 20);
 }
-
-#[tokio::test]
-async fn a_transaction_that_the_database_ends_by_itself_spoils_only_itself() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
-    let path = folder.path().join(sqlite::DATABASE_FILE);
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
-    let mut outside = sqlx::SqliteConnection::connect_with(&options).await.expect("connects");
-    // What a full disk does: the whole transaction is rolled back under the caller's hands.
-    let trigger = "CREATE TRIGGER full BEFORE INSERT ON files WHEN NEW.filename = 'too much'
-                   BEGIN SELECT RAISE(ROLLBACK, 'no room'); END";
-    sqlx::query(trigger).execute(&mut outside).await.expect("adds the trigger");
-    for _ in 0..3 {
-        let mut refused = file(FilePurpose::FineTune);
-        refused.filename = "too much".to_owned();
-        let error = store.insert_file(&refused).await.expect_err("has no room").to_string();
-        assert!(error.contains("no room"), "{error}");
-        let kept = file(FilePurpose::FineTune);
-        store.insert_file(&kept).await.expect("the next write works");
-        assert_eq!(store.file(&kept.id).await.expect("reads"), Some(kept));
-    }
-}

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqlitePool};
 
 use super::SqliteStore;
 use crate::clock::Clock;
@@ -62,15 +62,6 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
-        // After a failure such as a full disk SQLite may have rolled back by itself. The library
-        // then believes for ever that a transaction is open: such a connection is replaced.
-        .after_release(|connection, _metadata| {
-            Box::pin(async move {
-                // Runs after a rollback that was begun when the transaction was dropped.
-                connection.ping().await?;
-                Ok(!connection.is_in_transaction())
-            })
-        })
         .connect_with(options.clone())
         .await
         .map_err(|error| {
@@ -152,20 +143,6 @@ async fn migrate(writer: &SqlitePool, data_dir: &Path) -> Result<(), StoreError>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_full_disk_is_told_from_other_failures() {
-        let mut connection =
-            sqlx::SqliteConnection::connect("sqlite::memory:").await.expect("connects");
-        for statement in ["CREATE TABLE full (content BLOB)", "PRAGMA max_page_count = 2"] {
-            sqlx::query(statement).execute(&mut connection).await.expect(statement);
-        }
-        let insert = sqlx::query("INSERT INTO full VALUES (zeroblob(100000))");
-        let error = insert.execute(&mut connection).await.expect_err("has no room");
-        assert!(matches!(StoreError::from(error), StoreError::Full));
-        let error = sqlx::query("nonsense").execute(&mut connection).await.expect_err("no SQL");
-        assert!(matches!(StoreError::from(error), StoreError::Database(_)));
-    }
 
     #[test]
     fn an_sqlite_that_corrupts_its_log_is_refused() {

@@ -1,1 +1,275 @@
 //! The seam between the decoder and the device: coarse operations, each with forward and backward.
+//!
+//! The decoder is written once against [`Backend`]. [`cpu`] is the fast implementation, [`candle`]
+//! the plain one: the oracle that the kernels are tested against, and the way onto other devices.
+//!
+//! Matrices are `[rows, columns]`, row-major, 32-bit; a packed batch is one matrix whose rows are
+//! tokens, with the segments' offsets beside it.
+
+pub mod candle;
+pub mod cpu;
+
+use super::config::{Activation, NormKind};
+use super::engine::{AdamWStep, EngineError};
+
+/// What operations return.
+pub type Outcome<T> = Result<T, EngineError>;
+
+/// How attention is done in one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// A query sees itself and the `window - 1` tokens before it; `None` sees all before it.
+    pub window: Option<usize>,
+    /// Scores s become cap·tanh(s / cap).
+    pub soft_cap: Option<f32>,
+}
+
+/// A norm's constants on the device, over rows of `weight`'s length.
+pub struct Norm<B: Backend + ?Sized> {
+    /// Factor of each column (Gemma's 1 + w is folded in).
+    pub weight: B::Vector,
+    /// Added to each column; layer norm has one.
+    pub bias: Option<B::Vector>,
+    /// Length of a row.
+    pub width: usize,
+    /// Layer norm takes off the mean.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// Cosines and sines of rotary positions, `[positions, half]`; a head's element i turns with
+/// element i + half.
+pub struct RopeTable<B: Backend + ?Sized> {
+    /// Cosines.
+    pub cos: B::Matrix,
+    /// Sines.
+    pub sin: B::Matrix,
+    /// Pairs that turn; zero for none.
+    pub half: usize,
+}
+
+/// What one row of logits came to.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RowLoss {
+    /// Cross entropy in nats.
+    pub loss: f32,
+    /// Whether the target has the largest logit.
+    pub correct: bool,
+}
+
+/// One LoRA pair: y += scale · (x · aᵀ) · bᵀ.
+pub struct LoraPair<B: Backend + ?Sized> {
+    /// `[rank, inputs]`.
+    pub a: B::Matrix,
+    /// `[outputs, rank]`.
+    pub b: B::Matrix,
+}
+
+/// A device and how it computes.
+pub trait Backend: Send + Sized + 'static {
+    /// A matrix of 32-bit floats on the device.
+    type Matrix: Send;
+    /// A frozen linear layer, `[outputs, inputs]` with an optional bias, laid out as the device likes.
+    type Weight: Send;
+    /// A frozen row of floats.
+    type Vector: Send;
+
+    /// Name for messages.
+    fn name(&self) -> &'static str;
+
+    // ---- moving
+
+    /// A matrix from host values, row-major.
+    fn matrix(&self, rows: usize, columns: usize, values: &[f32]) -> Outcome<Self::Matrix>;
+    /// A matrix of zeros.
+    fn zeros(&self, rows: usize, columns: usize) -> Outcome<Self::Matrix>;
+    /// A matrix's values, row-major.
+    fn values(&self, matrix: &Self::Matrix) -> Outcome<Vec<f32>>;
+    /// Rows of a matrix.
+    fn rows(&self, matrix: &Self::Matrix) -> usize;
+    /// A second matrix with the same values.
+    fn copy(&self, matrix: &Self::Matrix) -> Outcome<Self::Matrix>;
+    /// A frozen row.
+    fn vector(&self, values: &[f32]) -> Outcome<Self::Vector>;
+    /// A frozen linear layer from `[outputs, inputs]`; `backward` says whether gradients of its
+    /// input will be asked for.
+    fn weight(
+        &self,
+        outputs: usize,
+        inputs: usize,
+        values: &[f32],
+        bias: Option<&[f32]>,
+        backward: bool,
+    ) -> Outcome<Self::Weight>;
+
+    // ---- parts of matrices
+
+    /// Rows of the weight itself at `ids`, times `scale`: the embedding.
+    fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Outcome<Self::Matrix>;
+    /// The rows at `indexes`.
+    fn take_rows(&self, matrix: &Self::Matrix, indexes: &[u32]) -> Outcome<Self::Matrix>;
+    /// A matrix of `rows` rows, zero but for `from`'s rows at `indexes` (no index twice).
+    fn spread_rows(
+        &self,
+        rows: usize,
+        indexes: &[u32],
+        from: &Self::Matrix,
+    ) -> Outcome<Self::Matrix>;
+    /// The columns in `ranges`, side by side.
+    fn take_columns(
+        &self,
+        matrix: &Self::Matrix,
+        ranges: &[std::ops::Range<usize>],
+    ) -> Outcome<Self::Matrix>;
+    /// Backward of [`Backend::take_columns`]: writes `from` into the columns in `ranges` of `into`.
+    fn put_columns(
+        &self,
+        into: &mut Self::Matrix,
+        ranges: &[std::ops::Range<usize>],
+        from: &Self::Matrix,
+    ) -> Outcome<()>;
+    /// Puts `more`'s rows below `matrix`'s.
+    fn append_rows(&self, matrix: &mut Self::Matrix, more: &Self::Matrix) -> Outcome<()>;
+    /// `into += from`.
+    fn add(&self, into: &mut Self::Matrix, from: &Self::Matrix) -> Outcome<()>;
+
+    // ---- layers
+
+    /// x · Wᵀ + bias.
+    fn linear(&self, x: &Self::Matrix, weight: &Self::Weight) -> Outcome<Self::Matrix>;
+    /// Adds gradient · W to `into`, or makes it where there is none yet.
+    fn linear_backward(
+        &self,
+        gradient: &Self::Matrix,
+        weight: &Self::Weight,
+        into: Option<Self::Matrix>,
+    ) -> Outcome<Self::Matrix>;
+    /// y += scale · (x · aᵀ) · bᵀ; returns x · aᵀ, which the backward pass wants.
+    fn lora(
+        &self,
+        x: &Self::Matrix,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        y: &mut Self::Matrix,
+    ) -> Outcome<Self::Matrix>;
+    /// Adds the gradients of `a` and `b` to `gradients`, and that of x to `into` where it is given.
+    #[expect(clippy::too_many_arguments, reason = "what forward read and made, and its gradients")]
+    fn lora_backward(
+        &self,
+        gradient: &Self::Matrix,
+        x: &Self::Matrix,
+        inner: &Self::Matrix,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        gradients: &mut LoraPair<Self>,
+        into: Option<&mut Self::Matrix>,
+    ) -> Outcome<()>;
+    /// Normalises rows of the norm's width (several in one row of the matrix for per-head norms).
+    fn norm(&self, x: &Self::Matrix, norm: &Norm<Self>) -> Outcome<Self::Matrix>;
+    /// The gradient of x.
+    fn norm_backward(
+        &self,
+        gradient: Self::Matrix,
+        x: &Self::Matrix,
+        norm: &Norm<Self>,
+    ) -> Outcome<Self::Matrix>;
+    /// Turns every head by its token's position; `back` turns the other way, the backward pass.
+    fn rotate(
+        &self,
+        x: &mut Self::Matrix,
+        head_dim: usize,
+        table: &RopeTable<Self>,
+        positions: &[u32],
+        back: bool,
+    ) -> Outcome<()>;
+    /// The curve of `gate`, times `up` where the MLP is gated.
+    fn activate(
+        &self,
+        curve: Activation,
+        gate: &Self::Matrix,
+        up: Option<&Self::Matrix>,
+    ) -> Outcome<Self::Matrix>;
+    /// The gradients of `gate` and `up`, which are spent.
+    fn activate_backward(
+        &self,
+        curve: Activation,
+        gate: Self::Matrix,
+        up: Option<Self::Matrix>,
+        gradient: &Self::Matrix,
+    ) -> Outcome<(Self::Matrix, Option<Self::Matrix>)>;
+
+    // ---- attention
+
+    /// Causal attention inside of each segment. Returns the output and what the backward pass wants
+    /// beside it.
+    fn attention(
+        &self,
+        queries: &Self::Matrix,
+        keys: &Self::Matrix,
+        values: &Self::Matrix,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<(Self::Matrix, Self::Matrix)>;
+    /// Gradients of queries, keys and values.
+    #[expect(clippy::too_many_arguments, reason = "what forward read and made, and its gradient")]
+    fn attention_backward(
+        &self,
+        gradient: &Self::Matrix,
+        queries: &Self::Matrix,
+        keys: &Self::Matrix,
+        values: &Self::Matrix,
+        output: &Self::Matrix,
+        saved: &Self::Matrix,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<[Self::Matrix; 3]>;
+    /// Attention of new tokens, the last of those that `keys` and `values` hold. Forward only.
+    fn attend(
+        &self,
+        queries: &Self::Matrix,
+        keys: &Self::Matrix,
+        values: &Self::Matrix,
+        shape: &AttentionShape,
+    ) -> Outcome<Self::Matrix>;
+
+    // ---- the end
+
+    /// x · Wᵀ, soft-capped.
+    fn logits(
+        &self,
+        x: &Self::Matrix,
+        head: &Self::Weight,
+        soft_cap: Option<f32>,
+    ) -> Outcome<Self::Matrix>;
+    /// Cross entropy of x · Wᵀ against `targets`, row by row; with `factor` also the gradient of
+    /// (factor · sum of the losses) with respect to x. The logits exist a chunk at a time.
+    fn head_loss(
+        &self,
+        x: &Self::Matrix,
+        head: &Self::Weight,
+        targets: &[u32],
+        soft_cap: Option<f32>,
+        factor: Option<f32>,
+    ) -> Outcome<(Vec<RowLoss>, Option<Self::Matrix>)>;
+    /// Sum of the squares.
+    fn sum_of_squares(&self, matrix: &Self::Matrix) -> Outcome<f64>;
+    /// One AdamW step of one tensor; the gradient is scaled by `gradient_factor` first.
+    fn adamw(
+        &self,
+        parameter: &mut Self::Matrix,
+        gradient: &Self::Matrix,
+        first: &mut Self::Matrix,
+        second: &mut Self::Matrix,
+        step: &AdamWStep,
+        gradient_factor: f64,
+    ) -> Outcome<()>;
+}

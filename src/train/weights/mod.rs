@@ -1,5 +1,7 @@
 //! Weights of a base model, whatever file they lie in, under Hugging Face's names and layouts.
 
+pub mod safetensors;
+
 use half::{bf16, f16};
 
 /// What can go wrong while a base model is read.

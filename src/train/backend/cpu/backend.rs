@@ -1,0 +1,532 @@
+//! [`Backend`] on the CPU's kernels.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::activation::{self, Curve};
+use super::attention::{self, Gradients, Inputs, Shape};
+use super::isa::Isa;
+use super::loss;
+use super::matrix::{Packed, Padded, Rows, Store, product, times_packed, to_pairs};
+use super::memory::{Matrix, Pool};
+use super::norm;
+use super::rope;
+use super::tile::Left;
+use super::vector;
+use crate::train::backend::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
+use crate::train::config::{Activation, NormKind};
+use crate::train::engine::AdamWStep;
+
+/// Rows of logits that exist at once: 128 of 49,152 are 25 MB.
+const HEAD_CHUNK: usize = 128;
+
+/// The CPU, on the threads of rayon's pool.
+pub struct CpuBackend {
+    isa: Isa,
+    pool: Arc<Pool>,
+    /// Left sides of products as bfloat16 pairs; one product runs at a time.
+    pairs: Mutex<Vec<u32>>,
+}
+
+impl CpuBackend {
+    /// A backend on one level of instructions.
+    pub fn new(isa: Isa) -> Self {
+        Self { isa, pool: Arc::new(Pool::default()), pairs: Mutex::new(Vec::new()) }
+    }
+
+    /// `result (+)= x · packedᵀ`, in the precision that the matrix is packed in.
+    fn times(&self, x: &[f32], packed: &Packed, store: Store, result: &mut [f32]) {
+        if !packed.is_bf16() {
+            times_packed(self.isa, Rows::F32(x), packed, store, result);
+            return;
+        }
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        to_pairs(x, packed.inputs, &mut pairs);
+        times_packed(self.isa, Rows::Bf16(&pairs), packed, store, result);
+    }
+
+    fn filled(&self, rows: usize, columns: usize, value: f32) -> Matrix {
+        let mut made = self.pool.take(rows, columns);
+        made.values_mut().fill(value);
+        made
+    }
+}
+
+/// A frozen linear layer: W packed for the way forward, Wᵀ for the way back.
+pub struct Weight {
+    forward: Packed,
+    backward: Option<Packed>,
+    bias: Option<Vec<f32>>,
+}
+
+fn curve(activation: Activation) -> Curve {
+    match activation {
+        Activation::Silu => Curve::Silu,
+        Activation::GeluTanh => Curve::GeluTanh,
+        Activation::Gelu => Curve::Gelu,
+    }
+}
+
+fn kernel_shape(shape: &AttentionShape) -> Shape {
+    let AttentionShape { heads, kv_heads, head_dim, scale, window, soft_cap } = *shape;
+    Shape { heads, kv_heads, head_dim, scale, window, soft_cap }
+}
+
+/// Rows of a matrix as the left side of a product.
+fn by_row(matrix: &Matrix) -> Left<'_> {
+    Left { values: matrix.values(), start: 0, row_stride: matrix.columns(), depth_stride: 1 }
+}
+
+/// Columns of a matrix as the rows of a left side.
+fn by_column(matrix: &Matrix) -> Left<'_> {
+    Left { values: matrix.values(), start: 0, row_stride: 1, depth_stride: matrix.columns() }
+}
+
+/// Copies the columns in `ranges` between rows of `wide` and rows of `narrow`.
+fn each_row(
+    wide_columns: usize,
+    narrow_columns: usize,
+    ranges: &[Range<usize>],
+    mut copy: impl FnMut(Range<usize>, Range<usize>),
+    rows: usize,
+) {
+    for row in 0..rows {
+        let mut into = row * narrow_columns;
+        for range in ranges {
+            let wide = row * wide_columns + range.start..row * wide_columns + range.end;
+            copy(wide, into..into + range.len());
+            into += range.len();
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Matrix = Matrix;
+    type Weight = Weight;
+    type Vector = Vec<f32>;
+
+    fn name(&self) -> &'static str {
+        match self.isa {
+            Isa::Bf16 => "cpu (bf16)",
+            Isa::Avx512 => "cpu (f32, avx512)",
+            Isa::Avx2 => "cpu (f32, avx2)",
+            Isa::Portable => "cpu (f32, portable)",
+        }
+    }
+
+    fn matrix(&self, rows: usize, columns: usize, values: &[f32]) -> Outcome<Matrix> {
+        let mut made = self.pool.take(rows, columns);
+        made.values_mut().copy_from_slice(values);
+        Ok(made)
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> Outcome<Matrix> {
+        Ok(self.filled(rows, columns, 0.0))
+    }
+
+    fn values(&self, matrix: &Matrix) -> Outcome<Vec<f32>> {
+        Ok(matrix.values().to_vec())
+    }
+
+    fn rows(&self, matrix: &Matrix) -> usize {
+        matrix.rows()
+    }
+
+    fn copy(&self, matrix: &Matrix) -> Outcome<Matrix> {
+        self.matrix(matrix.rows(), matrix.columns(), matrix.values())
+    }
+
+    fn vector(&self, values: &[f32]) -> Outcome<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn weight(
+        &self,
+        outputs: usize,
+        inputs: usize,
+        values: &[f32],
+        bias: Option<&[f32]>,
+        backward: bool,
+    ) -> Outcome<Weight> {
+        let forward = Packed::new(self.isa, values, outputs, inputs, inputs, 1);
+        let backward = backward.then(|| Packed::new(self.isa, values, inputs, outputs, 1, inputs));
+        Ok(Weight { forward, backward, bias: bias.map(<[f32]>::to_vec) })
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Outcome<Matrix> {
+        let mut made = self.pool.take(ids.len(), table.forward.inputs);
+        let columns = made.columns();
+        for (row, id) in made.values_mut().chunks_exact_mut(columns).zip(ids) {
+            table.forward.read_row(*id as usize, row);
+        }
+        vector::scale(self.isa, made.values_mut(), scale);
+        Ok(made)
+    }
+
+    fn take_rows(&self, matrix: &Matrix, indexes: &[u32]) -> Outcome<Matrix> {
+        let columns = matrix.columns();
+        let mut made = self.pool.take(indexes.len(), columns);
+        for (row, index) in made.values_mut().chunks_exact_mut(columns).zip(indexes) {
+            row.copy_from_slice(&matrix.values()[*index as usize * columns..][..columns]);
+        }
+        Ok(made)
+    }
+
+    fn spread_rows(&self, rows: usize, indexes: &[u32], from: &Matrix) -> Outcome<Matrix> {
+        let columns = from.columns();
+        let mut made = self.filled(rows, columns, 0.0);
+        for (row, index) in from.values().chunks_exact(columns).zip(indexes) {
+            made.values_mut()[*index as usize * columns..][..columns].copy_from_slice(row);
+        }
+        Ok(made)
+    }
+
+    fn take_columns(&self, matrix: &Matrix, ranges: &[Range<usize>]) -> Outcome<Matrix> {
+        let columns = ranges.iter().map(Range::len).sum();
+        let mut made = self.pool.take(matrix.rows(), columns);
+        let (from, into) = (matrix.values(), made.values_mut());
+        let copy = |wide: Range<usize>, narrow: Range<usize>| {
+            into[narrow].copy_from_slice(&from[wide]);
+        };
+        each_row(matrix.columns(), columns, ranges, copy, matrix.rows());
+        Ok(made)
+    }
+
+    fn put_columns(
+        &self,
+        into: &mut Matrix,
+        ranges: &[Range<usize>],
+        from: &Matrix,
+    ) -> Outcome<()> {
+        let (wide_columns, rows) = (into.columns(), into.rows());
+        let (into, values) = (into.values_mut(), from.values());
+        let copy = |wide: Range<usize>, narrow: Range<usize>| {
+            into[wide].copy_from_slice(&values[narrow]);
+        };
+        each_row(wide_columns, from.columns(), ranges, copy, rows);
+        Ok(())
+    }
+
+    fn append_rows(&self, matrix: &mut Matrix, more: &Matrix) -> Outcome<()> {
+        matrix.append(more);
+        Ok(())
+    }
+
+    fn add(&self, into: &mut Matrix, from: &Matrix) -> Outcome<()> {
+        const PART: usize = 16 * 1024;
+        let parts = into.values_mut().par_chunks_mut(PART).zip(from.values().par_chunks(PART));
+        parts.for_each(|(into, from)| vector::add_scaled(self.isa, into, from, 1.0));
+        Ok(())
+    }
+
+    fn linear(&self, x: &Matrix, weight: &Weight) -> Outcome<Matrix> {
+        let mut y = self.pool.take(x.rows(), weight.forward.outputs);
+        self.times(x.values(), &weight.forward, Store::Overwrite, y.values_mut());
+        if let Some(bias) = &weight.bias {
+            let rows = y.values_mut().par_chunks_exact_mut(bias.len()).with_min_len(16);
+            rows.for_each(|row| vector::add_scaled(self.isa, row, bias, 1.0));
+        }
+        Ok(y)
+    }
+
+    fn linear_backward(
+        &self,
+        gradient: &Matrix,
+        weight: &Weight,
+        into: Option<Matrix>,
+    ) -> Outcome<Matrix> {
+        let Some(packed) = &weight.backward else {
+            return Err(crate::train::engine::EngineError::Backend {
+                backend: self.name(),
+                reason: "the model was loaded for answering, not for training".to_owned(),
+            });
+        };
+        match into {
+            Some(mut into) => {
+                self.times(gradient.values(), packed, Store::Add(1.0), into.values_mut());
+                Ok(into)
+            }
+            None => {
+                let mut made = self.pool.take(gradient.rows(), packed.outputs);
+                self.times(gradient.values(), packed, Store::Overwrite, made.values_mut());
+                Ok(made)
+            }
+        }
+    }
+
+    fn lora(
+        &self,
+        x: &Matrix,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        y: &mut Matrix,
+    ) -> Outcome<Matrix> {
+        let rank = pair.a.rows();
+        let mut inner = self.pool.take(x.rows(), rank);
+        let a = Padded::transposed(pair.a.values(), pair.a.columns());
+        let depth = x.columns();
+        product(self.isa, depth, by_row(x), &a, rank, Store::Overwrite, inner.values_mut());
+        let b = Padded::transposed(pair.b.values(), rank);
+        let columns = y.columns();
+        let store = Store::Add(scale);
+        product(self.isa, rank, by_row(&inner), &b, columns, store, y.values_mut());
+        Ok(inner)
+    }
+
+    fn lora_backward(
+        &self,
+        gradient: &Matrix,
+        x: &Matrix,
+        inner: &Matrix,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        gradients: &mut LoraPair<Self>,
+        into: Option<&mut Matrix>,
+    ) -> Outcome<()> {
+        let (rank, tokens) = (pair.a.rows(), x.rows());
+        let store = Store::Add(scale);
+        let right = Padded::rows(inner.values(), rank);
+        let b = gradients.b.values_mut();
+        product(self.isa, tokens, by_column(gradient), &right, rank, store, b);
+
+        let mut inner_gradient = self.pool.take(tokens, rank);
+        let b = Padded::rows(pair.b.values(), rank);
+        let (depth, made) = (gradient.columns(), inner_gradient.values_mut());
+        product(self.isa, depth, by_row(gradient), &b, rank, Store::Overwrite, made);
+
+        let right = Padded::rows(x.values(), x.columns());
+        let a = gradients.a.values_mut();
+        product(self.isa, tokens, by_column(&inner_gradient), &right, x.columns(), store, a);
+        if let Some(into) = into {
+            let a = Padded::rows(pair.a.values(), x.columns());
+            let columns = into.columns();
+            let left = by_row(&inner_gradient);
+            product(self.isa, rank, left, &a, columns, store, into.values_mut());
+        }
+        Ok(())
+    }
+
+    fn norm(&self, x: &Matrix, constants: &Norm<Self>) -> Outcome<Matrix> {
+        let mut y = self.pool.take(x.rows(), x.columns());
+        norm::forward(
+            self.isa,
+            x.values(),
+            &constants.weight,
+            constants.bias.as_deref(),
+            constants.epsilon,
+            y.values_mut(),
+        );
+        Ok(y)
+    }
+
+    fn norm_backward(
+        &self,
+        mut gradient: Matrix,
+        x: &Matrix,
+        constants: &Norm<Self>,
+    ) -> Outcome<Matrix> {
+        let is_layer_norm = constants.kind == NormKind::Layer;
+        norm::backward(
+            self.isa,
+            x.values(),
+            &constants.weight,
+            is_layer_norm,
+            constants.epsilon,
+            gradient.values_mut(),
+        );
+        Ok(gradient)
+    }
+
+    fn rotate(
+        &self,
+        x: &mut Matrix,
+        head_dim: usize,
+        table: &RopeTable<Self>,
+        positions: &[u32],
+        back: bool,
+    ) -> Outcome<()> {
+        if table.half == 0 {
+            return Ok(());
+        }
+        let width = x.columns();
+        let (cos, sin) = (table.cos.values(), table.sin.values());
+        let values = x.values_mut();
+        rope::rotate(self.isa, values, head_dim, width, cos, sin, table.half, positions, back);
+        Ok(())
+    }
+
+    fn activate(
+        &self,
+        activation: Activation,
+        gate: &Matrix,
+        up: Option<&Matrix>,
+    ) -> Outcome<Matrix> {
+        let mut out = self.pool.take(gate.rows(), gate.columns());
+        let (curve, into) = (curve(activation), out.values_mut());
+        match up {
+            Some(up) => {
+                activation::gated_forward(self.isa, curve, gate.values(), up.values(), into);
+            }
+            None => activation::forward(self.isa, curve, gate.values(), into),
+        }
+        Ok(out)
+    }
+
+    fn activate_backward(
+        &self,
+        activation: Activation,
+        mut gate: Matrix,
+        up: Option<Matrix>,
+        gradient: &Matrix,
+    ) -> Outcome<(Matrix, Option<Matrix>)> {
+        let curve = curve(activation);
+        let Some(mut up) = up else {
+            let mut made = self.copy(gradient)?;
+            activation::backward(self.isa, curve, gate.values(), made.values_mut());
+            return Ok((made, None));
+        };
+        let (gate_values, up_values) = (gate.values_mut(), up.values_mut());
+        activation::gated_backward(self.isa, curve, gate_values, up_values, gradient.values());
+        Ok((gate, Some(up)))
+    }
+
+    fn attention(
+        &self,
+        queries: &Matrix,
+        keys: &Matrix,
+        values: &Matrix,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<(Matrix, Matrix)> {
+        let mut output = self.pool.take(queries.rows(), queries.columns());
+        let mut log_sums = self.pool.take(queries.rows(), shape.heads);
+        let (queries, keys, values) = (queries.values(), keys.values(), values.values());
+        let inputs = Inputs { queries, keys, values };
+        let (into, sums) = (output.values_mut(), log_sums.values_mut());
+        attention::forward(self.isa, &inputs, segments, &kernel_shape(shape), into, sums);
+        Ok((output, log_sums))
+    }
+
+    fn attention_backward(
+        &self,
+        gradient: &Matrix,
+        queries: &Matrix,
+        keys: &Matrix,
+        values: &Matrix,
+        output: &Matrix,
+        saved: &Matrix,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<[Matrix; 3]> {
+        let mut made =
+            [queries, keys, values].map(|matrix| self.pool.take(matrix.rows(), matrix.columns()));
+        let inputs =
+            Inputs { queries: queries.values(), keys: keys.values(), values: values.values() };
+        let [query_gradient, key_gradient, value_gradient] = &mut made;
+        let gradients = Gradients {
+            queries: query_gradient.values_mut(),
+            keys: key_gradient.values_mut(),
+            values: value_gradient.values_mut(),
+        };
+        attention::backward(
+            self.isa,
+            &inputs,
+            segments,
+            &kernel_shape(shape),
+            output.values(),
+            saved.values(),
+            gradient.values(),
+            gradients,
+        );
+        Ok(made)
+    }
+
+    fn attend(
+        &self,
+        queries: &Matrix,
+        keys: &Matrix,
+        values: &Matrix,
+        shape: &AttentionShape,
+    ) -> Outcome<Matrix> {
+        if queries.rows() == keys.rows() {
+            let segments = [0, queries.rows()];
+            return Ok(self.attention(queries, keys, values, &segments, shape)?.0);
+        }
+        let mut output = self.pool.take(queries.rows(), queries.columns());
+        attention::continue_forward(
+            self.isa,
+            queries.values(),
+            keys.values(),
+            values.values(),
+            &kernel_shape(shape),
+            output.values_mut(),
+        );
+        Ok(output)
+    }
+
+    fn logits(&self, x: &Matrix, head: &Weight, soft_cap: Option<f32>) -> Outcome<Matrix> {
+        let mut logits = self.linear(x, head)?;
+        if let Some(cap) = soft_cap {
+            vector::soft_cap(self.isa, logits.values_mut(), cap);
+        }
+        Ok(logits)
+    }
+
+    fn head_loss(
+        &self,
+        x: &Matrix,
+        head: &Weight,
+        targets: &[u32],
+        soft_cap: Option<f32>,
+        factor: Option<f32>,
+    ) -> Outcome<(Vec<RowLoss>, Option<Matrix>)> {
+        let mut losses = vec![RowLoss::default(); targets.len()];
+        let mut gradient = factor.map(|_| self.pool.take(x.rows(), x.columns()));
+        for first in (0..targets.len()).step_by(HEAD_CHUNK) {
+            let rows = (targets.len() - first).min(HEAD_CHUNK);
+            let columns = x.columns();
+            let chunk = &x.values()[first * columns..][..rows * columns];
+            let mut logits = self.pool.take(rows, head.forward.outputs);
+            self.times(chunk, &head.forward, Store::Overwrite, logits.values_mut());
+            loss::cross_entropy(
+                self.isa,
+                logits.values_mut(),
+                &targets[first..first + rows],
+                soft_cap,
+                factor,
+                &mut losses[first..first + rows],
+            );
+            if let (Some(gradient), Some(packed)) = (&mut gradient, &head.backward) {
+                let into = &mut gradient.values_mut()[first * columns..][..rows * columns];
+                self.times(logits.values(), packed, Store::Overwrite, into);
+            }
+        }
+        Ok((losses, gradient))
+    }
+
+    fn sum_of_squares(&self, matrix: &Matrix) -> Outcome<f64> {
+        Ok(matrix.values().iter().map(|x| f64::from(*x) * f64::from(*x)).sum())
+    }
+
+    fn adamw(
+        &self,
+        parameter: &mut Matrix,
+        gradient: &Matrix,
+        first: &mut Matrix,
+        second: &mut Matrix,
+        step: &AdamWStep,
+        gradient_factor: f64,
+    ) -> Outcome<()> {
+        super::adamw::update(
+            self.isa,
+            parameter.values_mut(),
+            gradient.values(),
+            first.values_mut(),
+            second.values_mut(),
+            &super::adamw::Rates::new(step, gradient_factor),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! The fast backend: fused kernels for the CPU, chosen at run time from its vector instructions.
+//!
+//! The only folder of hone that holds `unsafe`: each use states why it is sound.
+
+pub mod activation;
+mod adamw;
+pub mod attention;
+pub mod backend;
+pub mod isa;
+pub mod loss;
+pub mod matrix;
+pub mod memory;
+pub mod norm;
+pub mod rope;
+pub mod tile;
+pub mod vector;
+
+#[cfg(test)]
+mod tests;

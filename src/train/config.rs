@@ -1,0 +1,493 @@
+//! What a base model's configuration says, read once into what the decoder needs.
+//!
+//! Reads Hugging Face's `config.json` in both spellings: `rope_parameters` (transformers 5) and
+//! `rope_theta` with `rope_scaling` (transformers 4).
+
+use serde_json::{Map, Value};
+
+use super::weights::LoadError;
+
+/// Architectures that hone trains, as `model_type` spells them.
+pub const KNOWN: &[&str] =
+    &["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"];
+
+/// An architecture; it decides the names of tensors and the quirks of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the architectures' own")]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma2,
+    Gemma3,
+    Phi3,
+    Gpt2,
+    GptNeox,
+}
+
+/// How rows are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMS norm.
+    Rms,
+    /// RMS norm whose stored weight is w with 1 + w meant (Gemma).
+    RmsOnePlus,
+    /// Layer norm with bias.
+    Layer,
+}
+
+/// The non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU in its tanh form (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU with the error function.
+    Gelu,
+}
+
+/// Rotary positions of one layer: angle = position · frequency.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// One frequency for each pair of elements; the head's first `2 · len` elements turn.
+    pub frequencies: Vec<f32>,
+    /// Factor on cosine and sine.
+    pub magnitude: f32,
+}
+
+/// Everything that the decoder needs to know of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The architecture.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+    /// Longest sequence in tokens.
+    pub context_length: usize,
+    /// How rows are normalised.
+    pub norm: NormKind,
+    /// The norm's ε.
+    pub norm_epsilon: f32,
+    /// Factor on the embedding.
+    pub embedding_scale: f32,
+    /// Rotary positions of each layer; empty with learned positions.
+    pub ropes: Vec<Rope>,
+    /// Whether positions have an embedding of their own (GPT-2).
+    pub learned_positions: bool,
+    /// Factor on attention scores.
+    pub attention_scale: f32,
+    /// Soft cap on attention scores.
+    pub score_cap: Option<f32>,
+    /// Soft cap on logits.
+    pub logit_cap: Option<f32>,
+    /// Sliding window of each layer.
+    pub windows: Vec<Option<usize>>,
+    /// The MLP's non-linearity.
+    pub activation: Activation,
+    /// Whether q, k, v carry a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention's output carries a bias.
+    pub output_bias: bool,
+    /// Whether the MLP's layers carry a bias.
+    pub mlp_bias: bool,
+    /// Whether each head's q and k are normalised.
+    pub qk_norm: bool,
+    /// Whether attention and MLP both read the block's input (GPT-NeoX).
+    pub parallel_residual: bool,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+}
+
+/// Reads keys of a configuration, with errors that name them.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl Keys<'_> {
+    fn error(reason: String) -> LoadError {
+        LoadError::Malformed { path: "config.json".to_owned(), reason }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn size(&self, key: &str) -> Result<usize, LoadError> {
+        self.optional_size(key)?.ok_or_else(|| Self::error(format!("{key:?} is missing")))
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_u64() {
+            Some(size) if size > 0 && size < 1 << 32 => Ok(Some(size as usize)),
+            _ => Err(Self::error(format!("{key:?} is {value}, not a positive whole number"))),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) => Ok(Some(number)),
+            None => Err(Self::error(format!("{key:?} is {value}, not a number"))),
+        }
+    }
+
+    fn flag(&self, key: &str, otherwise: bool) -> Result<bool, LoadError> {
+        let Some(value) = self.get(key) else {
+            return Ok(otherwise);
+        };
+        value.as_bool().ok_or_else(|| Self::error(format!("{key:?} is {value}, not true or false")))
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+}
+
+impl ModelConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// An architecture that hone does not know, a missing or senseless key: by name.
+    pub fn read(config: &Value) -> Result<Self, LoadError> {
+        let Some(object) = config.as_object() else {
+            return Err(Keys::error("it is not a JSON object".to_owned()));
+        };
+        let keys = Keys(object);
+        let found = keys.text("model_type").unwrap_or("(no model_type)");
+        let family = match found {
+            "llama" => Family::Llama,
+            "mistral" => Family::Mistral,
+            "qwen2" => Family::Qwen2,
+            "qwen3" => Family::Qwen3,
+            "gemma2" => Family::Gemma2,
+            "gemma3_text" => Family::Gemma3,
+            "phi3" => Family::Phi3,
+            "gpt2" => Family::Gpt2,
+            "gpt_neox" => Family::GptNeox,
+            _ => {
+                return Err(LoadError::UnknownArchitecture {
+                    found: found.to_owned(),
+                    known: KNOWN.join(", "),
+                });
+            }
+        };
+        let config = if family == Family::Gpt2 {
+            Self::read_gpt2(&keys)?
+        } else {
+            Self::read_modern(&keys, family)?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read_gpt2(keys: &Keys<'_>) -> Result<Self, LoadError> {
+        let hidden = keys.size("n_embd")?;
+        let heads = keys.size("n_head")?;
+        let layers = keys.size("n_layer")?;
+        let head_dim = hidden / heads;
+        let by_layer = keys.flag("scale_attn_by_inverse_layer_idx", false)?;
+        if by_layer || !keys.flag("scale_attn_weights", true)? {
+            return Err(Keys::error(
+                "GPT-2 variants that scale attention otherwise are not supported".to_owned(),
+            ));
+        }
+        Ok(Self {
+            family: Family::Gpt2,
+            vocabulary: keys.size("vocab_size")?,
+            hidden,
+            layers,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            intermediate: keys.optional_size("n_inner")?.unwrap_or(4 * hidden),
+            context_length: keys.size("n_positions")?,
+            norm: NormKind::Layer,
+            norm_epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
+            embedding_scale: 1.0,
+            ropes: Vec::new(),
+            learned_positions: true,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            score_cap: None,
+            logit_cap: None,
+            windows: vec![None; layers],
+            activation: activation(keys.text("activation_function").unwrap_or("gelu_new"))?,
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            qk_norm: false,
+            parallel_residual: false,
+            tied: keys.flag("tie_word_embeddings", true)?,
+        })
+    }
+
+    fn read_modern(keys: &Keys<'_>, family: Family) -> Result<Self, LoadError> {
+        let hidden = keys.size("hidden_size")?;
+        let heads = keys.size("num_attention_heads")?;
+        let layers = keys.size("num_hidden_layers")?;
+        let kv_heads = match family {
+            Family::GptNeox => heads,
+            _ => keys.optional_size("num_key_value_heads")?.unwrap_or(heads),
+        };
+        let head_dim = match keys.optional_size("head_dim")? {
+            Some(width) => width,
+            None => hidden / heads,
+        };
+        let is_gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
+        let is_neox = family == Family::GptNeox;
+        let scale_width = match keys.number("query_pre_attn_scalar")? {
+            Some(width) if is_gemma => width,
+            _ => head_dim as f64,
+        };
+        let epsilon_key = if is_neox { "layer_norm_eps" } else { "rms_norm_eps" };
+        let default_epsilon = if is_neox { 1e-5 } else { 1e-6 };
+        let activation_key = if is_gemma { "hidden_activation" } else { "hidden_act" };
+        let default_activation = match family {
+            Family::GptNeox => "gelu",
+            _ if is_gemma => "gelu_pytorch_tanh",
+            _ => "silu",
+        };
+        let attention_bias = keys.flag("attention_bias", is_neox)?;
+        let (score_cap, logit_cap) = if is_gemma {
+            (keys.number("attn_logit_softcapping")?, keys.number("final_logit_softcapping")?)
+        } else {
+            (None, None)
+        };
+        Ok(Self {
+            family,
+            vocabulary: keys.size("vocab_size")?,
+            hidden,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate: keys.size("intermediate_size")?,
+            context_length: keys.size("max_position_embeddings")?,
+            norm: match family {
+                Family::GptNeox => NormKind::Layer,
+                _ if is_gemma => NormKind::RmsOnePlus,
+                _ => NormKind::Rms,
+            },
+            norm_epsilon: keys.number(epsilon_key)?.unwrap_or(default_epsilon) as f32,
+            embedding_scale: if is_gemma { (hidden as f32).sqrt() } else { 1.0 },
+            ropes: ropes(keys, family, layers, head_dim)?,
+            learned_positions: false,
+            attention_scale: (1.0 / scale_width.sqrt()) as f32,
+            score_cap: score_cap.map(|cap| cap as f32),
+            logit_cap: logit_cap.map(|cap| cap as f32),
+            windows: windows(keys, family, layers)?,
+            activation: activation(
+                keys.text(activation_key)
+                    .or_else(|| keys.text("hidden_act"))
+                    .unwrap_or(default_activation),
+            )?,
+            qkv_bias: match family {
+                Family::Qwen2 => true,
+                _ => attention_bias,
+            },
+            output_bias: family != Family::Qwen2 && attention_bias,
+            mlp_bias: is_neox || keys.flag("mlp_bias", false)?,
+            qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
+            parallel_residual: is_neox && keys.flag("use_parallel_residual", true)?,
+            tied: keys.flag("tie_word_embeddings", is_gemma)?,
+        })
+    }
+
+    /// Sizes that must fit each other.
+    fn check(&self) -> Result<(), LoadError> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Keys::error(format!(
+                "{} query heads cannot share {} key heads evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        if self.head_dim == 0 {
+            return Err(Keys::error(format!(
+                "a hidden size of {} is too small for {} heads",
+                self.hidden, self.heads
+            )));
+        }
+        for rope in &self.ropes {
+            if 2 * rope.frequencies.len() > self.head_dim {
+                return Err(Keys::error("more elements turn than a head has".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn activation(name: &str) -> Result<Activation, LoadError> {
+    match name {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+        "gelu" => Ok(Activation::Gelu),
+        _ => Err(Keys::error(format!(
+            "activation {name:?} is not supported; hone knows silu, gelu, gelu_new and \
+             gelu_pytorch_tanh"
+        ))),
+    }
+}
+
+/// The sliding window of each layer.
+fn windows(
+    keys: &Keys<'_>,
+    family: Family,
+    layers: usize,
+) -> Result<Vec<Option<usize>>, LoadError> {
+    let Some(window) = keys.optional_size("sliding_window")? else {
+        return Ok(vec![None; layers]);
+    };
+    let is_qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
+    if is_qwen && !keys.flag("use_sliding_window", false)? {
+        return Ok(vec![None; layers]);
+    }
+    let slides = slides(keys, family, layers)?;
+    Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())
+}
+
+/// Whether each layer looks through a sliding window: as `layer_types` says, or by the family's
+/// rule.
+fn slides(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<bool>, LoadError> {
+    if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
+        if types.len() < layers {
+            return Err(Keys::error(format!(
+                "\"layer_types\" names {} layers of {layers}",
+                types.len()
+            )));
+        }
+        return Ok(types.iter().take(layers).map(|kind| kind == "sliding_attention").collect());
+    }
+    let first_full = keys.optional_size("max_window_layers")?.unwrap_or(layers);
+    let default_period = if family == Family::Gemma2 { 2 } else { 6 };
+    let period = keys.optional_size("sliding_window_pattern")?.unwrap_or(default_period);
+    Ok((0..layers)
+        .map(|layer| match family {
+            Family::Llama | Family::GptNeox | Family::Gpt2 => false,
+            Family::Mistral | Family::Phi3 => true,
+            Family::Qwen2 | Family::Qwen3 => layer >= first_full,
+            Family::Gemma2 | Family::Gemma3 => (layer + 1) % period != 0,
+        })
+        .collect())
+}
+
+/// The rotary positions of each layer.
+fn ropes(
+    keys: &Keys<'_>,
+    family: Family,
+    layers: usize,
+    head_dim: usize,
+) -> Result<Vec<Rope>, LoadError> {
+    if family == Family::Gemma3 {
+        return gemma3_ropes(keys, layers, head_dim);
+    }
+    let empty = Map::new();
+    let parameters = keys.get("rope_parameters").and_then(Value::as_object);
+    let scaling = keys.get("rope_scaling").and_then(Value::as_object);
+    let is_new_spelling = parameters.is_some();
+    let section = Keys(parameters.or(scaling).unwrap_or(&empty));
+    let (theta_key, partial_key) = match family {
+        Family::GptNeox => ("rotary_emb_base", "rotary_pct"),
+        _ => ("rope_theta", "partial_rotary_factor"),
+    };
+    let pick = |new: &str, old: &str| -> Result<Option<f64>, LoadError> {
+        if is_new_spelling && let Some(value) = section.number(new)? {
+            return Ok(Some(value));
+        }
+        keys.number(old)
+    };
+    let theta = pick("rope_theta", theta_key)?.unwrap_or(10_000.0);
+    let default_share = if family == Family::GptNeox { 0.25 } else { 1.0 };
+    let share = pick("partial_rotary_factor", partial_key)?.unwrap_or(default_share);
+    let rope = rope(&section, theta, share, head_dim)?;
+    Ok(vec![rope; layers])
+}
+
+/// Gemma 3 turns sliding and full layers with different bases.
+fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<Rope>, LoadError> {
+    let empty = Map::new();
+    let (full, sliding) = if let Some(both) = keys.get("rope_parameters").and_then(Value::as_object)
+    {
+        let part = |name: &str, theta: f64| -> Result<Rope, LoadError> {
+            let section = Keys(both.get(name).and_then(Value::as_object).unwrap_or(&empty));
+            let theta = section.number("rope_theta")?.unwrap_or(theta);
+            rope(&section, theta, 1.0, head_dim)
+        };
+        (part("full_attention", 1e6)?, part("sliding_attention", 1e4)?)
+    } else {
+        let scaling = Keys(keys.get("rope_scaling").and_then(Value::as_object).unwrap_or(&empty));
+        let full_theta = keys.number("rope_theta")?.unwrap_or(1e6);
+        let local_theta = keys.number("rope_local_base_freq")?.unwrap_or(1e4);
+        let none = Keys(&empty);
+        (rope(&scaling, full_theta, 1.0, head_dim)?, rope(&none, local_theta, 1.0, head_dim)?)
+    };
+    let slides = slides(keys, Family::Gemma3, layers)?;
+    Ok(slides
+        .into_iter()
+        .map(|slides| if slides { sliding.clone() } else { full.clone() })
+        .collect())
+}
+
+/// Frequencies θ^(-2i/d), scaled as `rope_type` says.
+fn rope(section: &Keys<'_>, theta: f64, share: f64, head_dim: usize) -> Result<Rope, LoadError> {
+    let turning = (head_dim as f64 * share) as usize;
+    let base: Vec<f64> =
+        (0..turning / 2).map(|i| theta.powf(-(2.0 * i as f64) / turning as f64)).collect();
+    let kind = section.text("rope_type").or_else(|| section.text("type")).unwrap_or("default");
+    let need = |key: &str| -> Result<f64, LoadError> {
+        section.number(key)?.ok_or_else(|| Keys::error(format!("rope type {kind:?} needs {key:?}")))
+    };
+    let frequencies: Vec<f64> = match kind {
+        "default" => base,
+        "linear" => {
+            let factor = need("factor")?;
+            base.into_iter().map(|frequency| frequency / factor).collect()
+        }
+        "llama3" => {
+            let factor = need("factor")?;
+            let low = need("low_freq_factor")?;
+            let high = need("high_freq_factor")?;
+            let original = need("original_max_position_embeddings")?;
+            base.into_iter()
+                .map(|frequency| llama3(frequency, factor, low, high, original))
+                .collect()
+        }
+        _ => {
+            return Err(Keys::error(format!(
+                "rope type {kind:?} is not supported; hone knows default, linear and llama3"
+            )));
+        }
+    };
+    Ok(Rope {
+        frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
+        magnitude: 1.0,
+    })
+}
+
+/// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, between them it blends.
+fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
+    let wavelength = 2.0 * std::f64::consts::PI / frequency;
+    if wavelength > original / low {
+        return frequency / factor;
+    }
+    if wavelength < original / high {
+        return frequency;
+    }
+    let blend = (original / wavelength - low) / (high - low);
+    (1.0 - blend) * frequency / factor + blend * frequency
+}

@@ -1,0 +1,151 @@
+//! A LoRA adapter of a decoder (Hu et al. 2021): a pair of matrices for each adapted layer.
+
+use super::Decoder;
+use crate::train::backend::{Backend, LoraPair, Outcome};
+use crate::train::engine::{EngineError, LoraSettings, NamedTensors};
+use crate::train::random::Stream;
+
+/// Adapter tensors of one model on a device; the same shape holds gradients and moments.
+pub struct Adapter<B: Backend> {
+    /// One for each of the decoder's modules; `None` where the layer is not adapted.
+    pub(super) pairs: Vec<Option<LoraPair<B>>>,
+    /// alpha / rank.
+    pub(super) scale: f32,
+}
+
+/// The key of A (or B) of `module` in PEFT's `adapter_model.safetensors`.
+fn key(module: &str, matrix: &str) -> String {
+    format!("base_model.model.{module}.lora_{matrix}.weight")
+}
+
+impl<B: Backend> Adapter<B> {
+    /// A fresh adapter, which changes nothing yet: A uniform in ±1/√inputs (PEFT's
+    /// `kaiming_uniform_(a=√5)`), B zero. Each tensor has its own random stream, so that none
+    /// depends on the others.
+    pub fn new(decoder: &Decoder<B>, settings: &LoraSettings, seed: u64) -> Outcome<Self> {
+        let backend = decoder.backend();
+        let mut pairs = Vec::with_capacity(decoder.modules().len());
+        for module in decoder.modules() {
+            let stream = Stream::new(seed, &key(&module.module, "A"), 0);
+            let bound = 1.0 / (module.inputs as f32).sqrt();
+            let values: Vec<f32> = (0..settings.rank * module.inputs)
+                .map(|index| (2.0 * stream.unit(index as u64) - 1.0) * bound)
+                .collect();
+            pairs.push(Some(LoraPair {
+                a: backend.matrix(settings.rank, module.inputs, &values)?,
+                b: backend.zeros(module.outputs, settings.rank)?,
+            }));
+        }
+        Ok(Self { pairs, scale: (settings.alpha / settings.rank as f64) as f32 })
+    }
+
+    /// Zeros in the shape of `self`: gradients or moments.
+    pub fn zeros_like(&self, decoder: &Decoder<B>, rank: usize) -> Outcome<Self> {
+        let backend = decoder.backend();
+        let mut pairs = Vec::with_capacity(self.pairs.len());
+        for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
+            pairs.push(match pair {
+                None => None,
+                Some(_) => Some(LoraPair {
+                    a: backend.zeros(rank, module.inputs)?,
+                    b: backend.zeros(module.outputs, rank)?,
+                }),
+            });
+        }
+        Ok(Self { pairs, scale: self.scale })
+    }
+
+    /// The tensors under PEFT's keys.
+    pub fn named(&self, decoder: &Decoder<B>) -> Outcome<NamedTensors> {
+        let backend = decoder.backend();
+        let mut named = NamedTensors::new();
+        for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
+            let Some(pair) = pair else { continue };
+            let rank = backend.rows(&pair.a);
+            let a = (vec![rank, module.inputs], backend.values(&pair.a)?);
+            let b = (vec![module.outputs, rank], backend.values(&pair.b)?);
+            named.insert(key(&module.module, "A"), a);
+            named.insert(key(&module.module, "B"), b);
+        }
+        Ok(named)
+    }
+
+    /// An adapter from tensors under PEFT's keys. Layers without tensors stay as they are; a layer
+    /// with one of its two, another shape, or a key that names no layer is an error.
+    pub fn from_named(
+        decoder: &Decoder<B>,
+        settings: &LoraSettings,
+        tensors: &NamedTensors,
+    ) -> Outcome<Self> {
+        let backend = decoder.backend();
+        let mut pairs = Vec::with_capacity(decoder.modules().len());
+        let mut used = 0;
+        for module in decoder.modules() {
+            let (key_a, key_b) = (key(&module.module, "A"), key(&module.module, "B"));
+            let (a, b) = match (tensors.get(&key_a), tensors.get(&key_b)) {
+                (None, None) => {
+                    pairs.push(None);
+                    continue;
+                }
+                (Some(a), Some(b)) => (a, b),
+                (None, Some(_)) => return Err(missing(&key_a)),
+                (Some(_), None) => return Err(missing(&key_b)),
+            };
+            let wanted = [[settings.rank, module.inputs], [module.outputs, settings.rank]];
+            for ((key, found), wanted) in [(&key_a, a), (&key_b, b)].into_iter().zip(wanted) {
+                if found.0 != wanted || found.1.len() != wanted[0] * wanted[1] {
+                    return Err(EngineError::Adapter(format!(
+                        "{key:?} has shape {:?} instead of {wanted:?}",
+                        found.0
+                    )));
+                }
+            }
+            used += 2;
+            pairs.push(Some(LoraPair {
+                a: backend.matrix(settings.rank, module.inputs, &a.1)?,
+                b: backend.matrix(module.outputs, settings.rank, &b.1)?,
+            }));
+        }
+        if used != tensors.len() {
+            let known: std::collections::BTreeSet<String> = decoder
+                .modules()
+                .iter()
+                .flat_map(|module| [key(&module.module, "A"), key(&module.module, "B")])
+                .collect();
+            let stranger = tensors.keys().find(|key| !known.contains(*key));
+            return Err(EngineError::Adapter(format!(
+                "{:?} names no layer of the model",
+                stranger.map_or("", |key| key)
+            )));
+        }
+        if used == 0 {
+            return Err(EngineError::Adapter("it holds no tensors".to_owned()));
+        }
+        Ok(Self { pairs, scale: (settings.alpha / settings.rank as f64) as f32 })
+    }
+
+    /// Number of trainable parameters.
+    pub fn parameters(&self, decoder: &Decoder<B>) -> u64 {
+        let mut count = 0;
+        for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
+            if let Some(pair) = pair {
+                count += decoder.backend().rows(&pair.a) * (module.inputs + module.outputs);
+            }
+        }
+        count as u64
+    }
+
+    /// Every pair that is there.
+    pub(in crate::train) fn pairs_mut(&mut self) -> impl Iterator<Item = &mut LoraPair<B>> {
+        self.pairs.iter_mut().flatten()
+    }
+
+    /// Every pair that is there.
+    pub(in crate::train) fn pairs(&self) -> impl Iterator<Item = &LoraPair<B>> {
+        self.pairs.iter().flatten()
+    }
+}
+
+fn missing(key: &str) -> EngineError {
+    EngineError::Adapter(format!("{key:?} is missing, though its partner is there"))
+}

@@ -1,0 +1,229 @@
+//! Forward through the blocks, for training, evaluation and decoding alike.
+
+use std::collections::BTreeMap;
+
+use super::adapter::Adapter;
+use super::saved::Saved;
+use super::{Block, Decoder, Linear, Mlp, Qkv};
+use crate::train::backend::{Backend, Outcome};
+
+/// How the tokens of a pass see each other.
+pub(super) enum Sight<'a, B: Backend> {
+    /// Segments of a packed batch, each for itself.
+    Segments(&'a [usize]),
+    /// They continue what each layer's cache holds.
+    Caches(&'a mut [LayerCache<B>]),
+}
+
+/// Keys and values of one layer.
+pub(super) struct LayerCache<B: Backend> {
+    pub keys: B::Matrix,
+    pub values: B::Matrix,
+}
+
+/// x · aᵀ of adapted layers as they pile up; `None` when no backward pass follows.
+type Inner<B> = Option<BTreeMap<usize, <B as Backend>::Matrix>>;
+
+impl<B: Backend> Decoder<B> {
+    /// The residual stream behind the last block, and what each block keeps when `keep`.
+    pub(super) fn run_blocks(
+        &self,
+        adapter: Option<&Adapter<B>>,
+        ids: &[u32],
+        positions: &[u32],
+        mut sight: Sight<'_, B>,
+        keep: bool,
+    ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
+        let backend = &self.backend;
+        let mut x = backend.embed(&self.embedding, ids, self.config.embedding_scale)?;
+        if let Some(table) = &self.positions {
+            backend.add(&mut x, &backend.embed(table, positions, 1.0)?)?;
+        }
+        let mut saved = Vec::with_capacity(if keep { self.blocks.len() } else { 0 });
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (next, kept) =
+                self.run_block(block, layer, x, adapter, positions, &mut sight, keep)?;
+            x = next;
+            saved.extend(kept);
+        }
+        Ok((x, saved))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a block, its input and what it looks at")]
+    fn run_block(
+        &self,
+        block: &Block<B>,
+        layer: usize,
+        x: B::Matrix,
+        adapter: Option<&Adapter<B>>,
+        positions: &[u32],
+        sight: &mut Sight<'_, B>,
+        keep: bool,
+    ) -> Outcome<(B::Matrix, Option<Saved<B>>)> {
+        let backend = &self.backend;
+        let mut inner: Inner<B> = keep.then(BTreeMap::new);
+
+        let normed = backend.norm(&x, &block.attention_norm)?;
+        let [mut queries, mut keys, values] = self.qkv(block, &normed, adapter, &mut inner)?;
+        drop(normed);
+        let mut raw_queries_and_keys = None;
+        if let Some([query_norm, key_norm]) = &block.qk_norms {
+            let normed = [backend.norm(&queries, query_norm)?, backend.norm(&keys, key_norm)?];
+            raw_queries_and_keys = Some([queries, keys]);
+            [queries, keys] = normed;
+        }
+        if let Some(table) = block.rope.map(|rope| &self.tables[rope]) {
+            let head_dim = block.attention.head_dim;
+            backend.rotate(&mut queries, head_dim, table, positions, false)?;
+            backend.rotate(&mut keys, head_dim, table, positions, false)?;
+        }
+        let (attended, attention) = match sight {
+            Sight::Segments(segments) => {
+                backend.attention(&queries, &keys, &values, segments, &block.attention)?
+            }
+            Sight::Caches(caches) => {
+                let cache = &mut caches[layer];
+                backend.append_rows(&mut cache.keys, &keys)?;
+                backend.append_rows(&mut cache.values, &values)?;
+                let attended =
+                    backend.attend(&queries, &cache.keys, &cache.values, &block.attention)?;
+                (attended, backend.zeros(0, 1)?)
+            }
+        };
+        let output = self.apply(&block.output, &attended, adapter, &mut inner)?;
+
+        // Attention joins the residual stream, through its own norm where it has one.
+        let mut next = backend.copy(&x)?;
+        let mut before_attention_post_norm = None;
+        match &block.post_norms {
+            None => backend.add(&mut next, &output)?,
+            Some([norm, _]) => {
+                backend.add(&mut next, &backend.norm(&output, norm)?)?;
+                before_attention_post_norm = Some(output);
+            }
+        }
+
+        let mlp_input = if self.config.parallel_residual { &x } else { &next };
+        let normed = backend.norm(mlp_input, &block.mlp_norm)?;
+        let (gate, up) = self.mlp_in(&block.mlp, &normed, adapter, &mut inner)?;
+        drop(normed);
+        let active = backend.activate(self.curve(), &gate, up.as_ref())?;
+        let down = self.apply(block.mlp.down(), &active, adapter, &mut inner)?;
+        drop(active);
+        let middle = match keep && !self.config.parallel_residual {
+            true => Some(backend.copy(&next)?),
+            false => None,
+        };
+        let mut before_post_norms = None;
+        match (&block.post_norms, before_attention_post_norm) {
+            (Some([_, norm]), Some(first)) => {
+                backend.add(&mut next, &backend.norm(&down, norm)?)?;
+                before_post_norms = Some([first, down]);
+            }
+            _ => backend.add(&mut next, &down)?,
+        }
+
+        let saved = inner.map(|inner| Saved {
+            x,
+            raw_queries_and_keys,
+            queries,
+            keys,
+            values,
+            attended,
+            attention,
+            middle,
+            before_post_norms,
+            gate,
+            up,
+            inner,
+        });
+        Ok((next, saved))
+    }
+
+    /// Queries, keys and values before norms and rotation.
+    fn qkv(
+        &self,
+        block: &Block<B>,
+        normed: &B::Matrix,
+        adapter: Option<&Adapter<B>>,
+        inner: &mut Inner<B>,
+    ) -> Outcome<[B::Matrix; 3]> {
+        match &block.qkv {
+            Qkv::Separate([q, k, v]) => Ok([
+                self.apply(q, normed, adapter, inner)?,
+                self.apply(k, normed, adapter, inner)?,
+                self.apply(v, normed, adapter, inner)?,
+            ]),
+            Qkv::Fused(linear, [q, k, v]) => {
+                let all = self.apply(linear, normed, adapter, inner)?;
+                let backend = &self.backend;
+                Ok([
+                    backend.take_columns(&all, q)?,
+                    backend.take_columns(&all, k)?,
+                    backend.take_columns(&all, v)?,
+                ])
+            }
+        }
+    }
+
+    /// The MLP's hidden layer before the activation: gate, and up where it is gated.
+    fn mlp_in(
+        &self,
+        mlp: &Mlp<B>,
+        normed: &B::Matrix,
+        adapter: Option<&Adapter<B>>,
+        inner: &mut Inner<B>,
+    ) -> Outcome<(B::Matrix, Option<B::Matrix>)> {
+        match mlp {
+            Mlp::Gated { gate, up, .. } => {
+                let gate = self.apply(gate, normed, adapter, inner)?;
+                Ok((gate, Some(self.apply(up, normed, adapter, inner)?)))
+            }
+            Mlp::FusedGated { gate_up, .. } => {
+                let both = self.apply(gate_up, normed, adapter, inner)?;
+                let [gate, up] = self.gate_up_columns();
+                let backend = &self.backend;
+                let up = backend.take_columns(&both, &[up])?;
+                Ok((backend.take_columns(&both, &[gate])?, Some(up)))
+            }
+            Mlp::Plain { up, .. } => Ok((self.apply(up, normed, adapter, inner)?, None)),
+        }
+    }
+
+    /// Columns of gate and up in the output of a fused layer.
+    pub(super) fn gate_up_columns(&self) -> [std::ops::Range<usize>; 2] {
+        let width = self.config.intermediate;
+        [0..width, width..2 * width]
+    }
+
+    /// One linear layer with its LoRA pair.
+    fn apply(
+        &self,
+        linear: &Linear<B>,
+        x: &B::Matrix,
+        adapter: Option<&Adapter<B>>,
+        inner: &mut Inner<B>,
+    ) -> Outcome<B::Matrix> {
+        let mut y = self.backend.linear(x, &linear.weight)?;
+        if let Some(adapter) = adapter
+            && let Some(pair) = &adapter.pairs[linear.pair]
+        {
+            let between = self.backend.lora(x, pair, adapter.scale, &mut y)?;
+            if let Some(inner) = inner {
+                inner.insert(linear.pair, between);
+            }
+        }
+        Ok(y)
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    /// The layer back to the residual stream.
+    pub(super) fn down(&self) -> &Linear<B> {
+        match self {
+            Self::Gated { down, .. } | Self::FusedGated { down, .. } | Self::Plain { down, .. } => {
+                down
+            }
+        }
+    }
+}

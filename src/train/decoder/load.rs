@@ -1,0 +1,361 @@
+//! Reads a base model's weights onto a device; names what is missing, left over or misshapen.
+
+use std::collections::BTreeMap;
+
+use super::names::{self, BlockNames, Layout, LinearName, MlpNames, QkvNames};
+use super::{AdaptedModule, Block, Decoder, Linear, Mlp, Qkv};
+use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
+use crate::train::config::{ModelConfig, NormKind, Rope};
+use crate::train::engine::LoadEngineError;
+use crate::train::weights::{LoadError, WeightSource};
+
+/// Most problems that an error lists.
+const LISTED: usize = 8;
+
+/// Reads tensors and keeps count of them.
+struct Reader<'a, B: Backend> {
+    backend: &'a B,
+    weights: &'a dyn WeightSource,
+    shapes: BTreeMap<String, Vec<usize>>,
+    modules: Vec<AdaptedModule>,
+    parameters: u64,
+    for_training: bool,
+    layer_norm: NormKind,
+    epsilon: f32,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Loads the base model that `config` describes from `weights`; for answering alone it takes
+    /// less memory.
+    pub fn load(
+        backend: B,
+        config: ModelConfig,
+        weights: &dyn WeightSource,
+        for_training: bool,
+    ) -> Result<Self, LoadEngineError> {
+        let shapes: BTreeMap<String, Vec<usize>> = weights.shapes().into_iter().collect();
+        check(&config, &shapes)?;
+        let mut reader = Reader {
+            backend: &backend,
+            weights,
+            shapes,
+            modules: Vec::new(),
+            parameters: 0,
+            for_training,
+            layer_norm: config.norm,
+            epsilon: config.norm_epsilon,
+        };
+        let outer = names::outer(config.family);
+        let embedding = reader.matrix(outer.embedding, config.vocabulary, config.hidden)?;
+        let positions = match outer.positions {
+            Some(name) => Some(reader.matrix(name, config.context_length, config.hidden)?),
+            None => None,
+        };
+        let mut tables = Vec::new();
+        let mut known: Vec<&Rope> = Vec::new();
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let rope = match config.ropes.get(layer) {
+                None => None,
+                Some(rope) => Some(match known.iter().position(|other| *other == rope) {
+                    Some(index) => index,
+                    None => {
+                        known.push(rope);
+                        tables.push(table(&backend, rope, config.context_length)?);
+                        known.len() - 1
+                    }
+                }),
+            };
+            blocks.push(reader.block(&config, layer, rope)?);
+        }
+        let final_norm = reader.norm(outer.final_norm, config.hidden, config.norm)?;
+        let head = match config.tied {
+            true => None,
+            false => Some(reader.matrix(outer.head, config.vocabulary, config.hidden)?),
+        };
+        let (modules, parameters) = (reader.modules, reader.parameters);
+        Ok(Self {
+            backend,
+            config,
+            embedding,
+            positions,
+            tables,
+            blocks,
+            final_norm,
+            head,
+            modules,
+            parameters,
+        })
+    }
+}
+
+/// Every tensor that the configuration calls for, with its shape.
+fn wanted(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+    let mut wanted = BTreeMap::new();
+    let outer = names::outer(config.family);
+    let has_norm_bias = config.norm == NormKind::Layer;
+    let norm = |wanted: &mut BTreeMap<String, Vec<usize>>, name: &str, width: usize| {
+        wanted.insert(format!("{name}.weight"), vec![width]);
+        if has_norm_bias {
+            wanted.insert(format!("{name}.bias"), vec![width]);
+        }
+    };
+    wanted.insert(format!("{}.weight", outer.embedding), vec![config.vocabulary, config.hidden]);
+    if let Some(name) = outer.positions {
+        wanted.insert(format!("{name}.weight"), vec![config.context_length, config.hidden]);
+    }
+    if !config.tied {
+        wanted.insert(format!("{}.weight", outer.head), vec![config.vocabulary, config.hidden]);
+    }
+    norm(&mut wanted, outer.final_norm, config.hidden);
+    for layer in 0..config.layers {
+        let block = names::block(config, layer);
+        for linear in linears(&block) {
+            let shape = match linear.layout {
+                Layout::Linear => vec![linear.outputs, linear.inputs],
+                Layout::Conv1d => vec![linear.inputs, linear.outputs],
+            };
+            wanted.insert(format!("{}.weight", linear.module), shape);
+            if linear.has_bias {
+                wanted.insert(format!("{}.bias", linear.module), vec![linear.outputs]);
+            }
+        }
+        norm(&mut wanted, &block.attention_norm, config.hidden);
+        norm(&mut wanted, &block.mlp_norm, config.hidden);
+        for name in block.post_norms.iter().flatten() {
+            norm(&mut wanted, name, config.hidden);
+        }
+        for name in block.qk_norms.iter().flatten() {
+            norm(&mut wanted, name, config.head_dim);
+        }
+    }
+    wanted
+}
+
+fn linears(block: &BlockNames) -> Vec<&LinearName> {
+    let mut all = match &block.qkv {
+        QkvNames::Separate(three) => three.iter().collect(),
+        QkvNames::Fused(one, _) => vec![one],
+    };
+    all.push(&block.output);
+    match &block.mlp {
+        MlpNames::Gated { gate, up, down } => all.extend([gate, up, down]),
+        MlpNames::FusedGated { gate_up, down } => all.extend([gate_up, down]),
+        MlpNames::Plain { up, down } => all.extend([up, down]),
+    }
+    all
+}
+
+/// Tensors that checkpoints carry and that are no weights: masks and tables.
+fn is_known_extra(name: &str, config: &ModelConfig) -> bool {
+    let tied_head = format!("{}.weight", names::outer(config.family).head);
+    name.ends_with("rotary_emb.inv_freq")
+        || name.ends_with("attn.bias")
+        || name.ends_with("attn.masked_bias")
+        || name.ends_with("attention.bias")
+        || name.ends_with("attention.masked_bias")
+        || (config.tied && name == tied_head)
+}
+
+/// Compares what there is with what the configuration calls for, before anything is read.
+fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), LoadError> {
+    let wanted = wanted(config);
+    let mut problems = Vec::new();
+    for (name, shape) in &wanted {
+        match find(shapes, name) {
+            None => problems.push(format!("{name:?} is missing")),
+            Some((_, found)) if found != shape => {
+                problems.push(format!("{name:?} has shape {found:?} instead of {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in shapes.keys() {
+        let is_wanted =
+            wanted.contains_key(name) || wanted.contains_key(&format!("transformer.{name}"));
+        if !is_wanted && !is_known_extra(name, config) {
+            problems.push(format!("{name:?} is not part of the architecture"));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let total = problems.len();
+    problems.truncate(LISTED);
+    let more = match total - problems.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Err(LoadError::Tensors(format!("{}{more}", problems.join("; "))))
+}
+
+/// A tensor by its name; GPT-2's own checkpoints leave out the leading `transformer.`.
+fn find<'a>(
+    shapes: &'a BTreeMap<String, Vec<usize>>,
+    name: &str,
+) -> Option<(&'a String, &'a Vec<usize>)> {
+    let bare = name.strip_prefix("transformer.");
+    shapes.get_key_value(name).or_else(|| bare.and_then(|bare| shapes.get_key_value(bare)))
+}
+
+/// Cosines and sines for every position.
+fn table<B: Backend>(
+    backend: &B,
+    rope: &Rope,
+    positions: usize,
+) -> Result<RopeTable<B>, LoadEngineError> {
+    let half = rope.frequencies.len();
+    let mut cos = Vec::with_capacity(positions * half);
+    let mut sin = Vec::with_capacity(positions * half);
+    for position in 0..positions {
+        for frequency in &rope.frequencies {
+            // The angle in 32 bits, as transformers computes it.
+            let angle = position as f32 * frequency;
+            cos.push(angle.cos() * rope.magnitude);
+            sin.push(angle.sin() * rope.magnitude);
+        }
+    }
+    Ok(RopeTable {
+        cos: backend.matrix(positions, half, &cos)?,
+        sin: backend.matrix(positions, half, &sin)?,
+        half,
+    })
+}
+
+impl<B: Backend> Reader<'_, B> {
+    /// Values of a tensor whose shape has been checked.
+    fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadEngineError> {
+        let stored = find(&self.shapes, name).map_or(name, |(stored, _)| stored).to_owned();
+        let tensor = self.weights.tensor(&stored)?;
+
+        let values = tensor.into_f32();
+        self.parameters += values.len() as u64;
+        Ok(values)
+    }
+
+    /// An embedding or a head.
+    fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<B::Weight, LoadEngineError> {
+        let values = self.values(&format!("{name}.weight"))?;
+        Ok(self.backend.weight(rows, columns, &values, None, self.for_training)?)
+    }
+
+    fn norm(
+        &mut self,
+        name: &str,
+        width: usize,
+        kind: NormKind,
+    ) -> Result<Norm<B>, LoadEngineError> {
+        let mut weight = self.values(&format!("{name}.weight"))?;
+        if kind == NormKind::RmsOnePlus {
+            for value in &mut weight {
+                *value += 1.0;
+            }
+        }
+        let bias = match kind {
+            NormKind::Layer => {
+                let bias = self.values(&format!("{name}.bias"))?;
+                Some(self.backend.vector(&bias)?)
+            }
+            _ => None,
+        };
+        let weight = self.backend.vector(&weight)?;
+        Ok(Norm { weight, bias, width, kind, epsilon: self.epsilon })
+    }
+
+    fn linear(&mut self, name: &LinearName) -> Result<Linear<B>, LoadEngineError> {
+        let mut values = self.values(&format!("{}.weight", name.module))?;
+        if name.layout == Layout::Conv1d {
+            values = transposed(&values, name.inputs, name.outputs);
+        }
+        let bias = match name.has_bias {
+            true => Some(self.values(&format!("{}.bias", name.module))?),
+            false => None,
+        };
+        let weight = self.backend.weight(
+            name.outputs,
+            name.inputs,
+            &values,
+            bias.as_deref(),
+            self.for_training,
+        )?;
+        self.modules.push(AdaptedModule {
+            module: name.module.clone(),
+            outputs: name.outputs,
+            inputs: name.inputs,
+        });
+        Ok(Linear { weight, pair: self.modules.len() - 1 })
+    }
+
+    fn block(
+        &mut self,
+        config: &ModelConfig,
+        layer: usize,
+        rope: Option<usize>,
+    ) -> Result<Block<B>, LoadEngineError> {
+        let names = names::block(config, layer);
+        let qkv = match &names.qkv {
+            QkvNames::Separate([q, k, v]) => {
+                Qkv::Separate([self.linear(q)?, self.linear(k)?, self.linear(v)?])
+            }
+            QkvNames::Fused(one, columns) => Qkv::Fused(self.linear(one)?, columns.clone()),
+        };
+        let output = self.linear(&names.output)?;
+        let mlp = match &names.mlp {
+            MlpNames::Gated { gate, up, down } => Mlp::Gated {
+                gate: self.linear(gate)?,
+                up: self.linear(up)?,
+                down: self.linear(down)?,
+            },
+            MlpNames::FusedGated { gate_up, down } => {
+                Mlp::FusedGated { gate_up: self.linear(gate_up)?, down: self.linear(down)? }
+            }
+            MlpNames::Plain { up, down } => {
+                Mlp::Plain { up: self.linear(up)?, down: self.linear(down)? }
+            }
+        };
+        let kind = self.layer_norm;
+        let mut pair = |names: &Option<[String; 2]>, width: usize| match names {
+            None => Ok(None),
+            Some([first, second]) => {
+                let both = [self.norm(first, width, kind)?, self.norm(second, width, kind)?];
+                Ok::<_, LoadEngineError>(Some(both))
+            }
+        };
+        let post_norms = pair(&names.post_norms, config.hidden)?;
+        let qk_norms = pair(&names.qk_norms, config.head_dim)?;
+        Ok(Block {
+            attention_norm: self.norm(&names.attention_norm, config.hidden, kind)?,
+            qkv,
+            qk_norms,
+            rope,
+            attention: AttentionShape {
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_scale,
+                window: config.windows[layer],
+                soft_cap: config.score_cap,
+            },
+            output,
+            mlp_norm: self.norm(&names.mlp_norm, config.hidden, kind)?,
+            mlp,
+            post_norms,
+        })
+    }
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        for column in 0..columns {
+            out[column * rows + row] = values[row * columns + column];
+        }
+    }
+    out
+}

@@ -1,0 +1,216 @@
+//! Where each architecture keeps its tensors: Hugging Face's names, one table a family.
+
+use std::ops::Range;
+
+use crate::train::config::{Family, ModelConfig};
+
+/// How a linear layer's weight lies in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// `[outputs, inputs]`.
+    Linear,
+    /// `[inputs, outputs]`, GPT-2's `Conv1D`.
+    Conv1d,
+}
+
+/// One linear layer of a block: its module path and shape.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LinearName {
+    pub module: String,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub has_bias: bool,
+    pub layout: Layout,
+}
+
+/// How queries, keys and values are made.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum QkvNames {
+    Separate([LinearName; 3]),
+    /// One layer; the columns of queries, keys and values in its output.
+    Fused(LinearName, [Vec<Range<usize>>; 3]),
+}
+
+/// How the MLP is made.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum MlpNames {
+    Gated { gate: LinearName, up: LinearName, down: LinearName },
+    FusedGated { gate_up: LinearName, down: LinearName },
+    Plain { up: LinearName, down: LinearName },
+}
+
+/// One block's tensors.
+pub(super) struct BlockNames {
+    pub qkv: QkvNames,
+    pub output: LinearName,
+    pub mlp: MlpNames,
+    /// Before attention.
+    pub attention_norm: String,
+    /// Before the MLP.
+    pub mlp_norm: String,
+    /// After attention and after the MLP, before they join the residual stream (Gemma).
+    pub post_norms: Option<[String; 2]>,
+    /// Of each head's q and k.
+    pub qk_norms: Option<[String; 2]>,
+}
+
+/// Tensors outside of the blocks.
+pub(super) struct OuterNames {
+    pub embedding: &'static str,
+    pub positions: Option<&'static str>,
+    pub final_norm: &'static str,
+    pub head: &'static str,
+}
+
+pub(super) fn outer(family: Family) -> OuterNames {
+    match family {
+        Family::Gpt2 => OuterNames {
+            embedding: "transformer.wte",
+            positions: Some("transformer.wpe"),
+            final_norm: "transformer.ln_f",
+            head: "lm_head",
+        },
+        Family::GptNeox => OuterNames {
+            embedding: "gpt_neox.embed_in",
+            positions: None,
+            final_norm: "gpt_neox.final_layer_norm",
+            head: "embed_out",
+        },
+        _ => OuterNames {
+            embedding: "model.embed_tokens",
+            positions: None,
+            final_norm: "model.norm",
+            head: "lm_head",
+        },
+    }
+}
+
+pub(super) fn block(config: &ModelConfig, layer: usize) -> BlockNames {
+    match config.family {
+        Family::Gpt2 => gpt2(config, layer),
+        Family::GptNeox => gpt_neox(config, layer),
+        _ => llama_like(config, layer),
+    }
+}
+
+fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
+    let prefix = format!("model.layers.{layer}");
+    let linear = |module: &str, outputs: usize, inputs: usize, has_bias: bool| LinearName {
+        module: format!("{prefix}.{module}"),
+        outputs,
+        inputs,
+        has_bias,
+        layout: Layout::Linear,
+    };
+    let (hidden, width) = (config.hidden, config.intermediate);
+    let query_width = config.heads * config.head_dim;
+    let kv_width = config.kv_heads * config.head_dim;
+    let is_phi = config.family == Family::Phi3;
+    let is_gemma = matches!(config.family, Family::Gemma2 | Family::Gemma3);
+
+    let qkv = if is_phi {
+        let all = query_width + 2 * kv_width;
+        let key_start = query_width;
+        let value_start = query_width + kv_width;
+        let fused = linear("self_attn.qkv_proj", all, hidden, config.qkv_bias);
+        let columns = [one(0..key_start), one(key_start..value_start), one(value_start..all)];
+        QkvNames::Fused(fused, columns)
+    } else {
+        QkvNames::Separate([
+            linear("self_attn.q_proj", query_width, hidden, config.qkv_bias),
+            linear("self_attn.k_proj", kv_width, hidden, config.qkv_bias),
+            linear("self_attn.v_proj", kv_width, hidden, config.qkv_bias),
+        ])
+    };
+    let down = linear("mlp.down_proj", hidden, width, config.mlp_bias);
+    let mlp = if is_phi {
+        let gate_up = linear("mlp.gate_up_proj", 2 * width, hidden, config.mlp_bias);
+        MlpNames::FusedGated { gate_up, down }
+    } else {
+        MlpNames::Gated {
+            gate: linear("mlp.gate_proj", width, hidden, config.mlp_bias),
+            up: linear("mlp.up_proj", width, hidden, config.mlp_bias),
+            down,
+        }
+    };
+    let name = |norm: &str| format!("{prefix}.{norm}");
+    BlockNames {
+        qkv,
+        output: linear("self_attn.o_proj", hidden, query_width, config.output_bias),
+        mlp,
+        attention_norm: name("input_layernorm"),
+        mlp_norm: if is_gemma {
+            name("pre_feedforward_layernorm")
+        } else {
+            name("post_attention_layernorm")
+        },
+        post_norms: is_gemma
+            .then(|| [name("post_attention_layernorm"), name("post_feedforward_layernorm")]),
+        qk_norms: config.qk_norm.then(|| [name("self_attn.q_norm"), name("self_attn.k_norm")]),
+    }
+}
+
+fn gpt2(config: &ModelConfig, layer: usize) -> BlockNames {
+    let prefix = format!("transformer.h.{layer}");
+    let conv = |module: &str, outputs: usize, inputs: usize| LinearName {
+        module: format!("{prefix}.{module}"),
+        outputs,
+        inputs,
+        has_bias: true,
+        layout: Layout::Conv1d,
+    };
+    let hidden = config.hidden;
+    let columns = [one(0..hidden), one(hidden..2 * hidden), one(2 * hidden..3 * hidden)];
+    BlockNames {
+        qkv: QkvNames::Fused(conv("attn.c_attn", 3 * hidden, hidden), columns),
+        output: conv("attn.c_proj", hidden, hidden),
+        mlp: MlpNames::Plain {
+            up: conv("mlp.c_fc", config.intermediate, hidden),
+            down: conv("mlp.c_proj", hidden, config.intermediate),
+        },
+        attention_norm: format!("{prefix}.ln_1"),
+        mlp_norm: format!("{prefix}.ln_2"),
+        post_norms: None,
+        qk_norms: None,
+    }
+}
+
+/// GPT-NeoX interleaves by head: q, k and v of head 0, then those of head 1, and so on.
+fn gpt_neox(config: &ModelConfig, layer: usize) -> BlockNames {
+    let prefix = format!("gpt_neox.layers.{layer}");
+    let linear = |module: &str, outputs: usize, inputs: usize, has_bias: bool| LinearName {
+        module: format!("{prefix}.{module}"),
+        outputs,
+        inputs,
+        has_bias,
+        layout: Layout::Linear,
+    };
+    let (hidden, width) = (config.hidden, config.head_dim);
+    let columns = [0, 1, 2].map(|part| {
+        (0..config.heads)
+            .map(|head| {
+                let start = (head * 3 + part) * width;
+                start..start + width
+            })
+            .collect()
+    });
+    let fused =
+        linear("attention.query_key_value", 3 * config.heads * width, hidden, config.qkv_bias);
+    BlockNames {
+        qkv: QkvNames::Fused(fused, columns),
+        output: linear("attention.dense", hidden, config.heads * width, config.output_bias),
+        mlp: MlpNames::Plain {
+            up: linear("mlp.dense_h_to_4h", config.intermediate, hidden, config.mlp_bias),
+            down: linear("mlp.dense_4h_to_h", hidden, config.intermediate, config.mlp_bias),
+        },
+        attention_norm: format!("{prefix}.input_layernorm"),
+        mlp_norm: format!("{prefix}.post_attention_layernorm"),
+        post_norms: None,
+        qk_norms: None,
+    }
+}
+
+/// One range of columns.
+fn one(range: Range<usize>) -> Vec<Range<usize>> {
+    vec![range]
+}

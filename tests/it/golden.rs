@@ -1,0 +1,347 @@
+//! The engine computes what transformers + PEFT compute: every case folder of `make_golden.py` in
+//! the folder that `HONE_GOLDEN_DIR` names (default `tests/data/golden`), in both spellings of its
+//! configuration, on every backend, through the interface that the trainer and the server use.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hone::train::engine::{
+    AdamWStep, BackendKind, Engine, LoraSettings, NamedTensors, Responder, Sequence, load,
+};
+use hone::train::weights::safetensors;
+use serde_json::Value;
+
+/// Cross entropy, relative. float64 and float32 differ by 1e-7 relative in transformers itself.
+const LOSS: f64 = 1e-5;
+/// Gradient tensors: norm of the difference, relative to the tensor's norm.
+const GRADIENT: f64 = 1e-4;
+/// Losses of the optimiser steps, relative: ten steps of rounding at a large learning rate.
+const STEP_LOSS: f64 = 1e-4;
+/// Global gradient norms of the steps, relative.
+const STEP_NORM: f64 = 1e-3;
+/// Logits, relative to the largest: float64 and float32 differ by up to 1e-6 in transformers.
+const LOGITS: f64 = 1e-5;
+/// Final adapter, relative to the tensor's norm. Adam divides by the root of the second moment, so
+/// where a gradient is near zero its rounding decides the direction; `case.json` shows 3e-5 absolute
+/// between float32 and float64.
+const FINAL: f64 = 5e-3;
+
+struct Case {
+    name: String,
+    folder: PathBuf,
+    description: Value,
+    tensors: BTreeMap<String, (Vec<usize>, Tensor)>,
+}
+
+enum Tensor {
+    Floats(Vec<f32>),
+    Integers(Vec<i64>),
+}
+
+fn cases() -> Vec<Case> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
+    let root = std::env::var_os("HONE_GOLDEN_DIR").map_or(default, PathBuf::from);
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
+        .unwrap_or_else(|error| panic!("{}: {error}", root.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("case.json").exists())
+        .collect();
+    folders.sort();
+    assert!(!folders.is_empty(), "{} holds no case", root.display());
+    folders.into_iter().map(|folder| read_case(&folder)).collect()
+}
+
+fn read_case(folder: &Path) -> Case {
+    let description = read_json(&folder.join("case.json"));
+    let bytes = std::fs::read(folder.join("case.safetensors")).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let tensor = match view.dtype() {
+            ::safetensors::Dtype::F32 => Tensor::Floats(
+                view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            ),
+            ::safetensors::Dtype::I64 => Tensor::Integers(
+                view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            ),
+            other => panic!("{name}: {other:?}"),
+        };
+        tensors.insert(name, (view.shape().to_vec(), tensor));
+    }
+    let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+    Case { name, folder: folder.to_owned(), description, tensors }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+impl Case {
+    fn floats(&self, name: &str) -> &[f32] {
+        match &self.tensors[name].1 {
+            Tensor::Floats(values) => values,
+            Tensor::Integers(_) => panic!("{name} holds integers"),
+        }
+    }
+
+    fn integers(&self, name: &str) -> Vec<Vec<i64>> {
+        let (shape, Tensor::Integers(values)) = &self.tensors[name] else {
+            panic!("{name} holds floats")
+        };
+        values.chunks(shape[1]).map(<[i64]>::to_vec).collect()
+    }
+
+    /// The tensors under `prefix`, by their PEFT keys.
+    fn named(&self, prefix: &str) -> NamedTensors {
+        let found = self.tensors.iter().filter_map(|(name, (shape, tensor))| {
+            let (Some(key), Tensor::Floats(values)) = (name.strip_prefix(prefix), tensor) else {
+                return None;
+            };
+            Some((key.to_owned(), (shape.clone(), values.clone())))
+        });
+        found.collect()
+    }
+
+    /// The rows of a batch without their padding.
+    fn sequences(&self, prefix: &str) -> Vec<Sequence> {
+        let ids = self.integers(&format!("{prefix}input_ids"));
+        let seen = self.integers(&format!("{prefix}attention_mask"));
+        let labels = self.integers(&format!("{prefix}labels"));
+        let mut rows = Vec::new();
+        for ((ids, seen), labels) in ids.iter().zip(&seen).zip(&labels) {
+            let length = seen.iter().filter(|seen| **seen == 1).count();
+            rows.push(Sequence {
+                input_ids: ids[..length].iter().map(|id| *id as u32).collect(),
+                loss_mask: labels[..length].iter().map(|label| *label != -100).collect(),
+            });
+        }
+        rows
+    }
+
+    fn lora(&self) -> LoraSettings {
+        let lora = &self.description["lora"];
+        LoraSettings {
+            rank: lora["r"].as_u64().unwrap() as usize,
+            alpha: lora["alpha"].as_f64().unwrap(),
+        }
+    }
+
+    fn optimiser(&self, step: u64) -> AdamWStep {
+        let optimiser = &self.description["optimizer"];
+        let number = |key: &str| optimiser[key].as_f64().unwrap();
+        AdamWStep {
+            learning_rate: number("lr"),
+            beta1: optimiser["betas"][0].as_f64().unwrap(),
+            beta2: optimiser["betas"][1].as_f64().unwrap(),
+            epsilon: number("eps"),
+            weight_decay: number("weight_decay"),
+            clip: number("clip_grad_norm"),
+            step,
+        }
+    }
+
+    fn engine(&self, config: &Value, kind: BackendKind) -> Box<dyn Engine> {
+        let weights = safetensors::open(&self.folder).unwrap();
+        load(config, weights.as_ref(), &self.lora(), 0, kind)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+}
+
+/// Norm of the difference over the norm of what is wanted.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut difference, mut norm) = (0.0, 1e-30);
+    for (got, want) in got.iter().zip(want) {
+        difference += (f64::from(*got) - f64::from(*want)).powi(2);
+        norm += f64::from(*want).powi(2);
+    }
+    (difference / norm).sqrt()
+}
+
+fn relative(got: f64, want: f64) -> f64 {
+    (got - want).abs() / want.abs().max(1e-30)
+}
+
+/// Largest difference of real (not padded) positions over the largest logit.
+fn check_logits(case: &Case, wanted: &str, row: usize, got: &[f32]) {
+    let (shape, _) = &case.tensors[wanted];
+    let want = &case.floats(wanted)[row * shape[1] * shape[2]..][..got.len()];
+    let most = want.iter().fold(0.0f64, |most, x| most.max(f64::from(x.abs())));
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        let difference = f64::from((got - want).abs()) / most;
+        assert!(difference <= LOGITS, "{} {wanted} row {row} [{index}]: {got} {want}", case.name);
+    }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, value) in logits.iter().enumerate() {
+        if *value > logits[best] {
+            best = index;
+        }
+    }
+    best as u32
+}
+
+fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
+    let name = &case.name;
+    let sequences = case.sequences("");
+    let batch: Vec<&Sequence> = sequences.iter().collect();
+    let mut engine = case.engine(config, kind);
+
+    // A fresh adapter has B = 0 and changes nothing: this is the base model.
+    for (row, sequence) in sequences.iter().enumerate() {
+        check_logits(case, "base_logits", row, &engine.logits(&sequence.input_ids).unwrap());
+    }
+    let base = engine.evaluate(&batch).unwrap();
+    let want = f64::from(case.floats("base_loss")[0]);
+    assert!(relative(base.loss / base.tokens as f64, want) <= LOSS, "{name}: base loss {base:?}");
+
+    engine.set_adapter(&case.named("lora_init.")).unwrap();
+    for (row, sequence) in sequences.iter().enumerate() {
+        check_logits(case, "lora_logits", row, &engine.logits(&sequence.input_ids).unwrap());
+    }
+    let steps = case.description["steps"].as_u64().unwrap();
+    for step in 1..=steps {
+        let sums = engine.accumulate(&batch, base.tokens).unwrap();
+        assert_eq!(sums.tokens, case.description["loss_tokens"].as_u64().unwrap());
+        let index = step as usize - 1;
+        let loss = sums.loss / sums.tokens as f64;
+        let want = f64::from(case.floats("step_losses")[index]);
+        let tolerance = if step == 1 { LOSS } else { STEP_LOSS };
+        assert!(relative(loss, want) <= tolerance, "{name} {kind:?} step {step}: {loss} {want}");
+        if step == 1 {
+            check_gradients(case, &engine.gradients().unwrap());
+        }
+        let norm = engine.step(&case.optimiser(step)).unwrap();
+        let want = f64::from(case.floats("step_grad_norms")[index]);
+        assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
+    }
+    let adapter = engine.adapter().unwrap();
+    for (key, (_, want)) in case.named("lora_final.") {
+        let off = distance(&adapter[&key].1, &want);
+        assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");
+    }
+    let sums = engine.evaluate(&batch).unwrap();
+    let want = f64::from(case.floats("final_loss")[0]);
+    let loss = sums.loss / sums.tokens as f64;
+    assert!(relative(loss, want) <= 2.0 * STEP_LOSS, "{name} {kind:?}: {loss} {want}");
+
+    // Greedy decoding, the whole text again for each token.
+    let mut text: Vec<u32> = case.integers("prompt_ids")[0].iter().map(|id| *id as u32).collect();
+    let want: Vec<u32> = case.integers("generated_ids")[0].iter().map(|id| *id as u32).collect();
+    let prompt = text.clone();
+    for _ in &want {
+        let logits = engine.logits(&text).unwrap();
+        let vocabulary = logits.len() / text.len();
+        text.push(argmax(&logits[logits.len() - vocabulary..]));
+    }
+    assert_eq!(text[prompt.len()..], want, "{name} {kind:?}: generation");
+    if kind != BackendKind::Candle {
+        check_session(case, config, kind, &adapter, &prompt, &want);
+    }
+}
+
+fn check_gradients(case: &Case, gradients: &NamedTensors) {
+    let wanted = case.named("lora_grad.");
+    assert_eq!(gradients.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    for (key, (shape, want)) in wanted {
+        assert_eq!(gradients[&key].0, shape);
+        let off = distance(&gradients[&key].1, &want);
+        assert!(off <= GRADIENT, "{} {key}: {off}", case.name);
+    }
+}
+
+/// Greedy decoding with kept keys and values, on a base with the adapter beside it.
+fn check_session(
+    case: &Case,
+    config: &Value,
+    kind: BackendKind,
+    adapter: &NamedTensors,
+    prompt: &[u32],
+    want: &[u32],
+) {
+    let weights = safetensors::open(&case.folder).unwrap();
+    let responder = Responder::load(config, weights.as_ref(), kind).unwrap();
+    let attached = responder.attach(&case.lora(), adapter).unwrap();
+    let mut session = responder.begin(Some(&attached)).unwrap();
+    let mut logits = session.extend(prompt).unwrap();
+    let mut written = Vec::new();
+    for _ in want {
+        let next = argmax(&logits);
+        written.push(next);
+        logits = session.extend(&[next]).unwrap();
+    }
+    assert_eq!(written, want, "{} {kind:?}: generation with a cache", case.name);
+}
+
+fn check_all(kind: BackendKind) {
+    for case in cases() {
+        if case.description["kind"] != "sft" {
+            continue;
+        }
+        for spelling in ["config.json", "config_v4.json"] {
+            let config = read_json(&case.folder.join(spelling));
+            check_supervised(&case, &config, kind);
+        }
+    }
+}
+
+#[test]
+fn the_candle_backend_computes_what_transformers_and_peft_compute() {
+    check_all(BackendKind::Candle);
+}
+
+#[test]
+fn the_cpu_backend_computes_what_transformers_and_peft_compute() {
+    check_all(BackendKind::CpuF32);
+}
+
+#[test]
+fn accumulated_micro_batches_add_up_to_the_whole_batch() {
+    let case = cases().into_iter().find(|case| case.description["kind"] == "sft").unwrap();
+    let config = read_json(&case.folder.join("config.json"));
+    let rows = case.sequences("");
+    let sequences: Vec<&Sequence> = rows.iter().cycle().take(8).collect();
+    for kind in [BackendKind::Candle, BackendKind::CpuF32] {
+        let mut engine = case.engine(&config, kind);
+        engine.set_adapter(&case.named("lora_init.")).unwrap();
+        let tokens = engine.evaluate(&sequences).unwrap().tokens;
+        engine.accumulate(&sequences, tokens).unwrap();
+        let whole = engine.gradients().unwrap();
+        for size in [4, 1] {
+            engine.step(&AdamWStep { learning_rate: 0.0, ..case.optimiser(1) }).unwrap();
+            for part in sequences.chunks(size) {
+                engine.accumulate(part, tokens).unwrap();
+            }
+            for (key, (_, values)) in engine.gradients().unwrap() {
+                let off = distance(&values, &whole[&key].1);
+                assert!(off <= 1e-5, "{kind:?} {key} in parts of {size}: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_extra_and_misshapen_tensors_are_named() {
+    let case = cases().into_iter().find(|case| case.description["model_type"] == "llama").unwrap();
+    let weights = safetensors::open(&case.folder).unwrap();
+    let mut config = read_json(&case.folder.join("config.json"));
+    let error =
+        |config: &Value| match load(config, weights.as_ref(), &case.lora(), 0, BackendKind::CpuF32)
+        {
+            Ok(_) => panic!("it loads"),
+            Err(error) => error.to_string(),
+        };
+    config["tie_word_embeddings"] = false.into();
+    assert!(error(&config).contains("\"lm_head.weight\" is missing"));
+    config["tie_word_embeddings"] = true.into();
+    config["intermediate_size"] = 100.into();
+    assert!(error(&config).contains("instead of [100, 64]"), "{}", error(&config));
+    config["intermediate_size"] = 112.into();
+    config["num_hidden_layers"] = 1.into();
+    assert!(error(&config).contains("\"model.layers.1.input_layernorm.weight\" is not part"));
+    config["model_type"] = "mamba".into();
+    let message = error(&config);
+    assert!(message.contains("mamba") && message.contains("gpt_neox"), "{message}");
+}
