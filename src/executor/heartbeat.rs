@@ -29,8 +29,8 @@ pub(super) struct Heartbeat {
 
 impl Heartbeat {
     /// Begins to beat for `claim`.
-    pub(super) fn start(queue: Arc<Queue>, claim: Claim, first: Wish) -> Self {
-        let (sender, wishes) = watch::channel(first);
+    pub(super) fn start(queue: Arc<Queue>, claim: Claim) -> Self {
+        let (sender, wishes) = watch::channel(Wish::GoOn);
         let mut task = JoinSet::new();
         task.spawn(beat(queue, claim, sender));
         Self { wishes, _task: task }

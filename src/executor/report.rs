@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Tools;
-use crate::job::{EventKind, EventLevel, NewEvent, ResolvedHyperparameters, StepMetrics};
+use crate::job::{EventKind, EventLevel, Job, NewEvent, ResolvedHyperparameters, StepMetrics};
 use crate::store::{Claim, StoreError};
 
 /// Most metrics events that a run leaves, give or take the ends of its epochs.
@@ -18,6 +18,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Report<'a> {
     tools: &'a Tools,
     claim: &'a Claim,
+    /// What an earlier attempt has explained.
+    explained: Option<&'a ResolvedHyperparameters>,
     total_steps: Option<u64>,
     written_at: Option<Instant>,
     /// The last step that the trainer has named.
@@ -25,9 +27,10 @@ pub(super) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// The progress of the run that `claim` allows.
-    pub(super) fn new(tools: &'a Tools, claim: &'a Claim) -> Self {
-        Self { tools, claim, total_steps: None, written_at: None, step: None }
+    /// The progress of the run of `job` that `claim` allows.
+    pub(super) fn new(tools: &'a Tools, claim: &'a Claim, job: &'a Job) -> Self {
+        let explained = job.resolved.as_ref();
+        Self { tools, claim, explained, total_steps: None, written_at: None, step: None }
     }
 
     /// The right to write it.
@@ -46,7 +49,8 @@ impl<'a> Report<'a> {
         self.tools.store.append_events(self.claim, &[event]).await
     }
 
-    /// Writes the values that were resolved, with a message for each explanation.
+    /// Writes the values that were resolved, with a message for each explanation unless an earlier
+    /// attempt has given them.
     pub(super) async fn resolved(
         &mut self,
         hyperparameters: &ResolvedHyperparameters,
@@ -54,10 +58,12 @@ impl<'a> Report<'a> {
         explanations: Vec<String>,
     ) -> Result<(), StoreError> {
         self.total_steps = Some(total_steps);
-        let events: Vec<NewEvent> = explanations
-            .into_iter()
-            .map(|explanation| NewEvent::message(EventLevel::Info, explanation))
-            .collect();
+        let mut events = Vec::new();
+        if self.explained != Some(hyperparameters) {
+            for explanation in explanations {
+                events.push(NewEvent::message(EventLevel::Info, explanation));
+            }
+        }
         self.tools.store.record_resolved(self.claim, hyperparameters, total_steps, &events).await
     }
 

@@ -74,13 +74,13 @@ pub(super) async fn run_job(
     if job.cancel_requested {
         return Ending::Cancelled;
     }
-    let mut heartbeat = Heartbeat::start(tools.queue.clone(), claim.clone(), Wish::GoOn);
-    let mut report = Report::new(tools, claim);
+    let mut heartbeat = Heartbeat::start(tools.queue.clone(), claim.clone());
+    let mut report = Report::new(tools, claim, job);
     let started = match claim.epoch {
-        1 => "Fine-tuning job started".to_owned(),
-        _ => "Fine-tuning job started again".to_owned(),
+        1 => "Fine-tuning job started",
+        _ => "Fine-tuning job started again",
     };
-    if is_lost(job, report.note(EventLevel::Info, started, None).await) {
+    if is_lost(job, report.note(EventLevel::Info, started.to_owned(), None).await) {
         return Ending::Lost;
     }
 
