@@ -126,10 +126,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Falls in a straight line to zero at the last step.
+    /// Falls in a straight line, to zero one step after the last.
     #[default]
     Linear,
-    /// Falls along a half cosine to zero at the last step.
+    /// Falls along a half cosine, to zero one step after the last.
     Cosine,
     /// Stays.
     Constant,

@@ -3,12 +3,17 @@
 
 pub mod backend;
 pub mod base_model;
+pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod encode;
 pub mod engine;
+mod memory;
 pub mod protocol;
 pub mod random;
+pub mod resolve;
+pub mod run;
+pub mod schedule;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;

@@ -1,0 +1,76 @@
+//! `hone trainer`: one run in a process of its own, which the executor starts and talks to.
+//!
+//! Reads a [`RunSpec`] line and then [`Control`] lines from standard input, writes [`Progress`]
+//! lines to standard output. See `train::protocol`.
+
+use std::io::{BufRead, Write};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use anyhow::Context;
+
+use crate::train::engine::BackendKind;
+use crate::train::protocol::{Control, Progress, RunSpec};
+use crate::train::run::run;
+
+/// How much lower than the server's the trainer's priority is: the server answers first.
+const NICENESS: i32 = 5;
+
+/// Runs until the specification is fulfilled, cancelled or refused.
+pub fn trainer() -> anyhow::Result<()> {
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        tracing::debug!(%error, "the trainer keeps the server's priority");
+    }
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("reading the specification")?;
+    let spec: RunSpec = serde_json::from_str(&line)
+        .context("the first line on standard input is not a specification of a run")?;
+    let controls = listen()?;
+
+    let mut output = std::io::stdout().lock();
+    let mut failure: Option<std::io::Error> = None;
+    let mut sink = |progress: Progress| {
+        if let Err(error) = say(&mut output, &progress) {
+            failure.get_or_insert(error);
+        }
+    };
+    let mut orders = || match controls.try_recv() {
+        Ok(control) => Some(control),
+        Err(TryRecvError::Empty) => None,
+        // The reader says Stop before it ends, so this is after that.
+        Err(TryRecvError::Disconnected) => Some(Control::Stop),
+    };
+    run(&spec, BackendKind::Cpu, &mut sink, &mut orders);
+    match failure {
+        Some(error) => Err(error).context("telling the supervisor how it goes"),
+        None => Ok(()),
+    }
+}
+
+/// Writes one message as a line and sends it off.
+fn say(output: &mut impl Write, progress: &Progress) -> std::io::Result<()> {
+    serde_json::to_writer(&mut *output, progress)?;
+    output.write_all(b"\n")?;
+    output.flush()
+}
+
+/// Reads orders on a thread of its own; the end of the input means that the supervisor is gone, and
+/// stops the run.
+fn listen() -> anyhow::Result<Receiver<Control>> {
+    let (sender, receiver) = channel();
+    std::thread::Builder::new().name("orders".to_owned()).spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            match serde_json::from_str(&line) {
+                Ok(control) => {
+                    if sender.send(control).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "an order that cannot be read is ignored"),
+            }
+        }
+        // Nobody listens any more when this fails.
+        let _ = sender.send(Control::Stop);
+    })?;
+    Ok(receiver)
+}

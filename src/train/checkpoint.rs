@@ -1,0 +1,246 @@
+//! Checkpoints: everything that a run needs to go on bit for bit, in a folder that is there whole or
+//! not at all.
+//!
+//! A checkpoint is `step-<n>/` in the run's work folder: the adapter in PEFT layout, both moments,
+//! `state.json`, and `manifest.json` with the SHA-256 of each, written last into a temporary folder
+//! that is then renamed. A folder whose manifest does not verify is passed over.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::engine::{Engine, EngineError};
+use crate::artifacts::atomic;
+use crate::artifacts::peft::{self, AdapterConfig, PeftError};
+use crate::job::{ResolvedHyperparameters, StepMetrics};
+
+const STATE_FILE: &str = "state.json";
+const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
+const SECOND_MOMENTS_FILE: &str = "second_moments.safetensors";
+const MANIFEST_FILE: &str = "manifest.json";
+
+/// What can go wrong with checkpoints.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file or folder.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The adapter's files.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    /// The engine cannot give or take its state.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A checkpoint is damaged.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// What a run is, beside its progress; a checkpoint of another run is not continued.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// SHA-256 of the base model.
+    pub model: String,
+    /// SHA-256 of the training file.
+    pub training_file: String,
+    /// SHA-256 of the validation file.
+    pub validation_file: Option<String>,
+    /// Seed of everything random.
+    pub seed: u32,
+    /// Every hyperparameter.
+    pub hyperparameters: ResolvedHyperparameters,
+}
+
+/// How far a run is. The place in the data and every random number follow from the step and the
+/// seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// What the run is.
+    pub identity: Identity,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Real tokens that went through training.
+    pub trained_tokens: u64,
+    /// Numbers of every step so far: the CSV's rows.
+    pub metrics: Vec<StepMetrics>,
+}
+
+/// A checkpoint that has been found whole.
+pub struct Found {
+    /// How far it is.
+    pub state: State,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// What looking for a checkpoint came to.
+#[derive(Default)]
+pub struct Search {
+    /// The newest whole one of this run.
+    pub found: Option<Found>,
+    /// Newer ones that cannot be used, and why.
+    pub passed_over: Vec<String>,
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.display().to_string();
+    move |source| CheckpointError::Io { path, source }
+}
+
+/// The folder of the checkpoint of `step`.
+pub fn folder(work_dir: &Path, step: u64) -> PathBuf {
+    work_dir.join(format!("step-{step}"))
+}
+
+/// Writes the engine's state as the checkpoint of `state.step`; one that is there already and whole
+/// is kept, since the same step always writes the same bytes.
+pub fn write(
+    work_dir: &Path,
+    engine: &dyn Engine,
+    adapter: &AdapterConfig,
+    state: &State,
+) -> Result<PathBuf, CheckpointError> {
+    let target = folder(work_dir, state.step);
+    if verify(&target).is_ok() {
+        return Ok(target);
+    }
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(io_error(&target))?;
+    }
+    let partial = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempdir_in(work_dir)
+        .map_err(io_error(work_dir))?;
+    let inside = |name: &str| partial.path().join(name);
+
+    peft::write(partial.path(), adapter, &engine.adapter()?)?;
+    let (first, second) = engine.moments()?;
+    for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
+        let path = inside(name);
+        atomic::write(&path, &peft::serialise(&moments)?).map_err(io_error(&path))?;
+    }
+    let path = inside(STATE_FILE);
+    atomic::write(&path, &to_json(state)?).map_err(io_error(&path))?;
+
+    let mut manifest = BTreeMap::new();
+    for name in
+        [peft::CONFIG_FILE, peft::WEIGHTS_FILE, FIRST_MOMENTS_FILE, SECOND_MOMENTS_FILE, STATE_FILE]
+    {
+        manifest.insert(name, sha256_of(&inside(name))?);
+    }
+    let path = inside(MANIFEST_FILE);
+    atomic::write(&path, &to_json(&manifest)?).map_err(io_error(&path))?;
+
+    let partial = partial.keep();
+    std::fs::rename(&partial, &target).map_err(io_error(&target))?;
+    atomic::sync_folder(work_dir).map_err(io_error(work_dir))?;
+    Ok(target)
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, CheckpointError> {
+    serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Damaged(error.to_string()))
+}
+
+/// SHA-256 of a file, lower-case hex.
+pub fn sha256_of(path: &Path) -> Result<String, CheckpointError> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path).map_err(io_error(path))?;
+    let mut buffer = vec![0u8; 64 * 1024];
+    loop {
+        let count = io::Read::read(&mut file, &mut buffer).map_err(io_error(path))?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Checks every file of a checkpoint against its manifest.
+fn verify(folder: &Path) -> Result<(), CheckpointError> {
+    let path = folder.join(MANIFEST_FILE);
+    let bytes = std::fs::read(&path).map_err(io_error(&path))?;
+    let manifest: BTreeMap<String, String> = serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Damaged(format!("{}: {error}", path.display())))?;
+    for (name, wanted) in &manifest {
+        let path = folder.join(name);
+        if sha256_of(&path)? != *wanted {
+            let message = format!("{} does not have the bytes that were written", path.display());
+            return Err(CheckpointError::Damaged(message));
+        }
+    }
+    Ok(())
+}
+
+/// The steps of which there is a checkpoint folder, newest first.
+pub fn steps(work_dir: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let mut steps: Vec<u64> = Vec::new();
+    for entry in std::fs::read_dir(work_dir).map_err(io_error(work_dir))? {
+        let name = entry.map_err(io_error(work_dir))?.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix("step-"));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            steps.push(step);
+        }
+    }
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
+}
+
+/// Looks for the newest whole checkpoint of the run that `identity` describes.
+pub fn newest(work_dir: &Path, identity: &Identity) -> Result<Search, CheckpointError> {
+    let mut search = Search::default();
+    for step in steps(work_dir)? {
+        let folder = folder(work_dir, step);
+        match read_state(&folder) {
+            Ok(state) if state.identity == *identity && state.step == step => {
+                search.found = Some(Found { state, folder });
+                return Ok(search);
+            }
+            Ok(_) => search.passed_over.push(format!(
+                "the checkpoint of step {step} belongs to other data, another base model or other \
+                 settings"
+            )),
+            Err(error) => search
+                .passed_over
+                .push(format!("the checkpoint of step {step} is not whole: {error}")),
+        }
+    }
+    Ok(search)
+}
+
+fn read_state(folder: &Path) -> Result<State, CheckpointError> {
+    verify(folder)?;
+    let path = folder.join(STATE_FILE);
+    let bytes = std::fs::read(&path).map_err(io_error(&path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Damaged(format!("{}: {error}", path.display())))
+}
+
+/// Puts a checkpoint's adapter and moments into the engine.
+pub fn restore(folder: &Path, engine: &mut dyn Engine) -> Result<(), CheckpointError> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).map_err(io_error(&path))
+    };
+    let (_, adapter) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)?;
+    engine.set_adapter(&adapter)?;
+    let first = peft::deserialise(&read(FIRST_MOMENTS_FILE)?)?;
+    let second = peft::deserialise(&read(SECOND_MOMENTS_FILE)?)?;
+    engine.set_moments(&first, &second)?;
+    Ok(())
+}
+
+/// Removes a checkpoint that nothing needs any more.
+pub fn remove(work_dir: &Path, step: u64) -> Result<(), CheckpointError> {
+    let folder = folder(work_dir, step);
+    std::fs::remove_dir_all(&folder).map_err(io_error(&folder))
+}

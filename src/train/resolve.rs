@@ -1,0 +1,184 @@
+//! Turns what a client asked for into numbers, and says why each number is what it is.
+
+use super::protocol::Progress;
+use crate::job::{Auto, Hyperparameters, ResolvedHyperparameters, Schedule};
+
+/// Learning rate when none is asked for.
+pub const DEFAULT_LEARNING_RATE: f64 = 2e-4;
+
+/// Longest example when none is asked for, in tokens; shorter where the model's own context is.
+pub const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
+
+const DEFAULT_RANK: u32 = 8;
+const DEFAULT_WARMUP_RATIO: f64 = 0.03;
+const DEFAULT_WEIGHT_DECAY: f64 = 0.01;
+const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
+
+/// The plan of a run: values, steps and a sentence for each value that was left open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Every value.
+    pub hyperparameters: ResolvedHyperparameters,
+    /// Optimiser steps of one epoch; the last one takes what is left.
+    pub steps_per_epoch: u64,
+    /// Optimiser steps in all.
+    pub total_steps: u64,
+    /// Why each value that was left open is what it is.
+    pub explanations: Vec<String>,
+}
+
+impl Plan {
+    /// What the trainer says of it.
+    pub fn progress(&self) -> Progress {
+        Progress::Resolved {
+            hyperparameters: self.hyperparameters.clone(),
+            total_steps: self.total_steps,
+            explanations: self.explanations.clone(),
+        }
+    }
+}
+
+/// The longest example that a run takes: as asked, else the default, never more than the model's
+/// own context.
+pub fn context_length(asked: &Hyperparameters, model_context: usize) -> u32 {
+    let model = u32::try_from(model_context).unwrap_or(u32::MAX);
+    asked.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH).min(model)
+}
+
+/// Plans a run over `examples` training examples.
+///
+/// - epochs: ⌈100 / examples⌉, at least 3 and at most 10: tiny sets need more passes to show at all;
+/// - batch size: the largest power of two in examples / 50, at least 1 and at most 16: about fifty
+///   steps an epoch, until the batch is as large as one device takes well.
+pub fn resolve(asked: &Hyperparameters, examples: u64, model_context: usize) -> Plan {
+    let mut explanations = Vec::new();
+    let n_epochs = match asked.n_epochs {
+        Auto::Value(epochs) => epochs,
+        Auto::Auto => {
+            let epochs = 100u64.div_ceil(examples.max(1)).clamp(3, 10) as u32;
+            explanations.push(format!(
+                "n_epochs is {epochs}: 100 examples' worth of passes over {examples} examples, at \
+                 least 3 and at most 10"
+            ));
+            epochs
+        }
+    };
+    let batch_size = match asked.batch_size {
+        Auto::Value(size) => size,
+        Auto::Auto => {
+            let mut size = 1u64;
+            while size < 16 && 2 * size <= examples / 50 {
+                size *= 2;
+            }
+            explanations.push(format!(
+                "batch_size is {size}: the largest power of two up to a fiftieth of {examples} \
+                 examples, at most 16"
+            ));
+            size as u32
+        }
+    };
+    let (learning_rate, learning_rate_multiplier) =
+        match (asked.learning_rate, asked.learning_rate_multiplier) {
+            (Some(rate), _) => (rate, rate / DEFAULT_LEARNING_RATE),
+            (None, Auto::Value(multiplier)) => (DEFAULT_LEARNING_RATE * multiplier, multiplier),
+            (None, Auto::Auto) => {
+                explanations.push(format!(
+                    "learning_rate_multiplier is 1: the learning rate rises to \
+                     {DEFAULT_LEARNING_RATE:e}, hone's default for LoRA"
+                ));
+                (DEFAULT_LEARNING_RATE, 1.0)
+            }
+        };
+    let lora_r = asked.lora_r.unwrap_or(DEFAULT_RANK);
+    let context_length = context_length(asked, model_context);
+    if asked.context_length.is_some_and(|length| length > context_length) {
+        explanations.push(format!(
+            "context_length is {context_length}: the model itself takes no more tokens"
+        ));
+    }
+    let hyperparameters = ResolvedHyperparameters {
+        n_epochs,
+        batch_size,
+        learning_rate_multiplier,
+        learning_rate,
+        lora_r,
+        lora_alpha: asked.lora_alpha.unwrap_or(2.0 * f64::from(lora_r)),
+        warmup_ratio: asked.warmup_ratio.unwrap_or(DEFAULT_WARMUP_RATIO),
+        weight_decay: asked.weight_decay.unwrap_or(DEFAULT_WEIGHT_DECAY),
+        max_grad_norm: asked.max_grad_norm.unwrap_or(DEFAULT_MAX_GRAD_NORM),
+        lr_scheduler_type: asked.lr_scheduler_type.unwrap_or_default(),
+        context_length,
+    };
+    explanations.push(describe_rest(&hyperparameters));
+    let steps_per_epoch = examples.div_ceil(u64::from(batch_size).max(1));
+    let total_steps = steps_per_epoch * u64::from(n_epochs);
+    Plan { hyperparameters, steps_per_epoch, total_steps, explanations }
+}
+
+/// The values that clients rarely state, in one sentence.
+fn describe_rest(values: &ResolvedHyperparameters) -> String {
+    let schedule = match values.lr_scheduler_type {
+        Schedule::Linear => "falls in a straight line",
+        Schedule::Cosine => "falls along a cosine",
+        Schedule::Constant => "stays",
+    };
+    format!(
+        "LoRA with r={} and alpha={} on all linear layers; AdamW with weight decay {}, gradients \
+         clipped at norm {}; the learning rate warms up over {} % of the steps and {schedule}; \
+         examples of up to {} tokens",
+        values.lora_r,
+        values.lora_alpha,
+        values.weight_decay,
+        values.max_grad_norm,
+        values.warmup_ratio * 100.0,
+        values.context_length
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auto(examples: u64) -> ResolvedHyperparameters {
+        resolve(&Hyperparameters::default(), examples, 8192).hyperparameters
+    }
+
+    #[test]
+    fn tiny_sets_get_more_epochs_and_large_ones_larger_batches() {
+        let epochs = [10, 11, 25, 33, 34, 100, 5000].map(|n| auto(n).n_epochs);
+        assert_eq!(epochs, [10, 10, 4, 4, 3, 3, 3]);
+        let batches = [10, 99, 100, 199, 200, 799, 800, 100_000].map(|n| auto(n).batch_size);
+        assert_eq!(batches, [1, 1, 2, 2, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn the_last_step_of_an_epoch_takes_what_is_left() {
+        let asked = Hyperparameters {
+            n_epochs: Auto::Value(2),
+            batch_size: Auto::Value(4),
+            ..Default::default()
+        };
+        let plan = resolve(&asked, 10, 8192);
+        assert_eq!((plan.steps_per_epoch, plan.total_steps), (3, 6));
+    }
+
+    #[test]
+    fn a_stated_learning_rate_or_multiplier_is_kept() {
+        let asked = Hyperparameters { learning_rate: Some(1e-3), ..Default::default() };
+        let values = resolve(&asked, 100, 8192).hyperparameters;
+        assert_eq!(values.learning_rate, 1e-3);
+        assert!((values.learning_rate_multiplier - 5.0).abs() < 1e-12);
+        let asked =
+            Hyperparameters { learning_rate_multiplier: Auto::Value(0.5), ..Default::default() };
+        assert_eq!(resolve(&asked, 100, 8192).hyperparameters.learning_rate, 1e-4);
+    }
+
+    #[test]
+    fn no_example_is_longer_than_the_models_context() {
+        let asked = Hyperparameters { context_length: Some(9000), ..Default::default() };
+        let plan = resolve(&asked, 100, 512);
+        assert_eq!(plan.hyperparameters.context_length, 512);
+        assert!(plan.explanations.iter().any(|text| text.contains("takes no more tokens")));
+        assert_eq!(auto(100).context_length, DEFAULT_CONTEXT_LENGTH);
+    }
+}

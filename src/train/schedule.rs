@@ -1,0 +1,55 @@
+//! The learning rate of a step: a pure function of the step, so that nothing needs to be kept for a
+//! run to go on.
+
+use crate::job::{ResolvedHyperparameters, Schedule};
+
+/// Learning rate of optimiser step `step` (from 1) of `total`. It rises in a straight line over the
+/// warm-up, is at its peak in the step after it, and is never zero: a step that moves nothing would
+/// be wasted.
+pub fn learning_rate(values: &ResolvedHyperparameters, step: u64, total: u64) -> f64 {
+    let peak = values.learning_rate;
+    let warm_up = (values.warmup_ratio * total as f64).ceil().min(total as f64) as u64;
+    if step <= warm_up {
+        return peak * step as f64 / (warm_up + 1) as f64;
+    }
+    let left = (total + 1 - step.min(total)) as f64 / (total - warm_up) as f64;
+    match values.lr_scheduler_type {
+        Schedule::Constant => peak,
+        Schedule::Linear => peak * left,
+        Schedule::Cosine => peak * 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Hyperparameters;
+    use crate::train::resolve::resolve;
+
+    fn rates(kind: Schedule, warmup_ratio: f64, total: u64) -> Vec<f64> {
+        let asked = Hyperparameters {
+            lr_scheduler_type: Some(kind),
+            warmup_ratio: Some(warmup_ratio),
+            learning_rate: Some(1.0),
+            ..Default::default()
+        };
+        let values = resolve(&asked, 100, 1000).hyperparameters;
+        (1..=total).map(|step| learning_rate(&values, step, total)).collect()
+    }
+
+    #[test]
+    fn the_rate_rises_to_its_peak_then_falls_and_is_never_zero() {
+        for kind in [Schedule::Linear, Schedule::Cosine, Schedule::Constant] {
+            for (ratio, total) in [(0.0, 1), (0.03, 1), (0.03, 10), (0.1, 100), (1.0, 5)] {
+                let rates = rates(kind, ratio, total);
+                assert!(rates.iter().all(|rate| *rate > 0.0 && *rate <= 1.0), "{rates:?}");
+                let peak = (ratio * total as f64).ceil() as usize;
+                assert!(rates[..peak].is_sorted(), "{rates:?}");
+                assert!(rates[peak..].is_sorted_by(|a, b| a >= b), "{rates:?}");
+                if peak < rates.len() {
+                    assert_eq!(rates[peak], 1.0);
+                }
+            }
+        }
+    }
+}
