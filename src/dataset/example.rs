@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Problems;
-
 /// What the examples of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -89,13 +87,25 @@ impl Example {
     }
 }
 
-/// Reads one line. Every problem goes to `problems`, with line, message index and key; what the
-/// user should know goes to `warnings`. `None` when the line cannot be used.
-pub fn parse_example(
-    _line: u64,
-    _bytes: &[u8],
-    _problems: &mut Problems,
-    _warnings: &mut Problems,
-) -> Option<Example> {
-    todo!()
+impl Role {
+    /// Every role, as it is spelt.
+    pub const ALL: &'static [(&'static str, Role)] = &[
+        ("system", Role::System),
+        ("developer", Role::Developer),
+        ("user", Role::User),
+        ("assistant", Role::Assistant),
+        ("tool", Role::Tool),
+        ("function", Role::Function),
+    ];
+
+    /// The role as templates know it: `developer` is a newer word for `system`.
+    pub fn in_templates(self) -> &'static str {
+        match self {
+            Self::System | Self::Developer => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+            Self::Function => "function",
+        }
+    }
 }

@@ -1,24 +1,124 @@
-//! Lines of a JSONL file, one by one, in constant memory.
+//! Lines of a JSONL file as its bytes come in, in constant memory.
 
-use std::io::BufRead;
+use super::MAX_LINE_BYTES;
 
-/// One line that is not blank.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// Its number in the file, from 1; blank lines count.
-    pub number: u64,
-    /// Its bytes without the end of line.
-    pub bytes: Vec<u8>,
+/// What is wrong with a line before it is even read as JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineFault {
+    /// Longer than [`MAX_LINE_BYTES`]; its bytes were not kept.
+    TooLong,
+    /// Not UTF-8.
+    NotUtf8,
 }
 
-/// Reads lines; tolerates a BOM, CRLF and blank lines.
-pub struct LineReader<R> {
-    _reader: R,
+impl std::fmt::Display for LineFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLong => {
+                write!(f, "the line is longer than {} MiB: split the example", MAX_LINE_BYTES >> 20)
+            }
+            Self::NotUtf8 => write!(f, "the line is not UTF-8: save the file as UTF-8"),
+        }
+    }
 }
 
-impl<R: BufRead> LineReader<R> {
-    /// Reads from `reader`.
-    pub fn new(reader: R) -> Self {
-        Self { _reader: reader }
+/// Who hears of each line that is not blank: its number, from 1 (blank lines count), and its text
+/// without the end of line.
+pub type EachLine<'a> = dyn FnMut(u64, Result<&str, LineFault>) + 'a;
+
+/// Cuts bytes into lines; tolerates a byte-order mark, CRLF and blank lines.
+#[derive(Debug, Default)]
+pub struct LineSplitter {
+    lines_done: u64,
+    pending: Vec<u8>,
+    is_too_long: bool,
+}
+
+impl LineSplitter {
+    /// Takes the next bytes and hands out the lines that end in them.
+    pub fn feed(&mut self, mut bytes: &[u8], each: &mut EachLine<'_>) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            self.keep(&bytes[..end]);
+            self.end_line(each);
+            bytes = &bytes[end + 1..];
+        }
+        self.keep(bytes);
+    }
+
+    /// Hands out the last line, if the file does not end with an end of line.
+    pub fn finish(&mut self, each: &mut EachLine<'_>) {
+        if !self.pending.is_empty() || self.is_too_long {
+            self.end_line(each);
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.is_too_long || self.pending.len() + bytes.len() > MAX_LINE_BYTES {
+            self.is_too_long = true;
+            self.pending.clear();
+            return;
+        }
+        self.pending.extend_from_slice(bytes);
+    }
+
+    fn end_line(&mut self, each: &mut EachLine<'_>) {
+        self.lines_done += 1;
+        if self.is_too_long {
+            each(self.lines_done, Err(LineFault::TooLong));
+        } else {
+            let mut bytes = &self.pending[..];
+            if self.lines_done == 1 {
+                bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            }
+            let bytes = bytes.trim_ascii();
+            if !bytes.is_empty() {
+                each(self.lines_done, std::str::from_utf8(bytes).map_err(|_| LineFault::NotUtf8));
+            }
+        }
+        self.pending.clear();
+        self.is_too_long = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(bytes: &[u8], chunk: usize) -> Vec<(u64, Result<String, LineFault>)> {
+        let mut found = Vec::new();
+        let mut each = |number: u64, line: Result<&str, LineFault>| {
+            found.push((number, line.map(str::to_owned)));
+        };
+        let mut splitter = LineSplitter::default();
+        for part in bytes.chunks(chunk) {
+            splitter.feed(part, &mut each);
+        }
+        splitter.finish(&mut each);
+        found
+    }
+
+    #[test]
+    fn lines_keep_their_numbers_through_a_bom_crlf_and_blank_lines() {
+        let bytes = b"\xef\xbb\xbfone\r\n\r\n  \ntwo\n\xff\nlast";
+        for chunk in 1..bytes.len() {
+            let found = lines(bytes, chunk);
+            assert_eq!(
+                found,
+                [
+                    (1, Ok("one".to_owned())),
+                    (4, Ok("two".to_owned())),
+                    (5, Err(LineFault::NotUtf8)),
+                    (6, Ok("last".to_owned())),
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_named_and_not_kept() {
+        let mut bytes = vec![b'x'; MAX_LINE_BYTES + 1];
+        bytes.extend_from_slice(b"\nnext\n");
+        let found = lines(&bytes, 1 << 16);
+        assert_eq!(found, [(1, Err(LineFault::TooLong)), (2, Ok("next".to_owned()))]);
     }
 }

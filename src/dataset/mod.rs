@@ -5,10 +5,12 @@
 
 pub mod example;
 pub mod lines;
+pub mod parse;
 pub mod verdict;
 
-pub use example::{Example, Format, Message, Role, ToolCall, parse_example};
-pub use lines::{Line, LineReader};
+pub use example::{Example, Format, Message, Role, ToolCall};
+pub use lines::{LineFault, LineSplitter};
+pub use parse::{parse_example, parse_messages};
 pub use verdict::{Problem, Problems, Verdict};
 
 /// Fewest examples that a training file may hold.

@@ -1,0 +1,499 @@
+//! Reads examples and messages, and names every problem with its place.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::{Example, Message, Problem, Problems, Role, ToolCall};
+
+/// Reads one line. Every problem goes to `problems`, with line, message index and key; what the
+/// user should know goes to `warnings`. `None` when the line cannot be used.
+pub fn parse_example(
+    line: u64,
+    text: &str,
+    problems: &mut Problems,
+    warnings: &mut Problems,
+) -> Option<Example> {
+    let mut reader = Reader { line, problems, warnings, found: 0 };
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(error) => {
+            reader.problem(None, None, format!("not valid JSON: {}", without_line(&error)));
+            return None;
+        }
+    };
+    let Value::Object(object) = value else {
+        reader.problem(None, None, format!("expected an object, found {}", kind(&value)));
+        return None;
+    };
+    let example = if object.contains_key("messages") {
+        reader.chat(&object)
+    } else if object.contains_key("prompt") || object.contains_key("completion") {
+        reader.prompt_completion(&object)
+    } else {
+        let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+        let message = format!(
+            "expected \"messages\", or \"prompt\" and \"completion\"; found the keys {keys:?}"
+        );
+        reader.problem(None, None, message);
+        None
+    };
+    if reader.found > 0 { None } else { example }
+}
+
+/// Reads the messages of a chat request by the rules of training files; the first problem, if any.
+/// The conversation need not hold an assistant's message.
+pub fn parse_messages(messages: &Value) -> Result<Vec<Message>, Problem> {
+    let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+    let mut reader = Reader { line: 0, problems: &mut problems, warnings: &mut warnings, found: 0 };
+    let read = reader.messages(messages);
+    match problems.listed.into_iter().next() {
+        Some(problem) => Err(problem),
+        None => Ok(read),
+    }
+}
+
+/// serde_json's message without its line, which is always 1 here.
+fn without_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((what, _)) => format!("{what} at column {}", error.column()),
+        None => text,
+    }
+}
+
+/// What a value is, for messages.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+struct Reader<'a> {
+    line: u64,
+    problems: &'a mut Problems,
+    warnings: &'a mut Problems,
+    /// Problems of this line.
+    found: usize,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, message_index: Option<usize>, key: Option<String>, message: String) {
+        self.found += 1;
+        self.problems.push(Problem { line: self.line, message_index, key, message });
+    }
+
+    fn warning(&mut self, message_index: Option<usize>, key: Option<String>, message: String) {
+        self.warnings.push(Problem { line: self.line, message_index, key, message });
+    }
+
+    fn unknown_keys(
+        &mut self,
+        object: &Map<String, Value>,
+        known: &[&str],
+        message_index: Option<usize>,
+    ) {
+        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
+            self.warning(message_index, Some(key.clone()), "unknown key, ignored".to_owned());
+        }
+    }
+
+    fn prompt_completion(&mut self, object: &Map<String, Value>) -> Option<Example> {
+        self.unknown_keys(object, &["prompt", "completion"], None);
+        let mut text = |key: &str| match object.get(key) {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(other) => {
+                let message = format!("expected a text, found {}", kind(other));
+                self.problem(None, Some(key.to_owned()), message);
+                None
+            }
+            None => {
+                self.problem(None, Some(key.to_owned()), "the key is missing".to_owned());
+                None
+            }
+        };
+        let (prompt, completion) = (text("prompt"), text("completion")?);
+        if completion.is_empty() {
+            let message = "the completion is empty: there is nothing to learn".to_owned();
+            self.problem(None, Some("completion".to_owned()), message);
+        }
+        Some(Example::PromptCompletion { prompt: prompt?, completion })
+    }
+
+    fn chat(&mut self, object: &Map<String, Value>) -> Option<Example> {
+        let known = ["messages", "tools", "parallel_tool_calls", "functions"];
+        self.unknown_keys(object, &known, None);
+        let messages = self.messages(object.get("messages")?);
+        let tools = self.tools(object);
+        if self.found > 0 {
+            return None;
+        }
+        let learns = messages.iter().any(|message| {
+            message.role == Role::Assistant
+                && message.trained
+                && (message.content.is_some() || !message.tool_calls.is_empty())
+        });
+        if !learns {
+            let message = "no assistant message with content and a weight other than 0: there is \
+                           nothing to learn";
+            self.problem(None, Some("messages".to_owned()), message.to_owned());
+        }
+        if let Some(last) = messages.last()
+            && last.role != Role::Assistant
+        {
+            let message = "the last message is not the assistant's; it is rendered and not learnt";
+            self.warning(Some(messages.len() - 1), Some("role".to_owned()), message.to_owned());
+        }
+        Some(Example::Chat { messages, tools })
+    }
+
+    fn tools(&mut self, object: &Map<String, Value>) -> Vec<Value> {
+        let mut tools = Vec::new();
+        match object.get("tools") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(list)) => {
+                for (index, tool) in list.iter().enumerate() {
+                    if tool["function"]["name"].is_string() {
+                        tools.push(tool.clone());
+                        continue;
+                    }
+                    let message = "a tool needs \"type\": \"function\" and a \"function\" with a \
+                                   \"name\"";
+                    self.problem(None, Some(format!("tools[{index}]")), message.to_owned());
+                }
+            }
+            Some(other) => {
+                let message = format!("expected a list, found {}", kind(other));
+                self.problem(None, Some("tools".to_owned()), message);
+            }
+        }
+        // The older spelling: bare functions.
+        match object.get("functions") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(list)) => {
+                for function in list {
+                    tools.push(serde_json::json!({"type": "function", "function": function}));
+                }
+            }
+            Some(other) => {
+                let message = format!("expected a list, found {}", kind(other));
+                self.problem(None, Some("functions".to_owned()), message);
+            }
+        }
+        tools
+    }
+
+    fn messages(&mut self, value: &Value) -> Vec<Message> {
+        let Some(list) = value.as_array() else {
+            let message = format!("expected a list of messages, found {}", kind(value));
+            self.problem(None, Some("messages".to_owned()), message);
+            return Vec::new();
+        };
+        if list.is_empty() {
+            let message = "the list of messages is empty".to_owned();
+            self.problem(None, Some("messages".to_owned()), message);
+        }
+        let mut messages = Vec::with_capacity(list.len());
+        let mut calls: BTreeSet<String> = BTreeSet::new();
+        for (index, value) in list.iter().enumerate() {
+            let Some(object) = value.as_object() else {
+                let message = format!("expected a message object, found {}", kind(value));
+                self.problem(Some(index), Some(format!("messages[{index}]")), message);
+                continue;
+            };
+            let Some(message) = self.message(index, object) else { continue };
+            calls.extend(message.tool_calls.iter().map(|call| call.id.clone()));
+            if let Some(id) = &message.tool_call_id
+                && !calls.contains(id)
+            {
+                let text =
+                    format!("no assistant message before this one has a call with id {id:?}");
+                self.at(index, "tool_call_id", text);
+            }
+            messages.push(message);
+        }
+        messages
+    }
+
+    /// A problem with one key of a message.
+    fn at(&mut self, index: usize, key: &str, message: String) {
+        self.problem(Some(index), Some(format!("messages[{index}].{key}")), message);
+    }
+
+    fn message(&mut self, index: usize, object: &Map<String, Value>) -> Option<Message> {
+        let known = [
+            "role",
+            "content",
+            "name",
+            "weight",
+            "tool_calls",
+            "function_call",
+            "tool_call_id",
+            "refusal",
+        ];
+        self.unknown_keys(object, &known, Some(index));
+        let before = self.found;
+        let role = self.role(index, object);
+        let content = self.content(index, object.get("content"));
+        let name = match object.get("name") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(name.clone()),
+            Some(other) => {
+                self.at(index, "name", format!("expected a text, found {}", kind(other)));
+                None
+            }
+        };
+        let is_assistant = role == Some(Role::Assistant);
+        let trained = self.weight(index, object.get("weight"), is_assistant);
+        let tool_calls = self.tool_calls(index, object, is_assistant);
+        let tool_call_id = match (role, object.get("tool_call_id")) {
+            (Some(Role::Tool), Some(Value::String(id))) => Some(id.clone()),
+            (Some(Role::Tool), _) => {
+                let text = "a tool message needs the id of the call that it answers".to_owned();
+                self.at(index, "tool_call_id", text);
+                None
+            }
+            _ => None,
+        };
+        if content.is_none() && tool_calls.is_empty() && self.found == before {
+            let text = match is_assistant {
+                true => "an assistant message needs content or tool_calls",
+                false => "the message has no content",
+            };
+            self.at(index, "content", text.to_owned());
+        }
+        if self.found > before {
+            return None;
+        }
+        Some(Message { role: role?, content, name, trained, tool_calls, tool_call_id })
+    }
+
+    fn role(&mut self, index: usize, object: &Map<String, Value>) -> Option<Role> {
+        let known = || {
+            let names: Vec<&str> = Role::ALL.iter().map(|(name, _)| *name).collect();
+            names.join(", ")
+        };
+        match object.get("role") {
+            Some(Value::String(text)) => {
+                let role = Role::ALL.iter().find(|(name, _)| name == text);
+                if role.is_none() {
+                    let text = format!("unknown role {text:?}; it can be {}", known());
+                    self.at(index, "role", text);
+                }
+                role.map(|(_, role)| *role)
+            }
+            Some(other) => {
+                self.at(index, "role", format!("expected a text, found {}", kind(other)));
+                None
+            }
+            None => {
+                self.at(index, "role", format!("the role is missing; it can be {}", known()));
+                None
+            }
+        }
+    }
+
+    /// A text, null, or a list of text parts.
+    fn content(&mut self, index: usize, value: Option<&Value>) -> Option<String> {
+        match value {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Array(parts)) => {
+                let mut whole = String::new();
+                for (part_index, part) in parts.iter().enumerate() {
+                    match (part["type"].as_str(), part["text"].as_str()) {
+                        (Some("text"), Some(text)) => whole.push_str(text),
+                        (found, _) => {
+                            let text = format!(
+                                "a part of type {found:?}; hone trains and answers text parts only"
+                            );
+                            self.at(index, &format!("content[{part_index}]"), text);
+                        }
+                    }
+                }
+                Some(whole)
+            }
+            Some(other) => {
+                self.at(index, "content", format!("expected a text, found {}", kind(other)));
+                None
+            }
+        }
+    }
+
+    /// Whether the message is learnt.
+    fn weight(&mut self, index: usize, value: Option<&Value>, is_assistant: bool) -> bool {
+        match value {
+            None | Some(Value::Null) => is_assistant,
+            Some(_) if !is_assistant => {
+                let text = "only assistant messages carry a weight".to_owned();
+                self.at(index, "weight", text);
+                false
+            }
+            Some(value) if value.as_f64() == Some(0.0) => false,
+            Some(value) if value.as_f64() == Some(1.0) => true,
+            Some(other) => {
+                self.at(index, "weight", format!("the weight is {other}; it can be 0 or 1"));
+                false
+            }
+        }
+    }
+
+    fn tool_calls(
+        &mut self,
+        index: usize,
+        object: &Map<String, Value>,
+        is_assistant: bool,
+    ) -> Vec<ToolCall> {
+        let mut calls = Vec::new();
+        let given = |key: &str| object.get(key).filter(|value| !value.is_null());
+        for key in ["tool_calls", "function_call"] {
+            if given(key).is_some() && !is_assistant {
+                self.at(index, key, "only assistant messages call tools".to_owned());
+                return calls;
+            }
+        }
+        if let Some(call) = given("function_call") {
+            calls.extend(self.function(index, "function_call", String::new(), call));
+        }
+        let Some(value) = given("tool_calls") else {
+            return calls;
+        };
+        let Some(list) = value.as_array() else {
+            self.at(index, "tool_calls", format!("expected a list, found {}", kind(value)));
+            return calls;
+        };
+        for (call_index, call) in list.iter().enumerate() {
+            let key = format!("tool_calls[{call_index}]");
+            let Some(id) = call["id"].as_str() else {
+                self.at(index, &format!("{key}.id"), "a call needs an id, a text".to_owned());
+                continue;
+            };
+            if call.get("type").is_some_and(|kind| kind != "function") {
+                let text = "the type of a call can only be \"function\"".to_owned();
+                self.at(index, &format!("{key}.type"), text);
+            }
+            let key = format!("{key}.function");
+            calls.extend(self.function(index, &key, id.to_owned(), &call["function"]));
+        }
+        calls
+    }
+
+    fn function(&mut self, index: usize, key: &str, id: String, value: &Value) -> Option<ToolCall> {
+        let (name, arguments) = (value["name"].as_str(), value["arguments"].as_str());
+        let (Some(name), Some(arguments)) = (name, arguments) else {
+            let text = "a function call needs \"name\" and \"arguments\", both texts".to_owned();
+            self.at(index, key, text);
+            return None;
+        };
+        Some(ToolCall { id, name: name.to_owned(), arguments: arguments.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems_of(text: &str) -> Vec<String> {
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let example = parse_example(7, text, &mut problems, &mut warnings);
+        assert_eq!(example.is_none(), !problems.is_empty(), "{text}");
+        problems.listed.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn good_examples_of_both_formats_are_read() {
+        let chat = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]},
+            {"role":"assistant","content":"b","weight":0},{"role":"assistant","content":"c"}]}"#;
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let example = parse_example(1, chat, &mut problems, &mut warnings).expect("it is good");
+        let Example::Chat { messages, .. } = example else { panic!("a chat") };
+        assert_eq!(messages[0].content.as_deref(), Some("a"));
+        assert_eq!([messages[1].trained, messages[2].trained], [false, true]);
+        let pair = r#"{"prompt":"a","completion":"b"}"#;
+        let example = parse_example(1, pair, &mut problems, &mut warnings).expect("it is good");
+        assert_eq!(example.format(), super::super::Format::PromptCompletion);
+        assert!(problems.is_empty() && warnings.is_empty());
+    }
+
+    #[test]
+    fn every_problem_is_named_with_line_message_and_key() {
+        let cases = [
+            ("{", "line 7: not valid JSON: EOF while parsing an object at column 1"),
+            ("[]", "line 7: expected an object, found a list"),
+            (r#"{"text":"a"}"#, "line 7: expected \"messages\", or \"prompt\""),
+            (r#"{"messages":3}"#, "line 7, key \"messages\": expected a list of messages"),
+            (r#"{"messages":[]}"#, "line 7, key \"messages\": the list of messages is empty"),
+            (
+                r#"{"messages":[{"role":"robot","content":"a"}]}"#,
+                "line 7, message 0, key \"messages[0].role\": unknown role \"robot\"",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":5}]}"#,
+                "line 7, message 1, key \"messages[1].content\": expected a text, found a number",
+            ),
+            (
+                r#"{"messages":[{"role":"assistant","content":"a","weight":0.5}]}"#,
+                "line 7, message 0, key \"messages[0].weight\": the weight is 0.5",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"a"}]}"#,
+                "line 7, key \"messages\": no assistant message",
+            ),
+            (
+                r#"{"messages":[{"role":"tool","content":"a","tool_call_id":"x"},
+                    {"role":"assistant","content":"b"}]}"#,
+                "line 7, message 0, key \"messages[0].tool_call_id\": no assistant message",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
+                "line 7, message 0, key \"messages[0].content[0]\": a part of type",
+            ),
+            (r#"{"prompt":"a"}"#, "line 7, key \"completion\": the key is missing"),
+        ];
+        for (text, want) in cases {
+            let found = problems_of(text);
+            assert!(found[0].starts_with(want), "{text}\n  {found:?}\n  {want}");
+        }
+    }
+
+    #[test]
+    fn all_problems_of_a_line_are_reported_not_only_the_first() {
+        let text =
+            r#"{"messages":[{"content":"a"},{"role":"user"},{"role":"assistant","content":1}]}"#;
+        assert_eq!(problems_of(text).len(), 3);
+    }
+
+    #[test]
+    fn unknown_keys_are_said_and_do_no_harm() {
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let text = r#"{"id":1,"messages":[{"role":"assistant","content":"a","mood":"good"}]}"#;
+        assert!(parse_example(2, text, &mut problems, &mut warnings).is_some());
+        let said: Vec<String> = warnings.listed.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "line 2, key \"id\": unknown key, ignored",
+                "line 2, message 0, key \"mood\": unknown \
+             key, ignored"
+            ]
+        );
+    }
+
+    #[test]
+    fn tool_calls_and_their_answers_are_read() {
+        let text = r#"{"messages":[{"role":"user","content":"a"},
+            {"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",
+             "function":{"name":"f","arguments":"{}"}}]},
+            {"role":"tool","tool_call_id":"c1","content":"3"},{"role":"assistant","content":"b"}],
+            "tools":[{"type":"function","function":{"name":"f"}}]}"#;
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let example = parse_example(1, text, &mut problems, &mut warnings).expect("it is good");
+        let Example::Chat { messages, tools } = example else { panic!("a chat") };
+        assert_eq!((messages[1].tool_calls[0].name.as_str(), tools.len()), ("f", 1));
+    }
+}

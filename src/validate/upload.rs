@@ -1,0 +1,245 @@
+//! Looks at a training file while it is being uploaded, in constant memory, and says at job creation
+//! what was found.
+
+use crate::dataset::{
+    Format, LineFault, LineSplitter, MIN_EXAMPLES, Problem, Problems, Verdict, parse_example,
+};
+use crate::error_code::ErrorCode;
+use crate::job::JobError;
+
+/// Judges a JSONL file as its bytes come in.
+#[derive(Debug, Default)]
+pub struct UploadChecker {
+    splitter: LineSplitter,
+    judge: Judge,
+}
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Judge {
+    verdict: Verdict,
+    /// Format and line of the first example.
+    first: Option<(Format, u64)>,
+    is_mixed: bool,
+}
+
+impl UploadChecker {
+    /// Nothing read yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let judge = &mut self.judge;
+        self.splitter.feed(bytes, &mut |number, line| judge.line(number, line));
+    }
+
+    /// What the whole file is.
+    pub fn finish(mut self) -> Verdict {
+        let judge = &mut self.judge;
+        self.splitter.finish(&mut |number, line| judge.line(number, line));
+        let mut verdict = self.judge.verdict;
+        verdict.format = match (self.judge.first, self.judge.is_mixed) {
+            (Some((format, _)), false) => Some(format),
+            _ => None,
+        };
+        verdict
+    }
+}
+
+impl Judge {
+    fn line(&mut self, number: u64, line: Result<&str, LineFault>) {
+        // A line that cannot be read still was meant as an example.
+        self.verdict.examples += 1;
+        let problems = &mut self.verdict.problems;
+        let text = match line {
+            Ok(text) => text,
+            Err(fault) => {
+                let message = fault.to_string();
+                problems.push(Problem { line: number, message_index: None, key: None, message });
+                return;
+            }
+        };
+        let warnings = &mut self.verdict.warnings;
+        let Some(example) = parse_example(number, text, problems, warnings) else {
+            return;
+        };
+        let format = example.format();
+        let (first, first_line) = *self.first.get_or_insert((format, number));
+        if first != format && !self.is_mixed {
+            self.is_mixed = true;
+            let message = format!(
+                "this line holds {}, line {first_line} holds {}: a file holds one format",
+                describe(format),
+                describe(first)
+            );
+            problems.push(Problem { line: number, message_index: None, key: None, message });
+        }
+    }
+}
+
+fn describe(format: Format) -> &'static str {
+    match format {
+        Format::Chat => "a chat (\"messages\")",
+        Format::PromptCompletion => "a \"prompt\" with its \"completion\"",
+    }
+}
+
+/// Which of a job's files is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The training file: at least [`MIN_EXAMPLES`].
+    Training,
+    /// The validation file: at least one example.
+    Validation,
+}
+
+impl Part {
+    /// The request field.
+    pub fn param(self) -> &'static str {
+        match self {
+            Self::Training => "training_file",
+            Self::Validation => "validation_file",
+        }
+    }
+
+    fn code(self) -> ErrorCode {
+        match self {
+            Self::Training => ErrorCode::InvalidTrainingFile,
+            Self::Validation => ErrorCode::InvalidValidationFile,
+        }
+    }
+}
+
+/// Why a job over this file fails; `None` when the file is good.
+pub fn job_error_for(verdict: &Verdict, part: Part) -> Option<JobError> {
+    let error = |code: ErrorCode, message: String| {
+        Some(JobError { code, message, param: Some(part.param().to_owned()) })
+    };
+    if !verdict.problems.is_empty() {
+        return error(part.code(), describe_problems(&verdict.problems));
+    }
+    if verdict.examples == 0 {
+        let code = match part {
+            Part::Training => ErrorCode::InvalidNExamples,
+            Part::Validation => ErrorCode::InvalidValidationFile,
+        };
+        return error(code, "the file holds no example".to_owned());
+    }
+    if part == Part::Training && verdict.examples < MIN_EXAMPLES {
+        let message = format!(
+            "the training file has {} examples; at least {MIN_EXAMPLES} are needed",
+            verdict.examples
+        );
+        return error(ErrorCode::InvalidNExamples, message);
+    }
+    None
+}
+
+/// All listed problems, a line each, and how many there are in all.
+fn describe_problems(problems: &Problems) -> String {
+    let mut text = match problems.total {
+        1 => "there is a problem in the file:".to_owned(),
+        total => format!("there are {total} problems in the file:"),
+    };
+    for problem in &problems.listed {
+        text.push_str(&format!("\n{problem}"));
+    }
+    let more = problems.total - problems.listed.len() as u64;
+    if more > 0 {
+        text.push_str(&format!("\nand {more} more"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str =
+        r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    const PAIR: &str = r#"{"prompt":"a","completion":"b"}"#;
+
+    fn judge(text: &str) -> Verdict {
+        let mut checker = UploadChecker::new();
+        checker.feed(text.as_bytes());
+        checker.finish()
+    }
+
+    #[test]
+    fn a_malformed_line_seven_is_named() {
+        let mut lines = vec![GOOD; 12];
+        lines[6] = r#"{"messages": [}"#;
+        let error = job_error_for(&judge(&lines.join("\n")), Part::Training).expect("an error");
+        assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
+        assert!(error.message.contains("line 7: not valid JSON"), "{}", error.message);
+        assert_eq!(error.param.as_deref(), Some("training_file"));
+    }
+
+    #[test]
+    fn nine_examples_are_too_few_for_training_and_enough_for_validation() {
+        let verdict = judge(&[GOOD; 9].join("\n"));
+        let error = job_error_for(&verdict, Part::Training).expect("an error");
+        assert_eq!(error.code, ErrorCode::InvalidNExamples);
+        assert!(error.message.contains("has 9 examples; at least 10"));
+        assert_eq!(job_error_for(&verdict, Part::Validation), None);
+        assert_eq!(job_error_for(&judge(&[GOOD; 10].join("\r\n")), Part::Training), None);
+        assert!(job_error_for(&judge("\n\n"), Part::Validation).is_some());
+    }
+
+    #[test]
+    fn mixed_formats_are_refused_with_both_lines() {
+        let verdict = judge(&[GOOD, GOOD, PAIR, PAIR].join("\n"));
+        assert_eq!(verdict.format, None);
+        assert_eq!(verdict.problems.total, 1);
+        let text = verdict.problems.listed[0].to_string();
+        assert!(text.starts_with("line 3: this line holds a \"prompt\""), "{text}");
+        assert!(text.contains("line 1 holds a chat"), "{text}");
+        assert_eq!(judge(&[PAIR; 3].join("\n")).format, Some(Format::PromptCompletion));
+    }
+
+    #[test]
+    fn fifty_problems_are_listed_and_all_are_counted() {
+        let verdict = judge(&["{}"; 70].join("\n"));
+        assert_eq!((verdict.problems.listed.len(), verdict.problems.total), (50, 70));
+        let error = job_error_for(&verdict, Part::Training).expect("an error");
+        assert!(error.message.contains("there are 70 problems"));
+        assert!(error.message.ends_with("and 20 more"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_checker_panic_and_chunks_do_not_matter(
+            bytes in prop::collection::vec(any::<u8>(), 0..400), chunk in 1usize..50,
+        ) {
+            let mut whole = UploadChecker::new();
+            whole.feed(&bytes);
+            let mut parts = UploadChecker::new();
+            for part in bytes.chunks(chunk) {
+                parts.feed(part);
+            }
+            prop_assert_eq!(whole.finish(), parts.finish());
+        }
+
+        #[test]
+        fn a_bad_line_keeps_its_number_among_blank_lines(
+            blanks in prop::collection::vec(0usize..4, 1..8), crlf in any::<bool>(),
+        ) {
+            let end = if crlf { "\r\n" } else { "\n" };
+            let mut text = String::new();
+            for blanks in &blanks {
+                text.push_str(&end.repeat(*blanks));
+                text.push_str(GOOD);
+                text.push_str(end);
+            }
+            text.push_str("oops");
+            let line = blanks.iter().map(|blanks| blanks + 1).sum::<usize>() as u64 + 1;
+            let verdict = judge(&text);
+            prop_assert_eq!(verdict.problems.total, 1);
+            prop_assert_eq!(verdict.problems.listed[0].line, line);
+        }
+    }
+}
