@@ -143,7 +143,7 @@ pub(super) async fn give_back(
     };
     sqlx::query(
         "UPDATE jobs
-         SET status = $1, attempt = max(attempt - $2, 0), estimated_finish = NULL,
+         SET status = $1, attempt = attempt - $2, estimated_finish = NULL,
              lease_owner = NULL, lease_expires_at = NULL
          WHERE id = $3 AND lease_epoch = $4",
     )
