@@ -8,16 +8,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Tools;
+use crate::artifacts::metrics_csv;
+use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::blobs::{BlobError, result_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::ids;
 use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::model::{TunedModel, checkpoint_name, tuned_model_name};
 use crate::store::{Claim, StoreError, Success};
-
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-const METRICS_CSV: &str = "step_metrics.csv";
 
 /// Why a result could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +93,14 @@ pub(super) async fn success(
     job: &Job,
     finished: &Finished,
 ) -> Result<Success, BlobError> {
-    let csv = store_file(tools, claim, &finished.metrics_csv, METRICS_CSV, METRICS_CSV).await?;
+    let csv = store_file(
+        tools,
+        claim,
+        &finished.metrics_csv,
+        metrics_csv::FILE_NAME,
+        metrics_csv::FILE_NAME,
+    )
+    .await?;
     let [config, weights] = adapter(tools, claim, &finished.adapter_directory, "final").await?;
     let model = TunedModel {
         id: model_name(job),
@@ -127,12 +132,12 @@ async fn adapter(
     directory: &Path,
     place: &str,
 ) -> Result<[FileRecord; 2], BlobError> {
-    let config_key = format!("{place}/{ADAPTER_CONFIG}");
-    let config_path = directory.join(ADAPTER_CONFIG);
-    let config = store_file(tools, claim, &config_path, &config_key, ADAPTER_CONFIG).await?;
-    let weights_key = format!("{place}/{ADAPTER_WEIGHTS}");
-    let weights_path = directory.join(ADAPTER_WEIGHTS);
-    let weights = store_file(tools, claim, &weights_path, &weights_key, ADAPTER_WEIGHTS).await?;
+    let config_key = format!("{place}/{CONFIG_FILE}");
+    let config_path = directory.join(CONFIG_FILE);
+    let config = store_file(tools, claim, &config_path, &config_key, CONFIG_FILE).await?;
+    let weights_key = format!("{place}/{WEIGHTS_FILE}");
+    let weights_path = directory.join(WEIGHTS_FILE);
+    let weights = store_file(tools, claim, &weights_path, &weights_key, WEIGHTS_FILE).await?;
     Ok([config, weights])
 }
 
