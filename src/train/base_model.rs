@@ -1,15 +1,20 @@
 //! A base model on disk, opened: configuration, weights, tokenizer, template.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::template::ChatTemplate;
-use super::tokenizer::Tokenizer;
-use super::weights::{LoadError, WeightSource};
+use super::tokenizer::{SpecialIds, Tokenizer};
+use super::weights::{LoadError, WeightSource, gguf, safetensors};
 
 /// Everything that one base model's folder or `.gguf` file holds.
 pub struct BaseModel {
     /// The configuration, as Hugging Face's `config.json` has it (a GGUF reader translates).
-    pub config: serde_json::Value,
+    pub config: Value,
     /// The weights, read tensor by tensor when the engine asks.
     pub weights: Box<dyn WeightSource>,
     /// Text to tokens and back.
@@ -21,8 +26,185 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Opens a folder in Hugging Face layout, or one `.gguf` file.
-    pub fn open(_path: &Path) -> Result<Self, LoadError> {
-        todo!()
+    /// Opens a folder in Hugging Face layout, one `.gguf` file, or a folder that holds one.
+    ///
+    /// # Errors
+    /// The file that is missing or cannot be read, by name, and why.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if path.is_file() {
+            return Self::open_gguf(path);
+        }
+        if path.join("config.json").is_file() {
+            return Self::open_folder(path);
+        }
+        let mut files = files_of(path)?;
+        files.retain(|file| file.extension().is_some_and(|end| end == "gguf"));
+        match &files[..] {
+            [one] => Self::open_gguf(one),
+            _ => Err(malformed(
+                path,
+                format!(
+                    "it holds neither a config.json nor exactly one .gguf file, but {} of them",
+                    files.len()
+                ),
+            )),
+        }
     }
+
+    fn open_folder(folder: &Path) -> Result<Self, LoadError> {
+        let config = read_json(&folder.join("config.json"))?;
+        let tokenizer_config = read_json_if_there(&folder.join("tokenizer_config.json"))?;
+        let generation = read_json_if_there(&folder.join("generation_config.json"))?;
+        let path = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|error| io_error(&path, error))?;
+        let token_text = |key: &str| {
+            let value = &tokenizer_config[key];
+            value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+        };
+        let mut ends = ids(&generation["eos_token_id"]);
+        ends.extend(ids(&config["eos_token_id"]));
+        let special = SpecialIds {
+            beginning: ids(&config["bos_token_id"]).first().copied(),
+            ends: Vec::new(),
+            adds_beginning: tokenizer_config["add_bos_token"].as_bool().unwrap_or(false),
+        };
+        let mut tokenizer = Tokenizer::from_json(&bytes, special)
+            .map_err(|error| malformed(&path, error.to_string()))?;
+        // The tokenizer's own end of text comes first: it is what ends a completion.
+        let named = token_text("eos_token").and_then(|text| {
+            tokenizer.control_tokens().iter().find(|(token, _)| *token == text).map(|(_, id)| *id)
+        });
+        for id in named.into_iter().chain(ends) {
+            tokenizer.add_stop(id);
+        }
+        let source = template_source(folder, &tokenizer_config)?;
+        let beginning = token_text("bos_token").unwrap_or_default();
+        let end = token_text("eos_token").unwrap_or_default();
+        let template = compile(source, &mut tokenizer, &beginning, &end, folder)?;
+        Ok(Self {
+            weights: safetensors::open(folder)?,
+            digest: digest_of(&files_of(folder)?)?,
+            config,
+            tokenizer,
+            template,
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, LoadError> {
+        let opened = gguf::open(path)?;
+        let mut tokenizer = Tokenizer::from_json(&opened.tokenizer_json, opened.special)
+            .map_err(|error| malformed(path, error.to_string()))?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.text_of(id)).unwrap_or_default();
+        let beginning = text(tokenizer.special().beginning);
+        let end = text(tokenizer.special().ends.first().copied());
+        let template = compile(opened.template, &mut tokenizer, &beginning, &end, path)?;
+        Ok(Self {
+            config: opened.config,
+            weights: opened.weights,
+            tokenizer,
+            template,
+            digest: digest_of(&[path.to_owned()])?,
+        })
+    }
+}
+
+fn io_error(path: &Path, source: std::io::Error) -> LoadError {
+    LoadError::Io { path: path.display().to_string(), source }
+}
+
+fn malformed(path: &Path, reason: String) -> LoadError {
+    LoadError::Malformed { path: path.display().to_string(), reason }
+}
+
+fn read_json(path: &Path) -> Result<Value, LoadError> {
+    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
+    serde_json::from_slice(&bytes).map_err(|error| malformed(path, format!("not JSON: {error}")))
+}
+
+fn read_json_if_there(path: &Path) -> Result<Value, LoadError> {
+    if path.exists() { read_json(path) } else { Ok(Value::Null) }
+}
+
+/// A token id, or a list of them.
+fn ids(value: &Value) -> Vec<u32> {
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(list) => list.iter().filter_map(one).collect(),
+        other => one(other).into_iter().collect(),
+    }
+}
+
+/// The chat template: a file of its own, or a key of `tokenizer_config.json` (a text, or a list of
+/// named ones, of which `default` is meant).
+fn template_source(folder: &Path, config: &Value) -> Result<Option<String>, LoadError> {
+    let path = folder.join("chat_template.jinja");
+    if path.exists() {
+        let text = std::fs::read_to_string(&path).map_err(|error| io_error(&path, error))?;
+        return Ok(Some(text));
+    }
+    Ok(match &config["chat_template"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) => list
+            .iter()
+            .find(|named| named["name"] == "default")
+            .and_then(|named| named["template"].as_str())
+            .map(str::to_owned),
+        _ => None,
+    })
+}
+
+/// Compiles the template, and lets generation stop at its end-of-turn token.
+fn compile(
+    source: Option<String>,
+    tokenizer: &mut Tokenizer,
+    beginning: &str,
+    end: &str,
+    path: &Path,
+) -> Result<Option<ChatTemplate>, LoadError> {
+    let Some(source) = source else {
+        return Ok(None);
+    };
+    let control: Vec<String> =
+        tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect();
+    let template = ChatTemplate::new(&source, &control, beginning, end)
+        .map_err(|error| malformed(path, error.to_string()))?;
+    if let Some(text) = template.end_of_turn() {
+        let id = tokenizer.control_tokens().iter().find(|(token, _)| *token == text);
+        if let Some(id) = id.map(|(_, id)| *id) {
+            tokenizer.add_stop(id);
+        }
+    }
+    Ok(Some(template))
+}
+
+/// The files of a folder, by name.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| io_error(folder, error))? {
+        let path = entry.map_err(|error| io_error(folder, error))?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// SHA-256 over names and contents of files.
+fn digest_of(files: &[PathBuf]) -> Result<String, LoadError> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    for path in files {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update([0]);
+        let mut file = File::open(path).map_err(|error| io_error(path, error))?;
+        loop {
+            let count = file.read(&mut buffer).map_err(|error| io_error(path, error))?;
+            if count == 0 {
+                break;
+            }
+            hash.update(&buffer[..count]);
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

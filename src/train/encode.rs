@@ -1,13 +1,20 @@
 //! Examples to token sequences with loss masks.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use super::base_model::BaseModel;
 use super::engine::Sequence;
-use crate::dataset::Problems;
+use super::template::TemplateError;
+use crate::dataset::{
+    Example, Format, LineFault, LineSplitter, Message, Problem, Problems, parse_example,
+};
 
 /// A file of examples, tokenised.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct EncodedFile {
     /// The sequences, in file order.
     pub sequences: Vec<Sequence>,
@@ -30,16 +37,198 @@ pub enum EncodeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The base model brings no chat template, and the file holds chats.
+    #[error(
+        "the base model has no chat template, and the file holds chats: use \"prompt\" and \
+         \"completion\", or a base model with a template"
+    )]
+    NoTemplate,
     /// Lines that cannot be used: format, control tokens in content, template.
-    #[error("{}", .0.listed.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("{} problems", .0.total)]
     Problems(Problems),
 }
 
 /// Reads, checks, renders and tokenises every example of `path`.
 pub fn encode_file(
-    _path: &Path,
-    _base: &BaseModel,
-    _context_length: usize,
+    path: &Path,
+    base: &BaseModel,
+    context_length: usize,
 ) -> Result<EncodedFile, EncodeError> {
-    todo!()
+    let io_error = |source| EncodeError::Io { path: path.display().to_string(), source };
+    let mut file = File::open(path).map_err(io_error)?;
+    let mut hash = Sha256::new();
+    let mut splitter = LineSplitter::default();
+    let mut encoder = Encoder {
+        base,
+        context_length,
+        made: EncodedFile::default(),
+        problems: Problems::default(),
+        format: None,
+        needs_template: false,
+    };
+    let mut buffer = vec![0u8; 1 << 16];
+    loop {
+        let count = file.read(&mut buffer).map_err(io_error)?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+        splitter.feed(&buffer[..count], &mut |number, line| encoder.line(number, line));
+    }
+    splitter.finish(&mut |number, line| encoder.line(number, line));
+    if encoder.needs_template {
+        return Err(EncodeError::NoTemplate);
+    }
+    if !encoder.problems.is_empty() {
+        return Err(EncodeError::Problems(encoder.problems));
+    }
+    let mut made = encoder.made;
+    made.digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(made)
+}
+
+struct Encoder<'a> {
+    base: &'a BaseModel,
+    context_length: usize,
+    made: EncodedFile,
+    problems: Problems,
+    /// Format and line of the first example.
+    format: Option<(Format, u64)>,
+    needs_template: bool,
+}
+
+impl Encoder<'_> {
+    fn line(&mut self, number: u64, line: Result<&str, LineFault>) {
+        let text = match line {
+            Ok(text) => text,
+            Err(fault) => return self.problem(number, None, None, fault.to_string()),
+        };
+        // Warnings were said when the file was uploaded.
+        let mut warnings = Problems::default();
+        let Some(example) = parse_example(number, text, &mut self.problems, &mut warnings) else {
+            return;
+        };
+        let (format, first_line) = *self.format.get_or_insert((example.format(), number));
+        if format != example.format() {
+            let message = format!("another format than that of line {first_line}");
+            return self.problem(number, None, None, message);
+        }
+        match example {
+            Example::Chat { messages, tools } => self.chat(number, &messages, &tools),
+            Example::PromptCompletion { prompt, completion } => {
+                self.prompt_completion(number, &prompt, &completion);
+            }
+        }
+    }
+
+    fn problem(
+        &mut self,
+        line: u64,
+        message_index: Option<usize>,
+        key: Option<String>,
+        message: String,
+    ) {
+        self.problems.push(Problem { line, message_index, key, message });
+    }
+
+    fn chat(&mut self, line: u64, messages: &[Message], tools: &[serde_json::Value]) {
+        let Some(template) = &self.base.template else {
+            self.needs_template = true;
+            return;
+        };
+        if let Some((index, key, token)) = control_token_in(self.base, messages) {
+            let key = Some(format!("messages[{index}].{key}"));
+            return self.problem(line, Some(index), key, control_token_message(&token));
+        }
+        let rendered = match template.render_for_training(messages, tools) {
+            Ok(rendered) => rendered,
+            Err(TemplateError::NotLocated { message_index, reason }) => {
+                return self.problem(line, Some(message_index), None, reason);
+            }
+            Err(error) => return self.problem(line, None, None, error.to_string()),
+        };
+        match self.base.tokenizer.encode(&rendered.text) {
+            Ok(tokens) => {
+                let counts = |range: &std::ops::Range<usize>| {
+                    rendered
+                        .learnt
+                        .iter()
+                        .any(|span| range.start < span.end && range.end > span.start)
+                };
+                let loss_mask = tokens.iter().map(|(_, range)| counts(range)).collect();
+                let input_ids = tokens.into_iter().map(|(id, _)| id).collect();
+                self.keep(line, Sequence { input_ids, loss_mask });
+            }
+            Err(error) => self.problem(line, None, None, error.to_string()),
+        }
+    }
+
+    fn prompt_completion(&mut self, line: u64, prompt: &str, completion: &str) {
+        let tokenizer = &self.base.tokenizer;
+        for (key, text) in [("prompt", prompt), ("completion", completion)] {
+            if let Some(token) = tokenizer.control_token_in(text) {
+                let message = control_token_message(token);
+                return self.problem(line, None, Some(key.to_owned()), message);
+            }
+        }
+        let whole = format!("{prompt}{completion}");
+        let tokens = match tokenizer.encode(&whole) {
+            Ok(tokens) => tokens,
+            Err(error) => return self.problem(line, None, None, error.to_string()),
+        };
+        let special = tokenizer.special();
+        let mut sequence = Sequence { input_ids: Vec::new(), loss_mask: Vec::new() };
+        if special.adds_beginning {
+            sequence.input_ids.extend(special.beginning);
+        }
+        sequence.loss_mask.resize(sequence.input_ids.len(), false);
+        for (id, range) in tokens {
+            sequence.input_ids.push(id);
+            sequence.loss_mask.push(range.end > prompt.len());
+        }
+        if let Some(end) = special.ends.first() {
+            sequence.input_ids.push(*end);
+            sequence.loss_mask.push(true);
+        }
+        self.keep(line, sequence);
+    }
+
+    fn keep(&mut self, line: u64, sequence: Sequence) {
+        if sequence.input_ids.len() > self.context_length {
+            self.made.too_long.push((line, sequence.input_ids.len()));
+            return;
+        }
+        self.made.sequences.push(sequence);
+        self.made.lines.push(line);
+    }
+}
+
+/// The first message that holds the text of a control token: its index, the key, the token.
+pub fn control_token_in(
+    base: &BaseModel,
+    messages: &[Message],
+) -> Option<(usize, &'static str, String)> {
+    for (index, message) in messages.iter().enumerate() {
+        let texts = message
+            .content
+            .iter()
+            .map(|content| ("content", content))
+            .chain(message.name.iter().map(|name| ("name", name)))
+            .chain(message.tool_calls.iter().map(|call| ("tool_calls", &call.arguments)))
+            .chain(message.tool_calls.iter().map(|call| ("tool_calls", &call.name)));
+        for (key, text) in texts {
+            if let Some(token) = base.tokenizer.control_token_in(text) {
+                return Some((index, key, token.to_owned()));
+            }
+        }
+    }
+    None
+}
+
+/// Why a text with a control token in it is refused.
+pub fn control_token_message(token: &str) -> String {
+    format!(
+        "the text holds {token:?}, which is a control token of the model: it would end or begin a turn \
+         in the middle of the message. Remove it or write it differently"
+    )
 }

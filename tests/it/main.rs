@@ -6,3 +6,4 @@ mod store_conformance;
 mod store_random_operations;
 mod store_sqlite;
 mod store_support;
+mod templates;

@@ -1,5 +1,6 @@
 //! Weights of a base model, whatever file they lie in, under Hugging Face's names and layouts.
 
+pub mod gguf;
 pub mod safetensors;
 
 use half::{bf16, f16};
