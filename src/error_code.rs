@@ -47,6 +47,17 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => ErrorType::$kind,)* }
             }
 
+            /// What `error.code` of an HTTP reply says: OpenAI leaves it null for some.
+            pub fn on_the_wire(self) -> Option<&'static str> {
+                match self {
+                    Self::FileNotFound
+                    | Self::MethodNotAllowed
+                    | Self::UnsupportedMediaType
+                    | Self::InternalError => None,
+                    code => Some(code.as_str()),
+                }
+            }
+
             /// The HTTP status of a reply with this code.
             pub fn http_status(self) -> u16 {
                 match self { $(Self::$variant => $status,)* }
@@ -93,6 +104,8 @@ error_codes! {
     FileTooLarge => "file_too_large", InvalidRequest, 413;
     /// The body is of a kind that the route does not take.
     UnsupportedMediaType => "unsupported_media_type", InvalidRequest, 415;
+    /// The range of bytes lies outside of the file.
+    InvalidRange => "invalid_range", InvalidRequest, 416;
     /// Too many requests or queued jobs.
     RateLimitExceeded => "rate_limit_exceeded", RateLimit, 429;
     /// A fault of the server.

@@ -2,4 +2,4 @@
 
 pub mod catalog;
 
-pub use catalog::{BaseModelEntry, Catalog};
+pub use catalog::{BaseModelEntry, Catalog, Skipped, Survey};

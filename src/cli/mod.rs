@@ -1,3 +1,33 @@
 //! The outermost layer: one file for each command, which wires the stages together.
 
+pub mod serve;
 pub mod trainer;
+
+use clap::{Parser, Subcommand};
+
+/// A fine-tuning API server that you run yourself.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve OpenAI's fine-tuning API and train its jobs.
+    Serve(serve::ServeArgs),
+    /// One training run, started by the server.
+    #[command(hide = true)]
+    Trainer,
+}
+
+impl Cli {
+    /// Runs the command that was asked for.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(args) => serve::serve(&args),
+            Command::Trainer => trainer::trainer(),
+        }
+    }
+}

@@ -1,1 +1,112 @@
 //! Stage 1: a request arrives.
+//!
+//! [`router`] is the table of contents: every route, grouped by what it is about. Nouns are folders,
+//! verbs are files. The OpenAPI document comes from the same declarations.
+
+pub mod accept;
+mod chat;
+mod error;
+mod extract;
+mod files;
+mod fine_tuning;
+mod health;
+mod models;
+mod openapi;
+mod state;
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use self::error::ApiError;
+pub use self::openapi::document;
+pub use self::state::AppState;
+use crate::error_code::ErrorCode;
+use crate::ids;
+
+/// Longest time that a request without big bytes and without generation may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Every route of OpenAI's surface.
+fn api() -> OpenApiRouter<AppState> {
+    let quick = OpenApiRouter::new()
+        .routes(routes!(files::list::list))
+        .routes(routes!(files::retrieve::retrieve, files::delete::delete))
+        .routes(routes!(fine_tuning::create::create, fine_tuning::list::list))
+        .routes(routes!(fine_tuning::retrieve::retrieve))
+        .routes(routes!(fine_tuning::cancel::cancel))
+        .routes(routes!(fine_tuning::events::events))
+        .routes(routes!(fine_tuning::checkpoints::checkpoints))
+        .routes(routes!(models::list::list))
+        .routes(routes!(models::retrieve::retrieve, models::delete::delete))
+        .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::GATEWAY_TIMEOUT, TIMEOUT));
+    OpenApiRouter::new()
+        .merge(quick)
+        .routes(routes!(files::create::create))
+        .routes(routes!(files::content::content))
+        .routes(routes!(chat::create::create))
+}
+
+/// The whole server: the API under `/v1` and without it, health, the document and its viewer.
+pub fn router(state: AppState) -> Router {
+    let (versioned, _) = OpenApiRouter::new().nest("/v1", api()).split_for_parts();
+    let (plain, _) = api().split_for_parts();
+    let document = document();
+    let served = document.clone();
+    Router::new()
+        .merge(versioned)
+        .merge(plain)
+        .merge(health::routes())
+        .route("/openapi.json", get(move || async move { Json(served) }))
+        .merge(SwaggerUi::new("/docs").url("/docs/openapi.json", document))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
+            ApiError::internal("a handler panicked").into_response()
+        }))
+        .layer(middleware::from_fn(with_request_id))
+        .with_state(state)
+}
+
+async fn no_such_route(uri: Uri) -> ApiError {
+    let path = uri.path();
+    let hint = if path.ends_with("/responses") {
+        ": hone answers chat at /v1/chat/completions"
+    } else {
+        ": /openapi.json lists what there is"
+    };
+    ApiError::new(ErrorCode::RouteNotFound, format!("there is no route {path}{hint}"))
+}
+
+async fn no_such_method(request: Request) -> ApiError {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    ApiError::new(ErrorCode::MethodNotAllowed, message)
+}
+
+/// Gives every reply an `x-request-id`: the client's own, if it has the shape of one.
+async fn with_request_id(request: Request, next: Next) -> Response {
+    const NAME: HeaderName = HeaderName::from_static("x-request-id");
+    let given = request.headers().get(&NAME).and_then(|value| value.to_str().ok());
+    let is_usable = |id: &&str| {
+        (1..=64).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let id = given.filter(is_usable).map_or_else(ids::new_request_id, str::to_owned);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    tracing::debug!(request.id = id, %method, path, status = response.status().as_u16(), "answered");
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(NAME, value);
+    }
+    response
+}

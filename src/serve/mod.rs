@@ -3,8 +3,14 @@
 //! Called by `http::chat`. The base model is loaded at the first request for it and kept; adapters
 //! attach to it without reloading it.
 
+mod generate;
+mod loaded;
+mod worker;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::base_models::BaseModelEntry;
 use crate::dataset::Message;
@@ -95,27 +101,41 @@ pub struct ServeError {
     pub message: String,
 }
 
-/// Base models in memory and the adapters attached to them.
-pub struct ModelServer {}
+/// Requests that wait for their turn before further ones are told to come back.
+const WAITING_REQUESTS: usize = 256;
 
-impl ModelServer {
-    /// Nothing is loaded before the first request.
-    pub fn new() -> Self {
-        Self {}
-    }
-
-    /// Answers; waits for its turn on the device.
-    pub async fn chat(
-        &self,
-        _source: ModelSource,
-        _request: ChatRequest,
-    ) -> Result<ChatReply, ServeError> {
-        todo!()
-    }
+/// Base models in memory and the adapters attached to them, owned by one thread.
+pub struct ModelServer {
+    inbox: mpsc::Sender<worker::Work>,
 }
 
-impl Default for ModelServer {
-    fn default() -> Self {
-        Self::new()
+impl ModelServer {
+    /// Starts the thread; nothing is loaded before the first request. `runtime` runs the futures
+    /// that fetch adapters.
+    pub fn start(runtime: Handle) -> std::io::Result<Self> {
+        let (inbox, requests) = mpsc::channel(WAITING_REQUESTS);
+        std::thread::Builder::new()
+            .name("inference".to_owned())
+            .spawn(move || worker::run(requests, &runtime))?;
+        Ok(Self { inbox })
+    }
+
+    /// Answers; waits for its turn on the device. Dropping the future ends the generation within
+    /// one token.
+    pub async fn chat(
+        &self,
+        source: ModelSource,
+        request: ChatRequest,
+    ) -> Result<ChatReply, ServeError> {
+        let (reply, answer) = oneshot::channel();
+        let work = worker::Work { source, request, reply };
+        self.inbox.try_send(work).map_err(|_full_or_closed| ServeError {
+            code: ErrorCode::RateLimitExceeded,
+            message: format!("{WAITING_REQUESTS} chat requests wait already: try again later"),
+        })?;
+        answer.await.map_err(|_thread_gone| ServeError {
+            code: ErrorCode::InternalError,
+            message: "the inference thread has ended".to_owned(),
+        })?
     }
 }

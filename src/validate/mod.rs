@@ -1,3 +1,34 @@
 //! Stage 2: is it acceptable? Pure functions, called by `http` while a request is read.
 
+pub mod hyperparameters;
+pub mod job_request;
 pub mod upload;
+
+use crate::error_code::ErrorCode;
+
+/// Why a request is refused: which field, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Public code.
+    pub code: ErrorCode,
+    /// The field at fault.
+    pub param: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A value that is wrong.
+    pub fn new(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::with_code(ErrorCode::InvalidRequest, param, message)
+    }
+
+    /// A refusal with a code of its own.
+    pub fn with_code(
+        code: ErrorCode,
+        param: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { code, param: param.into(), message: message.into() }
+    }
+}

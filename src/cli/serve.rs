@@ -1,0 +1,159 @@
+//! `hone serve`: HTTP and the executor in one process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::base_models::Catalog;
+use crate::blobs::Blobs;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Folders, Listen};
+use crate::executor::{Executor, Patience, Tools};
+use crate::http::{self, AppState};
+use crate::queue::Queue;
+use crate::serve::ModelServer;
+use crate::store::{Store, sqlite};
+
+/// Settings of the server.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// How it listens.
+    #[command(flatten)]
+    pub listen: Listen,
+    /// Where it keeps things.
+    #[command(flatten)]
+    pub folders: Folders,
+}
+
+/// A server that runs in this process.
+pub struct RunningServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    shutdown: CancellationToken,
+    is_draining: Arc<AtomicBool>,
+    store: Arc<sqlite::SqliteStore>,
+    http: JoinHandle<()>,
+    executor: JoinHandle<()>,
+}
+
+/// Runs until a signal asks it to end.
+pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
+    runtime.block_on(async {
+        let server = start(args).await?;
+        announce(server.address);
+        wait_for_signal().await?;
+        tracing::info!(
+            "shutting down: running requests end, the running job stops at a checkpoint"
+        );
+        // A second signal means now.
+        tokio::select! {
+            ended = server.shutdown() => ended,
+            signal = wait_for_signal() => {
+                signal?;
+                anyhow::bail!("ended at once by a second signal; the running job goes on from its \
+                               last checkpoint at the next start")
+            }
+        }
+    })
+}
+
+/// The one line on standard output: programs that start the server wait for it.
+#[expect(clippy::print_stdout, reason = "the command's product")]
+fn announce(address: SocketAddr) {
+    println!("hone listens on http://{address}");
+}
+
+/// Starts a server in this process; it runs until [`RunningServer::shutdown`].
+pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
+    let Folders { data_dir, models_dir } = args.folders.clone();
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let store = Arc::new(sqlite::open(&data_dir, clock.clone()).await?);
+    let blobs = Blobs::local(&data_dir.join("blobs"))?;
+    let shared: Arc<dyn Store> = store.clone();
+    let owner = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+    let queue = Arc::new(Queue::new(shared.clone(), owner));
+    let base_models = Catalog::new(models_dir);
+
+    let executor = Executor::prepare(Tools {
+        store: shared.clone(),
+        queue: queue.clone(),
+        blobs: blobs.clone(),
+        base_models: base_models.clone(),
+        clock: clock.clone(),
+        work_dir: data_dir.join("work"),
+        trainer: this_binary()?,
+        patience: Patience::default(),
+    })
+    .await?;
+
+    let listener = TcpListener::bind(args.listen.listen)
+        .await
+        .with_context(|| format!("listening on {}", args.listen.listen))?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "the server listens beyond this machine and takes any key: put a proxy that checks keys \
+             in front of it"
+        );
+    }
+    let is_draining = Arc::new(AtomicBool::new(false));
+    let router = http::router(AppState {
+        store: shared,
+        blobs,
+        queue,
+        base_models,
+        models: Arc::new(ModelServer::start(Handle::current())?),
+        clock,
+        is_draining: is_draining.clone(),
+    });
+    let shutdown = CancellationToken::new();
+    Ok(RunningServer {
+        address,
+        http: tokio::spawn(http::accept::serve(listener, router, shutdown.clone())),
+        executor: tokio::spawn(executor.run(shutdown.clone())),
+        shutdown,
+        is_draining,
+        store,
+    })
+}
+
+impl RunningServer {
+    /// Stops the running job at a checkpoint, lets running requests end, closes the database.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        self.is_draining.store(true, Ordering::Relaxed);
+        self.shutdown.cancel();
+        self.executor.await.context("the executor")?;
+        self.http.await.context("the accept loop")?;
+        self.store.close().await;
+        Ok(())
+    }
+}
+
+/// The binary that is running, whose command `trainer` trains.
+fn this_binary() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("finding the path of this program")
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Errors as clients see them: OpenAI's envelope, from the table of public codes.
+//!
+//! Every rejection of every layer ends here, so that no reply is ever plain text. What is the
+//! server's own fault is logged with its cause and told to the client in one fixed sentence.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::blobs::BlobError;
+use crate::error_code::{ErrorCode, ErrorType};
+use crate::serve::ServeError;
+use crate::store::StoreError;
+
+/// Seconds after which a client may try again what was refused for the moment.
+const RETRY_AFTER: &str = "2";
+
+/// A reply that says what went wrong.
+#[derive(Debug)]
+pub struct ApiError {
+    code: ErrorCode,
+    message: String,
+    param: Option<String>,
+}
+
+/// What handlers return.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+/// OpenAI's envelope.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    error: ErrorDetail,
+}
+
+/// What went wrong; all four keys are always there.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// For people: what, where, and what to do.
+    message: String,
+    /// The kind of error.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The field at fault.
+    param: Option<String>,
+    /// For programs.
+    code: Option<String>,
+}
+
+impl ApiError {
+    /// An error of the table.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), param: None }
+    }
+
+    /// A field of the request that is wrong.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidRequest, message).with_param(param)
+    }
+
+    /// Names the field at fault.
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// A fault of the server: `cause` is for the log alone.
+    pub fn internal(cause: impl std::fmt::Display) -> Self {
+        tracing::error!(error = %cause, "a request failed");
+        Self::new(ErrorCode::InternalError, "the server had an error; its log says more")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = ErrorBody {
+            error: ErrorDetail {
+                message: self.message,
+                kind: self.code.error_type().as_str().to_owned(),
+                param: self.param,
+                code: self.code.on_the_wire().map(str::to_owned),
+            },
+        };
+        let mut response = (status, Json(body)).into_response();
+        let is_for_now = self.code.error_type() == ErrorType::RateLimit
+            || status == StatusCode::SERVICE_UNAVAILABLE;
+        if is_for_now {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::UnknownCursor(id) => {
+                Self::new(ErrorCode::InvalidCursor, format!("there is no item {id:?} in this list"))
+                    .with_param("after")
+            }
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<BlobError> for ApiError {
+    fn from(error: BlobError) -> Self {
+        match error {
+            BlobError::Full => {
+                Self::new(ErrorCode::InsufficientStorage, "the server's disk is full")
+            }
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<ServeError> for ApiError {
+    fn from(error: ServeError) -> Self {
+        match error.code {
+            ErrorCode::InternalError => Self::internal(error.message),
+            code => Self::new(code, error.message),
+        }
+    }
+}

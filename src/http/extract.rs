@@ -1,0 +1,94 @@
+//! What handlers take from a request, with every rejection in OpenAI's shape.
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::IntoResponse;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::config::MAX_JSON_BYTES;
+use crate::error_code::ErrorCode;
+use crate::store::PageRequest;
+
+/// A JSON object as the body, whatever content type the client states: OpenAI's own curl examples
+/// leave it out.
+pub struct JsonObject(pub Map<String, Value>);
+
+impl<S: Send + Sync> FromRequest<S> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
+        DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
+                let message = format!("a JSON body may have {MAX_JSON_BYTES} bytes at most");
+                return ApiError::new(ErrorCode::FileTooLarge, message);
+            }
+            ApiError::new(ErrorCode::InvalidRequest, "the body ended before it was complete")
+        })?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(object)) => Ok(Self(object)),
+            Ok(_) => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),
+            Err(error) => {
+                let message = format!("the body is not valid JSON: {error}");
+                Err(ApiError::new(ErrorCode::InvalidJson, message))
+            }
+        }
+    }
+}
+
+/// The last part of the path, decoded once.
+pub struct PathId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(id) = Path::<String>::from_request_parts(parts, state).await.map_err(|error| {
+            ApiError::new(ErrorCode::InvalidRequest, format!("the path is not valid: {error}"))
+        })?;
+        Ok(Self(id))
+    }
+}
+
+/// The query as pairs, in whatever encoding the client chose.
+pub struct Query(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        Ok(Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
+    }
+}
+
+impl Query {
+    /// The value of a key; the last one if it stands twice.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Every pair.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// `after` and `limit`. A limit above `most` is lowered to it.
+    pub fn page(&self, default: u32, most: u32) -> Result<PageRequest, ApiError> {
+        let limit = match self.get("limit") {
+            None | Some("") => default,
+            Some(text) => match text.parse::<u32>() {
+                Ok(limit) if limit > 0 => limit.min(most),
+                _ => {
+                    let message = format!("limit is {text:?}; it must be a positive whole number");
+                    return Err(ApiError::field("limit", message));
+                }
+            },
+        };
+        let after = self.get("after").filter(|after| !after.is_empty()).map(str::to_owned);
+        Ok(PageRequest { after, limit })
+    }
+}

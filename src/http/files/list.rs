@@ -1,0 +1,77 @@
+//! Lists files.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::object::FileObject;
+use crate::file::FilePurpose;
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::Query;
+use crate::http::state::AppState;
+use crate::store::Order;
+
+const MOST: u32 = 10_000;
+
+/// A page of files.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FileList {
+    /// `list`.
+    object: &'static str,
+    /// The files.
+    data: Vec<FileObject>,
+    /// Of the first one here.
+    first_id: Option<String>,
+    /// Of the last one here: the cursor of the next page.
+    last_id: Option<String>,
+    /// Whether there is another page.
+    has_more: bool,
+}
+
+/// Lists files.
+#[utoipa::path(
+    get, path = "/files", tag = "files", operation_id = "listFiles",
+    params(
+        ("purpose" = Option<String>, Query, description = "Only files of this purpose"),
+        ("limit" = Option<u32>, Query, description = "1 to 10000, default 10000"),
+        ("order" = Option<String>, Query, description = "asc or desc (default) by creation"),
+        ("after" = Option<String>, Query, description = "Id of the last item of the page before")
+    ),
+    responses((status = 200, body = FileList), (status = 400, body = ErrorBody))
+)]
+pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json<FileList>> {
+    let order = match query.get("order") {
+        None | Some("" | "desc") => Order::Descending,
+        Some("asc") => Order::Ascending,
+        Some(other) => {
+            let message = format!("order is {other:?}; it can be asc or desc");
+            return Err(ApiError::field("order", message));
+        }
+    };
+    let purpose = match query.get("purpose").filter(|purpose| !purpose.is_empty()) {
+        None => None,
+        Some(text) => match FilePurpose::parse(text) {
+            Some(purpose) => Some(purpose),
+            // A purpose of OpenAI's that hone has no files of.
+            None => return Ok(Json(FileList::new(Vec::new(), false))),
+        },
+    };
+    let page = state.store.list_files(purpose, order, &query.page(MOST, MOST)?).await?;
+    let ids: Vec<String> = page.items.iter().map(|file| file.id.clone()).collect();
+    let mut list = FileList::new(ids, page.has_more);
+    list.data = page.items.into_iter().map(FileObject::from).collect();
+    Ok(Json(list))
+}
+
+impl FileList {
+    fn new(ids: Vec<String>, has_more: bool) -> Self {
+        Self {
+            object: "list",
+            data: Vec::new(),
+            first_id: ids.first().cloned(),
+            last_id: ids.last().cloned(),
+            has_more,
+        }
+    }
+}

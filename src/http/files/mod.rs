@@ -1,0 +1,22 @@
+//! `/v1/files`: what clients upload and what jobs produce.
+
+pub(super) mod content;
+pub(super) mod create;
+pub(super) mod delete;
+pub(super) mod list;
+mod object;
+pub(super) mod retrieve;
+
+use super::error::{ApiError, ApiResult};
+use super::state::AppState;
+use crate::error_code::ErrorCode;
+use crate::file::FileRecord;
+
+/// The file, or OpenAI's 404.
+async fn find(state: &AppState, id: &str) -> ApiResult<FileRecord> {
+    state.store.file(id).await?.ok_or_else(|| no_such_file(id))
+}
+
+fn no_such_file(id: &str) -> ApiError {
+    ApiError::new(ErrorCode::FileNotFound, format!("there is no file {id:?}")).with_param("id")
+}

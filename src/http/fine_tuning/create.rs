@@ -1,0 +1,174 @@
+//! Creates a job: everything that can be known now is checked now; the rest is the job's to say.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::Value;
+
+use super::object::JobObject;
+use crate::error_code::ErrorCode;
+use crate::file::{FilePurpose, FileRecord};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::JsonObject;
+use crate::http::models::no_such_model;
+use crate::http::state::AppState;
+use crate::ids;
+use crate::job::{EventLevel, Job, JobError, JobStatus, NewEvent};
+use crate::validate::Refusal;
+use crate::validate::job_request::{self, JobRequest};
+use crate::validate::upload::{Part, job_error_for};
+
+/// Creates a fine-tuning job.
+#[utoipa::path(
+    post, path = "/fine_tuning/jobs", tag = "fine-tuning", operation_id = "createFineTuningJob",
+    request_body(content = CreateJob, content_type = "application/json"),
+    responses(
+        (status = 200, body = JobObject), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody)
+    )
+)]
+pub async fn create(
+    State(state): State<AppState>,
+    JsonObject(body): JsonObject,
+) -> ApiResult<Json<JobObject>> {
+    let request = job_request::read(&body).map_err(refused)?;
+    if request.model.starts_with("ft:") {
+        let message = "hone does not continue from a fine-tuned model yet: name its base model";
+        return Err(ApiError::new(ErrorCode::Unsupported, message).with_param("model"));
+    }
+    let base = state.base_models.find(&request.model).map_err(ApiError::internal)?;
+    if base.is_none() {
+        return Err(no_such_model(&state, &request.model).await?);
+    }
+    let training = data_file(&state, &request.training_file, Part::Training).await?;
+    let validation = match &request.validation_file {
+        Some(id) => Some(data_file(&state, id, Part::Validation).await?),
+        None => None,
+    };
+    let verdict = verdict(&training, Part::Training)
+        .or_else(|| validation.as_ref().and_then(|file| verdict(file, Part::Validation)));
+    let (job, events) = new_job(&state, request, verdict, &training, validation.as_ref());
+    state.store.insert_job(&job, &events).await?;
+    // Nothing below may fail: clients repeat a request that did.
+    if job.status == JobStatus::Queued {
+        state.queue.announce_work();
+    }
+    Ok(Json(job.into()))
+}
+
+/// What a client sends, for the OpenAPI document.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct CreateJob {
+    /// Base model.
+    model: String,
+    /// File id.
+    training_file: String,
+    /// File id.
+    validation_file: Option<String>,
+    /// Part of the model's name.
+    suffix: Option<String>,
+    /// 0 to 2147483647.
+    seed: Option<u32>,
+    /// `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`.
+    #[schema(value_type = Option<Object>)]
+    method: Option<Value>,
+    /// The older place of hyperparameters.
+    #[schema(value_type = Option<Object>)]
+    hyperparameters: Option<Value>,
+    /// Up to 16 pairs of texts.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Value>,
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    ApiError::new(refusal.code, refusal.message).with_param(refusal.param)
+}
+
+/// A file that was uploaded as training data.
+async fn data_file(state: &AppState, id: &str, part: Part) -> ApiResult<FileRecord> {
+    let Some(file) = state.store.file(id).await? else {
+        let message = format!("there is no file {id:?}: upload it with purpose \"fine-tune\"");
+        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(part.param()));
+    };
+    if file.purpose != FilePurpose::FineTune {
+        let message = format!(
+            "the file {id:?} has the purpose {:?}: upload it with purpose \"fine-tune\"",
+            file.purpose.as_str()
+        );
+        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(part.param()));
+    }
+    Ok(file)
+}
+
+/// Why a job over this file fails, from what was found while it was uploaded.
+fn verdict(file: &FileRecord, part: Part) -> Option<JobError> {
+    file.verdict.as_ref().and_then(|verdict| job_error_for(verdict, part))
+}
+
+/// The job and its first events: queued, or failed at once when its data is bad.
+fn new_job(
+    state: &AppState,
+    request: JobRequest,
+    error: Option<JobError>,
+    training: &FileRecord,
+    validation: Option<&FileRecord>,
+) -> (Job, Vec<NewEvent>) {
+    let now = state.clock.now();
+    let id = ids::new_job_id();
+    let mut events =
+        vec![NewEvent::message(EventLevel::Info, format!("Created fine-tuning job: {id}"))];
+    for field in &request.unknown_fields {
+        let message = format!("The request's field {field:?} is unknown to hone and was ignored");
+        events.push(NewEvent::message(EventLevel::Warn, message));
+    }
+    for (file, which) in [(Some(training), "training"), (validation, "validation")] {
+        let Some(warnings) = file.and_then(|file| file.verdict.as_ref()).map(|v| &v.warnings)
+        else {
+            continue;
+        };
+        if let Some(first) = warnings.listed.first() {
+            let message = format!(
+                "{} remarks on the {which} file, none of which stops the job; the first: {first}",
+                warnings.total
+            );
+            let data = serde_json::to_value(warnings).ok();
+            events.push(NewEvent { data, ..NewEvent::message(EventLevel::Warn, message) });
+        }
+    }
+    events.push(match &error {
+        Some(error) => NewEvent::message(EventLevel::Error, error.message.clone()),
+        None => {
+            let message = "Files validated, moving job to queued state";
+            NewEvent::message(EventLevel::Info, message)
+        }
+    });
+    let job = Job {
+        id,
+        created_at: now,
+        finished_at: error.is_some().then_some(now),
+        model: request.model,
+        fine_tuned_model: None,
+        status: if error.is_some() { JobStatus::Failed } else { JobStatus::Queued },
+        training_file: request.training_file,
+        validation_file: request.validation_file,
+        result_files: Vec::new(),
+        trained_tokens: None,
+        hyperparameters: request.hyperparameters,
+        resolved: None,
+        error,
+        seed: request.seed.unwrap_or_else(random_seed),
+        suffix: request.suffix,
+        metadata: request.metadata,
+        trained_steps: 0,
+        total_steps: None,
+        estimated_finish: None,
+        attempt: 0,
+        cancel_requested: false,
+    };
+    (job, events)
+}
+
+/// A seed for a client that states none, in OpenAI's range.
+fn random_seed() -> u32 {
+    (uuid::Uuid::new_v4().as_u128() & 0x7fff_ffff) as u32
+}

@@ -1,0 +1,23 @@
+//! One job.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::object::JobObject;
+use crate::http::error::{ApiResult, ErrorBody};
+use crate::http::extract::PathId;
+use crate::http::state::AppState;
+
+/// One job.
+#[utoipa::path(
+    get, path = "/fine_tuning/jobs/{fine_tuning_job_id}", tag = "fine-tuning",
+    operation_id = "retrieveFineTuningJob",
+    params(("fine_tuning_job_id" = String, Path, description = "ftjob-…")),
+    responses((status = 200, body = JobObject), (status = 404, body = ErrorBody))
+)]
+pub async fn retrieve(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+) -> ApiResult<Json<JobObject>> {
+    Ok(Json(super::find(&state, &id).await?.into()))
+}

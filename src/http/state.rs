@@ -1,0 +1,30 @@
+//! What every handler can reach.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::base_models::Catalog;
+use crate::blobs::Blobs;
+use crate::clock::Clock;
+use crate::queue::Queue;
+use crate::serve::ModelServer;
+use crate::store::Store;
+
+/// Shared by all requests.
+#[derive(Clone)]
+pub struct AppState {
+    /// What the product remembers.
+    pub store: Arc<dyn Store>,
+    /// Big bytes.
+    pub blobs: Blobs,
+    /// Who waits for work.
+    pub queue: Arc<Queue>,
+    /// Which base models there are.
+    pub base_models: Catalog,
+    /// Who answers chat.
+    pub models: Arc<ModelServer>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Whether the server is about to end: `/readyz` says so.
+    pub is_draining: Arc<AtomicBool>,
+}

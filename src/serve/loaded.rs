@@ -1,0 +1,132 @@
+//! A base model in memory and the adapters attached to it. Owned by [`super::worker`].
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::{AdapterSource, ChatRequest, ServeError};
+use crate::artifacts::peft;
+use crate::base_models::BaseModelEntry;
+use crate::error_code::ErrorCode;
+use crate::train::base_model::BaseModel;
+use crate::train::encode::{control_token_in, control_token_message};
+use crate::train::engine::{
+    AttachedAdapter, BackendKind, EngineError, LoraSettings, Responder, Session,
+};
+use crate::train::template::TemplateError;
+use crate::train::tokenizer::Tokenizer;
+
+/// Adapters that stay attached; the one unused for longest makes room.
+const ATTACHED_ADAPTERS: usize = 8;
+
+/// One base model, ready to answer.
+pub(super) struct LoadedBase {
+    id: String,
+    model: BaseModel,
+    responder: Responder,
+    /// By name, the one used last at the end.
+    adapters: Vec<(String, Arc<AttachedAdapter>)>,
+}
+
+impl LoadedBase {
+    /// The base that `wanted` names, loaded into `slot` if another one or none is there.
+    pub(super) fn ensure<'a>(
+        slot: &'a mut Option<LoadedBase>,
+        wanted: &BaseModelEntry,
+    ) -> Result<&'a mut LoadedBase, ServeError> {
+        if slot.as_ref().is_none_or(|loaded| loaded.id != wanted.id) {
+            // The old one's memory is free before the new one takes its own.
+            *slot = None;
+            *slot = Some(Self::load(wanted)?);
+        }
+        slot.as_mut().ok_or_else(|| ServeError {
+            code: ErrorCode::InternalError,
+            message: "the base model was not kept".to_owned(),
+        })
+    }
+
+    fn load(wanted: &BaseModelEntry) -> Result<Self, ServeError> {
+        let cannot = |reason: String| ServeError {
+            code: ErrorCode::InvalidModel,
+            message: format!("the base model {:?} cannot be used: {reason}", wanted.id),
+        };
+        let model = BaseModel::open(&wanted.path).map_err(|error| cannot(error.to_string()))?;
+        let responder = Responder::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
+            .map_err(|error| cannot(error.to_string()))?;
+        tracing::info!(model = wanted.id, "base model loaded for answering");
+        Ok(Self { id: wanted.id.clone(), model, responder, adapters: Vec::new() })
+    }
+
+    /// The adapter, attached if it is not yet; `runtime` runs the future that fetches its bytes.
+    pub(super) fn attach(
+        &mut self,
+        source: AdapterSource,
+        runtime: &Handle,
+    ) -> Result<Arc<AttachedAdapter>, ServeError> {
+        if let Some(index) = self.adapters.iter().position(|(id, _)| *id == source.id) {
+            let used = self.adapters.remove(index);
+            let adapter = Arc::clone(&used.1);
+            self.adapters.push(used);
+            return Ok(adapter);
+        }
+        let cannot = |reason: String| ServeError {
+            code: ErrorCode::InternalError,
+            message: format!("the adapter of {:?} cannot be used: {reason}", source.id),
+        };
+        let bytes = runtime.block_on(source.load).map_err(cannot)?;
+        let (config, tensors) =
+            peft::read(&bytes.config, &bytes.weights).map_err(|error| cannot(error.to_string()))?;
+        let lora = LoraSettings { rank: config.r, alpha: config.lora_alpha };
+        let attached = self.responder.attach(&lora, &tensors);
+        let adapter = Arc::new(attached.map_err(|error| cannot(error.to_string()))?);
+        if self.adapters.len() >= ATTACHED_ADAPTERS {
+            self.adapters.remove(0);
+        }
+        self.adapters.push((source.id, Arc::clone(&adapter)));
+        Ok(adapter)
+    }
+
+    /// Begins a text.
+    pub(super) fn new_session<'a>(
+        &'a self,
+        adapter: Option<&'a AttachedAdapter>,
+    ) -> Result<Session<'a>, EngineError> {
+        self.responder.begin(adapter)
+    }
+
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.model.tokenizer
+    }
+
+    pub(super) fn context_length(&self) -> usize {
+        self.responder.context_length()
+    }
+
+    /// The conversation as tokens, up to where the answer begins.
+    pub(super) fn encode_prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ServeError> {
+        let refuse = |code: ErrorCode, message: String| ServeError { code, message };
+        let Some(template) = &self.model.template else {
+            return Err(refuse(
+                ErrorCode::InvalidRequest,
+                format!("the base model {:?} has no chat template", self.id),
+            ));
+        };
+        if let Some((index, key, token)) = control_token_in(&self.model, &request.messages) {
+            let message = format!("messages[{index}].{key}: {}", control_token_message(&token));
+            return Err(refuse(ErrorCode::ControlTokenInContent, message));
+        }
+        let text = template.render_prompt(&request.messages, &request.tools).map_err(|error| {
+            let code = match error {
+                TemplateError::NoTools => ErrorCode::Unsupported,
+                _ => ErrorCode::InvalidRequest,
+            };
+            refuse(code, error.to_string())
+        })?;
+        let tokens = self
+            .model
+            .tokenizer
+            .encode(&text)
+            .map_err(|error| refuse(ErrorCode::InternalError, error.to_string()))?;
+        Ok(tokens.into_iter().map(|(id, _)| id).collect())
+    }
+}

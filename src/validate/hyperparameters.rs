@@ -1,0 +1,210 @@
+//! Hyperparameters as clients send them: names, types and ranges.
+
+use serde_json::{Map, Value};
+
+use super::Refusal;
+use crate::error_code::ErrorCode;
+use crate::job::{Auto, Hyperparameters, Schedule};
+
+/// Every name that hone knows: OpenAI's three first.
+pub const KNOWN: &[&str] = &[
+    "n_epochs",
+    "batch_size",
+    "learning_rate_multiplier",
+    "learning_rate",
+    "lora_r",
+    "lora_alpha",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "context_length",
+];
+
+/// Reads the object at `path` of the request (`hyperparameters`, or
+/// `method.supervised.hyperparameters`). Null and `"auto"` leave a value open.
+///
+/// # Errors
+/// An unknown name, a wrong type or a value out of range; the name is in `param`.
+pub fn read(path: &str, object: &Map<String, Value>) -> Result<Hyperparameters, Refusal> {
+    let fields = Fields { path, object };
+    if let Some(name) = object.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        let message = format!("unknown hyperparameter {name:?}; hone knows {}", KNOWN.join(", "));
+        return Err(fields.refuse(name, message));
+    }
+    let read = Hyperparameters {
+        n_epochs: auto(fields.whole("n_epochs", 1..=50)?),
+        batch_size: auto(fields.whole("batch_size", 1..=256)?),
+        learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", above(0.0))?),
+        learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
+        lora_r: fields.whole("lora_r", 1..=256)?,
+        lora_alpha: fields.number("lora_alpha", above(0.0))?,
+        warmup_ratio: fields.number("warmup_ratio", Range { most: 1.0, ..from(0.0) })?,
+        weight_decay: fields.number("weight_decay", from(0.0))?,
+        max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
+        lr_scheduler_type: fields.schedule()?,
+        context_length: fields.whole("context_length", 8..=1_048_576)?,
+    };
+    let has_multiplier = matches!(read.learning_rate_multiplier, Auto::Value(_));
+    if has_multiplier && read.learning_rate.is_some() {
+        let message = "learning_rate and learning_rate_multiplier exclude each other: send one";
+        return Err(fields.refuse("learning_rate", message.to_owned()));
+    }
+    Ok(read)
+}
+
+fn auto<T>(value: Option<T>) -> Auto<T> {
+    value.map_or(Auto::Auto, Auto::Value)
+}
+
+/// Numbers that a value may have.
+#[derive(Clone, Copy)]
+struct Range {
+    least: f64,
+    /// Whether `least` itself is allowed.
+    with_least: bool,
+    most: f64,
+}
+
+fn above(least: f64) -> Range {
+    Range { least, with_least: false, most: f64::MAX }
+}
+
+fn from(least: f64) -> Range {
+    Range { least, with_least: true, most: f64::MAX }
+}
+
+struct Fields<'a> {
+    path: &'a str,
+    object: &'a Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn refuse(&self, name: &str, message: String) -> Refusal {
+        let param = format!("{}.{name}", self.path);
+        Refusal::with_code(ErrorCode::InvalidHyperparameter, param, message)
+    }
+
+    /// The value, if the client chose one.
+    fn chosen(&self, name: &str) -> Option<&Value> {
+        self.object.get(name).filter(|value| !value.is_null() && *value != "auto")
+    }
+
+    fn whole(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<u32>,
+    ) -> Result<Option<u32>, Refusal> {
+        let Some(value) = self.chosen(name) else {
+            return Ok(None);
+        };
+        // 3.0 is how some clients write 3.
+        let whole = value.as_u64().or_else(|| {
+            value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as u64)
+        });
+        let inside = whole.and_then(|whole| u32::try_from(whole).ok());
+        match inside.filter(|whole| range.contains(whole)) {
+            Some(whole) => Ok(Some(whole)),
+            None => {
+                let (least, most) = (range.start(), range.end());
+                let message = format!(
+                    "{name} is {value}; it must be \"auto\" or a whole number from {least} to {most}"
+                );
+                Err(self.refuse(name, message))
+            }
+        }
+    }
+
+    fn number(&self, name: &str, range: Range) -> Result<Option<f64>, Refusal> {
+        let Some(value) = self.chosen(name) else {
+            return Ok(None);
+        };
+        let is_inside = |number: &f64| {
+            let is_above = *number > range.least || (range.with_least && *number == range.least);
+            is_above && *number <= range.most
+        };
+        match value.as_f64().filter(is_inside) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let least = match range.with_least {
+                    true => format!("at least {}", range.least),
+                    false => format!("above {}", range.least),
+                };
+                let most = match range.most < f64::MAX {
+                    true => format!(" and at most {}", range.most),
+                    false => String::new(),
+                };
+                let message = format!("{name} is {value}; it must be a number {least}{most}");
+                Err(self.refuse(name, message))
+            }
+        }
+    }
+
+    fn schedule(&self) -> Result<Option<Schedule>, Refusal> {
+        let Some(value) = self.chosen("lr_scheduler_type") else {
+            return Ok(None);
+        };
+        match value.as_str() {
+            Some("linear") => Ok(Some(Schedule::Linear)),
+            Some("cosine") => Ok(Some(Schedule::Cosine)),
+            Some("constant") => Ok(Some(Schedule::Constant)),
+            _ => {
+                let message =
+                    format!("lr_scheduler_type is {value}; it can be linear, cosine or constant");
+                Err(self.refuse("lr_scheduler_type", message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read_json(value: Value) -> Result<Hyperparameters, Refusal> {
+        read("hyperparameters", value.as_object().expect("an object"))
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_and_the_known_ones_are_listed() {
+        let refusal = read_json(json!({"nepochs": 3})).expect_err("it is unknown");
+        assert_eq!(refusal.param, "hyperparameters.nepochs");
+        assert_eq!(refusal.code, ErrorCode::InvalidHyperparameter);
+        assert!(refusal.message.contains("n_epochs"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn null_and_auto_leave_a_value_open() {
+        let read = read_json(json!({"n_epochs": null, "batch_size": "auto", "lora_r": "auto"}));
+        assert_eq!(read, Ok(Hyperparameters::default()));
+    }
+
+    #[test]
+    fn values_out_of_range_or_of_another_type_are_refused_by_name() {
+        for (name, value) in [
+            ("n_epochs", json!(0)),
+            ("n_epochs", json!(51)),
+            ("n_epochs", json!(2.5)),
+            ("n_epochs", json!("three")),
+            ("n_epochs", json!(-1)),
+            ("batch_size", json!(257)),
+            ("learning_rate_multiplier", json!(0)),
+            ("learning_rate", json!(-1e-4)),
+            ("lora_r", json!([8])),
+            ("warmup_ratio", json!(1.5)),
+            ("lr_scheduler_type", json!("warp")),
+        ] {
+            let refusal = read_json(json!({ name: value })).expect_err(name);
+            assert_eq!(refusal.param, format!("hyperparameters.{name}"));
+        }
+        assert_eq!(read_json(json!({"n_epochs": 3.0})).map(|h| h.n_epochs), Ok(Auto::Value(3)));
+    }
+
+    #[test]
+    fn two_learning_rates_exclude_each_other() {
+        let both = json!({"learning_rate": 1e-4, "learning_rate_multiplier": 2});
+        assert!(read_json(both).is_err());
+    }
+}
