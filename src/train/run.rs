@@ -320,11 +320,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A loss above that of guessing every token alike, after the warm-up.
+    /// A loss above that of guessing every token alike, after the warm-up and the first steps, which
+    /// an untrained model may well begin with.
     fn warn_of_divergence(&self, metrics: &StepMetrics, sink: &mut Sink<'_>) -> bool {
         let guessing = f64::from(u32::try_from(self.vocabulary()).unwrap_or(u32::MAX)).ln();
         let warm_up = self.plan.hyperparameters.warmup_ratio * self.plan.total_steps as f64;
-        if metrics.train_loss <= guessing || (metrics.step as f64) < warm_up {
+        let is_early = (metrics.step as f64) <= warm_up.max(self.plan.total_steps as f64 / 2.0);
+        if metrics.train_loss <= guessing || is_early {
             return false;
         }
         warn(
