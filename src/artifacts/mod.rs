@@ -1,5 +1,4 @@
 //! Stage 7: the files that a job leaves behind, and how they are written: whole or not at all.
 
-pub mod atomic;
 pub mod metrics_csv;
 pub mod peft;

@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::atomic;
+use crate::atomic_file;
 
 /// Name of the configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -98,8 +98,8 @@ pub fn write(folder: &Path, config: &AdapterConfig, tensors: &Tensors) -> Result
     let mut text = serde_json::to_string_pretty(config)
         .map_err(|error| PeftError::Config(error.to_string()))?;
     text.push('\n');
-    atomic::write(&folder.join(CONFIG_FILE), text.as_bytes())?;
-    atomic::write(&folder.join(WEIGHTS_FILE), &serialise(tensors)?)?;
+    atomic_file::write(&folder.join(CONFIG_FILE), text.as_bytes())?;
+    atomic_file::write(&folder.join(WEIGHTS_FILE), &serialise(tensors)?)?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The outermost layer: one file for each command, which wires the stages together.
 
+pub mod models;
 pub mod serve;
 pub mod trainer;
 
@@ -17,6 +18,8 @@ pub struct Cli {
 enum Command {
     /// Serve OpenAI's fine-tuning API and train its jobs.
     Serve(serve::ServeArgs),
+    /// Bring, list and remove base models.
+    Models(models::ModelsArgs),
     /// One training run, started by the server.
     #[command(hide = true)]
     Trainer,
@@ -27,6 +30,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::serve(&args),
+            Command::Models(args) => models::models(&args),
             Command::Trainer => trainer::trainer(),
         }
     }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::engine::{Engine, EngineError};
-use crate::artifacts::atomic;
 use crate::artifacts::peft::{self, AdapterConfig, PeftError};
+use crate::atomic_file;
 use crate::job::{ResolvedHyperparameters, StepMetrics};
 
 const STATE_FILE: &str = "state.json";
@@ -126,10 +126,10 @@ pub fn write(
     let (first, second) = engine.moments()?;
     for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
         let path = inside(name);
-        atomic::write(&path, &peft::serialise(&moments)?).map_err(io_error(&path))?;
+        atomic_file::write(&path, &peft::serialise(&moments)?).map_err(io_error(&path))?;
     }
     let path = inside(STATE_FILE);
-    atomic::write(&path, &to_json(state)?).map_err(io_error(&path))?;
+    atomic_file::write(&path, &to_json(state)?).map_err(io_error(&path))?;
 
     let mut manifest = BTreeMap::new();
     for name in
@@ -138,11 +138,11 @@ pub fn write(
         manifest.insert(name, sha256_of(&inside(name))?);
     }
     let path = inside(MANIFEST_FILE);
-    atomic::write(&path, &to_json(&manifest)?).map_err(io_error(&path))?;
+    atomic_file::write(&path, &to_json(&manifest)?).map_err(io_error(&path))?;
 
     let partial = partial.keep();
     std::fs::rename(&partial, &target).map_err(io_error(&target))?;
-    atomic::sync_folder(work_dir).map_err(io_error(work_dir))?;
+    atomic_file::sync_folder(work_dir).map_err(io_error(work_dir))?;
     Ok(target)
 }
 

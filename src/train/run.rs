@@ -19,9 +19,9 @@ use super::protocol::{Control, Progress, RunSpec};
 use super::random::permutation;
 use super::resolve::{self, Plan};
 use super::schedule::learning_rate;
-use crate::artifacts::atomic;
 use crate::artifacts::metrics_csv;
 use crate::artifacts::peft::AdapterConfig;
+use crate::atomic_file;
 use crate::dataset::{MAX_LISTED_PROBLEMS, MIN_EXAMPLES};
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, JobError, StepMetrics};
@@ -365,7 +365,7 @@ impl Run<'_> {
         let adapter_directory = self.checkpoint()?;
         let metrics_csv = self.spec.work_dir.join(metrics_csv::FILE_NAME);
         let text = metrics_csv::render(&self.state.metrics);
-        atomic::write(&metrics_csv, text.as_bytes())
+        atomic_file::write(&metrics_csv, text.as_bytes())
             .map_err(|error| internal(format!("{}: {error}", metrics_csv.display())))?;
         Ok(Progress::Finished {
             adapter_directory,

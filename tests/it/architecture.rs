@@ -18,8 +18,18 @@ const STAGES: &[&[&str]] = &[
 ];
 
 /// Modules that know no stage.
-const DOMAIN: &[&str] =
-    &["base_models", "clock", "config", "dataset", "error_code", "file", "ids", "job", "model"];
+const DOMAIN: &[&str] = &[
+    "atomic_file",
+    "base_models",
+    "clock",
+    "config",
+    "dataset",
+    "error_code",
+    "file",
+    "ids",
+    "job",
+    "model",
+];
 
 /// Wires everything together, so it may import everything, and nothing imports it.
 const OUTERMOST: &str = "cli";

