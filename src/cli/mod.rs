@@ -1,5 +1,6 @@
 //! The outermost layer: one file for each command, which wires the stages together.
 
+pub mod demo;
 pub mod models;
 pub mod serve;
 pub mod trainer;
@@ -18,6 +19,8 @@ pub struct Cli {
 enum Command {
     /// Serve OpenAI's fine-tuning API and train its jobs.
     Serve(serve::ServeArgs),
+    /// Show the whole product on a small real model, in a few minutes.
+    Demo(demo::DemoArgs),
     /// Bring, list and remove base models.
     Models(models::ModelsArgs),
     /// One training run, started by the server.
@@ -30,6 +33,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::serve(&args),
+            Command::Demo(args) => demo::demo(&args),
             Command::Models(args) => models::models(&args),
             Command::Trainer => trainer::trainer(),
         }
