@@ -1,6 +1,9 @@
 //! Every integration test, in one binary: a module for each promise.
 
 mod architecture;
+mod executor_faults;
+mod executor_jobs;
+mod executor_support;
 mod golden;
 mod store_conformance;
 mod store_random_operations;

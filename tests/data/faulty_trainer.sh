@@ -1,0 +1,33 @@
+#!/bin/sh
+# A trainer that misbehaves as a real one never should. The base model's name says how.
+read -r spec
+case "$spec" in
+*'"base_model_id":"garbles"'*)
+    echo 'Loading weights...'
+    exec sleep 60
+    ;;
+*'"base_model_id":"endless-line"'*)
+    head -c 3000000 /dev/zero | tr '\0' 'x'
+    exec sleep 60
+    ;;
+*'"base_model_id":"killed"'*)
+    echo '{"type":"note","level":"info","message":"about to be killed","data":null}'
+    echo 'the last words' >&2
+    kill -9 $$
+    ;;
+*'"base_model_id":"deaf"'*)
+    echo '{"type":"note","level":"info","message":"not listening","data":null}'
+    exec sleep 60
+    ;;
+*'"base_model_id":"lingers"'*)
+    echo '{"type":"failed","error":{"code":"nan_loss","message":"the loss is NaN","param":null}}'
+    exec sleep 60
+    ;;
+*'"base_model_id":"empty-handed"'*)
+    echo '{"type":"finished","adapter_directory":"/nonexistent","metrics_csv":"/nonexistent/metrics.csv","trained_steps":1,"trained_tokens":1}'
+    ;;
+*)
+    echo "no such fault: $spec" >&2
+    exit 3
+    ;;
+esac
