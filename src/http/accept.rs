@@ -31,9 +31,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = GracefulShutdown::new();
-    let mut builder = Builder::new(TokioExecutor::new());
+    // HTTP/1 alone: to tell the versions apart, the builder would wait for a connection's first bytes
+    // without any timeout.
+    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEADER_TIMEOUT);
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,

@@ -161,6 +161,7 @@ async fn spool(state: &AppState, mut field: Field<'_>) -> ApiResult<Spooled> {
     while let Some(chunk) = field.chunk().await.map_err(broken)? {
         received += chunk.len() as u64;
         if received > MAX_UPLOAD_BYTES {
+            drain(&mut field, MAX_UPLOAD_BYTES).await;
             return Err(too_large());
         }
         if sender.send(chunk).await.is_err() {
@@ -175,6 +176,18 @@ async fn spool(state: &AppState, mut field: Field<'_>) -> ApiResult<Spooled> {
             Err(ApiError::new(ErrorCode::InsufficientStorage, "the server's disk is full"))
         }
         Err(error) => Err(ApiError::internal(error)),
+    }
+}
+
+/// Reads on for a while without keeping anything: many clients look for a reply only once they have
+/// sent everything, and would see a broken connection instead.
+async fn drain(field: &mut Field<'_>, mut most: u64) {
+    while let Ok(Some(chunk)) = field.chunk().await {
+        let length = chunk.len() as u64;
+        if length > most {
+            return;
+        }
+        most -= length;
     }
 }
 

@@ -1,0 +1,209 @@
+//! `/v1/files`: what is uploaded is kept, byte for byte, and can be listed, read and deleted.
+
+use reqwest::Method;
+use reqwest::multipart::{Form, Part};
+use serde_json::json;
+
+use crate::server::{Reply, Server, chat_lines};
+
+fn part(content: &str) -> Part {
+    Part::bytes(content.as_bytes().to_vec()).file_name("folder/train.jsonl")
+}
+
+#[tokio::test]
+async fn an_upload_comes_back_byte_for_byte_whatever_the_order_of_the_fields() {
+    let server = Server::start();
+    let content = "\u{feff}{\"not\": \"checked for this purpose\"}\r\n\0 end";
+    for form in [
+        Form::new().text("purpose", "user_data").part("file", part(content)),
+        Form::new().part("file", part(content)).text("purpose", "user_data"),
+    ] {
+        let file = server.form(form).await.ok();
+        assert_eq!(file["object"], "file");
+        assert_eq!(file["status"], "processed");
+        assert_eq!(file["purpose"], "user_data");
+        assert_eq!(file["filename"], "train.jsonl");
+        assert_eq!(file["bytes"], content.len());
+        assert!(file.get("expires_at").is_none(), "left out when there is no expiry");
+        let id = file["id"].as_str().expect("an id");
+        assert!(id.starts_with("file-"));
+        assert_eq!(server.get(&format!("/v1/files/{id}")).await.ok(), file);
+        let reply = server.get(&format!("/v1/files/{id}/content")).await;
+        assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, content));
+        assert_eq!(reply.headers["content-length"], content.len().to_string());
+        assert_eq!(reply.headers["content-type"], "application/octet-stream");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_without_length_and_a_range_of_bytes_work() {
+    let server = Server::start();
+    let chunks = ["abc", "defg", "hij"].map(|text| Ok::<_, std::io::Error>(text.as_bytes()));
+    let stream = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
+    let form = Form::new().part("file", Part::stream(stream)).text("purpose", "evals");
+    let file = server.form(form).await.ok();
+    assert_eq!(file["filename"], "upload", "a file without a name is called upload");
+    let url = format!("{}/files/{}/content", server.base, file["id"].as_str().expect("an id"));
+    let request = server.client.get(&url).header("range", "bytes=2-4");
+    let reply = Reply::read(request.send().await.expect("a reply")).await;
+    assert_eq!((reply.status.as_u16(), reply.text.as_str()), (206, "cde"));
+    assert_eq!(reply.headers["content-range"], "bytes 2-4/10");
+    let request = server.client.get(&url).header("range", "bytes=10-");
+    let error = Reply::read(request.send().await.expect("a reply")).await.error(416);
+    assert_eq!(error["code"], "invalid_range");
+}
+
+#[tokio::test]
+async fn files_are_listed_in_pages_that_meet_and_end() {
+    let server = Server::start();
+    let mut uploaded = Vec::new();
+    for number in 0..5 {
+        let purpose = if number == 2 { "user_data" } else { "fine-tune" };
+        let form = Form::new().text("purpose", purpose).part("file", part("x"));
+        let file = server.form(form).await.ok();
+        uploaded.push(file["id"].as_str().expect("an id").to_owned());
+    }
+    let empty = server.get("/v1/files?purpose=batch").await.ok();
+    assert_eq!(
+        empty,
+        json!({"object": "list", "data": [], "first_id": null, "last_id": null, "has_more": false})
+    );
+    for order in ["asc", "desc"] {
+        let mut seen = Vec::new();
+        let mut after = String::new();
+        loop {
+            let path = format!("/v1/files?order={order}&limit=2&after={after}");
+            let page = server.get(&path).await.ok();
+            let data = page["data"].as_array().expect("a list");
+            seen.extend(data.iter().map(|file| file["id"].as_str().expect("an id").to_owned()));
+            assert_eq!(page["last_id"], data[data.len() - 1]["id"]);
+            assert_eq!(page["first_id"], data[0]["id"]);
+            after = page["last_id"].as_str().expect("an id").to_owned();
+            if page["has_more"] == false {
+                break;
+            }
+        }
+        if order == "desc" {
+            seen.reverse();
+        }
+        assert_eq!(seen, uploaded);
+    }
+    let one = server.get("/v1/files?purpose=user_data").await.ok();
+    assert_eq!(one["data"].as_array().map(Vec::len), Some(1));
+    for (query, param) in
+        [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=no", "after")]
+    {
+        let error = server.get(&format!("/v1/files?{query}")).await.error(400);
+        assert_eq!(error["param"], param);
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_file_is_gone_and_a_used_one_stays() {
+    let server = Server::start();
+    let id = server.upload(&chat_lines(12)).await;
+    let deleted = server.delete(&format!("/v1/files/{id}")).await.ok();
+    assert_eq!(deleted, json!({"id": id, "object": "file", "deleted": true}));
+    for path in [format!("/v1/files/{id}"), format!("/v1/files/{id}/content")] {
+        let error = server.get(&path).await.error(404);
+        assert_eq!((&error["param"], &error["code"]), (&json!("id"), &json!(null)));
+    }
+    server.delete(&format!("/v1/files/{id}")).await.error(404);
+
+    let job = server.create_job(&chat_lines(12), json!({"n_epochs": 50, "batch_size": 1})).await;
+    let used = server.job(&job).await["training_file"].as_str().expect("an id").to_owned();
+    let error = server.delete(&format!("/v1/files/{used}")).await.error(400);
+    assert!(error["message"].as_str().expect("a text").contains(&job), "{error}");
+    assert_eq!(server.get(&format!("/v1/files/{used}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_bad_form_is_refused_with_the_field_at_fault() {
+    let server = Server::start();
+    let file = || part("x");
+    for (form, param) in [
+        (Form::new().part("file", file()), "purpose"),
+        (Form::new().text("purpose", "fine-tune"), "file"),
+        (Form::new().text("purpose", "vision").part("file", file()), "purpose"),
+        (
+            Form::new()
+                .text("purpose", "evals")
+                .text("expires_after[anchor]", "created_at")
+                .text("expires_after[seconds]", "5")
+                .part("file", file()),
+            "expires_after[seconds]",
+        ),
+        (
+            Form::new()
+                .text("purpose", "evals")
+                .text("expires_after[anchor]", "yesterday")
+                .text("expires_after[seconds]", "3600")
+                .part("file", file()),
+            "expires_after[anchor]",
+        ),
+    ] {
+        assert_eq!(server.form(form).await.error(400)["param"], param);
+    }
+    let expiring = Form::new()
+        .text("purpose", "evals")
+        .text("expires_after[anchor]", "created_at")
+        .text("expires_after[seconds]", "3600")
+        .part("file", file());
+    let kept = server.form(expiring).await.ok();
+    let created_at = kept["created_at"].as_i64().expect("a time");
+    assert_eq!(kept["expires_at"], created_at + 3600);
+
+    server.post("/v1/files", json!({"purpose": "fine-tune"})).await.error(415);
+    let broken = server
+        .client
+        .post(format!("{}/v1/files", server.base))
+        .header("content-type", "multipart/form-data; boundary=b")
+        .body("--b\r\ncontent-disposition: form-data; name=\"file\"\r\n\r\nno end");
+    Reply::read(broken.send().await.expect("a reply")).await.error(400);
+    let list = server.get("/v1/files").await.ok();
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(1), "nothing of the refused is kept");
+    server.send(Method::PUT, "/v1/files").await.error(405);
+}
+
+/// Highest resident memory of a process so far, in MiB.
+fn peak_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+    let kibibytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("kB");
+    kibibytes / 1024
+}
+
+/// Chat examples of about a kilobyte each, as a stream of `mebibytes`.
+fn many_examples(mebibytes: usize) -> (reqwest::Body, usize) {
+    let line = json!({"messages": [
+        {"role": "user", "content": "Tell me of the sea. ".repeat(20)},
+        {"role": "assistant", "content": "The sea is deep. ".repeat(30)},
+    ]});
+    let line = format!("{line}\n");
+    let chunk = bytes::Bytes::from(line.repeat((1 << 20) / line.len()));
+    let length = chunk.len() * mebibytes;
+    let chunks = std::iter::repeat_n(chunk, mebibytes).map(Ok::<_, std::io::Error>);
+    (reqwest::Body::wrap_stream(futures_util::stream::iter(chunks)), length)
+}
+
+#[tokio::test]
+async fn an_upload_of_512_mib_is_checked_in_constant_memory() {
+    let server = Server::start();
+    let (body, length) = many_examples(512);
+    let form = Form::new().text("purpose", "fine-tune").part("file", Part::stream(body));
+    let file = server.form(form).await.ok();
+    assert_eq!(file["bytes"], length);
+    let peak = peak_memory(server.pid());
+    assert!(peak < 150, "the server used {peak} MiB");
+}
+
+#[tokio::test]
+async fn a_file_over_the_limit_is_refused_with_a_clear_413() {
+    let server = Server::start();
+    let (body, _) = many_examples(600);
+    let form = Form::new().part("file", Part::stream(body)).text("purpose", "fine-tune");
+    let error = server.form(form).await.error(413);
+    assert_eq!(error["code"], "file_too_large");
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("512 MiB")), "{error}");
+    assert_eq!(server.get("/v1/files").await.ok()["data"], json!([]));
+}

@@ -1,0 +1,157 @@
+//! What holds for every route: the error envelope, tolerance for what real clients send, the
+//! OpenAPI document, and connections that misbehave.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::server::{Reply, Server, TINY, chat_lines};
+
+#[tokio::test]
+async fn every_fallback_has_openais_error_shape_and_a_request_id() {
+    let server = Server::start();
+    assert_eq!(server.get("/v1/nothing").await.error(404)["code"], "route_not_found");
+    let error = server.post("/v1/responses", json!({})).await.error(404);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("/v1/chat/completions")));
+    let reply = server.send(Method::PATCH, "/v1/fine_tuning/jobs").await;
+    reply.error(405);
+    let allow = reply.headers["allow"].to_str().expect("a text").to_owned();
+    assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
+    for body in ["{\"model\": ", "[]", "", "\"text\""] {
+        let request = server.client.post(format!("{}/v1/fine_tuning/jobs", server.base)).body(body);
+        let error = Reply::read(request.send().await.expect("a reply")).await.error(400);
+        assert_eq!(error["code"], "invalid_json", "{body}");
+    }
+    let huge = server
+        .client
+        .post(format!("{}/v1/fine_tuning/jobs", server.base))
+        .body(format!("{{\"model\": \"{}\"}}", "x".repeat(2 << 20)));
+    Reply::read(huge.send().await.expect("a reply")).await.error(413);
+    server.get("/v1/files/%ff").await.error(400);
+}
+
+#[tokio::test]
+async fn a_request_id_is_echoed_only_when_it_has_the_shape_of_one() {
+    let server = Server::start();
+    let get = async |id: &str| {
+        let request = server.client.get(format!("{}/healthz", server.base));
+        let reply = request.header("x-request-id", id).send().await.expect("a reply");
+        reply.headers()["x-request-id"].to_str().expect("a text").to_owned()
+    };
+    assert_eq!(get("mine-1").await, "mine-1");
+    for bad in ["a b", "<script>", &"x".repeat(65)] {
+        assert_ne!(get(bad).await, bad);
+    }
+}
+
+#[tokio::test]
+async fn any_token_and_any_content_type_are_taken_with_and_without_v1() {
+    let server = Server::start();
+    let file = server.upload(&chat_lines(9)).await;
+    let body = json!({"model": TINY, "training_file": file}).to_string();
+    for (path, content_type) in [
+        ("/v1/fine_tuning/jobs", "application/x-www-form-urlencoded"),
+        ("/fine_tuning/jobs", "application/json; charset=utf-8"),
+    ] {
+        let request = server
+            .client
+            .post(format!("{}{path}", server.base))
+            .header("content-type", content_type)
+            .header("authorization", "Bearer anything")
+            .header("openai-organization", "o")
+            .header("x-stainless-retry-count", "1")
+            .body(body.clone());
+        Reply::read(request.send().await.expect("a reply")).await.ok();
+    }
+    for path in ["/files", "/models", "/v1/models", "/fine_tuning/jobs"] {
+        server.get(path).await.ok();
+    }
+    assert_eq!(server.get("/healthz").await.ok(), json!({"status": "ok"}));
+    assert_eq!(server.get("/readyz").await.ok(), json!({"status": "ready"}));
+}
+
+#[tokio::test]
+async fn the_committed_openapi_document_is_what_the_server_serves() {
+    let server = Server::start();
+    let served = server.get("/openapi.json").await.ok();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/openapi.json");
+    let text = serde_json::to_string_pretty(&served).expect("serialises") + "\n";
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(&path, &text).expect("written");
+    }
+    let committed = std::fs::read_to_string(&path).expect("openapi/openapi.json is committed");
+    assert!(
+        committed == text,
+        "openapi/openapi.json is out of date: run the test with UPDATE_OPENAPI=1 and look at the \
+         difference"
+    );
+    // Every route that the document names is there.
+    for (path, item) in served["paths"].as_object().expect("paths") {
+        assert!(path.starts_with("/v1/"), "{path}");
+        let path = path
+            .replace("{fine_tuning_job_id}", "ftjob-none")
+            .replace("{file_id}", "file-none")
+            .replace("{model}", "none");
+        assert!(!path.contains('{'), "{path}");
+        for method in item.as_object().expect("methods").keys() {
+            let method = method.to_uppercase().parse().expect("a method");
+            let reply = server.send(method, &path).await;
+            let body: Value = reply.json();
+            assert_ne!(reply.status, 405, "{path}");
+            assert_ne!(body["error"]["code"], "route_not_found", "{path}");
+        }
+    }
+    let viewer = server.get("/docs/").await;
+    assert_eq!(viewer.status, 200);
+    assert!(viewer.text.contains("swagger"), "the viewer is embedded");
+}
+
+/// Sends `text` and waits for the server to close the connection; how long that took.
+async fn closed_after(server: &Server, text: &[u8]) -> Duration {
+    let address = server.base.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    stream.write_all(text).await.expect("sends");
+    let start = Instant::now();
+    let mut reply = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(40), stream.read_to_end(&mut reply));
+    let _ = end.await.expect("the server closes the connection");
+    start.elapsed()
+}
+
+#[tokio::test]
+async fn a_connection_that_never_sends_its_headers_is_closed() {
+    let server = Server::start();
+    let (silent, slow) = tokio::join!(
+        closed_after(&server, b""),
+        closed_after(&server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
+    );
+    for waited in [silent, slow] {
+        assert!((5..25).contains(&waited.as_secs()), "{waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_a_running_request_end_and_takes_no_new_one() {
+    let mut server = Server::start();
+    let body = json!({"model": TINY, "max_tokens": 300, "temperature": 1.0, "seed": 3, "n": 8,
+        "messages": [{"role": "user", "content": "What comes after 3?"}]});
+    let request = server.client.post(format!("{}/v1/chat/completions", server.base)).json(&body);
+    let running = tokio::spawn(request.send());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let status = tokio::task::spawn_blocking(move || server.stop()).await.expect("ended");
+    assert!(status.success());
+    let reply = running.await.expect("no panic").expect("a reply");
+    assert_eq!(reply.status(), 200);
+}
+
+#[tokio::test]
+async fn a_state_conflict_says_not_to_retry() {
+    let server = Server::start();
+    let id = server.create_job(&chat_lines(9), json!({})).await;
+    let reply = server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{id}/cancel")).await;
+    // 400, and none of the statuses that clients retry.
+    reply.error(400);
+}

@@ -1,0 +1,249 @@
+//! A server under test: the real binary on a free port over a fresh data folder, and a client.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::multipart::{Form, Part};
+use reqwest::{Client, Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+/// Base model of the tests: two layers, random weights.
+pub const TINY: &str = "tiny-llama";
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The binary at work. Killed when the test ends.
+pub struct Server {
+    /// `http://127.0.0.1:PORT`.
+    pub base: String,
+    pub client: Client,
+    data_dir: PathBuf,
+    models_dir: PathBuf,
+    child: Child,
+    /// Removed when the test ends.
+    _folder: Option<tempfile::TempDir>,
+}
+
+/// A reply with its body read.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Reply {
+    /// Reads a response to its end.
+    pub async fn read(response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = response.bytes().await.expect("a body");
+        // Not `text()`, which would take off a byte order mark.
+        let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
+        Self { status, headers, text }
+    }
+
+    /// The body as JSON, which its content type must say.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.headers["content-type"], "application/json", "{}", self.text);
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The body of a 200.
+    pub fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+
+    /// The error of a reply with this status: OpenAI's envelope, whole.
+    pub fn error(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        let body = self.json();
+        let error = body["error"].as_object().unwrap_or_else(|| panic!("no error: {body}"));
+        let mut keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["code", "message", "param", "type"]);
+        assert!(error["message"].as_str().is_some_and(|text| text.len() > 10), "{body}");
+        assert!(self.headers.contains_key("x-request-id"));
+        body["error"].clone()
+    }
+}
+
+impl Server {
+    /// A server with the tiny base model.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let mut server = Self::start_over(folder.path(), &models);
+        server._folder = Some(folder);
+        server
+    }
+
+    /// A server over given folders.
+    pub fn start_over(data_dir: &Path, models_dir: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hone"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(data_dir)
+            .arg("--models-dir")
+            .arg(models_dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("the server says where it listens");
+        let base = line.trim().strip_prefix("hone listens on ").expect("the address").to_owned();
+        Self {
+            base,
+            client: Client::new(),
+            data_dir: data_dir.to_owned(),
+            models_dir: models_dir.to_owned(),
+            child,
+            _folder: None,
+        }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the server at once, as a power cut would, and starts another one over its folders.
+    pub fn kill_and_restart(mut self) -> Self {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+        self.start_again()
+    }
+
+    /// Asks the server to end, waits until it has, and starts another one over its folders.
+    pub fn stop_and_restart(mut self) -> Self {
+        assert!(self.stop().success());
+        self.start_again()
+    }
+
+    fn start_again(mut self) -> Self {
+        let mut next = Self::start_over(&self.data_dir, &self.models_dir);
+        next._folder = self._folder.take();
+        next
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        signal(self.pid(), "TERM");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its state") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a request without a body.
+    pub async fn send(&self, method: Method, path: &str) -> Reply {
+        let request = self.client.request(method, format!("{}{path}", self.base));
+        Reply::read(request.send().await.expect("a reply")).await
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        self.send(Method::GET, path).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Reply {
+        self.send(Method::DELETE, path).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        let request = self.client.post(format!("{}{path}", self.base)).json(&body);
+        Reply::read(request.send().await.expect("a reply")).await
+    }
+
+    /// Uploads a form.
+    pub async fn form(&self, form: Form) -> Reply {
+        let request = self.client.post(format!("{}/v1/files", self.base)).multipart(form);
+        Reply::read(request.send().await.expect("a reply")).await
+    }
+
+    /// Uploads training data and returns the file's id.
+    pub async fn upload(&self, content: &str) -> String {
+        let part = Part::text(content.to_owned()).file_name("train.jsonl");
+        let reply = self.form(Form::new().text("purpose", "fine-tune").part("file", part)).await;
+        reply.ok()["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Creates a job of the tiny model over a fresh upload of `lines` and returns its id.
+    pub async fn create_job(&self, content: &str, hyperparameters: Value) -> String {
+        let file = self.upload(content).await;
+        let body = json!({"model": TINY, "training_file": file, "seed": 1,
+            "method": {"type": "supervised",
+                "supervised": {"hyperparameters": hyperparameters}}});
+        let job = self.post("/v1/fine_tuning/jobs", body).await.ok();
+        job["id"].as_str().expect("an id").to_owned()
+    }
+
+    pub async fn job(&self, id: &str) -> Value {
+        self.get(&format!("/v1/fine_tuning/jobs/{id}")).await.ok()
+    }
+
+    /// Waits until the job is as wanted.
+    pub async fn until(&self, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let job = self.job(id).await;
+            if wanted(&job) {
+                return job;
+            }
+            assert!(start.elapsed() < PATIENCE, "still waiting: {job:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the job has ended, which must be in this state.
+    pub async fn ended(&self, id: &str, status: &str) -> Value {
+        let job = self.until(id, |job| !job["finished_at"].is_null()).await;
+        assert_eq!(job["status"], status, "{job:#}");
+        job
+    }
+
+    /// Waits until the job has done some steps.
+    pub async fn under_way(&self, id: &str) {
+        self.until(id, |job| job["trained_steps"].as_u64().is_some_and(|steps| steps >= 2)).await;
+    }
+
+    /// All events, newest first.
+    pub async fn events(&self, id: &str) -> Vec<Value> {
+        let list = self.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=100")).await.ok();
+        assert_eq!(list["has_more"], false);
+        list["data"].as_array().expect("a list").clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.expect("kill").success());
+}
+
+/// `count` chat examples.
+pub fn chat_lines(count: usize) -> String {
+    let mut lines = String::new();
+    for number in 0..count {
+        let line = json!({"messages": [
+            {"role": "user", "content": format!("What comes after {number}?")},
+            {"role": "assistant", "content": format!("{}, of course.", number + 1)},
+        ]});
+        lines.push_str(&format!("{line}\n"));
+    }
+    lines
+}
