@@ -15,3 +15,4 @@ mod store_random_operations;
 mod store_sqlite;
 mod store_support;
 mod templates;
+mod training;
