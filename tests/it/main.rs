@@ -9,6 +9,8 @@ mod http_files;
 mod http_jobs;
 mod http_models_chat;
 mod http_protocol;
+mod models_pull;
+mod real_model;
 mod server;
 mod store_conformance;
 mod store_random_operations;

@@ -1,8 +1,8 @@
 //! Conversations become the tokens and the loss mask that transformers makes of them.
 //!
 //! `golden_templates.json` holds SmolLM2's template and what its tokenizer made of it. The tokenizer
-//! itself comes with the model, so token ids are compared when `HONE_SMOLLM2` names its file; texts
-//! and spans are compared always.
+//! itself comes with the model, so token ids are compared when `tests/run` has brought it; texts and
+//! spans are compared always.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,8 @@ use hone::train::base_model::BaseModel;
 use hone::train::encode::{EncodeError, encode_file};
 use hone::train::template::{ChatTemplate, TemplateError};
 use serde_json::{Value, json};
+
+use crate::real_model;
 
 const CONTROL: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
@@ -69,11 +71,8 @@ fn golden_conversations_render_to_the_text_and_spans_of_transformers() {
 
 #[test]
 fn golden_conversations_become_the_tokens_and_masks_of_transformers() {
-    let Some(path) = std::env::var_os("HONE_SMOLLM2") else {
-        eprintln!("not run: token ids of SmolLM2; HONE_SMOLLM2 does not name its .gguf file");
-        return;
-    };
-    let base = BaseModel::open(Path::new(&path)).unwrap();
+    let Some(models_dir) = real_model::models_dir() else { return };
+    let base = BaseModel::open(&real_model::gguf(&models_dir)).unwrap();
     assert!(base.tokenizer.stop_ids().contains(&2));
     for case in golden()["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();

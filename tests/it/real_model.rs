@@ -1,0 +1,118 @@
+//! The whole product on SmolLM2-135M: the demo, the `openai` SDK, and PEFT as the judge of what came
+//! out. `tests/run` brings the model and the Python packages; without them these tests say that they
+//! did not run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use hone::artifacts::peft;
+use hone::train::base_model::BaseModel;
+use hone::train::encode::encode_file;
+use hone::train::engine::{BackendKind, LoraSettings, Responder};
+
+use crate::server::Server;
+
+const MODEL: &str = "smollm2-135m-instruct";
+
+/// The folder of base models that `tests/run` fills.
+pub fn models_dir() -> Option<PathBuf> {
+    given("HONE_TEST_MODELS")
+}
+
+/// The file of SmolLM2.
+pub fn gguf(models_dir: &Path) -> PathBuf {
+    models_dir.join(MODEL).join("SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+fn given(variable: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    if path.is_none() {
+        eprintln!("not run: {variable} is not set; tests/run sets it");
+    }
+    path
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gsm8k").join(name)
+}
+
+/// Standard output of a command that must succeed.
+fn succeed(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().expect("it starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{command:?}\n{stdout}\n{stderr}");
+    println!("{stdout}");
+    stdout.into_owned()
+}
+
+fn script(python: &Path, name: &str) -> Command {
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name));
+    command
+}
+
+#[test]
+fn the_demo_teaches_a_real_model_and_shows_it() {
+    let Some(models_dir) = models_dir() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = succeed(
+        Command::new(env!("CARGO_BIN_EXE_hone"))
+            .args(["demo", "--data-dir"])
+            .arg(folder.path())
+            .arg("--models-dir")
+            .arg(&models_dir),
+    );
+    let line = |start: &str| {
+        let line = output.lines().find_map(|line| line.trim().strip_prefix(start));
+        line.unwrap_or_else(|| panic!("no line {start:?}")).trim().to_owned()
+    };
+    assert!(!line("before:").contains("Ahoy!"));
+    let after = line("after:");
+    assert!(after.starts_with("Ahoy!") && after.contains("Fair winds!"), "{after}");
+    assert!(output.contains("step 48/48"), "progress in plain lines");
+    for file in ["adapter_config.json", "adapter_model.safetensors", "step_metrics.csv"] {
+        assert!(folder.path().join("demo-adapter").join(file).is_file(), "{file}");
+    }
+}
+
+/// Logits of the first validation examples as a safetensors file for PEFT to be compared with.
+fn write_logits(gguf: &Path, adapter: &Path, target: &Path) {
+    let base = BaseModel::open(gguf).expect("opens");
+    let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
+    let responder = responder.expect("loads");
+    let bytes = |name| std::fs::read(adapter.join(name)).expect("it was downloaded");
+    let (config, tensors) =
+        peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
+    let lora = LoraSettings { rank: config.r, alpha: config.lora_alpha };
+    let attached = responder.attach(&lora, &tensors).expect("attaches");
+    let examples = encode_file(&data("valid-100.jsonl"), &base, 2048).expect("encodes");
+    let mut tensors = peft::Tensors::new();
+    for (number, sequence) in examples.sequences.iter().take(4).enumerate() {
+        let ids = &sequence.input_ids;
+        let logits = responder.logits(Some(&attached), ids).expect("computes");
+        let shape = vec![ids.len(), logits.len() / ids.len()];
+        tensors.insert(format!("logits.{number}"), (shape, logits));
+        let ids = ids.iter().map(|id| *id as f32).collect::<Vec<f32>>();
+        tensors.insert(format!("ids.{number}"), (vec![ids.len()], ids));
+    }
+    std::fs::write(target, peft::serialise(&tensors).expect("serialises")).expect("writes");
+}
+
+#[test]
+fn the_openai_sdk_drives_a_whole_job_and_peft_computes_the_same_logits() {
+    let (Some(models_dir), Some(python)) = (models_dir(), given("HONE_TEST_PYTHON")) else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start_over(&folder.path().join("data"), &models_dir);
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).expect("makes");
+    let (train, valid) = (data("train-64.jsonl"), data("valid-100.jsonl"));
+    let mut job = script(&python, "sdk_job.py");
+    succeed(job.args([&server.base, MODEL]).args([&train, &valid, &out]));
+
+    let (gguf, logits) = (gguf(&models_dir), out.join("logits.safetensors"));
+    write_logits(&gguf, &out, &logits);
+    let mut compare = script(&python, "peft_compare.py");
+    succeed(compare.args([&gguf, &out, &logits]));
+}

@@ -1,0 +1,41 @@
+"""Loads an adapter of hone's into Hugging Face PEFT and compares logits with hone's own.
+
+Usage: peft_compare.py BASE_GGUF ADAPTER_DIR LOGITS_SAFETENSORS
+
+The safetensors file holds pairs `ids.N` (token ids) and `logits.N` (`[tokens, vocabulary]`), which
+hone computed in 32-bit floating point.
+"""
+
+import pathlib
+import sys
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+gguf, adapter, theirs = (pathlib.Path(argument) for argument in sys.argv[1:])
+torch.manual_seed(0)
+base = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+base.eval()
+tensors = load_file(theirs)
+cases = [name.removeprefix("ids.") for name in tensors if name.startswith("ids.")]
+assert len(cases) >= 3, cases
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids.to(torch.long)[None]).logits[0]
+
+
+plain = {case: logits(base, tensors[f"ids.{case}"]) for case in cases}
+tuned = PeftModel.from_pretrained(base, adapter)
+tuned.eval()
+largest, effect = 0.0, 0.0
+for case in cases:
+    ours = logits(tuned, tensors[f"ids.{case}"])
+    largest = max(largest, (ours - tensors[f"logits.{case}"]).abs().max().item())
+    effect = max(effect, (ours - plain[case]).abs().max().item())
+print(f"largest difference {largest:.2e}; the adapter itself changes logits by up to {effect:.2f}")
+assert effect > 1.0, "the adapter has hardly an effect: the comparison would prove nothing"
+assert largest < 1e-3, "hone and PEFT differ"
