@@ -123,8 +123,9 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
 
 /// The lines to go on with.
 fn how_to_go_on(base: &str, model: &str, args: &DemoArgs) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "hone".to_owned());
     let serve = format!(
-        "hone serve --data-dir {} --models-dir {}",
+        "{program} serve --data-dir {} --models-dir {}",
         args.folders.data_dir.display(),
         args.folders.models_dir.display()
     );

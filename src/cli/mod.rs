@@ -29,6 +29,15 @@ enum Command {
 }
 
 impl Cli {
+    /// What is logged unless `RUST_LOG` says otherwise: a server tells how it goes, other commands
+    /// speak for themselves.
+    pub fn default_log_filter(&self) -> &'static str {
+        match self.command {
+            Command::Serve(_) | Command::Trainer => "info",
+            Command::Demo(_) | Command::Models(_) => "warn",
+        }
+    }
+
     /// Runs the command that was asked for.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {

@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_malformed_line_seven_is_named() {
-        let mut lines = vec![GOOD; 12];
+        let mut lines = [GOOD; 12];
         lines[6] = r#"{"messages": [}"#;
         let error = job_error_for(&judge(&lines.join("\n")), Part::Training).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidTrainingFile);

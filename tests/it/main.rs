@@ -1,5 +1,14 @@
 //! Every integration test, in one binary: a module for each promise.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests fail by panicking, and say on the terminal what they could not run"
+)]
+
 mod architecture;
 mod executor_faults;
 mod executor_jobs;

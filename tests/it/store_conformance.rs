@@ -162,7 +162,8 @@ async fn jobs_are_found_by_all_pairs_of_their_metadata() {
         fixture.store.insert_job(&job, &[]).await.expect("added");
         ids.push(job.id);
     }
-    let cases: [(&[(&str, &str)], &[usize]); 6] = [
+    type Pairs = &'static [(&'static str, &'static str)];
+    let cases: [(Pairs, &[usize]); 6] = [
         (&[], &[3, 2, 1, 0]),
         (&[("team", "blue")], &[2, 1]),
         (&[("team", "blue"), ("ki\"nd\n", "ä")], &[2]),
@@ -341,7 +342,7 @@ async fn jobs_of_a_dead_server_wait_again_in_their_old_place() {
         .await
         .expect("records");
     let requeued = fixture.store.requeue_orphans(&[note("restarted")]).await.expect("requeues");
-    assert_eq!(requeued, [older.clone()]);
+    assert_eq!(requeued, std::slice::from_ref(&older));
     let waiting = fixture.job(&older).await;
     assert_eq!((waiting.status, waiting.attempt), (JobStatus::Queued, 0));
     assert_eq!((waiting.trained_steps, waiting.estimated_finish), (4, None));

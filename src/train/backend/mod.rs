@@ -7,6 +7,7 @@
 //! tokens, with the segments' offsets beside it.
 
 pub mod candle;
+#[expect(unsafe_code, reason = "vector instructions, each use with its SAFETY")]
 pub mod cpu;
 
 use super::config::{Activation, NormKind};
@@ -33,7 +34,7 @@ pub struct AttentionShape {
 }
 
 /// A norm's constants on the device, over rows of `weight`'s length.
-pub struct Norm<B: Backend + ?Sized> {
+pub struct Norm<B: Backend> {
     /// Factor of each column (Gemma's 1 + w is folded in).
     pub weight: B::Vector,
     /// Added to each column; layer norm has one.
@@ -48,7 +49,7 @@ pub struct Norm<B: Backend + ?Sized> {
 
 /// Cosines and sines of rotary positions, `[positions, half]`; a head's element i turns with
 /// element i + half.
-pub struct RopeTable<B: Backend + ?Sized> {
+pub struct RopeTable<B: Backend> {
     /// Cosines.
     pub cos: B::Matrix,
     /// Sines.
@@ -67,7 +68,7 @@ pub struct RowLoss {
 }
 
 /// One LoRA pair: y += scale · (x · aᵀ) · bᵀ.
-pub struct LoraPair<B: Backend + ?Sized> {
+pub struct LoraPair<B: Backend> {
     /// `[rank, inputs]`.
     pub a: B::Matrix,
     /// `[outputs, rank]`.
