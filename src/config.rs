@@ -12,8 +12,23 @@ pub struct Folders {
     #[arg(long, env = "HONE_DATA_DIR", default_value = "hone-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
+    /// Where it finds base models.
+    #[command(flatten)]
+    pub models: ModelsFolder,
+}
+
+/// Where hone finds base models.
+#[derive(Debug, Clone, Args)]
+pub struct ModelsFolder {
     /// Folder of base models: one sub-folder (Hugging Face layout) or one .gguf file each.
-    #[arg(long, env = "HONE_MODELS_DIR", default_value = "models", value_name = "DIR")]
+    // global: `hone models pull NAME --models-dir DIR` reads more naturally than the other order
+    #[arg(
+        long,
+        env = "HONE_MODELS_DIR",
+        default_value = "models",
+        value_name = "DIR",
+        global = true
+    )]
     pub models_dir: PathBuf,
 }
 

@@ -66,7 +66,7 @@ fn say(line: impl AsRef<str>) {
 async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     say("1. The base model");
-    pull_and_say(&args.folders.models_dir, BASE_MODEL).await?;
+    pull_and_say(&args.folders.models.models_dir, BASE_MODEL).await?;
 
     say("\n2. The server");
     let serve = ServeArgs { listen: Listen { listen: args.listen }, folders: args.folders.clone() };
@@ -127,7 +127,7 @@ fn how_to_go_on(base: &str, model: &str, args: &DemoArgs) -> String {
     let serve = format!(
         "{program} serve --data-dir {} --models-dir {}",
         args.folders.data_dir.display(),
-        args.folders.models_dir.display()
+        args.folders.models.models_dir.display()
     );
     let url = if args.keep_serving { base } else { "http://127.0.0.1:8080" };
     let body = json!({"model": model, "messages": [{"role": "user", "content": QUESTION}]});

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use crate::base_models::{Catalog, KNOWN, Pulled, pull};
-use crate::config::Folders;
+use crate::config::ModelsFolder;
 
 /// What to do with base models.
 #[derive(Debug, Args)]
@@ -14,7 +14,7 @@ pub struct ModelsArgs {
     #[command(subcommand)]
     action: Action,
     #[command(flatten)]
-    folders: Folders,
+    folder: ModelsFolder,
 }
 
 #[derive(Debug, Subcommand)]
@@ -35,7 +35,7 @@ enum Action {
 
 /// Runs the command.
 pub fn models(args: &ModelsArgs) -> anyhow::Result<()> {
-    let models_dir = &args.folders.models_dir;
+    let models_dir = &args.folder.models_dir;
     match &args.action {
         Action::Pull { name } => {
             let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;

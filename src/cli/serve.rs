@@ -75,7 +75,7 @@ fn announce(address: SocketAddr) {
 
 /// Starts a server in this process; it runs until [`RunningServer::shutdown`].
 pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
-    let Folders { data_dir, models_dir } = args.folders.clone();
+    let Folders { data_dir, models } = args.folders.clone();
     std::fs::create_dir_all(&data_dir)
         .with_context(|| format!("making the data folder {}", data_dir.display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -84,7 +84,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let shared: Arc<dyn Store> = store.clone();
     let owner = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let queue = Arc::new(Queue::new(shared.clone(), owner));
-    let base_models = Catalog::new(models_dir);
+    let base_models = Catalog::new(models.models_dir);
 
     let executor = Executor::prepare(Tools {
         store: shared.clone(),

@@ -327,3 +327,40 @@ async fn a_running_job_survives_the_servers_death_and_its_orderly_end() {
     assert_eq!(bytes.len(), 2);
     assert_eq!(bytes[0], bytes[1], "an interruption changes no bit");
 }
+
+#[tokio::test]
+async fn a_bad_file_lists_every_problem_with_line_message_and_key() {
+    let server = Server::start();
+    let good = chat_lines(3);
+    let bad = [
+        r#"{"messages": [{"role": "user", "content": "a"}"#,
+        r#"{"messages": []}"#,
+        r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+        r#"{"messages": [{"role": "king", "content": "a"}, {"role": "assistant"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 2}]}"#,
+        r#"{"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}]}"#,
+        r#"{"prompt": "a"}"#,
+        r#"{"prompt": "a", "completion": "b"}"#,
+        r#"{"input": {"messages": []}}"#,
+        r#"["not an object"]"#,
+    ];
+    let content = format!("\u{feff}{good}\r\n\n{}", bad.join("\n"));
+    let id = server.create_job(&content, short()).await;
+    let job = server.ended(&id, "failed").await;
+    assert_eq!(job["error"]["code"], "invalid_training_file");
+    insta::assert_snapshot!(job["error"]["message"].as_str().expect("a text"));
+}
+
+#[tokio::test]
+async fn prompts_with_completions_train_too() {
+    let server = Server::start();
+    let mut lines = String::from("\u{feff}");
+    for number in 0..10 {
+        let line =
+            json!({"prompt": format!("{number} + 1 ="), "completion": format!(" {}", number + 1)});
+        lines.push_str(&format!("{line}\r\n\r\n"));
+    }
+    let id = server.create_job(&lines, short()).await;
+    let job = server.ended(&id, "succeeded").await;
+    assert_eq!(job["trained_steps"], 10);
+}

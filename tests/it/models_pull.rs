@@ -54,7 +54,7 @@ async fn file(Route(name): Route<String>, headers: HeaderMap) -> Response {
 
 async fn models(folder: &Path, hub: &str, path: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
-    command.arg("models").args(["--models-dir"]).arg(folder).args(arguments);
+    command.arg("models").args(arguments).arg("--models-dir").arg(folder);
     command.env("HF_ENDPOINT", hub).env("PATH", path).env("HOME", folder);
     tokio::task::spawn_blocking(move || command.output())
         .await
