@@ -135,6 +135,16 @@ pub enum Schedule {
     Constant,
 }
 
+/// Blocks of a model, as a client names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LoraLayers {
+    /// The last so many.
+    Last(u32),
+    /// Their indexes, from 0.
+    These(Vec<u32>),
+}
+
 /// Hyperparameters as a client asks for them, every one optional. Ranges are checked by
 /// `validate`; the engine resolves what is left open.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -155,6 +165,15 @@ pub struct Hyperparameters {
     /// LoRA's alpha: the adapter's output is scaled by alpha / r.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_alpha: Option<f64>,
+    /// Names of the linear layers that are adapted, such as `q_proj`; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_target_modules: Option<Vec<String>>,
+    /// Blocks that are adapted; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_layers: Option<LoraLayers>,
+    /// Whether LoRA's output is scaled by alpha / √r instead of alpha / r.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_rslora: Option<bool>,
     /// Share of the steps over which the learning rate rises from zero, 0..=1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_ratio: Option<f64>,
@@ -187,6 +206,15 @@ pub struct ResolvedHyperparameters {
     pub lora_r: u32,
     /// LoRA's alpha.
     pub lora_alpha: f64,
+    /// Names of the linear layers that are adapted; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_target_modules: Option<Vec<String>>,
+    /// Indexes of the blocks that are adapted, from 0, in order; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_layers: Option<Vec<u32>>,
+    /// Whether LoRA's output is scaled by alpha / √r.
+    #[serde(default)]
+    pub use_rslora: bool,
     /// Share of the steps that warm up.
     pub warmup_ratio: f64,
     /// AdamW's decoupled weight decay.

@@ -51,6 +51,9 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Last parts of the paths of the adapted layers.
     pub target_modules: Vec<String>,
+    /// Indexes of the blocks they stand in; null for all.
+    #[serde(default)]
+    pub layers_to_transform: Option<Vec<u32>>,
     /// Whether the base stores these layers as `[inputs, outputs]` (GPT-2).
     pub fan_in_fan_out: bool,
     /// `none`: biases are not trained.
@@ -84,6 +87,7 @@ impl AdapterConfig {
             lora_alpha: alpha,
             lora_dropout: 0.0,
             target_modules: names.into_iter().map(str::to_owned).collect(),
+            layers_to_transform: None,
             fan_in_fan_out,
             bias: "none".to_owned(),
             use_rslora: false,
@@ -129,7 +133,7 @@ pub fn serialise(tensors: &Tensors) -> Result<Vec<u8>, PeftError> {
 pub fn read(config: &[u8], weights: &[u8]) -> Result<(AdapterConfig, Tensors), PeftError> {
     let config: AdapterConfig =
         serde_json::from_slice(config).map_err(|error| PeftError::Config(error.to_string()))?;
-    let is_plain = config.peft_type == "LORA" && !config.use_dora && !config.use_rslora;
+    let is_plain = config.peft_type == "LORA" && !config.use_dora;
     if !is_plain || config.bias != "none" || config.r == 0 {
         return Err(PeftError::Config("it is not a plain LoRA adapter".to_owned()));
     }

@@ -76,7 +76,7 @@ impl LoadedBase {
         let bytes = runtime.block_on(source.load).map_err(cannot)?;
         let (config, tensors) =
             peft::read(&bytes.config, &bytes.weights).map_err(|error| cannot(error.to_string()))?;
-        let lora = LoraSettings { rank: config.r, alpha: config.lora_alpha };
+        let lora = LoraSettings::of_peft(&config);
         let attached = self.responder.attach(&lora, &tensors);
         let adapter = Arc::new(attached.map_err(|error| cannot(error.to_string()))?);
         if self.adapters.len() >= ATTACHED_ADAPTERS {

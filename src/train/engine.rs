@@ -14,6 +14,7 @@ use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
 use super::decoder::backward::PackedBatch;
 use super::decoder::decode::KvCache;
+pub use super::lora::{LoraSettings, LoraTarget};
 use super::weights::{LoadError, WeightSource};
 
 /// What can go wrong while the engine computes.
@@ -41,6 +42,9 @@ pub enum LoadEngineError {
     /// The model's files.
     #[error(transparent)]
     Model(#[from] LoadError),
+    /// What should be adapted is not there.
+    #[error("{0}")]
+    Target(String),
     /// The device.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -55,15 +59,6 @@ pub enum BackendKind {
     CpuF32,
     /// Plain candle operations on the CPU, in 32-bit floats.
     Candle,
-}
-
-/// A LoRA adapter's shape.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraSettings {
-    /// Rank r.
-    pub rank: usize,
-    /// Alpha: the adapter's output is scaled by alpha / rank.
-    pub alpha: f64,
 }
 
 /// One tokenised example.
@@ -215,7 +210,8 @@ impl<B: Backend> TrainingEngine<B> {
         seed: u64,
     ) -> Result<Self, LoadEngineError> {
         let decoder = Decoder::load(backend, config, weights, true)?;
-        let adapter = Adapter::new(&decoder, lora, seed)?;
+        let selected = lora.target.select(decoder.modules()).map_err(LoadEngineError::Target)?;
+        let adapter = Adapter::new(&decoder, lora, &selected, seed)?;
         let gradients = adapter.zeros_like(&decoder, lora.rank)?;
         let first_moments = adapter.zeros_like(&decoder, lora.rank)?;
         let second_moments = adapter.zeros_like(&decoder, lora.rank)?;
@@ -358,7 +354,8 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     }
 
     fn adapted_modules(&self) -> Vec<String> {
-        self.decoder.modules().iter().map(|module| module.module.clone()).collect()
+        let modules = self.decoder.modules().iter().zip(&self.adapter.pairs);
+        modules.filter(|(_, pair)| pair.is_some()).map(|(one, _)| one.module.clone()).collect()
     }
 
     fn parameter_counts(&self) -> (u64, u64) {

@@ -1,7 +1,7 @@
 //! Turns what a client asked for into numbers, and says why each number is what it is.
 
 use super::protocol::Progress;
-use crate::job::{Auto, Hyperparameters, ResolvedHyperparameters, Schedule};
+use crate::job::{Auto, Hyperparameters, LoraLayers, ResolvedHyperparameters, Schedule};
 
 /// Learning rate when none is asked for.
 pub const DEFAULT_LEARNING_RATE: f64 = 2e-4;
@@ -13,6 +13,15 @@ const DEFAULT_RANK: u32 = 8;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
 const DEFAULT_WEIGHT_DECAY: f64 = 0.01;
 const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
+
+/// What a plan needs to know of the base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelSize {
+    /// Longest text in tokens.
+    pub context: usize,
+    /// Blocks.
+    pub layers: u32,
+}
 
 /// The plan of a run: values, steps and a sentence for each value that was left open.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +59,9 @@ pub fn context_length(asked: &Hyperparameters, model_context: usize) -> u32 {
 /// - epochs: ⌈100 / examples⌉, at least 3 and at most 10: tiny sets need more passes to show at all;
 /// - batch size: the largest power of two in examples / 50, at least 1 and at most 16: about fifty
 ///   steps an epoch, until the batch is as large as one device takes well.
-pub fn resolve(asked: &Hyperparameters, examples: u64, model_context: usize) -> Plan {
+/// - blocks: the last so many become their indexes; those that the model does not have are dropped,
+///   for [`unknown_layer`] has refused them.
+pub fn resolve(asked: &Hyperparameters, examples: u64, model: &ModelSize) -> Plan {
     let mut explanations = Vec::new();
     let n_epochs = match asked.n_epochs {
         Auto::Value(epochs) => epochs,
@@ -90,7 +101,7 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model_context: usize) -> 
             }
         };
     let lora_r = asked.lora_r.unwrap_or(DEFAULT_RANK);
-    let context_length = context_length(asked, model_context);
+    let context_length = context_length(asked, model.context);
     if asked.context_length.is_some_and(|length| length > context_length) {
         explanations.push(format!(
             "context_length is {context_length}: the model itself takes no more tokens"
@@ -103,6 +114,9 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model_context: usize) -> 
         learning_rate,
         lora_r,
         lora_alpha: asked.lora_alpha.unwrap_or(2.0 * f64::from(lora_r)),
+        lora_target_modules: asked.lora_target_modules.clone(),
+        lora_layers: asked.lora_layers.as_ref().map(|layers| layer_indexes(layers, model.layers)),
+        use_rslora: asked.use_rslora.unwrap_or(false),
         warmup_ratio: asked.warmup_ratio.unwrap_or(DEFAULT_WARMUP_RATIO),
         weight_decay: asked.weight_decay.unwrap_or(DEFAULT_WEIGHT_DECAY),
         max_grad_norm: asked.max_grad_norm.unwrap_or(DEFAULT_MAX_GRAD_NORM),
@@ -115,6 +129,31 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model_context: usize) -> 
     Plan { hyperparameters, steps_per_epoch, total_steps, explanations }
 }
 
+/// The blocks that are meant, in order.
+fn layer_indexes(asked: &LoraLayers, layers: u32) -> Vec<u32> {
+    match asked {
+        LoraLayers::Last(count) => (layers.saturating_sub(*count)..layers).collect(),
+        LoraLayers::These(list) => (0..layers).filter(|layer| list.contains(layer)).collect(),
+    }
+}
+
+/// What is wrong with the blocks that a client names.
+pub fn unknown_layer(asked: &Hyperparameters, layers: u32) -> Option<String> {
+    match asked.lora_layers.as_ref()? {
+        LoraLayers::Last(count) if *count > layers => {
+            Some(format!("lora_layers is {count}, and the model has {layers} blocks"))
+        }
+        LoraLayers::These(list) => {
+            let unknown = list.iter().find(|layer| **layer >= layers)?;
+            Some(format!(
+                "lora_layers names block {unknown}, and the model's blocks are 0 to {}",
+                layers.saturating_sub(1)
+            ))
+        }
+        LoraLayers::Last(_) => None,
+    }
+}
+
 /// The values that clients rarely state, in one sentence.
 fn describe_rest(values: &ResolvedHyperparameters) -> String {
     let schedule = match values.lr_scheduler_type {
@@ -122,8 +161,17 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
         Schedule::Cosine => "falls along a cosine",
         Schedule::Constant => "stays",
     };
+    let modules = match &values.lora_target_modules {
+        None => "all linear layers".to_owned(),
+        Some(names) => names.join(", "),
+    };
+    let blocks = match &values.lora_layers {
+        None => String::new(),
+        Some(layers) => format!(" of {} blocks", layers.len()),
+    };
+    let scale = if values.use_rslora { ", scaled by alpha/√r," } else { "" };
     format!(
-        "LoRA with r={} and alpha={} on all linear layers; AdamW with weight decay {}, gradients \
+        "LoRA with r={} and alpha={}{scale} on {modules}{blocks}; AdamW with weight decay {}, gradients \
          clipped at norm {}; the learning rate warms up over {} % of the steps and {schedule}; \
          examples of up to {} tokens",
         values.lora_r,
@@ -139,8 +187,10 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
 mod tests {
     use super::*;
 
+    const SIZE: ModelSize = ModelSize { context: 8192, layers: 30 };
+
     fn auto(examples: u64) -> ResolvedHyperparameters {
-        resolve(&Hyperparameters::default(), examples, 8192).hyperparameters
+        resolve(&Hyperparameters::default(), examples, &SIZE).hyperparameters
     }
 
     #[test]
@@ -158,25 +208,38 @@ mod tests {
             batch_size: Auto::Value(4),
             ..Default::default()
         };
-        let plan = resolve(&asked, 10, 8192);
+        let plan = resolve(&asked, 10, &SIZE);
         assert_eq!((plan.steps_per_epoch, plan.total_steps), (3, 6));
     }
 
     #[test]
     fn a_stated_learning_rate_or_multiplier_is_kept() {
         let asked = Hyperparameters { learning_rate: Some(1e-3), ..Default::default() };
-        let values = resolve(&asked, 100, 8192).hyperparameters;
+        let values = resolve(&asked, 100, &SIZE).hyperparameters;
         assert_eq!(values.learning_rate, 1e-3);
         assert!((values.learning_rate_multiplier - 5.0).abs() < 1e-12);
         let asked =
             Hyperparameters { learning_rate_multiplier: Auto::Value(0.5), ..Default::default() };
-        assert_eq!(resolve(&asked, 100, 8192).hyperparameters.learning_rate, 1e-4);
+        assert_eq!(resolve(&asked, 100, &SIZE).hyperparameters.learning_rate, 1e-4);
+    }
+
+    #[test]
+    fn blocks_are_counted_from_the_end_or_named() {
+        let ask = |layers| Hyperparameters { lora_layers: Some(layers), ..Default::default() };
+        let resolved = |layers| resolve(&ask(layers), 100, &SIZE).hyperparameters.lora_layers;
+        assert_eq!(resolved(LoraLayers::Last(3)), Some(vec![27, 28, 29]));
+        assert_eq!(resolved(LoraLayers::These(vec![5, 0, 5])), Some(vec![0, 5]));
+        assert_eq!(unknown_layer(&ask(LoraLayers::Last(30)), 30), None);
+        let refusal = unknown_layer(&ask(LoraLayers::Last(31)), 30).expect("there are 30");
+        assert!(refusal.contains("31") && refusal.contains("30 blocks"), "{refusal}");
+        let refusal = unknown_layer(&ask(LoraLayers::These(vec![1, 30])), 30).expect("0 to 29");
+        assert!(refusal.contains("names block 30") && refusal.contains("0 to 29"), "{refusal}");
     }
 
     #[test]
     fn no_example_is_longer_than_the_models_context() {
         let asked = Hyperparameters { context_length: Some(9000), ..Default::default() };
-        let plan = resolve(&asked, 100, 512);
+        let plan = resolve(&asked, 100, &ModelSize { context: 512, ..SIZE });
         assert_eq!(plan.hyperparameters.context_length, 512);
         assert!(plan.explanations.iter().any(|text| text.contains("takes no more tokens")));
         assert_eq!(auto(100).context_length, DEFAULT_CONTEXT_LENGTH);

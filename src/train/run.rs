@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use super::base_model::BaseModel;
 use super::checkpoint::{self, CheckpointError, Identity, State};
+use super::config::ModelConfig;
 use super::encode::{EncodeError, EncodedFile, encode_file};
 use super::engine::{
-    AdamWStep, BackendKind, Engine, EngineError, LoadEngineError, LoraSettings, LossSums, Sequence,
-    load,
+    AdamWStep, BackendKind, Engine, EngineError, LoadEngineError, LoraSettings, LoraTarget,
+    LossSums, Sequence, load,
 };
 use super::memory;
 use super::protocol::{Control, Progress, RunSpec};
 use super::random::permutation;
-use super::resolve::{self, Plan};
+use super::resolve::{self, ModelSize, Plan};
 use super::schedule::learning_rate;
 use crate::artifacts::metrics_csv;
 use crate::artifacts::peft::AdapterConfig;
@@ -57,11 +58,12 @@ fn try_run(
     orders: &mut Orders<'_>,
 ) -> Result<Progress, JobError> {
     let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
-    let model_context = base.config["max_position_embeddings"]
-        .as_u64()
-        .or_else(|| base.config["n_positions"].as_u64())
-        .unwrap_or(0) as usize;
-    let context = resolve::context_length(&spec.hyperparameters, model_context) as usize;
+    let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
+    let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
+    if let Some(message) = resolve::unknown_layer(&spec.hyperparameters, size.layers) {
+        return Err(no_such_target(message));
+    }
+    let context = resolve::context_length(&spec.hyperparameters, size.context) as usize;
 
     let training = encode_file(&spec.training_file, &base, context)
         .map_err(|error| invalid_file(error, ErrorCode::InvalidTrainingFile, "training_file"))?;
@@ -83,10 +85,17 @@ fn try_run(
         return Err(too_few(examples, &training, context));
     }
 
-    let plan = resolve::resolve(&spec.hyperparameters, examples, model_context);
+    let plan = resolve::resolve(&spec.hyperparameters, examples, &size);
     sink(plan.progress());
     let values = &plan.hyperparameters;
-    let lora = LoraSettings { rank: values.lora_r as usize, alpha: values.lora_alpha };
+    let lora = LoraSettings {
+        is_rank_stabilised: values.use_rslora,
+        target: LoraTarget {
+            modules: values.lora_target_modules.clone(),
+            layers: values.lora_layers.clone(),
+        },
+        ..LoraSettings::new(values.lora_r as usize, values.lora_alpha)
+    };
     memory::check(&base, &training, validation.as_ref(), backend)?;
     let mut engine =
         load(&base.config, base.weights.as_ref(), &lora, u64::from(spec.seed), backend)
@@ -100,13 +109,13 @@ fn try_run(
         seed: spec.seed,
         hyperparameters: values.clone(),
     };
-    let adapter = AdapterConfig::new(
-        &spec.base_model_id,
-        lora.rank,
-        lora.alpha,
-        &engine.adapted_modules(),
-        base.config["model_type"] == "gpt2",
-    );
+    let is_gpt2 = base.config["model_type"] == "gpt2";
+    let modules = engine.adapted_modules();
+    let adapter = AdapterConfig {
+        layers_to_transform: lora.target.layers.clone(),
+        use_rslora: lora.is_rank_stabilised,
+        ..AdapterConfig::new(&spec.base_model_id, lora.rank, lora.alpha, &modules, is_gpt2)
+    };
     let mut run = Run {
         spec,
         plan: &plan,
@@ -497,7 +506,16 @@ fn invalid_model(error: super::weights::LoadError) -> JobError {
 fn cannot_load(error: LoadEngineError) -> JobError {
     match error {
         LoadEngineError::Model(error) => invalid_model(error),
+        LoadEngineError::Target(message) => no_such_target(message),
         LoadEngineError::Engine(error) => engine_failed(error),
+    }
+}
+
+fn no_such_target(message: String) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidHyperparameter,
+        message,
+        param: Some("hyperparameters".to_owned()),
     }
 }
 

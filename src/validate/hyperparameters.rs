@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 use crate::error_code::ErrorCode;
-use crate::job::{Auto, Hyperparameters, Schedule};
+use crate::job::{Auto, Hyperparameters, LoraLayers, Schedule};
 
 /// Every name that hone knows: OpenAI's three first.
 pub const KNOWN: &[&str] = &[
@@ -14,12 +14,21 @@ pub const KNOWN: &[&str] = &[
     "learning_rate",
     "lora_r",
     "lora_alpha",
+    "lora_target_modules",
+    "lora_layers",
+    "use_rslora",
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
     "lr_scheduler_type",
     "context_length",
 ];
+
+/// Most names of layers.
+const MOST_MODULES: usize = 64;
+
+/// Most indexes of blocks.
+const MOST_LAYERS: usize = 1024;
 
 /// Reads the object at `path` of the request (`hyperparameters`, or
 /// `method.supervised.hyperparameters`). Null and `"auto"` leave a value open.
@@ -39,6 +48,9 @@ pub fn read(path: &str, object: &Map<String, Value>) -> Result<Hyperparameters, 
         learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
         lora_r: fields.whole("lora_r", 1..=256)?,
         lora_alpha: fields.number("lora_alpha", above(0.0))?,
+        lora_target_modules: fields.modules()?,
+        lora_layers: fields.layers()?,
+        use_rslora: fields.switch("use_rslora")?,
         warmup_ratio: fields.number("warmup_ratio", Range { most: 1.0, ..from(0.0) })?,
         weight_decay: fields.number("weight_decay", from(0.0))?,
         max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
@@ -136,6 +148,62 @@ impl Fields<'_> {
                 };
                 let message = format!("{name} is {value}; it must be a number {least}{most}");
                 Err(self.refuse(name, message))
+            }
+        }
+    }
+
+    fn switch(&self, name: &str) -> Result<Option<bool>, Refusal> {
+        let Some(value) = self.chosen(name) else {
+            return Ok(None);
+        };
+        match value.as_bool() {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.refuse(name, format!("{name} is {value}; it can be true or false"))),
+        }
+    }
+
+    /// Names of layers; `"all-linear"`, PEFT's word, leaves it open.
+    fn modules(&self) -> Result<Option<Vec<String>>, Refusal> {
+        const NAME: &str = "lora_target_modules";
+        let Some(value) = self.chosen(NAME).filter(|value| *value != "all-linear") else {
+            return Ok(None);
+        };
+        let names: Option<Vec<String>> = value
+            .as_array()
+            .and_then(|list| list.iter().map(|name| name.as_str().map(str::to_owned)).collect());
+        match names.filter(|names| (1..=MOST_MODULES).contains(&names.len())) {
+            Some(names) => Ok(Some(names)),
+            None => {
+                let message = format!(
+                    "{NAME} is {value}; it must be \"all-linear\" or a list of layer names such as \
+                     [\"q_proj\", \"v_proj\"]"
+                );
+                Err(self.refuse(NAME, message))
+            }
+        }
+    }
+
+    fn layers(&self) -> Result<Option<LoraLayers>, Refusal> {
+        const NAME: &str = "lora_layers";
+        let Some(value) = self.chosen(NAME) else {
+            return Ok(None);
+        };
+        let whole = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let layers = match value {
+            Value::Array(list) if (1..=MOST_LAYERS).contains(&list.len()) => {
+                let layers: Option<Vec<u32>> = list.iter().map(whole).collect();
+                layers.map(LoraLayers::These)
+            }
+            value => whole(value).filter(|count| *count > 0).map(LoraLayers::Last),
+        };
+        match layers {
+            Some(layers) => Ok(Some(layers)),
+            None => {
+                let message = format!(
+                    "{NAME} is {value}; it must be how many of the last blocks are adapted, or a \
+                     list of their indexes from 0"
+                );
+                Err(self.refuse(NAME, message))
             }
         }
     }

@@ -120,10 +120,7 @@ impl Case {
 
     fn lora(&self) -> LoraSettings {
         let lora = &self.description["lora"];
-        LoraSettings {
-            rank: lora["r"].as_u64().unwrap() as usize,
-            alpha: lora["alpha"].as_f64().unwrap(),
-        }
+        LoraSettings::new(lora["r"].as_u64().unwrap() as usize, lora["alpha"].as_f64().unwrap())
     }
 
     fn optimiser(&self, step: u64) -> AdamWStep {

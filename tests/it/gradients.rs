@@ -5,7 +5,9 @@ use std::path::Path;
 
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
-use hone::train::engine::{BackendKind, Engine, LoraSettings, NamedTensors, Sequence, load};
+use hone::train::engine::{
+    BackendKind, Engine, LoraSettings, LoraTarget, NamedTensors, Sequence, load,
+};
 
 use crate::server::chat_lines;
 
@@ -21,14 +23,14 @@ fn difference(found: &NamedTensors, wanted: &NamedTensors) -> f64 {
     (apart / whole).sqrt()
 }
 
-fn engine(base: &BaseModel, kind: BackendKind) -> Box<dyn Engine> {
-    let lora = LoraSettings { rank: 4, alpha: 8.0 };
+fn engine(base: &BaseModel, kind: BackendKind, target: LoraTarget) -> Box<dyn Engine> {
+    let lora = LoraSettings { target, ..LoraSettings::new(4, 8.0) };
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
     // A fresh adapter's B is zero, which would leave the gradient of A zero too.
     let mut adapter = engine.adapter().expect("reads");
-    for (index, (_, (_, values))) in adapter.iter_mut().enumerate() {
+    for (key, (_, values)) in &mut adapter {
         for (place, value) in values.iter_mut().enumerate() {
-            *value += (((index * 31 + place) % 17) as f32 - 8.0) / 400.0;
+            *value += (((key.len() * 31 + place) % 17) as f32 - 8.0) / 400.0;
         }
     }
     engine.set_adapter(&adapter).expect("fits");
@@ -56,7 +58,7 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
     for kind in [BackendKind::CpuF32, BackendKind::Candle] {
         let mut made = Vec::new();
         for size in [8, 4, 1] {
-            let mut engine = engine(&base, kind);
+            let mut engine = engine(&base, kind, LoraTarget::default());
             let mut loss = 0.0;
             for part in all.chunks(size) {
                 loss += engine.accumulate(part, tokens).expect("computes").loss;
@@ -66,6 +68,47 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
         for (loss, gradients) in &made[1..] {
             assert!((loss - made[0].0).abs() < 1e-6 * made[0].0, "{kind:?}: {loss} {}", made[0].0);
             let apart = difference(gradients, &made[0].1);
+            assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
+        }
+    }
+}
+
+#[test]
+fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let base = BaseModel::open(&model).expect("opens");
+    let ids: Vec<u32> = (3..40).collect();
+    let sequence = Sequence { loss_mask: vec![true; ids.len()], input_ids: ids };
+    for kind in [BackendKind::CpuF32, BackendKind::Candle] {
+        for (names, layers) in [
+            (Some(vec!["q_proj", "down_proj"]), None),
+            (None, Some(vec![1])),
+            (Some(vec!["o_proj"]), Some(vec![0])),
+            (Some(vec!["up_proj"]), Some(vec![1])),
+        ] {
+            let modules = names.map(|names| names.into_iter().map(str::to_owned).collect());
+            let mut chosen = engine(&base, kind, LoraTarget { modules, layers });
+            let adapter = chosen.adapter().expect("reads");
+            assert_eq!(adapter.len(), 2 * chosen.adapted_modules().len());
+
+            // The whole adapter with the same tensors where chosen, and no effect elsewhere.
+            let mut whole = engine(&base, kind, LoraTarget::default());
+            let mut all = whole.adapter().expect("reads");
+            for (key, (_, values)) in &mut all {
+                match adapter.get(key) {
+                    Some((_, chosen)) => values.clone_from(chosen),
+                    None => values.fill(0.0),
+                }
+            }
+            whole.set_adapter(&all).expect("fits");
+            let tokens = sequence.input_ids.len() as u64 - 1;
+            let found = chosen.accumulate(&[&sequence], tokens).expect("computes");
+            let wanted = whole.accumulate(&[&sequence], tokens).expect("computes");
+            assert!((found.loss - wanted.loss).abs() < 1e-5 * wanted.loss);
+            let found = chosen.gradients().expect("reads");
+            let mut wanted = whole.gradients().expect("reads");
+            wanted.retain(|key, _| adapter.contains_key(key));
+            let apart = difference(&found, &wanted);
             assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
         }
     }

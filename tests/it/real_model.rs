@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hone::artifacts::peft;
+use hone::job::{Auto, Hyperparameters, LoraLayers};
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
 use hone::train::engine::{BackendKind, LoraSettings, Responder};
+use hone::train::protocol::{Progress, RunSpec};
+use hone::train::run::run;
 
-use crate::server::Server;
+use crate::server::{Server, chat_lines};
 
 const MODEL: &str = "smollm2-135m-instruct";
 
@@ -75,17 +78,17 @@ fn the_demo_teaches_a_real_model_and_shows_it() {
     }
 }
 
-/// Logits of the first validation examples as a safetensors file for PEFT to be compared with.
-fn write_logits(gguf: &Path, adapter: &Path, target: &Path) {
-    let base = BaseModel::open(gguf).expect("opens");
+/// Logits of the first examples of a file, as a safetensors file for PEFT to be compared with.
+fn write_logits(base: &Path, adapter: &Path, examples: &Path, target: &Path) {
+    let base = BaseModel::open(base).expect("opens");
     let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
     let responder = responder.expect("loads");
     let bytes = |name| std::fs::read(adapter.join(name)).expect("it was downloaded");
     let (config, tensors) =
         peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
-    let lora = LoraSettings { rank: config.r, alpha: config.lora_alpha };
+    let lora = LoraSettings::of_peft(&config);
     let attached = responder.attach(&lora, &tensors).expect("attaches");
-    let examples = encode_file(&data("valid-100.jsonl"), &base, 2048).expect("encodes");
+    let examples = encode_file(examples, &base, 2048).expect("encodes");
     let mut tensors = peft::Tensors::new();
     for (number, sequence) in examples.sequences.iter().take(4).enumerate() {
         let ids = &sequence.input_ids;
@@ -112,7 +115,41 @@ fn the_openai_sdk_drives_a_whole_job_and_peft_computes_the_same_logits() {
     succeed(job.args([&server.base, MODEL]).args([&train, &valid, &out]));
 
     let (gguf, logits) = (gguf(&models_dir), out.join("logits.safetensors"));
-    write_logits(&gguf, &out, &logits);
+    write_logits(&gguf, &out, &valid, &logits);
     let mut compare = script(&python, "peft_compare.py");
     succeed(compare.args([&gguf, &out, &logits]));
+}
+
+#[test]
+fn peft_computes_the_same_with_chosen_layers_and_a_rank_stabilised_scale() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let examples = folder.path().join("train.jsonl");
+    std::fs::write(&examples, chat_lines(12)).expect("writes");
+    let base_model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let spec = RunSpec {
+        base_model: base_model.clone(),
+        base_model_id: "tiny-llama".to_owned(),
+        training_file: examples.clone(),
+        validation_file: None,
+        work_dir: folder.path().join("run"),
+        seed: 1,
+        hyperparameters: Hyperparameters {
+            n_epochs: Auto::Value(20),
+            learning_rate: Some(1e-2),
+            lora_target_modules: Some(vec!["q_proj".to_owned(), "down_proj".to_owned()]),
+            lora_layers: Some(LoraLayers::Last(1)),
+            use_rslora: Some(true),
+            ..Hyperparameters::default()
+        },
+    };
+    let mut last = None;
+    run(&spec, BackendKind::CpuF32, &mut |progress| last = Some(progress), &mut || None);
+    let Some(Progress::Finished { adapter_directory, .. }) = last else {
+        panic!("it did not finish: {last:?}");
+    };
+    let logits = folder.path().join("logits.safetensors");
+    write_logits(&base_model, &adapter_directory, &examples, &logits);
+    let mut compare = script(&python, "peft_compare.py");
+    succeed(compare.args([&base_model, &adapter_directory, &logits]));
 }

@@ -42,7 +42,7 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
     assert_eq!((&settings["batch"], &settings["lora_r"]), (&8.into(), &8.into()));
 
     let base = BaseModel::open(&real_model::gguf(&models_dir)).expect("opens");
-    let lora = LoraSettings { rank: 8, alpha: 16.0 };
+    let lora = LoraSettings::new(8, 16.0);
     let kind = match std::env::var("HONE_REFERENCE_DTYPE").as_deref() {
         Ok("bf16") => BackendKind::Cpu,
         _ => BackendKind::CpuF32,

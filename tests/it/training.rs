@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hone::error_code::ErrorCode;
-use hone::job::{Auto, EventLevel, Hyperparameters, JobError, StepMetrics};
+use hone::job::{Auto, EventLevel, Hyperparameters, JobError, LoraLayers, StepMetrics};
 use hone::train::protocol::{Control, Progress, RunSpec};
 use safetensors::SafeTensors;
 
@@ -244,6 +244,24 @@ fn a_loss_that_is_no_number_fails_with_the_lines_of_its_batch() {
         "{}",
         error.message
     );
+}
+
+#[test]
+fn layers_that_the_model_does_not_have_are_refused_by_name() {
+    let mut trainer = Trainer::new();
+    trainer.spec.hyperparameters.lora_target_modules = Some(vec!["query".to_owned()]);
+    let said = trainer.run();
+    let error = failure(&said);
+    assert_eq!(error.code, ErrorCode::InvalidHyperparameter);
+    assert!(error.message.contains("\"query\""), "{}", error.message);
+    assert!(error.message.contains("q_proj") && error.message.contains("down_proj"));
+
+    let mut trainer = Trainer::new();
+    trainer.spec.hyperparameters.lora_layers = Some(LoraLayers::Last(99));
+    let said = trainer.run();
+    let error = failure(&said);
+    assert_eq!(error.code, ErrorCode::InvalidHyperparameter);
+    assert!(error.message.contains("2 blocks"), "{}", error.message);
 }
 
 #[test]

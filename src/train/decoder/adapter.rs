@@ -8,7 +8,7 @@ use crate::train::random::Stream;
 /// Adapter tensors of one model on a device; the same shape holds gradients and moments.
 pub struct Adapter<B: Backend> {
     /// One for each of the decoder's modules; `None` where the layer is not adapted.
-    pub(super) pairs: Vec<Option<LoraPair<B>>>,
+    pub(in crate::train) pairs: Vec<Option<LoraPair<B>>>,
     /// alpha / rank.
     pub(super) scale: f32,
 }
@@ -19,13 +19,22 @@ fn key(module: &str, matrix: &str) -> String {
 }
 
 impl<B: Backend> Adapter<B> {
-    /// A fresh adapter, which changes nothing yet: A uniform in ±1/√inputs (PEFT's
+    /// A fresh adapter of the `selected` modules, which changes nothing yet: A uniform in ±1/√inputs (PEFT's
     /// `kaiming_uniform_(a=√5)`), B zero. Each tensor has its own random stream, so that none
     /// depends on the others.
-    pub fn new(decoder: &Decoder<B>, settings: &LoraSettings, seed: u64) -> Outcome<Self> {
+    pub fn new(
+        decoder: &Decoder<B>,
+        settings: &LoraSettings,
+        selected: &[bool],
+        seed: u64,
+    ) -> Outcome<Self> {
         let backend = decoder.backend();
         let mut pairs = Vec::with_capacity(decoder.modules().len());
-        for module in decoder.modules() {
+        for (module, is_adapted) in decoder.modules().iter().zip(selected) {
+            if !is_adapted {
+                pairs.push(None);
+                continue;
+            }
             let stream = Stream::new(seed, &key(&module.module, "A"), 0);
             let bound = 1.0 / (module.inputs as f32).sqrt();
             let values: Vec<f32> = (0..settings.rank * module.inputs)
@@ -36,7 +45,7 @@ impl<B: Backend> Adapter<B> {
                 b: backend.zeros(module.outputs, settings.rank)?,
             }));
         }
-        Ok(Self { pairs, scale: (settings.alpha / settings.rank as f64) as f32 })
+        Ok(Self { pairs, scale: settings.scale() })
     }
 
     /// Zeros in the shape of `self`: gradients or moments.
@@ -121,7 +130,7 @@ impl<B: Backend> Adapter<B> {
         if used == 0 {
             return Err(EngineError::Adapter("it holds no tensors".to_owned()));
         }
-        Ok(Self { pairs, scale: (settings.alpha / settings.rank as f64) as f32 })
+        Ok(Self { pairs, scale: settings.scale() })
     }
 
     /// Number of trainable parameters.

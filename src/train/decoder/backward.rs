@@ -56,10 +56,11 @@ impl<B: Backend> Decoder<B> {
         gradients: Option<(&mut Adapter<B>, f32)>,
     ) -> Outcome<Vec<RowLoss>> {
         let backend = &self.backend;
-        let keep = gradients.is_some();
+        let lowest = self.lowest_adapted_block(adapter);
+        let keep_from = gradients.is_some().then_some(lowest);
         let sight = Sight::Segments(&batch.segments);
         let (x, mut saved) =
-            self.run_blocks(Some(adapter), &batch.ids, &batch.positions, sight, keep)?;
+            self.run_blocks(Some(adapter), &batch.ids, &batch.positions, sight, keep_from)?;
         let rows = backend.take_rows(&x, &batch.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm)?;
@@ -73,7 +74,6 @@ impl<B: Backend> Decoder<B> {
         drop(normed);
         let gradient = backend.norm_backward(gradient, &rows, &self.final_norm)?;
         let mut gradient = backend.spread_rows(batch.ids.len(), &batch.loss_rows, &gradient)?;
-        let lowest = self.lowest_adapted_block(adapter);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
             let Some(saved) = saved.pop() else { break };
             let below = layer > lowest;

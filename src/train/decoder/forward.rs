@@ -25,22 +25,24 @@ pub(super) struct LayerCache<B: Backend> {
 type Inner<B> = Option<BTreeMap<usize, <B as Backend>::Matrix>>;
 
 impl<B: Backend> Decoder<B> {
-    /// The residual stream behind the last block, and what each block keeps when `keep`.
+    /// The residual stream behind the last block, and what the blocks from `keep_from` on keep for
+    /// the backward pass; none when no backward pass follows.
     pub(super) fn run_blocks(
         &self,
         adapter: Option<&Adapter<B>>,
         ids: &[u32],
         positions: &[u32],
         mut sight: Sight<'_, B>,
-        keep: bool,
+        keep_from: Option<usize>,
     ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
         let backend = &self.backend;
         let mut x = backend.embed(&self.embedding, ids, self.config.embedding_scale)?;
         if let Some(table) = &self.positions {
             backend.add(&mut x, &backend.embed(table, positions, 1.0)?)?;
         }
-        let mut saved = Vec::with_capacity(if keep { self.blocks.len() } else { 0 });
+        let mut saved = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
+            let keep = keep_from.is_some_and(|first| layer >= first);
             let (next, kept) =
                 self.run_block(block, layer, x, adapter, positions, &mut sight, keep)?;
             x = next;

@@ -18,6 +18,8 @@ struct Reader<'a, B: Backend> {
     weights: &'a dyn WeightSource,
     shapes: BTreeMap<String, Vec<usize>>,
     modules: Vec<AdaptedModule>,
+    /// The block that is being read.
+    layer: u32,
     parameters: u64,
     for_training: bool,
     layer_norm: NormKind,
@@ -40,6 +42,7 @@ impl<B: Backend> Decoder<B> {
             weights,
             shapes,
             modules: Vec::new(),
+            layer: 0,
             parameters: 0,
             for_training,
             layer_norm: config.norm,
@@ -285,6 +288,7 @@ impl<B: Backend> Reader<'_, B> {
         )?;
         self.modules.push(AdaptedModule {
             module: name.module.clone(),
+            layer: self.layer,
             outputs: name.outputs,
             inputs: name.inputs,
         });
@@ -297,6 +301,7 @@ impl<B: Backend> Reader<'_, B> {
         layer: usize,
         rope: Option<usize>,
     ) -> Result<Block<B>, LoadEngineError> {
+        self.layer = layer as u32;
         let names = names::block(config, layer);
         let qkv = match &names.qkv {
             QkvNames::Separate([q, k, v]) => {
