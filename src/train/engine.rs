@@ -189,7 +189,7 @@ fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
 
 /// Most tokens that run through the blocks at once; longer batches go in several passes, whose
 /// gradients add up to the same.
-const TOKENS_AT_ONCE: usize = 2048;
+pub const TOKENS_AT_ONCE: usize = 1024;
 
 /// [`Engine`] on one backend.
 struct TrainingEngine<B: Backend> {

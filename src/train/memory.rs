@@ -2,12 +2,9 @@
 
 use super::base_model::BaseModel;
 use super::encode::EncodedFile;
-use super::engine::BackendKind;
+use super::engine::{BackendKind, TOKENS_AT_ONCE};
 use crate::error_code::ErrorCode;
 use crate::job::JobError;
-
-/// Tokens that run through the blocks at once.
-const TOKENS_AT_ONCE: u64 = 2048;
 
 /// Refuses a run that cannot fit into the memory that is free, with the numbers. A machine that does
 /// not tell how much is free is not refused.
@@ -59,7 +56,7 @@ fn estimate(base: &BaseModel, longest: u64, backend: BackendKind) -> u64 {
     let layers = size(["num_hidden_layers", "n_layer"]);
     let width = if width == 0 { 4 * hidden } else { width };
     let kept_per_token = layers * (7 * hidden + 2 * width) * 4;
-    let tokens = TOKENS_AT_ONCE.min(4 * longest).max(longest);
+    let tokens = (TOKENS_AT_ONCE as u64).min(4 * longest).max(longest);
     parameters * bytes_each + tokens * kept_per_token + 256 * 4 * size(["vocab_size", "vocab_size"])
 }
 

@@ -13,7 +13,7 @@ use super::config::ModelConfig;
 use super::encode::{EncodeError, EncodedFile, encode_file};
 use super::engine::{
     AdamWStep, BackendKind, Engine, EngineError, LoadEngineError, LoraSettings, LoraTarget,
-    LossSums, Sequence, load,
+    LossSums, Sequence, TOKENS_AT_ONCE, load,
 };
 use super::memory;
 use super::protocol::{Control, Progress, RunSpec};
@@ -26,9 +26,6 @@ use crate::atomic_file;
 use crate::dataset::{MAX_LISTED_PROBLEMS, MIN_EXAMPLES};
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, JobError, StepMetrics};
-
-/// Most tokens between two looks at the orders.
-const MICRO_BATCH_TOKENS: usize = 2048;
 
 /// Checkpoints of a run that are for going on after a crash, beside those of each epoch.
 const RESUME_POINTS: u64 = 10;
@@ -182,6 +179,7 @@ impl Run<'_> {
                 }
                 None => {}
             }
+            let began = Instant::now();
             let step = self.state.step + 1;
             let rate = learning_rate(&self.plan.hyperparameters, step, total);
             let batch = self.batch(step);
@@ -200,6 +198,7 @@ impl Run<'_> {
             if !grad_norm.is_finite() {
                 return Err(self.nan_loss(step, "gradient", &batch));
             }
+            let tokens_per_second = tokens as f64 / began.elapsed().as_secs_f64().max(1e-9);
 
             self.state.step = step;
             self.state.trained_tokens += tokens as u64;
@@ -217,7 +216,7 @@ impl Run<'_> {
             if !has_warned {
                 has_warned = self.warn_of_divergence(&metrics, sink);
             }
-            let tokens_per_second = speed.measure(tokens);
+            speed.step_ended();
             let seconds_left = speed.seconds_per_step() * (total - step) as f64;
             self.state.metrics.push(metrics.clone());
             sink(Progress::Step { metrics: metrics.clone(), tokens_per_second, seconds_left });
@@ -385,29 +384,24 @@ impl Run<'_> {
     }
 }
 
-/// Tokens and seconds of the steps of this process, for what the rest should take.
+/// Seconds that the steps of this process took, validation and checkpoints among them, for what the
+/// rest should take.
 struct Speed {
-    last: Instant,
-    seconds: f64,
+    began: Instant,
     steps: f64,
 }
 
 impl Speed {
     fn new() -> Self {
-        Self { last: Instant::now(), seconds: 0.0, steps: 0.0 }
+        Self { began: Instant::now(), steps: 0.0 }
     }
 
-    /// Tokens per second of the step that has just ended.
-    fn measure(&mut self, tokens: usize) -> f64 {
-        let seconds = self.last.elapsed().as_secs_f64().max(1e-9);
-        self.last = Instant::now();
-        self.seconds += seconds;
+    fn step_ended(&mut self) {
         self.steps += 1.0;
-        tokens as f64 / seconds
     }
 
     fn seconds_per_step(&self) -> f64 {
-        self.seconds / self.steps.max(1.0)
+        self.began.elapsed().as_secs_f64() / self.steps.max(1.0)
     }
 }
 
@@ -421,12 +415,12 @@ fn add(sums: &mut LossSums, more: LossSums) {
     sums.correct += more.correct;
 }
 
-/// Cuts a batch into runs of at most [`MICRO_BATCH_TOKENS`] tokens, one sequence at least.
+/// Cuts a batch into runs of at most [`TOKENS_AT_ONCE`] tokens, one sequence at least.
 fn micro_batches<'a, 'b>(sequences: &'a [&'b Sequence]) -> Vec<&'a [&'b Sequence]> {
     let mut parts = Vec::new();
     let (mut first, mut tokens) = (0, 0);
     for (index, sequence) in sequences.iter().enumerate() {
-        if index > first && tokens + sequence.input_ids.len() > MICRO_BATCH_TOKENS {
+        if index > first && tokens + sequence.input_ids.len() > TOKENS_AT_ONCE {
             parts.push(&sequences[first..index]);
             (first, tokens) = (index, 0);
         }

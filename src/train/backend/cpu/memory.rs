@@ -1,13 +1,42 @@
 //! Buffers that go round: a matrix that is dropped gives its memory back for the next one, so that
-//! after the first step no step allocates or touches a fresh page.
+//! after the first steps no step allocates or touches a fresh page.
+//!
+//! Batches differ in length from step to step. A buffer of up to twice the wanted length will do, and
+//! where only shorter ones wait, one of them makes room for the longer: the pool never holds more
+//! than about twice what was in use at once.
 
 use std::collections::BTreeMap;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers that wait for their next use, by length.
 #[derive(Default)]
 pub struct Pool {
-    waiting: Mutex<BTreeMap<usize, Vec<Vec<f32>>>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// No list is empty.
+type Waiting = BTreeMap<usize, Vec<Vec<f32>>>;
+
+/// The shortest buffer in a range of lengths.
+fn pop(waiting: &mut Waiting, lengths: RangeInclusive<usize>) -> Option<Vec<f32>> {
+    let length = *waiting.range(lengths).next()?.0;
+    pop_one(waiting, length)
+}
+
+/// The longest buffer in a range of lengths.
+fn pop_longest(waiting: &mut Waiting, lengths: Range<usize>) -> Option<Vec<f32>> {
+    let length = *waiting.range(lengths).next_back()?.0;
+    pop_one(waiting, length)
+}
+
+fn pop_one(waiting: &mut Waiting, length: usize) -> Option<Vec<f32>> {
+    let buffers = waiting.get_mut(&length)?;
+    let buffer = buffers.pop();
+    if buffers.is_empty() {
+        waiting.remove(&length);
+    }
+    buffer
 }
 
 impl Pool {
@@ -15,9 +44,11 @@ impl Pool {
     pub fn take(self: &Arc<Self>, rows: usize, columns: usize) -> Matrix {
         let class = class(rows * columns);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let reused = waiting.get_mut(&class).and_then(Vec::pop);
+        let buffer = pop(&mut waiting, class..=2 * class).unwrap_or_else(|| {
+            drop(pop_longest(&mut waiting, class / 2..class));
+            vec![0.0; class]
+        });
         drop(waiting);
-        let buffer = reused.unwrap_or_else(|| vec![0.0; class]);
         Matrix { rows, columns, buffer, pool: Arc::clone(self) }
     }
 
@@ -96,6 +127,20 @@ mod tests {
         let place = first.values().as_ptr();
         drop(first);
         assert_eq!(pool.take(10, 10).values().as_ptr(), place);
+    }
+
+    #[test]
+    fn steps_of_all_lengths_hold_little_more_than_the_longest() {
+        let pool = Arc::new(Pool::default());
+        let mut state = 1u64;
+        for _ in 0..500 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let rows = 1 + (state >> 33) as usize % 2000;
+            let _in_use: Vec<Matrix> = (0..30).map(|_| pool.take(rows, 64)).collect();
+        }
+        let waiting = pool.waiting.lock().expect("no panic");
+        let held: usize = waiting.iter().map(|(length, buffers)| length * buffers.len()).sum();
+        assert!(held <= 2 * 30 * class(2000 * 64), "{held}");
     }
 
     #[test]
