@@ -22,6 +22,9 @@ pub(super) enum Ending {
     },
     /// Something broke that may not break again.
     Retry(NewEvent),
+    /// The same, after work that is not lost: it does not count against the job's attempts, which
+    /// are there to end what breaks again and again at the same place.
+    GoOn(NewEvent),
     /// Another executor holds the job now.
     Lost,
 }
@@ -54,6 +57,13 @@ impl Ending {
         Self::failed(code, format!("{what}; given up after {} attempts", job.attempt), None)
     }
 
+    /// [`Ending::broken`] of a trainer that had written a newer checkpoint than it began with.
+    pub(super) fn broken_on_the_way(what: &str, step: u64, data: serde_json::Value) -> Self {
+        let message = format!("{what}; the job goes on from its checkpoint at step {step}");
+        let event = NewEvent::message(EventLevel::Warn, message);
+        Self::GoOn(NewEvent { data: Some(data), ..event })
+    }
+
     /// For logs.
     pub(super) fn word(&self) -> &'static str {
         match self {
@@ -61,7 +71,7 @@ impl Ending {
             Self::Failed(_) => "failed",
             Self::Cancelled => "cancelled",
             Self::Released { .. } => "released",
-            Self::Retry(_) => "retry",
+            Self::Retry(_) | Self::GoOn(_) => "retry",
             Self::Lost => "lost",
         }
     }
@@ -129,6 +139,7 @@ async fn write(tools: &Tools, claim: &Claim, ending: &Ending) -> Result<(), Stor
             );
             store.release(claim, &[event]).await
         }
+        Ending::GoOn(event) => store.release(claim, std::slice::from_ref(event)).await,
         Ending::Retry(event) => store.retry(claim, std::slice::from_ref(event)).await,
         Ending::Lost => Ok(()),
     }

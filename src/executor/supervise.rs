@@ -1,5 +1,6 @@
 //! One claimed job from its claim to its ending: stage, start a trainer, listen, publish.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use super::{Patience, Tools, staging};
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, Job, JobError};
 use crate::store::{Claim, StoreError};
+use crate::train::checkpoint;
 use crate::train::protocol::{Control, Progress};
 
 /// The last thing that was heard of a trainer.
@@ -97,6 +99,7 @@ pub(super) async fn run_job(
         return Ending::Released { step: None };
     }
 
+    let began_at = newest_checkpoint(&spec.work_dir);
     let mut trainer = match Trainer::start(&tools.trainer, &spec).await {
         Ok(trainer) => trainer,
         Err(error) => {
@@ -138,9 +141,18 @@ pub(super) async fn run_job(
         }
         Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue => {
             let what = death.describe(report.step);
+            let newest = newest_checkpoint(&spec.work_dir);
+            if let Some(step) = newest.filter(|_| newest > began_at) {
+                return Ending::broken_on_the_way(&what, step, death.data());
+            }
             Ending::broken(job, ErrorCode::WorkerCrashed, &what, Some(death.data()))
         }
     }
+}
+
+/// Step of the newest checkpoint of a run; a folder that cannot be read has none.
+fn newest_checkpoint(work_dir: &Path) -> Option<u64> {
+    checkpoint::steps(work_dir).ok()?.first().copied()
 }
 
 /// Listens to the trainer, the user and the operator until there is nothing more to hear.
