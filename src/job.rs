@@ -227,6 +227,33 @@ pub struct ResolvedHyperparameters {
     pub context_length: u32,
 }
 
+/// One of a job's two files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataFile {
+    /// What is learnt.
+    Training,
+    /// What the learning is measured on.
+    Validation,
+}
+
+impl DataFile {
+    /// The request's field.
+    pub fn param(self) -> &'static str {
+        match self {
+            Self::Training => "training_file",
+            Self::Validation => "validation_file",
+        }
+    }
+
+    /// The code of a job whose file is not what it should be.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::Training => ErrorCode::InvalidTrainingFile,
+            Self::Validation => ErrorCode::InvalidValidationFile,
+        }
+    }
+}
+
 /// Why a job failed; the shape of `error` on the job object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {

@@ -7,7 +7,7 @@ use super::ending::Ending;
 use crate::base_models::BaseModelEntry;
 use crate::blobs::BlobError;
 use crate::error_code::ErrorCode;
-use crate::job::Job;
+use crate::job::{DataFile, Job};
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
 
@@ -22,11 +22,11 @@ pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
         Ending::broken(job, local_code(&error), &what, None)
     })?;
     let training_file = folder.join("training.jsonl");
-    fetch(tools, job, &job.training_file, Role::Training, &training_file).await?;
+    fetch(tools, job, &job.training_file, DataFile::Training, &training_file).await?;
     let mut validation_file = None;
     if let Some(file_id) = &job.validation_file {
         let to = folder.join("validation.jsonl");
-        fetch(tools, job, file_id, Role::Validation, &to).await?;
+        fetch(tools, job, file_id, DataFile::Validation, &to).await?;
         validation_file = Some(to);
     }
     Ok(RunSpec {
@@ -75,34 +75,11 @@ fn find_base_model(tools: &Tools, job: &Job) -> Result<PathBuf, Ending> {
     })
 }
 
-/// Which of a job's files.
-#[derive(Debug, Clone, Copy)]
-enum Role {
-    Training,
-    Validation,
-}
-
-impl Role {
-    fn param(self) -> &'static str {
-        match self {
-            Self::Training => "training_file",
-            Self::Validation => "validation_file",
-        }
-    }
-
-    fn code(self) -> ErrorCode {
-        match self {
-            Self::Training => ErrorCode::InvalidTrainingFile,
-            Self::Validation => ErrorCode::InvalidValidationFile,
-        }
-    }
-}
-
 async fn fetch(
     tools: &Tools,
     job: &Job,
     file_id: &str,
-    role: Role,
+    role: DataFile,
     to: &Path,
 ) -> Result<(), Ending> {
     let gone = || {

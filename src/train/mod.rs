@@ -8,6 +8,7 @@ pub mod config;
 pub mod decoder;
 pub mod encode;
 pub mod engine;
+mod failure;
 pub mod lora;
 mod memory;
 pub mod protocol;

@@ -8,12 +8,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::base_model::BaseModel;
-use super::checkpoint::{self, CheckpointError, Identity, State};
+use super::checkpoint::{self, Identity, State};
 use super::config::ModelConfig;
-use super::encode::{EncodeError, EncodedFile, encode_file};
+use super::encode::{EncodedFile, encode_file};
 use super::engine::{
-    AdamWStep, BackendKind, Engine, EngineError, LoadEngineError, LoraSettings, LoraTarget,
-    LossSums, Sequence, TOKENS_AT_ONCE, load,
+    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Sequence, TOKENS_AT_ONCE,
+    load,
+};
+use super::failure::{
+    cannot_load, checkpoint_failed, engine_failed, internal, invalid_file, invalid_model,
+    no_such_target, no_validation_example, too_few,
 };
 use super::memory;
 use super::protocol::{Control, Progress, RunSpec};
@@ -25,7 +29,7 @@ use crate::artifacts::peft::AdapterConfig;
 use crate::atomic_file;
 use crate::dataset::{MAX_LISTED_PROBLEMS, MIN_EXAMPLES};
 use crate::error_code::ErrorCode;
-use crate::job::{EventLevel, JobError, StepMetrics};
+use crate::job::{DataFile, EventLevel, JobError, StepMetrics};
 
 /// Checkpoints of a run that are for going on after a crash, beside those of each epoch.
 const RESUME_POINTS: u64 = 10;
@@ -63,11 +67,12 @@ fn try_run(
     let context = resolve::context_length(&spec.hyperparameters, size.context) as usize;
 
     let training = encode_file(&spec.training_file, &base, context)
-        .map_err(|error| invalid_file(error, ErrorCode::InvalidTrainingFile, "training_file"))?;
+        .map_err(|error| invalid_file(error, DataFile::Training))?;
     let validation = match &spec.validation_file {
-        Some(path) => Some(encode_file(path, &base, context).map_err(|error| {
-            invalid_file(error, ErrorCode::InvalidValidationFile, "validation_file")
-        })?),
+        Some(path) => Some(
+            encode_file(path, &base, context)
+                .map_err(|error| invalid_file(error, DataFile::Validation))?,
+        ),
         None => None,
     };
     say_too_long(&training, "training", context, sink);
@@ -483,74 +488,4 @@ fn say_statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'
         "total_parameters": total,
     });
     note(sink, EventLevel::Info, message, Some(data));
-}
-
-fn internal(message: String) -> JobError {
-    JobError { code: ErrorCode::InternalError, message, param: None }
-}
-
-fn invalid_model(error: super::weights::LoadError) -> JobError {
-    JobError {
-        code: ErrorCode::InvalidModel,
-        message: format!("the base model cannot be used: {error}"),
-        param: Some("model".to_owned()),
-    }
-}
-
-fn cannot_load(error: LoadEngineError) -> JobError {
-    match error {
-        LoadEngineError::Model(error) => invalid_model(error),
-        LoadEngineError::Target(message) => no_such_target(message),
-        LoadEngineError::Engine(error) => engine_failed(error),
-    }
-}
-
-fn no_such_target(message: String) -> JobError {
-    JobError {
-        code: ErrorCode::InvalidHyperparameter,
-        message,
-        param: Some("hyperparameters".to_owned()),
-    }
-}
-
-fn engine_failed(error: EngineError) -> JobError {
-    internal(error.to_string())
-}
-
-fn checkpoint_failed(error: CheckpointError) -> JobError {
-    internal(format!("a checkpoint cannot be written or read: {error}"))
-}
-
-fn invalid_file(error: EncodeError, code: ErrorCode, param: &str) -> JobError {
-    let message = match error {
-        EncodeError::Problems(problems) => {
-            let listed: Vec<String> = problems.listed.iter().map(ToString::to_string).collect();
-            format!("{} problems in the file. {}", problems.total, listed.join(". "))
-        }
-        other => other.to_string(),
-    };
-    JobError { code, message, param: Some(param.to_owned()) }
-}
-
-fn too_few(examples: u64, training: &EncodedFile, context: usize) -> JobError {
-    let left_out = match training.too_long.len() {
-        0 => String::new(),
-        count => format!(" ({count} more are longer than {context} tokens)"),
-    };
-    JobError {
-        code: ErrorCode::InvalidNExamples,
-        message: format!(
-            "the training file has {examples} usable examples{left_out}; at least {MIN_EXAMPLES} are \
-             needed"
-        ),
-        param: Some("training_file".to_owned()),
-    }
-}
-
-fn no_validation_example(context: usize) -> JobError {
-    JobError {
-        code: ErrorCode::InvalidValidationFile,
-        message: format!("every validation example is longer than {context} tokens"),
-        param: Some("validation_file".to_owned()),
-    }
 }

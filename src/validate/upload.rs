@@ -5,7 +5,7 @@ use crate::dataset::{
     Format, LineFault, LineSplitter, MIN_EXAMPLES, Problem, Problems, Verdict, parse_example,
 };
 use crate::error_code::ErrorCode;
-use crate::job::JobError;
+use crate::job::{DataFile, JobError};
 
 /// Judges a JSONL file as its bytes come in.
 #[derive(Debug, Default)]
@@ -86,48 +86,22 @@ fn describe(format: Format) -> &'static str {
     }
 }
 
-/// Which of a job's files is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The training file: at least [`MIN_EXAMPLES`].
-    Training,
-    /// The validation file: at least one example.
-    Validation,
-}
-
-impl Part {
-    /// The request field.
-    pub fn param(self) -> &'static str {
-        match self {
-            Self::Training => "training_file",
-            Self::Validation => "validation_file",
-        }
-    }
-
-    fn code(self) -> ErrorCode {
-        match self {
-            Self::Training => ErrorCode::InvalidTrainingFile,
-            Self::Validation => ErrorCode::InvalidValidationFile,
-        }
-    }
-}
-
 /// Why a job over this file fails; `None` when the file is good.
-pub fn job_error_for(verdict: &Verdict, part: Part) -> Option<JobError> {
+pub fn job_error_for(verdict: &Verdict, which: DataFile) -> Option<JobError> {
     let error = |code: ErrorCode, message: String| {
-        Some(JobError { code, message, param: Some(part.param().to_owned()) })
+        Some(JobError { code, message, param: Some(which.param().to_owned()) })
     };
     if !verdict.problems.is_empty() {
-        return error(part.code(), describe_problems(&verdict.problems));
+        return error(which.code(), describe_problems(&verdict.problems));
     }
     if verdict.examples == 0 {
-        let code = match part {
-            Part::Training => ErrorCode::InvalidNExamples,
-            Part::Validation => ErrorCode::InvalidValidationFile,
+        let code = match which {
+            DataFile::Training => ErrorCode::InvalidNExamples,
+            DataFile::Validation => ErrorCode::InvalidValidationFile,
         };
         return error(code, "the file holds no example".to_owned());
     }
-    if part == Part::Training && verdict.examples < MIN_EXAMPLES {
+    if which == DataFile::Training && verdict.examples < MIN_EXAMPLES {
         let message = format!(
             "the training file has {} examples; at least {MIN_EXAMPLES} are needed",
             verdict.examples
@@ -173,7 +147,7 @@ mod tests {
     fn a_malformed_line_seven_is_named() {
         let mut lines = [GOOD; 12];
         lines[6] = r#"{"messages": [}"#;
-        let error = job_error_for(&judge(&lines.join("\n")), Part::Training).expect("an error");
+        let error = job_error_for(&judge(&lines.join("\n")), DataFile::Training).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
         assert!(error.message.contains("line 7: not valid JSON"), "{}", error.message);
         assert_eq!(error.param.as_deref(), Some("training_file"));
@@ -182,12 +156,12 @@ mod tests {
     #[test]
     fn nine_examples_are_too_few_for_training_and_enough_for_validation() {
         let verdict = judge(&[GOOD; 9].join("\n"));
-        let error = job_error_for(&verdict, Part::Training).expect("an error");
+        let error = job_error_for(&verdict, DataFile::Training).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidNExamples);
         assert!(error.message.contains("has 9 examples; at least 10"));
-        assert_eq!(job_error_for(&verdict, Part::Validation), None);
-        assert_eq!(job_error_for(&judge(&[GOOD; 10].join("\r\n")), Part::Training), None);
-        assert!(job_error_for(&judge("\n\n"), Part::Validation).is_some());
+        assert_eq!(job_error_for(&verdict, DataFile::Validation), None);
+        assert_eq!(job_error_for(&judge(&[GOOD; 10].join("\r\n")), DataFile::Training), None);
+        assert!(job_error_for(&judge("\n\n"), DataFile::Validation).is_some());
     }
 
     #[test]
@@ -205,7 +179,7 @@ mod tests {
     fn fifty_problems_are_listed_and_all_are_counted() {
         let verdict = judge(&["{}"; 70].join("\n"));
         assert_eq!((verdict.problems.listed.len(), verdict.problems.total), (50, 70));
-        let error = job_error_for(&verdict, Part::Training).expect("an error");
+        let error = job_error_for(&verdict, DataFile::Training).expect("an error");
         assert!(error.message.contains("there are 70 problems"));
         assert!(error.message.ends_with("and 20 more"));
     }

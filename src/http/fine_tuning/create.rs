@@ -12,10 +12,10 @@ use crate::http::extract::JsonObject;
 use crate::http::models::no_such_model;
 use crate::http::state::AppState;
 use crate::ids;
-use crate::job::{EventLevel, Job, JobError, JobStatus, NewEvent};
+use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, NewEvent};
 use crate::validate::Refusal;
 use crate::validate::job_request::{self, JobRequest};
-use crate::validate::upload::{Part, job_error_for};
+use crate::validate::upload::job_error_for;
 
 /// Creates a fine-tuning job.
 #[utoipa::path(
@@ -39,13 +39,13 @@ pub async fn create(
     if base.is_none() {
         return Err(no_such_model(&state, &request.model).await?);
     }
-    let training = data_file(&state, &request.training_file, Part::Training).await?;
+    let training = data_file(&state, &request.training_file, DataFile::Training).await?;
     let validation = match &request.validation_file {
-        Some(id) => Some(data_file(&state, id, Part::Validation).await?),
+        Some(id) => Some(data_file(&state, id, DataFile::Validation).await?),
         None => None,
     };
-    let verdict = verdict(&training, Part::Training)
-        .or_else(|| validation.as_ref().and_then(|file| verdict(file, Part::Validation)));
+    let verdict = verdict(&training, DataFile::Training)
+        .or_else(|| validation.as_ref().and_then(|file| verdict(file, DataFile::Validation)));
     let (job, events) = new_job(&state, request, verdict, &training, validation.as_ref());
     state.store.insert_job(&job, &events).await?;
     // Nothing below may fail: clients repeat a request that did.
@@ -85,24 +85,24 @@ fn refused(refusal: Refusal) -> ApiError {
 }
 
 /// A file that was uploaded as training data.
-async fn data_file(state: &AppState, id: &str, part: Part) -> ApiResult<FileRecord> {
+async fn data_file(state: &AppState, id: &str, which: DataFile) -> ApiResult<FileRecord> {
     let Some(file) = state.store.file(id).await? else {
         let message = format!("there is no file {id:?}: upload it with purpose \"fine-tune\"");
-        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(part.param()));
+        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(which.param()));
     };
     if file.purpose != FilePurpose::FineTune {
         let message = format!(
             "the file {id:?} has the purpose {:?}: upload it with purpose \"fine-tune\"",
             file.purpose.as_str()
         );
-        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(part.param()));
+        return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(which.param()));
     }
     Ok(file)
 }
 
 /// Why a job over this file fails, from what was found while it was uploaded.
-fn verdict(file: &FileRecord, part: Part) -> Option<JobError> {
-    file.verdict.as_ref().and_then(|verdict| job_error_for(verdict, part))
+fn verdict(file: &FileRecord, which: DataFile) -> Option<JobError> {
+    file.verdict.as_ref().and_then(|verdict| job_error_for(verdict, which))
 }
 
 /// The job and its first events: queued, or failed at once when its data is bad.

@@ -1,0 +1,80 @@
+//! Why a run cannot go on, as its job says it: each fault of the stages below as a code of the public
+//! table, with what to do. Called by [`super::run`].
+
+use super::checkpoint::CheckpointError;
+use super::encode::{EncodeError, EncodedFile};
+use super::engine::{EngineError, LoadEngineError};
+use super::weights::LoadError;
+use crate::dataset::MIN_EXAMPLES;
+use crate::error_code::ErrorCode;
+use crate::job::{DataFile, JobError};
+
+pub(super) fn internal(message: String) -> JobError {
+    JobError { code: ErrorCode::InternalError, message, param: None }
+}
+
+pub(super) fn invalid_model(error: LoadError) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidModel,
+        message: format!("the base model cannot be used: {error}"),
+        param: Some("model".to_owned()),
+    }
+}
+
+pub(super) fn cannot_load(error: LoadEngineError) -> JobError {
+    match error {
+        LoadEngineError::Model(error) => invalid_model(error),
+        LoadEngineError::Target(message) => no_such_target(message),
+        LoadEngineError::Engine(error) => engine_failed(error),
+    }
+}
+
+pub(super) fn no_such_target(message: String) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidHyperparameter,
+        message,
+        param: Some("hyperparameters".to_owned()),
+    }
+}
+
+pub(super) fn engine_failed(error: EngineError) -> JobError {
+    internal(error.to_string())
+}
+
+pub(super) fn checkpoint_failed(error: CheckpointError) -> JobError {
+    internal(format!("a checkpoint cannot be written or read: {error}"))
+}
+
+pub(super) fn invalid_file(error: EncodeError, which: DataFile) -> JobError {
+    let message = match error {
+        EncodeError::Problems(problems) => {
+            let listed: Vec<String> = problems.listed.iter().map(ToString::to_string).collect();
+            format!("{} problems in the file. {}", problems.total, listed.join(". "))
+        }
+        other => other.to_string(),
+    };
+    JobError { code: which.code(), message, param: Some(which.param().to_owned()) }
+}
+
+pub(super) fn too_few(examples: u64, training: &EncodedFile, context: usize) -> JobError {
+    let left_out = match training.too_long.len() {
+        0 => String::new(),
+        count => format!(" ({count} more are longer than {context} tokens)"),
+    };
+    JobError {
+        code: ErrorCode::InvalidNExamples,
+        message: format!(
+            "the training file has {examples} usable examples{left_out}; at least {MIN_EXAMPLES} are \
+             needed"
+        ),
+        param: Some("training_file".to_owned()),
+    }
+}
+
+pub(super) fn no_validation_example(context: usize) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidValidationFile,
+        message: format!("every validation example is longer than {context} tokens"),
+        param: Some("validation_file".to_owned()),
+    }
+}
