@@ -22,6 +22,7 @@ const STATE_FILE: &str = "state.json";
 const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
 const SECOND_MOMENTS_FILE: &str = "second_moments.safetensors";
 const MANIFEST_FILE: &str = "manifest.json";
+const LOCK_FILE: &str = ".lock";
 
 /// What can go wrong with checkpoints.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,30 @@ pub struct Search {
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
     let path = path.display().to_string();
     move |source| CheckpointError::Io { path, source }
+}
+
+/// The right to write into a run's work folder, until it is dropped or its process ends in any way.
+#[derive(Debug)]
+pub struct Hold {
+    _file: File,
+}
+
+/// Takes hold of a work folder, which is made if it is not there. Another trainer may still be at
+/// work in it: one whose server was killed ends only after its step. `when_held` is called once in
+/// that case, before the wait.
+pub fn hold(work_dir: &Path, when_held: impl FnOnce()) -> Result<Hold, CheckpointError> {
+    std::fs::create_dir_all(work_dir).map_err(io_error(work_dir))?;
+    let path = work_dir.join(LOCK_FILE);
+    let file = File::create(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            when_held();
+            file.lock().map_err(io_error(&path))?;
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+    }
+    Ok(Hold { _file: file })
 }
 
 /// The folder of the checkpoint of `step`.

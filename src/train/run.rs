@@ -128,6 +128,11 @@ fn try_run(
         order: (u64::MAX, Vec::new()),
         engine: engine.as_mut(),
     };
+    let _hold = checkpoint::hold(&spec.work_dir, || {
+        let message = "An earlier trainer of this job is ending; this one waits for it".to_owned();
+        note(sink, EventLevel::Info, message, None);
+    })
+    .map_err(checkpoint_failed)?;
     run.take_up(sink)?;
     run.train(sink, orders)
 }
@@ -148,11 +153,8 @@ struct Run<'a> {
 impl Run<'_> {
     /// Goes on from the newest whole checkpoint, if there is one.
     fn take_up(&mut self, sink: &mut Sink<'_>) -> Result<(), JobError> {
-        let work_dir = &self.spec.work_dir;
-        std::fs::create_dir_all(work_dir)
-            .map_err(|error| internal(format!("{}: {error}", work_dir.display())))?;
-        let search =
-            checkpoint::newest(work_dir, &self.state.identity).map_err(checkpoint_failed)?;
+        let search = checkpoint::newest(&self.spec.work_dir, &self.state.identity)
+            .map_err(checkpoint_failed)?;
         for message in search.passed_over {
             warn(sink, format!("{message}; an earlier state is used"));
         }

@@ -312,20 +312,9 @@ async fn a_running_job_survives_the_servers_death_and_its_orderly_end() {
     let other = server.ended(&undisturbed, "succeeded").await;
     assert_eq!(job["trained_steps"], 240);
     assert_eq!(job["trained_tokens"], other["trained_tokens"]);
-    let mut bytes = Vec::new();
-    for job in [&job, &other] {
-        for id in job["result_files"].as_array().expect("a list") {
-            let id = id.as_str().expect("an id");
-            let name = server.get(&format!("/v1/files/{id}")).await.ok()["filename"].clone();
-            if name == "adapter_model.safetensors" {
-                let url = format!("{}/v1/files/{id}/content", server.base);
-                let reply = server.client.get(url).send().await.expect("a reply");
-                bytes.push(reply.bytes().await.expect("bytes"));
-            }
-        }
-    }
-    assert_eq!(bytes.len(), 2);
-    assert_eq!(bytes[0], bytes[1], "an interruption changes no bit");
+    let name = "adapter_model.safetensors";
+    let bytes = server.result_file(&job, name).await;
+    assert!(bytes == server.result_file(&other, name).await, "an interruption changes no bit");
 }
 
 #[tokio::test]

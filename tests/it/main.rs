@@ -19,6 +19,7 @@ mod http_files;
 mod http_jobs;
 mod http_models_chat;
 mod http_protocol;
+mod kills;
 mod models_pull;
 mod real_model;
 mod reference_run;

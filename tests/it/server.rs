@@ -118,6 +118,34 @@ impl Server {
         self.start_again()
     }
 
+    /// Ends the server and every trainer of it at once, and starts another server.
+    pub fn kill_all_and_restart(self) -> Self {
+        // Stopped first, or the server would see its trainer die and start another.
+        signal(self.pid(), "STOP");
+        self.kill_trainer();
+        self.kill_and_restart()
+    }
+
+    /// Ends the trainer at once; says whether there was one.
+    pub fn kill_trainer(&self) -> bool {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let mut children = std::fs::read_to_string(path).expect("the server runs");
+        // Those that other threads have started.
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("threads") {
+            let path = entry.expect("a thread").path().join("children");
+            children.push(' ');
+            children.push_str(&std::fs::read_to_string(path).unwrap_or_default());
+        }
+        let mut ids: Vec<&str> = children.split_whitespace().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in &ids {
+            // It may have ended by itself meanwhile.
+            let _ = Command::new("kill").args(["-KILL", id]).stderr(Stdio::null()).status();
+        }
+        !ids.is_empty()
+    }
+
     /// Asks the server to end, waits until it has, and starts another one over its folders.
     pub fn stop_and_restart(mut self) -> Self {
         assert!(self.stop().success());
@@ -209,6 +237,19 @@ impl Server {
         job
     }
 
+    /// The bytes of a job's result file.
+    pub async fn result_file(&self, job: &Value, filename: &str) -> Vec<u8> {
+        for id in job["result_files"].as_array().expect("a list") {
+            let id = id.as_str().expect("an id");
+            if self.get(&format!("/v1/files/{id}")).await.ok()["filename"] == filename {
+                let url = format!("{}/v1/files/{id}/content", self.base);
+                let reply = self.client.get(url).send().await.expect("a reply");
+                return reply.bytes().await.expect("bytes").to_vec();
+            }
+        }
+        panic!("{filename} is not there: {job:#}");
+    }
+
     /// Waits until the job has done some steps.
     pub async fn under_way(&self, id: &str) {
         self.until(id, |job| job["trained_steps"].as_u64().is_some_and(|steps| steps >= 2)).await;
@@ -216,9 +257,16 @@ impl Server {
 
     /// All events, newest first.
     pub async fn events(&self, id: &str) -> Vec<Value> {
-        let list = self.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=100")).await.ok();
-        assert_eq!(list["has_more"], false);
-        list["data"].as_array().expect("a list").clone()
+        let mut events: Vec<Value> = Vec::new();
+        loop {
+            let after = events.last().and_then(|last| last["id"].as_str()).unwrap_or_default();
+            let path = format!("/v1/fine_tuning/jobs/{id}/events?limit=100&after={after}");
+            let page = self.get(&path).await.ok();
+            events.extend(page["data"].as_array().expect("a list").clone());
+            if page["has_more"] == false {
+                return events;
+            }
+        }
     }
 }
 
