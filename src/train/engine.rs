@@ -12,9 +12,12 @@ use super::backend::{Backend, RowLoss};
 use super::config::ModelConfig;
 use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
-use super::decoder::backward::PackedBatch;
+use super::decoder::backward::{PackedBatch, Weighing};
 use super::decoder::decode::KvCache;
 pub use super::lora::{LoraSettings, LoraTarget};
+use super::preference;
+pub use super::preference::{Preference, PreferenceSums};
+use super::random::Stream;
 use super::weights::{LoadError, WeightSource};
 
 /// What can go wrong while the engine computes.
@@ -71,6 +74,26 @@ pub struct Sequence {
     pub loss_mask: Vec<bool>,
 }
 
+/// Which part of which optimiser step a batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The step, from 1.
+    pub step: u64,
+    /// How many sequences (or preferences) of the step came before this batch. Dropout depends on
+    /// step and place, so that it is the same however a step is cut into batches.
+    pub first: usize,
+    /// What the loss is the mean over, in the whole step: its loss-bearing tokens, or its
+    /// preferences. Batches of a step add up exactly.
+    pub total: u64,
+}
+
+impl Part {
+    /// A step in one batch.
+    pub fn whole(step: u64, total: u64) -> Self {
+        Self { step, first: 0, total }
+    }
+}
+
 /// Sums over loss-bearing tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LossSums {
@@ -110,13 +133,31 @@ pub struct AdamWStep {
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
     /// Runs forward and backward over `batch` and adds the gradients of (sum of the losses) /
-    /// `loss_tokens` to what is there. `loss_tokens` is the number of loss-bearing tokens of the
-    /// whole optimiser step, so that micro-batches add up exactly.
-    fn accumulate(
+    /// `part.total` to what is there.
+    fn accumulate(&mut self, batch: &[&Sequence], part: Part) -> Result<LossSums, EngineError>;
+
+    /// The same for preferences and their loss (Rafailov et al. 2023).
+    fn accumulate_preferences(
+        &mut self,
+        batch: &[&Preference],
+        beta: f64,
+        part: Part,
+    ) -> Result<PreferenceSums, EngineError>;
+
+    /// Runs forward only and sums the losses of preferences.
+    fn evaluate_preferences(
+        &mut self,
+        batch: &[&Preference],
+        beta: f64,
+    ) -> Result<PreferenceSums, EngineError>;
+
+    /// Log-probability of each sequence's loss-bearing tokens, in nats, with the adapter or under
+    /// the base alone.
+    fn log_probabilities(
         &mut self,
         batch: &[&Sequence],
-        loss_tokens: u64,
-    ) -> Result<LossSums, EngineError>;
+        with_adapter: bool,
+    ) -> Result<Vec<f64>, EngineError>;
 
     /// Runs forward only and sums the losses.
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<LossSums, EngineError>;
@@ -195,6 +236,7 @@ pub const TOKENS_AT_ONCE: usize = 1024;
 struct TrainingEngine<B: Backend> {
     decoder: Decoder<B>,
     lora: LoraSettings,
+    seed: u64,
     adapter: Adapter<B>,
     gradients: Adapter<B>,
     first_moments: Adapter<B>,
@@ -216,32 +258,62 @@ impl<B: Backend> TrainingEngine<B> {
         let first_moments = adapter.zeros_like(&decoder, lora.rank)?;
         let second_moments = adapter.zeros_like(&decoder, lora.rank)?;
         let lora = lora.clone();
-        Ok(Self { decoder, lora, adapter, gradients, first_moments, second_moments })
+        Ok(Self { decoder, lora, seed, adapter, gradients, first_moments, second_moments })
     }
 
-    /// Cuts a batch into packed passes of at most [`TOKENS_AT_ONCE`] tokens (one sequence at least).
-    fn passes(&self, batch: &[&Sequence]) -> Result<Vec<PackedBatch>, EngineError> {
+    /// Cuts groups of sequences into packed passes of at most [`TOKENS_AT_ONCE`] tokens, one group
+    /// at least; no group is torn. `draws` decide on dropout, one for each sequence in order.
+    fn passes(
+        &self,
+        groups: &[&[&Sequence]],
+        mut draws: impl FnMut() -> Option<Stream>,
+    ) -> Result<Vec<PackedBatch>, EngineError> {
         let mut passes: Vec<PackedBatch> = Vec::new();
-        for sequence in batch {
-            self.decoder.check(0, &sequence.input_ids)?;
-            if sequence.loss_mask.len() != sequence.input_ids.len() {
-                return Err(EngineError::Sequence(format!(
-                    "a loss mask of {} does not fit {} tokens",
-                    sequence.loss_mask.len(),
-                    sequence.input_ids.len()
-                )));
+        for group in groups {
+            let mut tokens = 0;
+            for sequence in *group {
+                self.decoder.check(0, &sequence.input_ids)?;
+                if sequence.loss_mask.len() != sequence.input_ids.len() {
+                    return Err(EngineError::Sequence(format!(
+                        "a loss mask of {} does not fit {} tokens",
+                        sequence.loss_mask.len(),
+                        sequence.input_ids.len()
+                    )));
+                }
+                tokens += sequence.input_ids.len();
             }
-            let fits = passes
-                .last()
-                .is_some_and(|pass| pass.ids.len() + sequence.input_ids.len() <= TOKENS_AT_ONCE);
+            let fits = passes.last().is_some_and(|pass| pass.ids.len() + tokens <= TOKENS_AT_ONCE);
             if !fits {
                 passes.push(PackedBatch::default());
             }
             if let Some(pass) = passes.last_mut() {
-                pass.push(sequence);
+                for sequence in *group {
+                    pass.push(sequence, draws());
+                }
             }
         }
         Ok(passes)
+    }
+
+    /// Sequences in passes, each for itself.
+    fn passes_of(
+        &self,
+        batch: &[&Sequence],
+        draws: impl FnMut() -> Option<Stream>,
+    ) -> Result<Vec<PackedBatch>, EngineError> {
+        let groups: Vec<&[&Sequence]> = batch.chunks(1).collect();
+        self.passes(&groups, draws)
+    }
+
+    /// Draws for the dropout of the sequences of a step, from number `first` on.
+    fn draws(&self, step: u64, first: usize) -> impl FnMut() -> Option<Stream> + use<B> {
+        let is_dropping = self.lora.dropout > 0.0;
+        let stream = Stream::new(self.seed, "dropout", step);
+        let mut next = first as u64;
+        move || {
+            next += 1;
+            is_dropping.then(|| stream.child(next - 1))
+        }
     }
 
     /// Replaces the tensors of `into`, which must have the keys and shapes of the adapter.
@@ -271,29 +343,88 @@ fn add_up(sums: &mut LossSums, rows: &[RowLoss]) {
 }
 
 impl<B: Backend> Engine for TrainingEngine<B> {
-    fn accumulate(
-        &mut self,
-        batch: &[&Sequence],
-        loss_tokens: u64,
-    ) -> Result<LossSums, EngineError> {
+    fn accumulate(&mut self, batch: &[&Sequence], part: Part) -> Result<LossSums, EngineError> {
         let mut sums = LossSums::default();
-        let factor = 1.0 / loss_tokens.max(1) as f32;
-        for pass in self.passes(batch)? {
-            if pass.targets.is_empty() {
-                continue;
-            }
-            let gradients = Some((&mut self.gradients, factor));
-            add_up(&mut sums, &self.decoder.losses(&self.adapter, &pass, gradients)?);
+        let factor = 1.0 / part.total.max(1) as f32;
+        for pass in self.passes_of(batch, self.draws(part.step, part.first))? {
+            let losses = self.decoder.losses_and_gradients(
+                &self.adapter,
+                &pass,
+                Weighing::Even(factor),
+                &mut self.gradients,
+            )?;
+            add_up(&mut sums, &losses);
         }
         Ok(sums)
     }
 
+    fn accumulate_preferences(
+        &mut self,
+        batch: &[&Preference],
+        beta: f64,
+        part: Part,
+    ) -> Result<PreferenceSums, EngineError> {
+        let mut sums = PreferenceSums::default();
+        let pairs = preference::sequences(batch);
+        let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
+        let mut left = batch;
+        for pass in self.passes(&groups, self.draws(part.step, 2 * part.first))? {
+            let (these, rest) = left.split_at(pass.owned.len() / 2);
+            left = rest;
+            let mut weigh = |losses: &[RowLoss]| {
+                let outcomes = preference::outcomes(these, &pass.owned, losses, beta);
+                outcomes.iter().for_each(|outcome| sums.add(outcome));
+                preference::factors(&outcomes, &pass.owned, losses.len(), beta, part.total)
+            };
+            self.decoder.losses_and_gradients(
+                &self.adapter,
+                &pass,
+                Weighing::ByLoss(&mut weigh),
+                &mut self.gradients,
+            )?;
+        }
+        Ok(sums)
+    }
+
+    fn evaluate_preferences(
+        &mut self,
+        batch: &[&Preference],
+        beta: f64,
+    ) -> Result<PreferenceSums, EngineError> {
+        let mut sums = PreferenceSums::default();
+        let pairs = preference::sequences(batch);
+        let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
+        let mut left = batch;
+        for pass in self.passes(&groups, || None)? {
+            let (these, rest) = left.split_at(pass.owned.len() / 2);
+            left = rest;
+            let losses = self.decoder.losses(Some(&self.adapter), &pass)?;
+            let outcomes = preference::outcomes(these, &pass.owned, &losses, beta);
+            outcomes.iter().for_each(|outcome| sums.add(outcome));
+        }
+        Ok(sums)
+    }
+
+    fn log_probabilities(
+        &mut self,
+        batch: &[&Sequence],
+        with_adapter: bool,
+    ) -> Result<Vec<f64>, EngineError> {
+        let adapter = with_adapter.then_some(&self.adapter);
+        let mut made = Vec::with_capacity(batch.len());
+        for pass in self.passes_of(batch, || None)? {
+            let losses = self.decoder.losses(adapter, &pass)?;
+            for owned in &pass.owned {
+                made.push(preference::log_probability(&losses[owned.clone()]));
+            }
+        }
+        Ok(made)
+    }
+
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<LossSums, EngineError> {
         let mut sums = LossSums::default();
-        for pass in self.passes(batch)? {
-            if !pass.targets.is_empty() {
-                add_up(&mut sums, &self.decoder.losses(&self.adapter, &pass, None)?);
-            }
+        for pass in self.passes_of(batch, || None)? {
+            add_up(&mut sums, &self.decoder.losses(Some(&self.adapter), &pass)?);
         }
         Ok(sums)
     }

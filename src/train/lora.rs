@@ -14,6 +14,8 @@ pub struct LoraSettings {
     pub alpha: f64,
     /// Whether the output is scaled by alpha / √r (rsLoRA, Kalajdzievski 2023) instead of alpha / r.
     pub is_rank_stabilised: bool,
+    /// Share of each adapted layer's input that LoRA does not see in a training step, 0..1.
+    pub dropout: f64,
     /// What is adapted.
     pub target: LoraTarget,
 }
@@ -30,7 +32,8 @@ pub struct LoraTarget {
 impl LoraSettings {
     /// Plain LoRA on all linear layers.
     pub fn new(rank: usize, alpha: f64) -> Self {
-        Self { rank, alpha, is_rank_stabilised: false, target: LoraTarget::default() }
+        let target = LoraTarget::default();
+        Self { rank, alpha, is_rank_stabilised: false, dropout: 0.0, target }
     }
 
     /// The shape of a finished adapter; which layers it adapts, its tensors say.

@@ -11,6 +11,7 @@ pub mod engine;
 mod failure;
 pub mod lora;
 mod memory;
+pub mod preference;
 pub mod protocol;
 pub mod random;
 pub mod resolve;

@@ -7,7 +7,7 @@
 use sha2::{Digest, Sha256};
 
 /// A stream of random numbers for one purpose.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
     key: u64,
 }
@@ -23,6 +23,11 @@ impl Stream {
         let mut first = [0u8; 8];
         first.copy_from_slice(&digest[..8]);
         Self { key: u64::from_le_bytes(first) }
+    }
+
+    /// The stream of `index` within this one: of a sequence within a step, say.
+    pub fn child(&self, index: u64) -> Self {
+        Self { key: self.bits(index) }
     }
 
     /// The 64 random bits at `index`.

@@ -12,8 +12,8 @@ use super::checkpoint::{self, Identity, State};
 use super::config::ModelConfig;
 use super::encode::{EncodedFile, encode_file};
 use super::engine::{
-    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Sequence, TOKENS_AT_ONCE,
-    load,
+    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence,
+    TOKENS_AT_ONCE, load,
 };
 use super::failure::{
     cannot_load, checkpoint_failed, engine_failed, internal, invalid_file, invalid_model,
@@ -259,14 +259,16 @@ impl Run<'_> {
         sequences: &[&Sequence],
         orders: &mut Orders<'_>,
     ) -> Result<Option<LossSums>, JobError> {
-        let loss_tokens = sequences.iter().map(|sequence| loss_tokens(sequence)).sum();
+        let total = sequences.iter().map(|sequence| loss_tokens(sequence)).sum();
+        let mut here = Part::whole(self.state.step + 1, total);
         let mut sums = LossSums::default();
         for (index, part) in micro_batches(sequences).into_iter().enumerate() {
             // A stop waits for the end of the step; a cancel does not.
             if index > 0 && orders() == Some(Control::Cancel) {
                 return Ok(None);
             }
-            add(&mut sums, self.engine.accumulate(part, loss_tokens).map_err(engine_failed)?);
+            add(&mut sums, self.engine.accumulate(part, here).map_err(engine_failed)?);
+            here.first += part.len();
         }
         Ok(Some(sums))
     }

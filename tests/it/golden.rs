@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hone::train::engine::{
-    AdamWStep, BackendKind, Engine, LoraSettings, NamedTensors, Responder, Sequence, load,
+    AdamWStep, BackendKind, Engine, LoraSettings, NamedTensors, Part, Preference, Responder,
+    Sequence, load,
 };
 use hone::train::weights::safetensors;
 use serde_json::Value;
@@ -200,7 +201,7 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
     }
     let steps = case.description["steps"].as_u64().unwrap();
     for step in 1..=steps {
-        let sums = engine.accumulate(&batch, base.tokens).unwrap();
+        let sums = engine.accumulate(&batch, Part::whole(step, base.tokens)).unwrap();
         assert_eq!(sums.tokens, case.description["loss_tokens"].as_u64().unwrap());
         let index = step as usize - 1;
         let loss = sums.loss / sums.tokens as f64;
@@ -239,6 +240,71 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
     }
 }
 
+fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
+    let name = &case.name;
+    let mut engine = case.engine(config, kind);
+    let beta = case.description["beta"].as_f64().unwrap();
+    let chosen = case.sequences("chosen_");
+    let rejected = case.sequences("rejected_");
+    engine.set_adapter(&case.named("lora_init.")).unwrap();
+    // The base is asked through the engine whose adapter is not neutral.
+    let reference = |engine: &mut dyn Engine, side: &[Sequence], wanted: &str| {
+        let side: Vec<&Sequence> = side.iter().collect();
+        let made = engine.log_probabilities(&side, false).unwrap();
+        for (made, want) in made.iter().zip(case.floats(wanted)) {
+            assert!(relative(*made, f64::from(*want)) <= LOSS, "{name}: {made} {want}");
+        }
+        made
+    };
+    let reference_chosen = reference(engine.as_mut(), &chosen, "ref_logps_chosen");
+    let reference_rejected = reference(engine.as_mut(), &rejected, "ref_logps_rejected");
+    let mut preferences = Vec::new();
+    for (index, (chosen, rejected)) in chosen.iter().zip(&rejected).enumerate() {
+        let reference = [reference_chosen[index], reference_rejected[index]];
+        let (chosen, rejected) = (chosen.clone(), rejected.clone());
+        preferences.push(Preference { chosen, rejected, reference });
+    }
+    let batch: Vec<&Preference> = preferences.iter().collect();
+    let total = batch.len() as u64;
+    for step in 1..=case.description["steps"].as_u64().unwrap() {
+        let index = step as usize - 1;
+        for (side, wanted) in [(&chosen, "step_logps_chosen"), (&rejected, "step_logps_rejected")] {
+            let side: Vec<&Sequence> = side.iter().collect();
+            let made = engine.log_probabilities(&side, true).unwrap();
+            for (made, want) in made.iter().zip(&case.floats(wanted)[index * side.len()..]) {
+                assert!(relative(*made, f64::from(*want)) <= STEP_LOSS, "{name}: {made} {want}");
+            }
+        }
+        let seen = engine.evaluate_preferences(&batch, beta).unwrap();
+        // In two batches, as a long step would go.
+        let mut part = Part::whole(step, total);
+        let mut sums = engine.accumulate_preferences(&batch[..1], beta, part).unwrap();
+        part.first = 1;
+        let rest = engine.accumulate_preferences(&batch[1..], beta, part).unwrap();
+        sums.loss += rest.loss;
+        assert_eq!(sums.count + rest.count, total);
+        assert!(relative(sums.loss, seen.loss) <= LOSS, "{name}: {sums:?} {rest:?} {seen:?}");
+        let (loss, want) = (sums.loss / total as f64, f64::from(case.floats("step_losses")[index]));
+        let tolerance = if step == 1 { LOSS } else { STEP_LOSS };
+        assert!(relative(loss, want) <= tolerance, "{name} {kind:?} step {step}: {loss} {want}");
+        let rewards: f32 =
+            case.floats("step_rewards_chosen")[index * batch.len()..][..batch.len()].iter().sum();
+        let apart = (seen.chosen_reward - f64::from(rewards)).abs();
+        assert!(apart <= 1e-4, "{name} step {step}: {seen:?} {rewards}");
+        if step == 1 {
+            check_gradients(case, &engine.gradients().unwrap());
+        }
+        let norm = engine.step(&case.optimiser(step)).unwrap();
+        let want = f64::from(case.floats("step_grad_norms")[index]);
+        assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
+    }
+    let adapter = engine.adapter().unwrap();
+    for (key, (_, want)) in case.named("lora_final.") {
+        let off = distance(&adapter[&key].1, &want);
+        assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");
+    }
+}
+
 fn check_gradients(case: &Case, gradients: &NamedTensors) {
     let wanted = case.named("lora_grad.");
     assert_eq!(gradients.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
@@ -274,12 +340,13 @@ fn check_session(
 
 fn check_all(kind: BackendKind) {
     for case in cases() {
-        if case.description["kind"] != "sft" {
-            continue;
-        }
         for spelling in ["config.json", "config_v4.json"] {
             let config = read_json(&case.folder.join(spelling));
-            check_supervised(&case, &config, kind);
+            match case.description["kind"].as_str() {
+                Some("sft") => check_supervised(&case, &config, kind),
+                Some("dpo") => check_preferences(&case, &config, kind),
+                other => panic!("{}: a case of kind {other:?}", case.name),
+            }
         }
     }
 }

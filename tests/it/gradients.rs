@@ -6,7 +6,7 @@ use std::path::Path;
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
 use hone::train::engine::{
-    BackendKind, Engine, LoraSettings, LoraTarget, NamedTensors, Sequence, load,
+    BackendKind, Engine, LoraSettings, LoraTarget, NamedTensors, Part, Sequence, load,
 };
 
 use crate::server::chat_lines;
@@ -26,15 +26,19 @@ fn difference(found: &NamedTensors, wanted: &NamedTensors) -> f64 {
 fn engine(base: &BaseModel, kind: BackendKind, target: LoraTarget) -> Box<dyn Engine> {
     let lora = LoraSettings { target, ..LoraSettings::new(4, 8.0) };
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
-    // A fresh adapter's B is zero, which would leave the gradient of A zero too.
-    let mut adapter = engine.adapter().expect("reads");
+    let adapter = shaken(engine.adapter().expect("reads"));
+    engine.set_adapter(&adapter).expect("fits");
+    engine
+}
+
+/// A fresh adapter's B is zero, which would leave the gradient of A zero too.
+fn shaken(mut adapter: NamedTensors) -> NamedTensors {
     for (key, (_, values)) in &mut adapter {
         for (place, value) in values.iter_mut().enumerate() {
             *value += (((key.len() * 31 + place) % 17) as f32 - 8.0) / 400.0;
         }
     }
-    engine.set_adapter(&adapter).expect("fits");
-    engine
+    adapter
 }
 
 #[test]
@@ -60,8 +64,10 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
         for size in [8, 4, 1] {
             let mut engine = engine(&base, kind, LoraTarget::default());
             let mut loss = 0.0;
+            let mut here = Part::whole(3, tokens);
             for part in all.chunks(size) {
-                loss += engine.accumulate(part, tokens).expect("computes").loss;
+                loss += engine.accumulate(part, here).expect("computes").loss;
+                here.first += part.len();
             }
             made.push((loss / tokens as f64, engine.gradients().expect("reads")));
         }
@@ -102,8 +108,8 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
             }
             whole.set_adapter(&all).expect("fits");
             let tokens = sequence.input_ids.len() as u64 - 1;
-            let found = chosen.accumulate(&[&sequence], tokens).expect("computes");
-            let wanted = whole.accumulate(&[&sequence], tokens).expect("computes");
+            let found = chosen.accumulate(&[&sequence], Part::whole(1, tokens)).expect("computes");
+            let wanted = whole.accumulate(&[&sequence], Part::whole(1, tokens)).expect("computes");
             assert!((found.loss - wanted.loss).abs() < 1e-5 * wanted.loss);
             let found = chosen.gradients().expect("reads");
             let mut wanted = whole.gradients().expect("reads");
@@ -112,4 +118,75 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
             assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
         }
     }
+}
+
+/// Sequences of different lengths, most of whose tokens bear loss.
+fn sequences() -> Vec<Sequence> {
+    let of = |first: u32, length: u32| {
+        let input_ids: Vec<u32> = (first..first + length).collect();
+        let loss_mask = input_ids.iter().map(|id| id % 4 != 0).collect();
+        Sequence { input_ids, loss_mask }
+    };
+    vec![of(3, 21), of(90, 7), of(40, 33), of(200, 12)]
+}
+
+#[test]
+fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_loss() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let base = BaseModel::open(&model).expect("opens");
+    let sequences = sequences();
+    let all: Vec<&Sequence> = sequences.iter().collect();
+    let plain = LoraSettings::new(4, 8.0);
+    let dropping = LoraSettings { dropout: 0.3, ..plain.clone() };
+    let mut of_backends = Vec::new();
+    for kind in [BackendKind::CpuF32, BackendKind::Candle] {
+        let made = |lora: &LoraSettings| {
+            let mut engine =
+                load(&base.config, base.weights.as_ref(), lora, 3, kind).expect("loads");
+            let adapter = shaken(engine.adapter().expect("reads"));
+            engine.set_adapter(&adapter).expect("fits");
+            engine
+        };
+        let mut engine = made(&dropping);
+        let without = made(&plain).evaluate(&all).expect("computes");
+        let seen = engine.evaluate(&all).expect("computes");
+        assert!((seen.loss - without.loss).abs() < 1e-9, "evaluation drops nothing");
+
+        let part = Part::whole(7, seen.tokens);
+        let loss = engine.accumulate(&all, part).expect("computes").loss;
+        let whole = engine.gradients().expect("reads");
+        assert!((loss - without.loss).abs() > 1e-3, "training drops: {loss} {}", without.loss);
+        let mut again = made(&dropping);
+        for (first, one) in all.iter().enumerate() {
+            again.accumulate(&[one], Part { first, ..part }).expect("computes");
+        }
+        let apart = difference(&again.gradients().expect("reads"), &whole);
+        assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
+        let mut another = made(&dropping);
+        let other = another.accumulate(&all, Part { step: 8, ..part }).expect("computes").loss;
+        assert!((other - loss).abs() > 1e-3, "each step drops others");
+
+        // Along the gradient the loss rises by the gradient's squared length.
+        let square: f64 =
+            whole.values().flat_map(|(_, values)| values).map(|x| f64::from(*x).powi(2)).sum();
+        let distance = 3e-2 / square.sqrt();
+        let mut moved = [0.0, 0.0];
+        for (moved, sign) in moved.iter_mut().zip([1.0, -1.0]) {
+            let mut engine = made(&dropping);
+            let mut adapter = engine.adapter().expect("reads");
+            for (key, (_, values)) in &mut adapter {
+                for (value, slope) in values.iter_mut().zip(&whole[key].1) {
+                    *value += (sign * distance) as f32 * slope;
+                }
+            }
+            engine.set_adapter(&adapter).expect("fits");
+            let sums = engine.accumulate(&all, part).expect("computes");
+            *moved = sums.loss / sums.tokens as f64;
+        }
+        let slope = (moved[0] - moved[1]) / (2.0 * distance);
+        assert!((slope - square).abs() < 0.01 * square, "{kind:?}: {slope} {square}");
+        of_backends.push(whole);
+    }
+    let apart = difference(&of_backends[0], &of_backends[1]);
+    assert!(apart < 1e-4, "both backends drop the same: {apart:.1e}");
 }

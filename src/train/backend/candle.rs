@@ -8,6 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
+use crate::train::random::Stream;
 
 /// Rows of logits that exist at once.
 const HEAD_CHUNK: usize = 256;
@@ -305,6 +306,19 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
+    fn drop_out(&self, x: &Tensor, draws: &[Stream], rate: f32) -> Outcome<Tensor> {
+        let columns = x.dim(1)?;
+        let kept = 1.0 / (1.0 - rate);
+        let mut mask = Vec::with_capacity(draws.len() * columns);
+        for draw in draws {
+            mask.extend((0..columns).map(|column| match draw.unit(column as u64) < rate {
+                true => 0.0,
+                false => kept,
+            }));
+        }
+        Ok((x * self.matrix(draws.len(), columns, &mask)?)?)
+    }
+
     fn norm(&self, x: &Tensor, norm: &Norm<Self>) -> Outcome<Tensor> {
         let dims = x.dims2()?;
         let x = x.reshape(((), norm.width))?;
@@ -474,7 +488,7 @@ impl Backend for CandleBackend {
         head: &Weight,
         targets: &[u32],
         soft_cap: Option<f32>,
-        factor: Option<f32>,
+        factors: Option<&[f32]>,
     ) -> Outcome<(Vec<RowLoss>, Option<Tensor>)> {
         let mut losses = Vec::with_capacity(targets.len());
         let mut gradients = Vec::new();
@@ -493,19 +507,20 @@ impl Backend for CandleBackend {
             for ((loss, best), target) in loss.into_iter().zip(best).zip(targets) {
                 losses.push(RowLoss { loss, correct: best == *target });
             }
-            let Some(factor) = factor else { continue };
-            let factor = f64::from(factor);
+            let Some(factors) = factors else { continue };
+            let factors = &factors[index * HEAD_CHUNK..][..targets.len()];
+            let factors = Tensor::from_slice(factors, (targets.len(), 1), &self.device)?;
             let chosen = at_target.ones_like()?.neg()?;
             let mut slopes = shifted
                 .broadcast_div(&sums)?
                 .scatter_add(&places, &chosen, 1)?
-                .affine(factor, 0.0)?;
+                .broadcast_mul(&factors)?;
             if let Some(cap) = soft_cap {
                 slopes = (slopes * (1.0 - (logits / f64::from(cap))?.sqr()?)?)?;
             }
             gradients.push(slopes.matmul(&head.weight)?);
         }
-        let gradient = match factor {
+        let gradient = match factors {
             Some(_) => Some(Tensor::cat(&gradients, 0)?),
             None => None,
         };

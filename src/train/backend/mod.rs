@@ -12,6 +12,7 @@ pub mod cpu;
 
 use super::config::{Activation, NormKind};
 use super::engine::{AdamWStep, EngineError};
+use super::random::Stream;
 
 /// What operations return.
 pub type Outcome<T> = Result<T, EngineError>;
@@ -174,6 +175,10 @@ pub trait Backend: Send + Sized + 'static {
         gradients: &mut LoraPair<Self>,
         into: Option<&mut Self::Matrix>,
     ) -> Outcome<()>;
+    /// Inverted dropout (Srivastava et al. 2014): every element is zero with probability `rate`, and
+    /// divided by 1 - `rate` otherwise. Row r is decided by `draws[r]`, its column c by the number
+    /// at c, so that the same draws give the same mask again on every backend.
+    fn drop_out(&self, x: &Self::Matrix, draws: &[Stream], rate: f32) -> Outcome<Self::Matrix>;
     /// Normalises rows of the norm's width (several in one row of the matrix for per-head norms).
     fn norm(&self, x: &Self::Matrix, norm: &Norm<Self>) -> Outcome<Self::Matrix>;
     /// The gradient of x.
@@ -251,15 +256,15 @@ pub trait Backend: Send + Sized + 'static {
         head: &Self::Weight,
         soft_cap: Option<f32>,
     ) -> Outcome<Self::Matrix>;
-    /// Cross entropy of x · Wᵀ against `targets`, row by row; with `factor` also the gradient of
-    /// (factor · sum of the losses) with respect to x. The logits exist a chunk at a time.
+    /// Cross entropy of x · Wᵀ against `targets`, row by row; with `factors` also the gradient of
+    /// Σ factors\[row\] · loss\[row\] with respect to x. The logits exist a chunk at a time.
     fn head_loss(
         &self,
         x: &Self::Matrix,
         head: &Self::Weight,
         targets: &[u32],
         soft_cap: Option<f32>,
-        factor: Option<f32>,
+        factors: Option<&[f32]>,
     ) -> Outcome<(Vec<RowLoss>, Option<Self::Matrix>)>;
     /// Sum of the squares.
     fn sum_of_squares(&self, matrix: &Self::Matrix) -> Outcome<f64>;

@@ -9,8 +9,10 @@ use crate::train::random::Stream;
 pub struct Adapter<B: Backend> {
     /// One for each of the decoder's modules; `None` where the layer is not adapted.
     pub(in crate::train) pairs: Vec<Option<LoraPair<B>>>,
-    /// alpha / rank.
+    /// Factor on the output.
     pub(super) scale: f32,
+    /// Share of the inputs that training drops.
+    pub(super) dropout: f32,
 }
 
 /// The key of A (or B) of `module` in PEFT's `adapter_model.safetensors`.
@@ -45,7 +47,7 @@ impl<B: Backend> Adapter<B> {
                 b: backend.zeros(module.outputs, settings.rank)?,
             }));
         }
-        Ok(Self { pairs, scale: settings.scale() })
+        Ok(Self { pairs, scale: settings.scale(), dropout: settings.dropout as f32 })
     }
 
     /// Zeros in the shape of `self`: gradients or moments.
@@ -61,7 +63,7 @@ impl<B: Backend> Adapter<B> {
                 }),
             });
         }
-        Ok(Self { pairs, scale: self.scale })
+        Ok(Self { pairs, scale: self.scale, dropout: self.dropout })
     }
 
     /// The tensors under PEFT's keys.
@@ -130,7 +132,7 @@ impl<B: Backend> Adapter<B> {
         if used == 0 {
             return Err(EngineError::Adapter("it holds no tensors".to_owned()));
         }
-        Ok(Self { pairs, scale: settings.scale() })
+        Ok(Self { pairs, scale: settings.scale(), dropout: settings.dropout as f32 })
     }
 
     /// Number of trainable parameters.

@@ -1,14 +1,17 @@
-//! Loss over a packed batch, and backward through the blocks by hand.
+//! Losses over a packed batch, and backward through the blocks by hand.
 //!
 //! Frozen weights get no gradients. Nothing runs below the lowest block that has a LoRA pair, and in
 //! that block nothing below the layers that have one.
 
+use std::ops::Range;
+
 use super::adapter::Adapter;
-use super::forward::Sight;
+use super::forward::{Beside, Sight};
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
 use crate::train::backend::{Backend, Outcome, RowLoss};
 use crate::train::engine::Sequence;
+use crate::train::random::Stream;
 
 /// A packed batch: token ids, each token's position in its own sequence, the segments' offsets, and
 /// the rows whose next token counts, with that token.
@@ -24,12 +27,25 @@ pub struct PackedBatch {
     pub loss_rows: Vec<u32>,
     /// The tokens they should predict.
     pub targets: Vec<u32>,
+    /// For each sequence, the part of `targets` that is its own.
+    pub owned: Vec<Range<usize>>,
+    /// Decide on each token's dropout; empty without.
+    pub draws: Vec<Stream>,
+}
+
+/// How much each row's loss counts in what is differentiated.
+pub enum Weighing<'a> {
+    /// All alike, with this factor.
+    Even(f32),
+    /// As the losses themselves say: a factor for each row. The head runs twice.
+    ByLoss(&'a mut dyn FnMut(&[RowLoss]) -> Vec<f32>),
 }
 
 impl PackedBatch {
-    /// Adds a sequence behind what is there.
-    pub fn push(&mut self, sequence: &Sequence) {
+    /// Adds a sequence behind what is there; `draw` decides on its dropout.
+    pub fn push(&mut self, sequence: &Sequence, draw: Option<Stream>) {
         let start = self.ids.len();
+        let first_target = self.targets.len();
         if self.segments.is_empty() {
             self.segments.push(0);
         }
@@ -43,32 +59,62 @@ impl PackedBatch {
             self.positions.push(index as u32);
         }
         self.segments.push(self.ids.len());
+        self.owned.push(first_target..self.targets.len());
+        if let Some(draw) = draw {
+            let positions = 0..sequence.input_ids.len() as u64;
+            self.draws.extend(positions.map(|position| draw.child(position)));
+        }
     }
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Losses of the rows that count. With `gradients`, also adds the gradients of (`factor` · sum
-    /// of the losses) to them.
+    /// Losses of the rows that count, without dropout; of the base alone without an adapter.
     pub fn losses(
+        &self,
+        adapter: Option<&Adapter<B>>,
+        batch: &PackedBatch,
+    ) -> Outcome<Vec<RowLoss>> {
+        if batch.targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sight = Sight::Segments(&batch.segments);
+        let beside = Beside::plain(adapter);
+        let (x, _) = self.run_blocks(&beside, &batch.ids, &batch.positions, sight, None)?;
+        let rows = self.backend.take_rows(&x, &batch.loss_rows)?;
+        drop(x);
+        let normed = self.backend.norm(&rows, &self.final_norm)?;
+        Ok(self.head_losses(&normed, batch, None)?.0)
+    }
+
+    /// Losses of the rows that count; adds the gradients of their weighed sum to `gradients`.
+    pub fn losses_and_gradients(
         &self,
         adapter: &Adapter<B>,
         batch: &PackedBatch,
-        gradients: Option<(&mut Adapter<B>, f32)>,
+        weighing: Weighing<'_>,
+        gradients: &mut Adapter<B>,
     ) -> Outcome<Vec<RowLoss>> {
+        if batch.targets.is_empty() {
+            if let Weighing::ByLoss(weigh) = weighing {
+                weigh(&[]);
+            }
+            return Ok(Vec::new());
+        }
         let backend = &self.backend;
         let lowest = self.lowest_adapted_block(adapter);
-        let keep_from = gradients.is_some().then_some(lowest);
         let sight = Sight::Segments(&batch.segments);
+        let beside = Beside { adapter: Some(adapter), draws: &batch.draws };
         let (x, mut saved) =
-            self.run_blocks(Some(adapter), &batch.ids, &batch.positions, sight, keep_from)?;
+            self.run_blocks(&beside, &batch.ids, &batch.positions, sight, Some(lowest))?;
         let rows = backend.take_rows(&x, &batch.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm)?;
-        let factor = gradients.as_ref().map(|(_, factor)| *factor);
-        let cap = self.config.logit_cap;
-        let (losses, gradient) =
-            backend.head_loss(&normed, self.head(), &batch.targets, cap, factor)?;
-        let (Some((gradients, _)), Some(gradient)) = (gradients, gradient) else {
+        let factors = match weighing {
+            Weighing::Even(factor) => vec![factor; batch.targets.len()],
+            Weighing::ByLoss(weigh) => weigh(&self.head_losses(&normed, batch, None)?.0),
+        };
+        let (losses, gradient) = self.head_losses(&normed, batch, Some(&factors))?;
+        let Some(gradient) = gradient else {
             return Ok(losses);
         };
         drop(normed);
@@ -78,11 +124,22 @@ impl<B: Backend> Decoder<B> {
             let Some(saved) = saved.pop() else { break };
             let below = layer > lowest;
             let made =
-                self.block_backward(block, saved, gradient, adapter, gradients, batch, below)?;
+                self.block_backward(block, saved, gradient, &beside, gradients, batch, below)?;
             let Some(made) = made else { break };
             gradient = made;
         }
         Ok(losses)
+    }
+
+    /// Losses of the head over rows behind the last norm, and the gradient of these rows.
+    fn head_losses(
+        &self,
+        normed: &B::Matrix,
+        batch: &PackedBatch,
+        factors: Option<&[f32]>,
+    ) -> Outcome<(Vec<RowLoss>, Option<B::Matrix>)> {
+        let cap = self.config.logit_cap;
+        self.backend.head_loss(normed, self.head(), &batch.targets, cap, factors)
     }
 
     /// Index of the first block with a LoRA pair.
@@ -110,7 +167,7 @@ impl<B: Backend> Decoder<B> {
         block: &Block<B>,
         saved: Saved<B>,
         gradient: B::Matrix,
-        adapter: &Adapter<B>,
+        beside: &Beside<'_, B>,
         gradients: &mut Adapter<B>,
         batch: &PackedBatch,
         below: bool,
@@ -130,7 +187,7 @@ impl<B: Backend> Decoder<B> {
             up,
             inner,
         } = saved;
-        let mut pass = Pass { decoder: self, adapter, gradients, inner: &inner };
+        let mut pass = Pass { decoder: self, beside, gradients, inner: &inner };
         let (before_attention_post_norm, before_mlp_post_norm) = match before_post_norms {
             Some([first, second]) => (Some(first), Some(second)),
             None => (None, None),
@@ -201,7 +258,7 @@ impl<B: Backend> Decoder<B> {
 /// One block's backward pass: where LoRA gradients go.
 struct Pass<'a, B: Backend> {
     decoder: &'a Decoder<B>,
-    adapter: &'a Adapter<B>,
+    beside: &'a Beside<'a, B>,
     gradients: &'a mut Adapter<B>,
     inner: &'a std::collections::BTreeMap<usize, B::Matrix>,
 }
@@ -229,14 +286,32 @@ impl<B: Backend> Pass<'_, B> {
         x: &B::Matrix,
         into: Option<&mut B::Matrix>,
     ) -> Outcome<()> {
-        let pair = self.adapter.pairs[linear.pair].as_ref();
+        let Some(adapter) = self.beside.adapter else {
+            return Ok(());
+        };
+        let pair = adapter.pairs[linear.pair].as_ref();
         let gradients = self.gradients.pairs[linear.pair].as_mut();
         let inner = self.inner.get(&linear.pair);
         let (Some(pair), Some(gradients), Some(inner)) = (pair, gradients, inner) else {
             return Ok(());
         };
-        let scale = self.adapter.scale;
-        self.decoder.backend.lora_backward(gradient, x, inner, pair, scale, gradients, into)
+        let backend = &self.decoder.backend;
+        let scale = adapter.scale;
+        let Some(dropped) = self.beside.dropped(backend, x, linear.pair)? else {
+            return backend.lora_backward(gradient, x, inner, pair, scale, gradients, into);
+        };
+        let Some(into) = into else {
+            return backend.lora_backward(gradient, &dropped, inner, pair, scale, gradients, None);
+        };
+        // What LoRA did not see gets no gradient through it.
+        let module = &self.decoder.modules[linear.pair];
+        let mut made = backend.zeros(backend.rows(x), module.inputs)?;
+        let made_into = Some(&mut made);
+        backend.lora_backward(gradient, &dropped, inner, pair, scale, gradients, made_into)?;
+        if let Some(made) = self.beside.dropped(backend, &made, linear.pair)? {
+            backend.add(into, &made)?;
+        }
+        Ok(())
     }
 
     /// The gradient of the MLP's normed input; the norm is computed again.

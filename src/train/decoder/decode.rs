@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use super::adapter::Adapter;
-use super::forward::{LayerCache, Sight};
+use super::forward::{Beside, LayerCache, Sight};
 use crate::train::backend::{Backend, Outcome};
 use crate::train::engine::EngineError;
 
@@ -37,7 +37,7 @@ impl<B: Backend> Decoder<B> {
         let start = cache.length as u32;
         let positions: Vec<u32> = (start..start + ids.len() as u32).collect();
         let sight = Sight::Caches(&mut cache.layers);
-        let (x, _) = self.run_blocks(adapter, ids, &positions, sight, None)?;
+        let (x, _) = self.run_blocks(&Beside::plain(adapter), ids, &positions, sight, None)?;
         cache.length += ids.len();
         let last = self.backend.take_rows(&x, &[ids.len() as u32 - 1])?;
         self.logits_of(&last)
@@ -49,7 +49,7 @@ impl<B: Backend> Decoder<B> {
         let positions: Vec<u32> = (0..ids.len() as u32).collect();
         let segments = [0, ids.len()];
         let sight = Sight::Segments(&segments);
-        let (x, _) = self.run_blocks(adapter, ids, &positions, sight, None)?;
+        let (x, _) = self.run_blocks(&Beside::plain(adapter), ids, &positions, sight, None)?;
         self.logits_of(&x)
     }
 

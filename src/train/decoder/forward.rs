@@ -6,6 +6,7 @@ use super::adapter::Adapter;
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
 use crate::train::backend::{Backend, Outcome};
+use crate::train::random::Stream;
 
 /// How the tokens of a pass see each other.
 pub(super) enum Sight<'a, B: Backend> {
@@ -21,6 +22,36 @@ pub(super) struct LayerCache<B: Backend> {
     pub values: B::Matrix,
 }
 
+/// What stands beside the base's layers in a pass.
+pub(super) struct Beside<'a, B: Backend> {
+    /// `None` for the base alone.
+    pub adapter: Option<&'a Adapter<B>>,
+    /// Decide on each row's dropout; empty without.
+    pub draws: &'a [Stream],
+}
+
+impl<'a, B: Backend> Beside<'a, B> {
+    /// An adapter without dropout.
+    pub(super) fn plain(adapter: Option<&'a Adapter<B>>) -> Self {
+        Self { adapter, draws: &[] }
+    }
+
+    /// What the pair of index `pair` reads of its layer's input: a masked copy under dropout.
+    pub(super) fn dropped(
+        &self,
+        backend: &B,
+        x: &B::Matrix,
+        pair: usize,
+    ) -> Outcome<Option<B::Matrix>> {
+        let rate = self.adapter.map_or(0.0, |adapter| adapter.dropout);
+        if self.draws.is_empty() || rate == 0.0 {
+            return Ok(None);
+        }
+        let draws: Vec<Stream> = self.draws.iter().map(|draw| draw.child(pair as u64)).collect();
+        Ok(Some(backend.drop_out(x, &draws, rate)?))
+    }
+}
+
 /// x · aᵀ of adapted layers as they pile up; `None` when no backward pass follows.
 type Inner<B> = Option<BTreeMap<usize, <B as Backend>::Matrix>>;
 
@@ -29,7 +60,7 @@ impl<B: Backend> Decoder<B> {
     /// the backward pass; none when no backward pass follows.
     pub(super) fn run_blocks(
         &self,
-        adapter: Option<&Adapter<B>>,
+        beside: &Beside<'_, B>,
         ids: &[u32],
         positions: &[u32],
         mut sight: Sight<'_, B>,
@@ -44,7 +75,7 @@ impl<B: Backend> Decoder<B> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let keep = keep_from.is_some_and(|first| layer >= first);
             let (next, kept) =
-                self.run_block(block, layer, x, adapter, positions, &mut sight, keep)?;
+                self.run_block(block, layer, x, beside, positions, &mut sight, keep)?;
             x = next;
             saved.extend(kept);
         }
@@ -57,7 +88,7 @@ impl<B: Backend> Decoder<B> {
         block: &Block<B>,
         layer: usize,
         x: B::Matrix,
-        adapter: Option<&Adapter<B>>,
+        beside: &Beside<'_, B>,
         positions: &[u32],
         sight: &mut Sight<'_, B>,
         keep: bool,
@@ -66,7 +97,7 @@ impl<B: Backend> Decoder<B> {
         let mut inner: Inner<B> = keep.then(BTreeMap::new);
 
         let normed = backend.norm(&x, &block.attention_norm)?;
-        let [mut queries, mut keys, values] = self.qkv(block, &normed, adapter, &mut inner)?;
+        let [mut queries, mut keys, values] = self.qkv(block, &normed, beside, &mut inner)?;
         drop(normed);
         let mut raw_queries_and_keys = None;
         if let Some([query_norm, key_norm]) = &block.qk_norms {
@@ -92,7 +123,7 @@ impl<B: Backend> Decoder<B> {
                 (attended, backend.zeros(0, 1)?)
             }
         };
-        let output = self.apply(&block.output, &attended, adapter, &mut inner)?;
+        let output = self.apply(&block.output, &attended, beside, &mut inner)?;
 
         // Attention joins the residual stream, through its own norm where it has one.
         let mut next = backend.copy(&x)?;
@@ -107,10 +138,10 @@ impl<B: Backend> Decoder<B> {
 
         let mlp_input = if self.config.parallel_residual { &x } else { &next };
         let normed = backend.norm(mlp_input, &block.mlp_norm)?;
-        let (gate, up) = self.mlp_in(&block.mlp, &normed, adapter, &mut inner)?;
+        let (gate, up) = self.mlp_in(&block.mlp, &normed, beside, &mut inner)?;
         drop(normed);
         let active = backend.activate(self.curve(), &gate, up.as_ref())?;
-        let down = self.apply(block.mlp.down(), &active, adapter, &mut inner)?;
+        let down = self.apply(block.mlp.down(), &active, beside, &mut inner)?;
         drop(active);
         let middle = match keep && !self.config.parallel_residual {
             true => Some(backend.copy(&next)?),
@@ -147,17 +178,17 @@ impl<B: Backend> Decoder<B> {
         &self,
         block: &Block<B>,
         normed: &B::Matrix,
-        adapter: Option<&Adapter<B>>,
+        beside: &Beside<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<[B::Matrix; 3]> {
         match &block.qkv {
             Qkv::Separate([q, k, v]) => Ok([
-                self.apply(q, normed, adapter, inner)?,
-                self.apply(k, normed, adapter, inner)?,
-                self.apply(v, normed, adapter, inner)?,
+                self.apply(q, normed, beside, inner)?,
+                self.apply(k, normed, beside, inner)?,
+                self.apply(v, normed, beside, inner)?,
             ]),
             Qkv::Fused(linear, [q, k, v]) => {
-                let all = self.apply(linear, normed, adapter, inner)?;
+                let all = self.apply(linear, normed, beside, inner)?;
                 let backend = &self.backend;
                 Ok([
                     backend.take_columns(&all, q)?,
@@ -173,22 +204,22 @@ impl<B: Backend> Decoder<B> {
         &self,
         mlp: &Mlp<B>,
         normed: &B::Matrix,
-        adapter: Option<&Adapter<B>>,
+        beside: &Beside<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<(B::Matrix, Option<B::Matrix>)> {
         match mlp {
             Mlp::Gated { gate, up, .. } => {
-                let gate = self.apply(gate, normed, adapter, inner)?;
-                Ok((gate, Some(self.apply(up, normed, adapter, inner)?)))
+                let gate = self.apply(gate, normed, beside, inner)?;
+                Ok((gate, Some(self.apply(up, normed, beside, inner)?)))
             }
             Mlp::FusedGated { gate_up, .. } => {
-                let both = self.apply(gate_up, normed, adapter, inner)?;
+                let both = self.apply(gate_up, normed, beside, inner)?;
                 let [gate, up] = self.gate_up_columns();
                 let backend = &self.backend;
                 let up = backend.take_columns(&both, &[up])?;
                 Ok((backend.take_columns(&both, &[gate])?, Some(up)))
             }
-            Mlp::Plain { up, .. } => Ok((self.apply(up, normed, adapter, inner)?, None)),
+            Mlp::Plain { up, .. } => Ok((self.apply(up, normed, beside, inner)?, None)),
         }
     }
 
@@ -203,13 +234,15 @@ impl<B: Backend> Decoder<B> {
         &self,
         linear: &Linear<B>,
         x: &B::Matrix,
-        adapter: Option<&Adapter<B>>,
+        beside: &Beside<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<B::Matrix> {
         let mut y = self.backend.linear(x, &linear.weight)?;
-        if let Some(adapter) = adapter
+        if let Some(adapter) = beside.adapter
             && let Some(pair) = &adapter.pairs[linear.pair]
         {
+            let dropped = beside.dropped(&self.backend, x, linear.pair)?;
+            let x = dropped.as_ref().unwrap_or(x);
             let between = self.backend.lora(x, pair, adapter.scale, &mut y)?;
             if let Some(inner) = inner {
                 inner.insert(linear.pair, between);

@@ -18,6 +18,7 @@ use super::vector;
 use crate::train::backend::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::AdamWStep;
+use crate::train::random::Stream;
 
 /// Rows of logits that exist at once: 128 of 49,152 are 25 MB.
 const HEAD_CHUNK: usize = 128;
@@ -308,6 +309,19 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn drop_out(&self, x: &Matrix, draws: &[Stream], rate: f32) -> Outcome<Matrix> {
+        let mut made = self.pool.take(x.rows(), x.columns());
+        let columns = x.columns().max(1);
+        let kept = 1.0 / (1.0 - rate);
+        let rows = made.values_mut().par_chunks_exact_mut(columns);
+        rows.zip(x.values().par_chunks_exact(columns)).zip(draws).for_each(|((made, x), draw)| {
+            for (column, (made, x)) in made.iter_mut().zip(x).enumerate() {
+                *made = if draw.unit(column as u64) < rate { 0.0 } else { x * kept };
+            }
+        });
+        Ok(made)
+    }
+
     fn norm(&self, x: &Matrix, constants: &Norm<Self>) -> Outcome<Matrix> {
         let mut y = self.pool.take(x.rows(), x.columns());
         norm::forward(
@@ -480,10 +494,10 @@ impl Backend for CpuBackend {
         head: &Weight,
         targets: &[u32],
         soft_cap: Option<f32>,
-        factor: Option<f32>,
+        factors: Option<&[f32]>,
     ) -> Outcome<(Vec<RowLoss>, Option<Matrix>)> {
         let mut losses = vec![RowLoss::default(); targets.len()];
-        let mut gradient = factor.map(|_| self.pool.take(x.rows(), x.columns()));
+        let mut gradient = factors.map(|_| self.pool.take(x.rows(), x.columns()));
         for first in (0..targets.len()).step_by(HEAD_CHUNK) {
             let rows = (targets.len() - first).min(HEAD_CHUNK);
             let columns = x.columns();
@@ -495,7 +509,7 @@ impl Backend for CpuBackend {
                 logits.values_mut(),
                 &targets[first..first + rows],
                 soft_cap,
-                factor,
+                factors.map(|factors| &factors[first..first + rows]),
                 &mut losses[first..first + rows],
             );
             if let (Some(gradient), Some(packed)) = (&mut gradient, &head.backward) {

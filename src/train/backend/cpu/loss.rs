@@ -7,19 +7,20 @@ use super::vector;
 use crate::train::backend::RowLoss;
 
 /// Cross entropy of each row of `logits` (`[rows, vocabulary]`) against its target. With
-/// `gradient_factor` the logits become the gradient of (factor · loss), through the soft cap where
-/// there is one; without it they are left as they are, capped.
+/// `factors`, one a row, the logits become the gradient of (factor · loss), through the soft cap
+/// where there is one; without they are left as they are, capped.
 pub fn cross_entropy(
     isa: Isa,
     logits: &mut [f32],
     targets: &[u32],
     soft_cap: Option<f32>,
-    gradient_factor: Option<f32>,
+    factors: Option<&[f32]>,
     losses: &mut [RowLoss],
 ) {
     let vocabulary = logits.len() / targets.len().max(1);
     let rows = logits.par_chunks_exact_mut(vocabulary.max(1));
-    rows.zip(targets).zip(losses.par_iter_mut()).for_each(|((row, target), loss)| {
+    rows.zip(targets).zip(losses.par_iter_mut()).enumerate().for_each(|(at, one)| {
+        let ((row, target), loss) = one;
         if let Some(cap) = soft_cap {
             vector::soft_cap(isa, row, cap);
         }
@@ -29,7 +30,7 @@ pub fn cross_entropy(
         let sum = sum_of_exp(isa, row, most);
         loss.loss = most + sum.ln() - at_target;
         loss.correct = at_target == most && row.iter().position(|x| *x == most) == Some(target);
-        let Some(factor) = gradient_factor else {
+        let Some(factor) = factors.map(|factors| factors[at]) else {
             return;
         };
         match soft_cap {

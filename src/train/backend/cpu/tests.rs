@@ -218,26 +218,31 @@ fn cross_entropy_equals_the_formula_and_its_slope() {
     let (rows, vocabulary) = (5, 37);
     let logits: Vec<f32> = noise(rows * vocabulary, 4).iter().map(|x| x * 5.0).collect();
     let targets: Vec<u32> = vec![0, 36, 7, 20, 11];
+    let factors: Vec<f32> = vec![0.25, -1.0, 0.5, 0.0, 2.0];
     for cap in [None, Some(3.0f32)] {
         let formula = |logits: &[f64]| -> f64 {
             logits
                 .chunks(vocabulary)
                 .zip(&targets)
-                .map(|(row, target)| {
+                .zip(&factors)
+                .map(|((row, target), factor)| {
                     let bent: Vec<f64> = row
                         .iter()
                         .map(|x| cap.map_or(*x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh()))
                         .collect();
-                    bent.iter().map(|x| x.exp()).sum::<f64>().ln() - bent[*target as usize]
+                    let loss =
+                        bent.iter().map(|x| x.exp()).sum::<f64>().ln() - bent[*target as usize];
+                    f64::from(*factor) * loss
                 })
                 .sum()
         };
-        let want = slopes(&logits, |x| 0.25 * formula(x));
+        let want = slopes(&logits, formula);
         for isa in levels() {
             let mut gradient = logits.clone();
             let mut losses = vec![RowLoss::default(); rows];
-            cross_entropy(isa, &mut gradient, &targets, cap, Some(0.25), &mut losses);
-            let total: f64 = losses.iter().map(|row| f64::from(row.loss)).sum();
+            cross_entropy(isa, &mut gradient, &targets, cap, Some(&factors), &mut losses);
+            let weighed = losses.iter().zip(&factors);
+            let total: f64 = weighed.map(|(row, factor)| f64::from(row.loss * factor)).sum();
             assert!((total - formula(&wide(&logits))).abs() < 1e-4, "{isa:?}");
             assert!(difference(&gradient, &want) < 1e-4, "{isa:?} {cap:?}");
         }
