@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::Format;
 use crate::error_code::ErrorCode;
 
 /// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
@@ -85,6 +86,13 @@ pub enum Auto<T> {
     Value(T),
 }
 
+impl<T> Auto<T> {
+    /// Whether the server chooses.
+    pub fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
+}
+
 impl<T: Copy> Auto<T> {
     /// The stated value, or `otherwise` for `auto`.
     pub fn unwrap_or(self, otherwise: T) -> T {
@@ -135,6 +143,35 @@ pub enum Schedule {
     Constant,
 }
 
+/// How a job trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// On answers.
+    #[default]
+    Supervised,
+    /// On preferences between two answers (direct preference optimisation).
+    Dpo,
+}
+
+impl Method {
+    /// The spelling on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Supervised => "supervised",
+            Self::Dpo => "dpo",
+        }
+    }
+
+    /// Whether files of this format are for this method.
+    pub fn takes(self, format: Format) -> bool {
+        match self {
+            Self::Supervised => matches!(format, Format::Chat | Format::PromptCompletion),
+            Self::Dpo => format == Format::Preference,
+        }
+    }
+}
+
 /// Blocks of a model, as a client names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -150,6 +187,11 @@ pub enum LoraLayers {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
+    /// How the job trains; on the wire it stands around the hyperparameters.
+    pub method: Method,
+    /// How strongly preferences hold the model to its base, 0 < beta <= 2; with [`Method::Dpo`].
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub beta: Auto<f64>,
     /// Passes over the training file, 1..=50.
     pub n_epochs: Auto<u32>,
     /// Examples in one optimiser step, 1..=256.
@@ -165,6 +207,9 @@ pub struct Hyperparameters {
     /// LoRA's alpha: the adapter's output is scaled by alpha / r.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_alpha: Option<f64>,
+    /// Share of each adapted layer's input that LoRA does not see in a training step, 0..1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_dropout: Option<f64>,
     /// Names of the linear layers that are adapted, such as `q_proj`; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_target_modules: Option<Vec<String>>,
@@ -189,11 +234,32 @@ pub struct Hyperparameters {
     /// Longest example in tokens; longer ones are left out, counted and named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_length: Option<u32>,
+    /// Steps between looks at the whole validation file, beside those at the ends of epochs.
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub eval_steps: Auto<u32>,
+    /// Looks without improvement after which training ends early; 0 for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<u32>,
+    /// Least fall of the validation loss that is an improvement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_threshold: Option<f64>,
+    /// Steps between checkpoints, beside those at the ends of epochs and of the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_steps: Option<u32>,
+    /// Newest checkpoints that are kept, beside the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_total_limit: Option<u32>,
 }
 
 /// Every hyperparameter with its value: what the engine runs with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedHyperparameters {
+    /// How the job trains.
+    #[serde(default)]
+    pub method: Method,
+    /// How strongly preferences hold the model to its base; with [`Method::Dpo`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
     /// Passes over the training examples.
     pub n_epochs: u32,
     /// Examples in one optimiser step.
@@ -206,6 +272,9 @@ pub struct ResolvedHyperparameters {
     pub lora_r: u32,
     /// LoRA's alpha.
     pub lora_alpha: f64,
+    /// Share of each adapted layer's input that LoRA does not see in a training step.
+    #[serde(default)]
+    pub lora_dropout: f64,
     /// Names of the linear layers that are adapted; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_target_modules: Option<Vec<String>>,
@@ -225,6 +294,21 @@ pub struct ResolvedHyperparameters {
     pub lr_scheduler_type: Schedule,
     /// Longest example in tokens.
     pub context_length: u32,
+    /// Steps between looks at the whole validation file; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_steps: Option<u32>,
+    /// Looks without improvement after which training ends early; 0 for never.
+    #[serde(default)]
+    pub early_stopping_patience: u32,
+    /// Least fall of the validation loss that is an improvement.
+    #[serde(default)]
+    pub early_stopping_threshold: f64,
+    /// Steps between checkpoints; absent for those at the ends of epochs and of the best alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_steps: Option<u32>,
+    /// Newest checkpoints that are kept, beside the best.
+    #[serde(default)]
+    pub save_total_limit: u32,
 }
 
 /// One of a job's two files.
@@ -276,6 +360,9 @@ pub struct Job {
     pub finished_at: Option<i64>,
     /// Id of the base model.
     pub model: String,
+    /// Name of the fine-tuned model or checkpoint that training goes on from; a fresh adapter
+    /// without.
+    pub continue_from: Option<String>,
     /// Set when, and only when, the job has succeeded.
     pub fine_tuned_model: Option<String>,
     /// Where the job stands.
@@ -394,6 +481,9 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
+    /// Mean margin between the rewards of the two answers; of preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_margin: Option<f64>,
 }
 
 /// A stored checkpoint of a job.

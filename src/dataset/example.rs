@@ -10,6 +10,8 @@ pub enum Format {
     Chat,
     /// `{"prompt": "…", "completion": "…"}`.
     PromptCompletion,
+    /// `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`.
+    Preference,
 }
 
 /// Who speaks.
@@ -75,6 +77,26 @@ pub enum Example {
         /// What is learnt.
         completion: String,
     },
+    /// A conversation with two answers; the model learns to prefer one.
+    Preference {
+        /// What comes before the answer.
+        messages: Vec<Message>,
+        /// JSON schemas of the tools, as OpenAI writes them.
+        tools: Vec<serde_json::Value>,
+        /// The answer to prefer, and the other one.
+        answers: Box<[Message; 2]>,
+    },
+}
+
+impl Format {
+    /// In words, for messages.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Chat => "a chat (\"messages\")",
+            Self::PromptCompletion => "a \"prompt\" with its \"completion\"",
+            Self::Preference => "a preference (\"input\" with two answers)",
+        }
+    }
 }
 
 impl Example {
@@ -83,6 +105,7 @@ impl Example {
         match self {
             Self::Chat { .. } => Format::Chat,
             Self::PromptCompletion { .. } => Format::PromptCompletion,
+            Self::Preference { .. } => Format::Preference,
         }
     }
 }

@@ -14,7 +14,7 @@ pub fn parse_example(
     problems: &mut Problems,
     warnings: &mut Problems,
 ) -> Option<Example> {
-    let mut reader = Reader { line, problems, warnings, found: 0 };
+    let mut reader = Reader { line, problems, warnings, found: 0, list: "messages" };
     let value: Value = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(error) => {
@@ -28,12 +28,15 @@ pub fn parse_example(
     };
     let example = if object.contains_key("messages") {
         reader.chat(&object)
+    } else if object.contains_key("input") {
+        reader.preference(&object)
     } else if object.contains_key("prompt") || object.contains_key("completion") {
         reader.prompt_completion(&object)
     } else {
         let keys: Vec<&str> = object.keys().map(String::as_str).collect();
         let message = format!(
-            "expected \"messages\", or \"prompt\" and \"completion\"; found the keys {keys:?}"
+            "expected \"messages\", or \"prompt\" and \"completion\", or \"input\" with \
+             \"preferred_output\" and \"non_preferred_output\"; found the keys {keys:?}"
         );
         reader.problem(None, None, message);
         None
@@ -45,7 +48,13 @@ pub fn parse_example(
 /// The conversation need not hold an assistant's message.
 pub fn parse_messages(messages: &Value) -> Result<Vec<Message>, Problem> {
     let (mut problems, mut warnings) = (Problems::default(), Problems::default());
-    let mut reader = Reader { line: 0, problems: &mut problems, warnings: &mut warnings, found: 0 };
+    let mut reader = Reader {
+        line: 0,
+        problems: &mut problems,
+        warnings: &mut warnings,
+        found: 0,
+        list: "messages",
+    };
     let read = reader.messages(messages);
     match problems.listed.into_iter().next() {
         Some(problem) => Err(problem),
@@ -80,6 +89,8 @@ struct Reader<'a> {
     warnings: &'a mut Problems,
     /// Problems of this line.
     found: usize,
+    /// Path of the list of messages that is being read.
+    list: &'static str,
 }
 
 impl Reader<'_> {
@@ -152,6 +163,65 @@ impl Reader<'_> {
         Some(Example::Chat { messages, tools })
     }
 
+    fn preference(&mut self, object: &Map<String, Value>) -> Option<Example> {
+        let known = [
+            "input",
+            "preferred_output",
+            "preferred_completion",
+            "non_preferred_output",
+            "non_preferred_completion",
+        ];
+        self.unknown_keys(object, &known, None);
+        let Some(input) = object.get("input").and_then(Value::as_object) else {
+            let message = "expected an object with \"messages\"".to_owned();
+            self.problem(None, Some("input".to_owned()), message);
+            return None;
+        };
+        self.unknown_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
+        self.list = "input.messages";
+        let mut messages = self.messages(input.get("messages").unwrap_or(&Value::Null));
+        // The answer alone is learnt.
+        for message in &mut messages {
+            message.trained = false;
+        }
+        let tools = self.tools(input);
+        let preferred = self.answer(object, ["preferred_output", "preferred_completion"]);
+        let other = self.answer(object, ["non_preferred_output", "non_preferred_completion"]);
+        let (preferred, other) = (preferred?, other?);
+        if preferred == other {
+            let message = "both answers are the same: there is nothing to prefer".to_owned();
+            self.problem(None, Some("preferred_output".to_owned()), message);
+        }
+        Some(Example::Preference { messages, tools, answers: Box::new([preferred, other]) })
+    }
+
+    /// The one assistant message under one of two spellings.
+    fn answer(
+        &mut self,
+        object: &Map<String, Value>,
+        spellings: [&'static str; 2],
+    ) -> Option<Message> {
+        let Some(name) = spellings.into_iter().find(|name| object.contains_key(*name)) else {
+            self.problem(None, Some(spellings[0].to_owned()), "the key is missing".to_owned());
+            return None;
+        };
+        self.list = name;
+        let before = self.found;
+        let mut messages = self.messages(&object[name]);
+        let only = messages.pop();
+        match only {
+            _ if self.found > before => None,
+            Some(message) if messages.is_empty() && message.role == Role::Assistant => {
+                Some(Message { trained: true, ..message })
+            }
+            _ => {
+                let text = "expected one message, of the role assistant".to_owned();
+                self.problem(None, Some(name.to_owned()), text);
+                None
+            }
+        }
+    }
+
     fn tools(&mut self, object: &Map<String, Value>) -> Vec<Value> {
         let mut tools = Vec::new();
         match object.get("tools") {
@@ -191,19 +261,19 @@ impl Reader<'_> {
     fn messages(&mut self, value: &Value) -> Vec<Message> {
         let Some(list) = value.as_array() else {
             let message = format!("expected a list of messages, found {}", kind(value));
-            self.problem(None, Some("messages".to_owned()), message);
+            self.problem(None, Some(self.list.to_owned()), message);
             return Vec::new();
         };
         if list.is_empty() {
             let message = "the list of messages is empty".to_owned();
-            self.problem(None, Some("messages".to_owned()), message);
+            self.problem(None, Some(self.list.to_owned()), message);
         }
         let mut messages = Vec::with_capacity(list.len());
         let mut calls: BTreeSet<String> = BTreeSet::new();
         for (index, value) in list.iter().enumerate() {
             let Some(object) = value.as_object() else {
                 let message = format!("expected a message object, found {}", kind(value));
-                self.problem(Some(index), Some(format!("messages[{index}]")), message);
+                self.problem(Some(index), Some(format!("{}[{index}]", self.list)), message);
                 continue;
             };
             let Some(message) = self.message(index, object) else { continue };
@@ -222,7 +292,7 @@ impl Reader<'_> {
 
     /// A problem with one key of a message.
     fn at(&mut self, index: usize, key: &str, message: String) {
-        self.problem(Some(index), Some(format!("messages[{index}].{key}")), message);
+        self.problem(Some(index), Some(format!("{}[{index}].{key}", self.list)), message);
     }
 
     fn message(&mut self, index: usize, object: &Map<String, Value>) -> Option<Message> {
@@ -482,6 +552,58 @@ mod tests {
              key, ignored"
             ]
         );
+    }
+
+    #[test]
+    fn preferences_are_read_in_both_spellings_and_their_problems_are_named() {
+        let input = r#""input":{"messages":[{"role":"user","content":"a"},
+            {"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#;
+        let answer = |text: &str| format!(r#"[{{"role":"assistant","content":"{text}"}}]"#);
+        for [preferred, other] in [
+            ["preferred_output", "non_preferred_output"],
+            ["preferred_completion", "non_preferred_completion"],
+        ] {
+            let (x, y) = (answer("x"), answer("y"));
+            let text = format!(r#"{{{input},"{preferred}":{x},"{other}":{y}}}"#);
+            let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+            let example = parse_example(1, &text, &mut problems, &mut warnings);
+            let Some(Example::Preference { messages, answers, .. }) = example else {
+                panic!("{problems:?}")
+            };
+            let [preferred, other] = *answers;
+            assert!(messages.iter().all(|message| !message.trained));
+            assert!(preferred.trained && other.trained);
+            assert_eq!(
+                [preferred.content.as_deref(), other.content.as_deref()],
+                [Some("x"), Some("y")]
+            );
+            assert!(warnings.is_empty());
+        }
+        let both = |first: &str, second: &str| {
+            format!(r#"{{{input},"preferred_output":{first},"non_preferred_output":{second}}}"#)
+        };
+        let two = r#"[{"role":"assistant","content":"x"},{"role":"assistant","content":"y"}]"#;
+        for (text, want) in [
+            (both(&answer("x"), &answer("x")), "line 7, key \"preferred_output\": both answers"),
+            (both(two, &answer("x")), "line 7, key \"preferred_output\": expected one message"),
+            (
+                both(r#"[{"role":"user","content":"x"}]"#, &answer("x")),
+                "line 7, key \"preferred_output\": expected one message",
+            ),
+            (
+                both(&answer("x"), r#"[{"role":"assistant","content":3}]"#),
+                "line 7, message 0, key \"non_preferred_output[0].content\": expected a text",
+            ),
+            (format!("{{{input}}}"), "line 7, key \"preferred_output\": the key is missing"),
+            (
+                r#"{"input":{"messages":[{"role":"king","content":"a"}]}}"#.to_owned(),
+                "line 7, message 0, key \"input.messages[0].role\": unknown role",
+            ),
+            (r#"{"input":"a"}"#.to_owned(), "line 7, key \"input\": expected an object"),
+        ] {
+            let found = problems_of(&text);
+            assert!(found[0].starts_with(want), "{text}\n  {found:?}\n  {want}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::ids;
 use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::model::{TunedModel, checkpoint_name, tuned_model_name};
 use crate::store::{Claim, StoreError, Success};
+use crate::train::report;
 
 /// Why a result could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,8 @@ pub(super) struct Finished {
     pub(super) adapter_directory: PathBuf,
     /// The results CSV.
     pub(super) metrics_csv: PathBuf,
+    /// The report.
+    pub(super) report: PathBuf,
     /// Optimiser steps done.
     pub(super) trained_steps: u64,
     /// Tokens trained.
@@ -86,6 +89,20 @@ pub(super) async fn checkpoint(
     Ok(())
 }
 
+/// Takes back the checkpoints of `steps`: the row first, so that none names bytes that are gone.
+pub(super) async fn take_back(
+    tools: &Tools,
+    claim: &Claim,
+    steps: &[u64],
+) -> Result<(), PublishError> {
+    for step in steps {
+        for blob_key in tools.store.remove_checkpoint(claim, *step).await? {
+            tools.blobs.delete(&blob_key).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Stores the blobs of a finished run and makes the rows that will be written with them.
 pub(super) async fn success(
     tools: &Tools,
@@ -102,6 +119,8 @@ pub(super) async fn success(
     )
     .await?;
     let [config, weights] = adapter(tools, claim, &finished.adapter_directory, "final").await?;
+    let report =
+        store_file(tools, claim, &finished.report, report::FILE_NAME, report::FILE_NAME).await?;
     let model = TunedModel {
         id: model_name(job),
         created_at: tools.clock.now(),
@@ -117,8 +136,8 @@ pub(super) async fn success(
     ];
     Ok(Success {
         model,
-        result_files: vec![csv.id.clone(), config.id.clone(), weights.id.clone()],
-        files: vec![csv, config, weights],
+        result_files: [&csv, &config, &weights, &report].map(|file| file.id.clone()).to_vec(),
+        files: vec![csv, config, weights, report],
         trained_tokens: i64::try_from(finished.trained_tokens).unwrap_or(i64::MAX),
         trained_steps: finished.trained_steps,
         events,

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::Tools;
 use super::ending::Ending;
+use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::base_models::BaseModelEntry;
 use crate::blobs::BlobError;
 use crate::error_code::ErrorCode;
+use crate::file::FileRecord;
 use crate::job::{DataFile, Job};
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
@@ -17,10 +19,7 @@ pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
     let base_model = find_base_model(tools, job)?;
     let folder = folder(tools, &job.id);
     let work_dir = folder.join("run");
-    tokio::fs::create_dir_all(&work_dir).await.map_err(|error| {
-        let what = format!("the work folder {} cannot be made: {error}", work_dir.display());
-        Ending::broken(job, local_code(&error), &what, None)
-    })?;
+    make_folder(job, &work_dir).await?;
     let training_file = folder.join("training.jsonl");
     fetch(tools, job, &job.training_file, DataFile::Training, &training_file).await?;
     let mut validation_file = None;
@@ -29,14 +28,26 @@ pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
         fetch(tools, job, file_id, DataFile::Validation, &to).await?;
         validation_file = Some(to);
     }
+    let mut continue_from = None;
+    if let Some(model) = &job.continue_from {
+        continue_from = Some(fetch_adapter(tools, job, model, &folder).await?);
+    }
     Ok(RunSpec {
         base_model,
         base_model_id: job.model.clone(),
+        continue_from,
         training_file,
         validation_file,
         work_dir,
         seed: job.seed,
         hyperparameters: job.hyperparameters.clone(),
+    })
+}
+
+async fn make_folder(job: &Job, path: &Path) -> Result<(), Ending> {
+    tokio::fs::create_dir_all(path).await.map_err(|error| {
+        let what = format!("the work folder {} cannot be made: {error}", path.display());
+        Ending::broken(job, local_code(&error), &what, None)
     })
 }
 
@@ -75,6 +86,33 @@ fn find_base_model(tools: &Tools, job: &Job) -> Result<PathBuf, Ending> {
     })
 }
 
+/// Puts the adapter that the job continues from into a folder of its own.
+async fn fetch_adapter(
+    tools: &Tools,
+    job: &Job,
+    model: &str,
+    folder: &Path,
+) -> Result<PathBuf, Ending> {
+    let gone = || {
+        let message = format!("the model {model:?}, which the job continues from, is gone");
+        Ending::failed(ErrorCode::ModelNotFound, message, Some("model"))
+    };
+    let tuned =
+        tools.store.model(model).await.map_err(|error| lookup_failed(job, model, &error))?;
+    let Some(tuned) = tuned else { return Err(gone()) };
+    let to = folder.join("start");
+    make_folder(job, &to).await?;
+    for (file_id, name) in
+        [(&tuned.adapter_config_file, CONFIG_FILE), (&tuned.adapter_weights_file, WEIGHTS_FILE)]
+    {
+        let file = tools.store.file(file_id).await;
+        let file = file.map_err(|error| lookup_failed(job, file_id, &error))?;
+        let Some(file) = file else { return Err(gone()) };
+        fetch_blob(tools, job, &file, &to.join(name), gone).await?;
+    }
+    Ok(to)
+}
+
 async fn fetch(
     tools: &Tools,
     job: &Job,
@@ -86,15 +124,29 @@ async fn fetch(
         let message = format!("{}: the file {file_id} is gone; upload it again", role.param());
         Ending::failed(role.code(), message, Some(role.param()))
     };
-    let file = match tools.store.file(file_id).await {
-        Ok(Some(file)) => file,
-        Ok(None) => return Err(gone()),
-        Err(StoreError::LostClaim(_)) => return Err(Ending::Lost),
-        Err(error) => {
-            let what = format!("the file {file_id} cannot be looked up: {error}");
-            return Err(Ending::broken(job, ErrorCode::InternalError, &what, None));
-        }
-    };
+    let file = tools.store.file(file_id).await;
+    match file.map_err(|error| lookup_failed(job, file_id, &error))? {
+        Some(file) => fetch_blob(tools, job, &file, to, gone).await,
+        None => Err(gone()),
+    }
+}
+
+fn lookup_failed(job: &Job, id: &str, error: &StoreError) -> Ending {
+    if let StoreError::LostClaim(_) = error {
+        return Ending::Lost;
+    }
+    let what = format!("{id} cannot be looked up: {error}");
+    Ending::broken(job, ErrorCode::InternalError, &what, None)
+}
+
+/// Fetches the bytes of `file`, unless an earlier attempt has.
+async fn fetch_blob(
+    tools: &Tools,
+    job: &Job,
+    file: &FileRecord,
+    to: &Path,
+    gone: impl Fn() -> Ending,
+) -> Result<(), Ending> {
     // A file appears whole, so one of the right size was fetched by an earlier attempt.
     let there = tokio::fs::metadata(to).await.map(|metadata| metadata.len());
     if there.is_ok_and(|length| i64::try_from(length) == Ok(file.bytes)) {
@@ -104,7 +156,7 @@ async fn fetch(
         Ok(()) => Ok(()),
         Err(BlobError::NotFound(_)) => Err(gone()),
         Err(error) => {
-            let what = format!("the file {file_id} cannot be fetched: {error}");
+            let what = format!("the file {} cannot be fetched: {error}", file.id);
             Err(Ending::broken(job, blob_code(&error), &what, None))
         }
     }

@@ -173,7 +173,7 @@ async fn listen(
                 None => return Last::Died,
                 Some(Heard::Garbled(reason)) => return Last::Garbled(reason),
                 Some(Heard::Progress(progress)) => {
-                    if let Some(last) = handle(tools, job, report, progress).await {
+                    if let Some(last) = handle(tools, job, trainer, report, progress).await {
                         return last;
                     }
                 }
@@ -212,6 +212,7 @@ async fn sleep_until(deadline: Option<Instant>) {
 async fn handle(
     tools: &Tools,
     job: &Job,
+    trainer: &mut Trainer,
     report: &mut Report<'_>,
     progress: Progress,
 ) -> Option<Last> {
@@ -228,8 +229,15 @@ async fn handle(
         Progress::Step { metrics, tokens_per_second, seconds_left } => {
             report.step(&metrics, tokens_per_second, seconds_left).await
         }
-        Progress::Checkpoint { metrics, directory } => {
-            match publish::checkpoint(tools, report.claim(), job, &metrics, &directory).await {
+        Progress::Checkpoint { metrics, directory, superseded } => {
+            let published =
+                publish::checkpoint(tools, report.claim(), job, &metrics, &directory).await;
+            let published = match published {
+                Ok(()) => publish::take_back(tools, report.claim(), &superseded).await,
+                failed => failed,
+            };
+            trainer.tell(Control::Published { step: metrics.step }).await;
+            match published {
                 Ok(()) => Ok(()),
                 Err(PublishError::Store(error)) => Err(error),
                 Err(PublishError::Blobs(error)) => {
@@ -242,9 +250,15 @@ async fn handle(
                 }
             }
         }
-        Progress::Finished { adapter_directory, metrics_csv, trained_steps, trained_tokens } => {
+        Progress::Finished {
+            adapter_directory,
+            metrics_csv,
+            report,
+            trained_steps,
+            trained_tokens,
+        } => {
             let finished =
-                Finished { adapter_directory, metrics_csv, trained_steps, trained_tokens };
+                Finished { adapter_directory, metrics_csv, report, trained_steps, trained_tokens };
             return Some(Last::Finished(finished));
         }
         Progress::Cancelled { step } => {

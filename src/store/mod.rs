@@ -41,6 +41,9 @@ pub enum StoreError {
     /// A job names a file that is not there (any more).
     #[error("no file with id {0:?}")]
     MissingFile(String),
+    /// A job continues from a model that is not there (any more).
+    #[error("no model with id {0:?}")]
+    MissingModel(String),
     /// A move that the table of moves does not have.
     #[error("job {job_id} cannot go from {} to {}", from.as_str(), to.as_str())]
     IllegalMove {
@@ -126,6 +129,17 @@ pub enum DeleteFileOutcome {
     NotFound,
 }
 
+/// What asking to delete a model came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeleteModelOutcome {
+    /// The model and its checkpoints are gone; the job and the files stay.
+    Deleted,
+    /// A job that has not ended continues from it or from one of its checkpoints.
+    UsedByJob(String),
+    /// No such model.
+    NotFound,
+}
+
 /// Everything that becomes visible at the moment a job succeeds, in one transaction.
 #[derive(Debug, Clone)]
 pub struct Success {
@@ -166,8 +180,8 @@ pub trait Store: Send + Sync {
 
     // ---- jobs
 
-    /// Adds a job with its first events; fails with [`StoreError::MissingFile`] when a file that it
-    /// names is not there. It may have failed already, when its data were found to be bad.
+    /// Adds a job with its first events; fails with [`StoreError::MissingFile`] or
+    /// [`StoreError::MissingModel`] when a file or model that it names is not there. It may have failed already, when its data were found to be bad.
     async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError>;
     /// A job by id.
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
@@ -198,9 +212,9 @@ pub trait Store: Send + Sync {
     async fn model(&self, id: &str) -> Result<Option<TunedModel>, StoreError>;
     /// Fine-tuned models without checkpoints, newest first.
     async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError>;
-    /// Removes a model and its checkpoints by the model's name, or one checkpoint by its own;
-    /// `false` when there is none. The job and the files stay, and the files can be deleted then.
-    async fn delete_model(&self, id: &str) -> Result<bool, StoreError>;
+    /// Removes a model and its checkpoints by the model's name, or one checkpoint by its own, unless
+    /// a job continues from it. The job and the files stay, and the files can be deleted then.
+    async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError>;
 
     // ---- the queue: see `crate::queue`
 
@@ -258,6 +272,9 @@ pub trait Store: Send + Sync {
         files: &[FileRecord],
         events: &[NewEvent],
     ) -> Result<bool, StoreError>;
+    /// Removes the checkpoint of a step with its model and its files; the keys of their blobs, which
+    /// the caller removes. Nothing where there is none, or where a job continues from it.
+    async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError>;
     /// Ends the job well, all in one transaction.
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError>;
     /// Ends the job with an error.

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::engine::{Engine, EngineError};
+use super::health::Finding;
+use super::watch::Watch;
 use crate::artifacts::peft::{self, AdapterConfig, PeftError};
 use crate::atomic_file;
 use crate::job::{ResolvedHyperparameters, StepMetrics};
@@ -51,6 +53,8 @@ pub enum CheckpointError {
 pub struct Identity {
     /// SHA-256 of the base model.
     pub model: String,
+    /// SHA-256 of the adapter that it began with; a fresh one without.
+    pub start: Option<String>,
     /// SHA-256 of the training file.
     pub training_file: String,
     /// SHA-256 of the validation file.
@@ -73,6 +77,30 @@ pub struct State {
     pub trained_tokens: u64,
     /// Numbers of every step so far: the CSV's rows.
     pub metrics: Vec<StepMetrics>,
+    /// Loss of each training example when it was last trained on.
+    pub example_losses: Vec<Option<f32>>,
+    /// Looks at the validation file.
+    pub watch: Watch,
+    /// What was found wrong.
+    pub health: Vec<Finding>,
+    /// Steps whose checkpoints the user keeps, in order.
+    pub kept: Vec<u64>,
+}
+
+impl State {
+    /// Nothing done yet, over so many training examples.
+    pub fn new(identity: Identity, examples: usize) -> Self {
+        Self {
+            identity,
+            step: 0,
+            trained_tokens: 0,
+            metrics: Vec::new(),
+            example_losses: vec![None; examples],
+            watch: Watch::default(),
+            health: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
 }
 
 /// A checkpoint that has been found whole.
@@ -135,7 +163,7 @@ pub fn write(
     state: &State,
 ) -> Result<PathBuf, CheckpointError> {
     let target = folder(work_dir, state.step);
-    if verify(&target).is_ok() {
+    if is_whole(&target) {
         return Ok(target);
     }
     if target.exists() {
@@ -204,6 +232,11 @@ fn verify(folder: &Path) -> Result<(), CheckpointError> {
         }
     }
     Ok(())
+}
+
+/// Whether a checkpoint's folder is there with the bytes that were written.
+pub fn is_whole(folder: &Path) -> bool {
+    verify(folder).is_ok()
 }
 
 /// The steps of which there is a checkpoint folder, newest first.

@@ -16,14 +16,29 @@ use crate::dataset::{
 /// A file of examples, tokenised.
 #[derive(Debug, Clone, Default)]
 pub struct EncodedFile {
-    /// The sequences, in file order.
+    /// The sequences, in file order; of preferences those with the preferred answer.
     pub sequences: Vec<Sequence>,
+    /// The sequences with the other answer, one for each of `sequences`; empty unless the file holds
+    /// preferences.
+    pub rejected: Vec<Sequence>,
     /// Line number of each sequence.
     pub lines: Vec<u64>,
     /// Lines left out because they are longer than the context, with their token counts.
     pub too_long: Vec<(u64, usize)>,
     /// SHA-256 of the file, lower-case hex.
     pub digest: String,
+}
+
+impl EncodedFile {
+    /// Every sequence.
+    pub fn all(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.iter().chain(&self.rejected)
+    }
+
+    /// Tokens of all sequences together.
+    pub fn tokens(&self) -> usize {
+        self.all().map(|sequence| sequence.input_ids.len()).sum()
+    }
 }
 
 /// Why a file cannot be encoded.
@@ -118,6 +133,9 @@ impl Encoder<'_> {
             Example::PromptCompletion { prompt, completion } => {
                 self.prompt_completion(number, &prompt, &completion);
             }
+            Example::Preference { messages, tools, answers } => {
+                self.preference(number, messages, &tools, *answers);
+            }
         }
     }
 
@@ -132,20 +150,55 @@ impl Encoder<'_> {
     }
 
     fn chat(&mut self, line: u64, messages: &[Message], tools: &[serde_json::Value]) {
+        if let Some(sequence) = self.conversation(line, messages, tools) {
+            self.keep(line, sequence, None);
+        }
+    }
+
+    fn preference(
+        &mut self,
+        line: u64,
+        mut messages: Vec<Message>,
+        tools: &[serde_json::Value],
+        answers: [Message; 2],
+    ) {
+        let mut made = Vec::with_capacity(answers.len());
+        for answer in answers {
+            messages.push(answer);
+            made.extend(self.conversation(line, &messages, tools));
+            messages.pop();
+        }
+        if let Ok([chosen, rejected]) = <[Sequence; 2]>::try_from(made) {
+            self.keep(line, chosen, Some(rejected));
+        }
+    }
+
+    /// A conversation as tokens; `None` when it has problems, which are noted.
+    fn conversation(
+        &mut self,
+        line: u64,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+    ) -> Option<Sequence> {
         let Some(template) = &self.base.template else {
             self.needs_template = true;
-            return;
+            return None;
         };
         if let Some((index, key, token)) = control_token_in(self.base, messages) {
             let key = Some(format!("messages[{index}].{key}"));
-            return self.problem(line, Some(index), key, control_token_message(&token));
+            self.problem(line, Some(index), key, control_token_message(&token));
+            return None;
         }
         let rendered = match template.render_for_training(messages, tools) {
             Ok(rendered) => rendered,
             Err(TemplateError::NotLocated { message_index, reason }) => {
-                return self.problem(line, Some(message_index), None, reason);
+                self.problem(line, Some(message_index), None, reason);
+                return None;
             }
-            Err(error) => return self.problem(line, None, None, error.to_string()),
+            Err(error) => {
+                self.problem(line, None, None, error.to_string());
+                return None;
+            }
         };
         match self.base.tokenizer.encode(&rendered.text) {
             Ok(tokens) => {
@@ -157,9 +210,12 @@ impl Encoder<'_> {
                 };
                 let loss_mask = tokens.iter().map(|(_, range)| counts(range)).collect();
                 let input_ids = tokens.into_iter().map(|(id, _)| id).collect();
-                self.keep(line, Sequence { input_ids, loss_mask });
+                Some(Sequence { input_ids, loss_mask })
             }
-            Err(error) => self.problem(line, None, None, error.to_string()),
+            Err(error) => {
+                self.problem(line, None, None, error.to_string());
+                None
+            }
         }
     }
 
@@ -190,15 +246,18 @@ impl Encoder<'_> {
             sequence.input_ids.push(*end);
             sequence.loss_mask.push(true);
         }
-        self.keep(line, sequence);
+        self.keep(line, sequence, None);
     }
 
-    fn keep(&mut self, line: u64, sequence: Sequence) {
-        if sequence.input_ids.len() > self.context_length {
-            self.made.too_long.push((line, sequence.input_ids.len()));
+    fn keep(&mut self, line: u64, sequence: Sequence, rejected: Option<Sequence>) {
+        let other = rejected.as_ref().map_or(0, |rejected| rejected.input_ids.len());
+        let tokens = sequence.input_ids.len().max(other);
+        if tokens > self.context_length {
+            self.made.too_long.push((line, tokens));
             return;
         }
         self.made.sequences.push(sequence);
+        self.made.rejected.extend(rejected);
         self.made.lines.push(line);
     }
 }

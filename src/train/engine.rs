@@ -16,7 +16,7 @@ use super::decoder::backward::{PackedBatch, Weighing};
 use super::decoder::decode::KvCache;
 pub use super::lora::{LoraSettings, LoraTarget};
 use super::preference;
-pub use super::preference::{Preference, PreferenceSums};
+pub use super::preference::{Preference, PreferenceOutcome};
 use super::random::Stream;
 use super::weights::{LoadError, WeightSource};
 
@@ -105,6 +105,28 @@ pub struct LossSums {
     pub correct: u64,
 }
 
+impl LossSums {
+    /// All of `parts` together.
+    pub fn total(parts: &[LossSums]) -> Self {
+        let mut total = Self::default();
+        for part in parts {
+            total.loss += part.loss;
+            total.tokens += part.tokens;
+            total.correct += part.correct;
+        }
+        total
+    }
+
+    /// Of one sequence's rows.
+    fn of(rows: &[RowLoss]) -> Self {
+        Self {
+            loss: rows.iter().map(|row| f64::from(row.loss)).sum(),
+            tokens: rows.len() as u64,
+            correct: rows.iter().filter(|row| row.correct).count() as u64,
+        }
+    }
+}
+
 /// Named tensors of an adapter or of its moments, under the keys of PEFT's
 /// `adapter_model.safetensors`; shape and row-major values.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -133,23 +155,27 @@ pub struct AdamWStep {
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
     /// Runs forward and backward over `batch` and adds the gradients of (sum of the losses) /
-    /// `part.total` to what is there.
-    fn accumulate(&mut self, batch: &[&Sequence], part: Part) -> Result<LossSums, EngineError>;
+    /// `part.total` to what is there; the sums of each sequence.
+    fn accumulate(&mut self, batch: &[&Sequence], part: Part)
+    -> Result<Vec<LossSums>, EngineError>;
 
     /// The same for preferences and their loss (Rafailov et al. 2023).
     fn accumulate_preferences(
         &mut self,
-        batch: &[&Preference],
+        batch: &[Preference<'_>],
         beta: f64,
         part: Part,
-    ) -> Result<PreferenceSums, EngineError>;
+    ) -> Result<Vec<PreferenceOutcome>, EngineError>;
 
-    /// Runs forward only and sums the losses of preferences.
+    /// Runs forward only, without dropout; the sums of each sequence.
+    fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, EngineError>;
+
+    /// The same for preferences.
     fn evaluate_preferences(
         &mut self,
-        batch: &[&Preference],
+        batch: &[Preference<'_>],
         beta: f64,
-    ) -> Result<PreferenceSums, EngineError>;
+    ) -> Result<Vec<PreferenceOutcome>, EngineError>;
 
     /// Log-probability of each sequence's loss-bearing tokens, in nats, with the adapter or under
     /// the base alone.
@@ -159,8 +185,15 @@ pub trait Engine: Send {
         with_adapter: bool,
     ) -> Result<Vec<f64>, EngineError>;
 
-    /// Runs forward only and sums the losses.
-    fn evaluate(&mut self, batch: &[&Sequence]) -> Result<LossSums, EngineError>;
+    /// Continues a text with the likeliest token each time, up to `most` tokens or one of `ends`,
+    /// which is not part of the answer; with the adapter or with the base alone.
+    fn continue_greedily(
+        &mut self,
+        prompt: &[u32],
+        most: usize,
+        ends: &[u32],
+        with_adapter: bool,
+    ) -> Result<Vec<u32>, EngineError>;
 
     /// Clips the gradients, moves the adapter by one AdamW step, forgets the gradients, and
     /// returns their global norm before clipping (NaN or infinite when a gradient is: then nothing
@@ -192,6 +225,10 @@ pub trait Engine: Send {
     /// PEFT's names of the adapted modules in the order of the decoder
     /// (`model.layers.0.self_attn.q_proj` …), for `adapter_config.json`.
     fn adapted_modules(&self) -> Vec<String>;
+
+    /// Mean |ΔW| of each block's adapted weights, by the block's index, where ΔW = scale · B · A is
+    /// what the adapter adds to a weight. Blocks without adapted weights are left out.
+    fn mean_change_by_layer(&self) -> Result<Vec<(u32, f64)>, EngineError>;
 
     /// Trainable and total parameters.
     fn parameter_counts(&self) -> (u64, u64);
@@ -334,17 +371,13 @@ impl<B: Backend> TrainingEngine<B> {
     }
 }
 
-fn add_up(sums: &mut LossSums, rows: &[RowLoss]) {
-    for row in rows {
-        sums.loss += f64::from(row.loss);
-        sums.tokens += 1;
-        sums.correct += u64::from(row.correct);
-    }
-}
-
 impl<B: Backend> Engine for TrainingEngine<B> {
-    fn accumulate(&mut self, batch: &[&Sequence], part: Part) -> Result<LossSums, EngineError> {
-        let mut sums = LossSums::default();
+    fn accumulate(
+        &mut self,
+        batch: &[&Sequence],
+        part: Part,
+    ) -> Result<Vec<LossSums>, EngineError> {
+        let mut sums = Vec::with_capacity(batch.len());
         let factor = 1.0 / part.total.max(1) as f32;
         for pass in self.passes_of(batch, self.draws(part.step, part.first))? {
             let losses = self.decoder.losses_and_gradients(
@@ -353,27 +386,25 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 Weighing::Even(factor),
                 &mut self.gradients,
             )?;
-            add_up(&mut sums, &losses);
+            sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
         }
         Ok(sums)
     }
 
     fn accumulate_preferences(
         &mut self,
-        batch: &[&Preference],
+        batch: &[Preference<'_>],
         beta: f64,
         part: Part,
-    ) -> Result<PreferenceSums, EngineError> {
-        let mut sums = PreferenceSums::default();
+    ) -> Result<Vec<PreferenceOutcome>, EngineError> {
+        let mut made = Vec::with_capacity(batch.len());
         let pairs = preference::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
-        let mut left = batch;
         for pass in self.passes(&groups, self.draws(part.step, 2 * part.first))? {
-            let (these, rest) = left.split_at(pass.owned.len() / 2);
-            left = rest;
+            let these = &batch[made.len()..];
+            let mut outcomes = Vec::new();
             let mut weigh = |losses: &[RowLoss]| {
-                let outcomes = preference::outcomes(these, &pass.owned, losses, beta);
-                outcomes.iter().for_each(|outcome| sums.add(outcome));
+                outcomes = preference::outcomes(these, &pass.owned, losses, beta);
                 preference::factors(&outcomes, &pass.owned, losses.len(), beta, part.total)
             };
             self.decoder.losses_and_gradients(
@@ -382,27 +413,34 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 Weighing::ByLoss(&mut weigh),
                 &mut self.gradients,
             )?;
+            made.extend(outcomes);
+        }
+        Ok(made)
+    }
+
+    fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, EngineError> {
+        let mut sums = Vec::with_capacity(batch.len());
+        for pass in self.passes_of(batch, || None)? {
+            let losses = self.decoder.losses(Some(&self.adapter), &pass)?;
+            sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
         }
         Ok(sums)
     }
 
     fn evaluate_preferences(
         &mut self,
-        batch: &[&Preference],
+        batch: &[Preference<'_>],
         beta: f64,
-    ) -> Result<PreferenceSums, EngineError> {
-        let mut sums = PreferenceSums::default();
+    ) -> Result<Vec<PreferenceOutcome>, EngineError> {
+        let mut made = Vec::with_capacity(batch.len());
         let pairs = preference::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
-        let mut left = batch;
         for pass in self.passes(&groups, || None)? {
-            let (these, rest) = left.split_at(pass.owned.len() / 2);
-            left = rest;
             let losses = self.decoder.losses(Some(&self.adapter), &pass)?;
-            let outcomes = preference::outcomes(these, &pass.owned, &losses, beta);
-            outcomes.iter().for_each(|outcome| sums.add(outcome));
+            let these = &batch[made.len()..];
+            made.extend(preference::outcomes(these, &pass.owned, &losses, beta));
         }
-        Ok(sums)
+        Ok(made)
     }
 
     fn log_probabilities(
@@ -421,12 +459,31 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         Ok(made)
     }
 
-    fn evaluate(&mut self, batch: &[&Sequence]) -> Result<LossSums, EngineError> {
-        let mut sums = LossSums::default();
-        for pass in self.passes_of(batch, || None)? {
-            add_up(&mut sums, &self.decoder.losses(Some(&self.adapter), &pass)?);
+    fn continue_greedily(
+        &mut self,
+        prompt: &[u32],
+        most: usize,
+        ends: &[u32],
+        with_adapter: bool,
+    ) -> Result<Vec<u32>, EngineError> {
+        let adapter = with_adapter.then_some(&self.adapter);
+        let mut cache = self.decoder.new_cache()?;
+        let mut logits = self.decoder.extend(adapter, &mut cache, prompt)?;
+        let mut written = Vec::new();
+        loop {
+            let mut likeliest = 0;
+            for (index, logit) in logits.iter().enumerate() {
+                if *logit > logits[likeliest] {
+                    likeliest = index;
+                }
+            }
+            let next = likeliest as u32;
+            if written.len() == most || ends.contains(&next) {
+                return Ok(written);
+            }
+            written.push(next);
+            logits = self.decoder.extend(adapter, &mut cache, &[next])?;
         }
-        Ok(sums)
     }
 
     fn step(&mut self, step: &AdamWStep) -> Result<f64, EngineError> {
@@ -487,6 +544,10 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn adapted_modules(&self) -> Vec<String> {
         let modules = self.decoder.modules().iter().zip(&self.adapter.pairs);
         modules.filter(|(_, pair)| pair.is_some()).map(|(one, _)| one.module.clone()).collect()
+    }
+
+    fn mean_change_by_layer(&self) -> Result<Vec<(u32, f64)>, EngineError> {
+        self.adapter.mean_change_by_layer(&self.decoder)
     }
 
     fn parameter_counts(&self) -> (u64, u64) {

@@ -18,9 +18,8 @@ pub fn check(
         return Ok(());
     };
     let longest = training
-        .sequences
-        .iter()
-        .chain(validation.iter().flat_map(|file| &file.sequences))
+        .all()
+        .chain(validation.iter().flat_map(|file| file.all()))
         .map(|sequence| sequence.input_ids.len() as u64)
         .max()
         .unwrap_or(0);

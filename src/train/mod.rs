@@ -1,22 +1,32 @@
 //! Stage 6, the engine. It knows nothing of HTTP, SQL or jobs: it reads a base model and examples
 //! from files, trains, and says how it goes in [`protocol::Progress`] messages.
 
+mod announce;
 pub mod backend;
 pub mod base_model;
 pub mod checkpoint;
+mod conclude;
 pub mod config;
 pub mod decoder;
 pub mod encode;
 pub mod engine;
 mod failure;
+mod health;
+mod look;
 pub mod lora;
+mod material;
 mod memory;
+mod ordinary;
 pub mod preference;
+mod prepare;
 pub mod protocol;
 pub mod random;
+pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod schedule;
+mod start;
 pub mod template;
 pub mod tokenizer;
+mod watch;
 pub mod weights;

@@ -10,45 +10,33 @@ use super::backend::RowLoss;
 use super::engine::Sequence;
 
 /// Two answers to one prompt.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Preference {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preference<'a> {
     /// The prompt with the preferred answer; the answer bears loss.
-    pub chosen: Sequence,
+    pub chosen: &'a Sequence,
     /// The prompt with the other answer.
-    pub rejected: Sequence,
+    pub rejected: &'a Sequence,
     /// Log-probabilities of both answers under the base without adapter, in nats.
     pub reference: [f64; 2],
 }
 
-/// Sums over preferences.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct PreferenceSums {
-    /// Sum of the losses, in nats.
-    pub loss: f64,
-    /// Number of preferences.
-    pub count: u64,
-    /// How many have the larger reward on the preferred answer.
-    pub correct: u64,
-    /// Sum of the preferred answers' rewards β·(π - ref).
+/// What one preference came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PreferenceOutcome {
+    /// Reward of the preferred answer, β·(π - ref).
     pub chosen_reward: f64,
-    /// Sum of the other answers' rewards.
+    /// Reward of the other answer.
     pub rejected_reward: f64,
 }
 
-/// What one preference came to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct PreferenceOutcome {
-    chosen_reward: f64,
-    rejected_reward: f64,
-}
-
 impl PreferenceOutcome {
-    fn margin(&self) -> f64 {
+    /// How much larger the preferred answer's reward is.
+    pub fn margin(&self) -> f64 {
         self.chosen_reward - self.rejected_reward
     }
 
     /// -ln σ(margin), which does not overflow on either side.
-    fn loss(&self) -> f64 {
+    pub fn loss(&self) -> f64 {
         (-self.margin()).max(0.0) + (-self.margin().abs()).exp().ln_1p()
     }
 
@@ -58,20 +46,9 @@ impl PreferenceOutcome {
     }
 }
 
-impl PreferenceSums {
-    /// Adds one preference.
-    pub(super) fn add(&mut self, outcome: &PreferenceOutcome) {
-        self.loss += outcome.loss();
-        self.count += 1;
-        self.correct += u64::from(outcome.margin() > 0.0);
-        self.chosen_reward += outcome.chosen_reward;
-        self.rejected_reward += outcome.rejected_reward;
-    }
-}
-
 /// The two sequences of each preference.
-pub(super) fn sequences<'a>(batch: &[&'a Preference]) -> Vec<[&'a Sequence; 2]> {
-    batch.iter().map(|preference| [&preference.chosen, &preference.rejected]).collect()
+pub(super) fn sequences<'a>(batch: &[Preference<'a>]) -> Vec<[&'a Sequence; 2]> {
+    batch.iter().map(|preference| [preference.chosen, preference.rejected]).collect()
 }
 
 /// Log-probability of the rows' targets, in nats.
@@ -82,7 +59,7 @@ pub(super) fn log_probability(rows: &[RowLoss]) -> f64 {
 /// What each of `batch` came to. `owned` are the parts of `losses` that belong to its chosen answer,
 /// its rejected answer, those of the next one, and so on.
 pub(super) fn outcomes(
-    batch: &[&Preference],
+    batch: &[Preference<'_>],
     owned: &[Range<usize>],
     losses: &[RowLoss],
     beta: f64,

@@ -18,6 +18,9 @@ pub struct RunSpec {
     pub base_model: PathBuf,
     /// Id of the base model, for the adapter's configuration.
     pub base_model_id: String,
+    /// Folder of the adapter (PEFT layout) that the run begins with; a fresh one without.
+    #[serde(default)]
+    pub continue_from: Option<PathBuf>,
     /// Training JSONL, immutable.
     pub training_file: PathBuf,
     /// Validation JSONL, immutable.
@@ -38,6 +41,11 @@ pub enum Control {
     Cancel,
     /// Write a checkpoint within one step and end; another trainer will go on from it.
     Stop,
+    /// The files of an announced checkpoint have been copied: the trainer may remove its folder.
+    Published {
+        /// Its step.
+        step: u64,
+    },
 }
 
 /// What the trainer says.
@@ -76,12 +84,14 @@ pub enum Progress {
         /// Seconds that the rest should take.
         seconds_left: f64,
     },
-    /// A checkpoint lies complete in `directory`.
+    /// A checkpoint for the user lies complete in `directory`, until [`Control::Published`].
     Checkpoint {
         /// Numbers of its step, with the validation over the whole file where there is one.
         metrics: StepMetrics,
         /// Holds `adapter_config.json` and `adapter_model.safetensors` among others.
         directory: PathBuf,
+        /// Steps whose checkpoints the user does not need any more.
+        superseded: Vec<u64>,
     },
     /// Training is done.
     Finished {
@@ -89,6 +99,8 @@ pub enum Progress {
         adapter_directory: PathBuf,
         /// The results CSV.
         metrics_csv: PathBuf,
+        /// The report.
+        report: PathBuf,
         /// Optimiser steps done.
         trained_steps: u64,
         /// Real tokens that went through training, every epoch counted.

@@ -1,7 +1,7 @@
 //! Turns what a client asked for into numbers, and says why each number is what it is.
 
 use super::protocol::Progress;
-use crate::job::{Auto, Hyperparameters, LoraLayers, ResolvedHyperparameters, Schedule};
+use crate::job::{Auto, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters, Schedule};
 
 /// Learning rate when none is asked for.
 pub const DEFAULT_LEARNING_RATE: f64 = 2e-4;
@@ -13,6 +13,33 @@ const DEFAULT_RANK: u32 = 8;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
 const DEFAULT_WEIGHT_DECAY: f64 = 0.01;
 const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
+
+/// Learning rate for preferences when none is asked for: their loss asks for answers to become less
+/// likely, which too large steps overdo.
+pub const DEFAULT_DPO_LEARNING_RATE: f64 = 5e-5;
+
+const DEFAULT_BETA: f64 = 0.1;
+const DEFAULT_PATIENCE: u32 = 5;
+const DEFAULT_THRESHOLD: f64 = 0.001;
+const DEFAULT_SAVE_TOTAL_LIMIT: u32 = 10;
+
+/// Most looks at the whole validation file in an epoch when the client does not say.
+const MOST_LOOKS: f64 = 4.0;
+
+/// Most time that these looks should take, as a share of the epoch's training.
+const TIME_FOR_LOOKS: f64 = 0.1;
+
+/// Time for a token forward, as a share of that forward and backward.
+const FORWARD_SHARE: f64 = 1.0 / 3.0;
+
+/// What a plan needs to know of the data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DataSize {
+    /// Training examples.
+    pub examples: u64,
+    /// Tokens of the validation file over those of the training file; `None` without one.
+    pub validation_share: Option<f64>,
+}
 
 /// What a plan needs to know of the base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +81,17 @@ pub fn context_length(asked: &Hyperparameters, model_context: usize) -> u32 {
     asked.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH).min(model)
 }
 
-/// Plans a run over `examples` training examples.
+/// Plans a run.
 ///
 /// - epochs: ⌈100 / examples⌉, at least 3 and at most 10: tiny sets need more passes to show at all;
 /// - batch size: the largest power of two in examples / 50, at least 1 and at most 16: about fifty
 ///   steps an epoch, until the batch is as large as one device takes well.
+/// - looks at the validation file: so many in an epoch that they take about a tenth of its training,
+///   at least one and at most four;
 /// - blocks: the last so many become their indexes; those that the model does not have are dropped,
 ///   for [`unknown_layer`] has refused them.
-pub fn resolve(asked: &Hyperparameters, examples: u64, model: &ModelSize) -> Plan {
+pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> Plan {
+    let examples = data.examples;
     let mut explanations = Vec::new();
     let n_epochs = match asked.n_epochs {
         Auto::Value(epochs) => epochs,
@@ -88,18 +118,37 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model: &ModelSize) -> Pla
             size as u32
         }
     };
+    let default_rate = match asked.method {
+        Method::Supervised => DEFAULT_LEARNING_RATE,
+        Method::Dpo => DEFAULT_DPO_LEARNING_RATE,
+    };
     let (learning_rate, learning_rate_multiplier) =
         match (asked.learning_rate, asked.learning_rate_multiplier) {
-            (Some(rate), _) => (rate, rate / DEFAULT_LEARNING_RATE),
-            (None, Auto::Value(multiplier)) => (DEFAULT_LEARNING_RATE * multiplier, multiplier),
+            (Some(rate), _) => (rate, rate / default_rate),
+            (None, Auto::Value(multiplier)) => (default_rate * multiplier, multiplier),
             (None, Auto::Auto) => {
                 explanations.push(format!(
-                    "learning_rate_multiplier is 1: the learning rate rises to \
-                     {DEFAULT_LEARNING_RATE:e}, hone's default for LoRA"
+                    "learning_rate_multiplier is 1: the learning rate rises to {default_rate:e}, \
+                     hone's default for LoRA with the method {:?}",
+                    asked.method.as_str()
                 ));
-                (DEFAULT_LEARNING_RATE, 1.0)
+                (default_rate, 1.0)
             }
         };
+    let steps_per_epoch = examples.div_ceil(u64::from(batch_size).max(1));
+    let eval_steps = data.validation_share.map(|share| match asked.eval_steps {
+        Auto::Value(steps) => steps,
+        Auto::Auto => {
+            let looks = (TIME_FOR_LOOKS / (share * FORWARD_SHARE)).floor().clamp(1.0, MOST_LOOKS);
+            let steps = steps_per_epoch.div_ceil(looks as u64) as u32;
+            explanations.push(format!(
+                "eval_steps is {steps}: the whole validation file is looked at about {looks} times \
+                 an epoch, as often as takes about a tenth of the time, at most four times"
+            ));
+            steps
+        }
+    });
+    let beta = (asked.method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA));
     let lora_r = asked.lora_r.unwrap_or(DEFAULT_RANK);
     let context_length = context_length(asked, model.context);
     if asked.context_length.is_some_and(|length| length > context_length) {
@@ -108,12 +157,15 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model: &ModelSize) -> Pla
         ));
     }
     let hyperparameters = ResolvedHyperparameters {
+        method: asked.method,
+        beta,
         n_epochs,
         batch_size,
         learning_rate_multiplier,
         learning_rate,
         lora_r,
         lora_alpha: asked.lora_alpha.unwrap_or(2.0 * f64::from(lora_r)),
+        lora_dropout: asked.lora_dropout.unwrap_or(0.0),
         lora_target_modules: asked.lora_target_modules.clone(),
         lora_layers: asked.lora_layers.as_ref().map(|layers| layer_indexes(layers, model.layers)),
         use_rslora: asked.use_rslora.unwrap_or(false),
@@ -122,9 +174,23 @@ pub fn resolve(asked: &Hyperparameters, examples: u64, model: &ModelSize) -> Pla
         max_grad_norm: asked.max_grad_norm.unwrap_or(DEFAULT_MAX_GRAD_NORM),
         lr_scheduler_type: asked.lr_scheduler_type.unwrap_or_default(),
         context_length,
+        eval_steps,
+        early_stopping_patience: asked.early_stopping_patience.unwrap_or(DEFAULT_PATIENCE),
+        early_stopping_threshold: asked.early_stopping_threshold.unwrap_or(DEFAULT_THRESHOLD),
+        save_steps: asked.save_steps,
+        save_total_limit: asked.save_total_limit.unwrap_or(DEFAULT_SAVE_TOTAL_LIMIT),
     };
+    let states_looks = !asked.eval_steps.is_auto()
+        || asked.early_stopping_patience.is_some()
+        || asked.early_stopping_threshold.is_some();
+    if data.validation_share.is_none() && states_looks {
+        explanations.push(
+            "eval_steps, early_stopping_patience and early_stopping_threshold have no effect without \
+             a validation file: the model is that of the last step"
+                .to_owned(),
+        );
+    }
     explanations.push(describe_rest(&hyperparameters));
-    let steps_per_epoch = examples.div_ceil(u64::from(batch_size).max(1));
     let total_steps = steps_per_epoch * u64::from(n_epochs);
     Plan { hyperparameters, steps_per_epoch, total_steps, explanations }
 }
@@ -170,8 +236,12 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
         Some(layers) => format!(" of {} blocks", layers.len()),
     };
     let scale = if values.use_rslora { ", scaled by alpha/√r," } else { "" };
+    let dropout = match values.lora_dropout {
+        0.0 => String::new(),
+        rate => format!(" and dropout {rate}"),
+    };
     format!(
-        "LoRA with r={} and alpha={}{scale} on {modules}{blocks}; AdamW with weight decay {}, gradients \
+        "LoRA with r={} and alpha={}{scale}{dropout} on {modules}{blocks}; AdamW with weight decay {}, gradients \
          clipped at norm {}; the learning rate warms up over {} % of the steps and {schedule}; \
          examples of up to {} tokens",
         values.lora_r,
@@ -189,8 +259,12 @@ mod tests {
 
     const SIZE: ModelSize = ModelSize { context: 8192, layers: 30 };
 
+    fn data(examples: u64) -> DataSize {
+        DataSize { examples, validation_share: None }
+    }
+
     fn auto(examples: u64) -> ResolvedHyperparameters {
-        resolve(&Hyperparameters::default(), examples, &SIZE).hyperparameters
+        resolve(&Hyperparameters::default(), &data(examples), &SIZE).hyperparameters
     }
 
     #[test]
@@ -208,25 +282,45 @@ mod tests {
             batch_size: Auto::Value(4),
             ..Default::default()
         };
-        let plan = resolve(&asked, 10, &SIZE);
+        let plan = resolve(&asked, &data(10), &SIZE);
         assert_eq!((plan.steps_per_epoch, plan.total_steps), (3, 6));
+    }
+
+    #[test]
+    fn a_long_validation_file_is_looked_at_less_often() {
+        let steps = |share: Option<f64>| {
+            let asked = Hyperparameters { batch_size: Auto::Value(1), ..Default::default() };
+            let data = DataSize { examples: 100, validation_share: share };
+            resolve(&asked, &data, &SIZE).hyperparameters.eval_steps
+        };
+        let found = [Some(0.01), Some(0.075), Some(0.1), Some(0.2), Some(3.0), None].map(steps);
+        assert_eq!(found, [Some(25), Some(25), Some(34), Some(100), Some(100), None]);
+    }
+
+    #[test]
+    fn preferences_have_a_smaller_rate_and_a_beta() {
+        let asked = Hyperparameters { method: Method::Dpo, ..Default::default() };
+        let values = resolve(&asked, &data(100), &SIZE).hyperparameters;
+        assert_eq!((values.learning_rate, values.beta), (5e-5, Some(0.1)));
+        assert_eq!((auto(100).learning_rate, auto(100).beta), (2e-4, None));
     }
 
     #[test]
     fn a_stated_learning_rate_or_multiplier_is_kept() {
         let asked = Hyperparameters { learning_rate: Some(1e-3), ..Default::default() };
-        let values = resolve(&asked, 100, &SIZE).hyperparameters;
+        let values = resolve(&asked, &data(100), &SIZE).hyperparameters;
         assert_eq!(values.learning_rate, 1e-3);
         assert!((values.learning_rate_multiplier - 5.0).abs() < 1e-12);
         let asked =
             Hyperparameters { learning_rate_multiplier: Auto::Value(0.5), ..Default::default() };
-        assert_eq!(resolve(&asked, 100, &SIZE).hyperparameters.learning_rate, 1e-4);
+        assert_eq!(resolve(&asked, &data(100), &SIZE).hyperparameters.learning_rate, 1e-4);
     }
 
     #[test]
     fn blocks_are_counted_from_the_end_or_named() {
         let ask = |layers| Hyperparameters { lora_layers: Some(layers), ..Default::default() };
-        let resolved = |layers| resolve(&ask(layers), 100, &SIZE).hyperparameters.lora_layers;
+        let resolved =
+            |layers| resolve(&ask(layers), &data(100), &SIZE).hyperparameters.lora_layers;
         assert_eq!(resolved(LoraLayers::Last(3)), Some(vec![27, 28, 29]));
         assert_eq!(resolved(LoraLayers::These(vec![5, 0, 5])), Some(vec![0, 5]));
         assert_eq!(unknown_layer(&ask(LoraLayers::Last(30)), 30), None);
@@ -239,7 +333,7 @@ mod tests {
     #[test]
     fn no_example_is_longer_than_the_models_context() {
         let asked = Hyperparameters { context_length: Some(9000), ..Default::default() };
-        let plan = resolve(&asked, 100, &ModelSize { context: 512, ..SIZE });
+        let plan = resolve(&asked, &data(100), &ModelSize { context: 512, ..SIZE });
         assert_eq!(plan.hyperparameters.context_length, 512);
         assert!(plan.explanations.iter().any(|text| text.contains("takes no more tokens")));
         assert_eq!(auto(100).context_length, DEFAULT_CONTEXT_LENGTH);

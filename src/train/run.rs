@@ -1,41 +1,30 @@
 //! One run, from a specification to an adapter.
 //!
 //! The loop reads top to bottom: learning rate for this step → micro-batches → clip and AdamW → log →
-//! maybe evaluate → maybe checkpoint → maybe stop. It says how it goes in [`Progress`] messages and
-//! asks for orders between micro-batches; it knows no process, job or socket.
+//! maybe look at the validation file → maybe checkpoint → maybe stop. It says how it goes in
+//! [`Progress`] messages and hears orders between micro-batches; it knows no process, job or socket.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::base_model::BaseModel;
-use super::checkpoint::{self, Identity, State};
-use super::config::ModelConfig;
-use super::encode::{EncodedFile, encode_file};
-use super::engine::{
-    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence,
-    TOKENS_AT_ONCE, load,
-};
-use super::failure::{
-    cannot_load, checkpoint_failed, engine_failed, internal, invalid_file, invalid_model,
-    no_such_target, no_validation_example, too_few,
-};
-use super::memory;
+use super::announce::{note, warn};
+use super::checkpoint::{self, State};
+use super::engine::{AdamWStep, BackendKind, Engine, Part};
+use super::failure::{checkpoint_failed, engine_failed};
+use super::material::{Material, Measured};
+use super::prepare::{Prepared, prepare};
 use super::protocol::{Control, Progress, RunSpec};
 use super::random::permutation;
-use super::resolve::{self, ModelSize, Plan};
 use super::schedule::learning_rate;
-use crate::artifacts::metrics_csv;
-use crate::artifacts::peft::AdapterConfig;
-use crate::atomic_file;
-use crate::dataset::{MAX_LISTED_PROBLEMS, MIN_EXAMPLES};
 use crate::error_code::ErrorCode;
-use crate::job::{DataFile, EventLevel, JobError, StepMetrics};
+use crate::job::{EventLevel, JobError, StepMetrics};
 
-/// Checkpoints of a run that are for going on after a crash, beside those of each epoch.
+/// Checkpoints of a run that are for going on after a crash, beside those that are published.
 const RESUME_POINTS: u64 = 10;
 
-/// Looks at one validation batch in each epoch, beside the whole file at its end.
-const EVALUATIONS_PER_EPOCH: u64 = 4;
+/// Newest checkpoints that stay on the disk: one may be torn.
+const NEWEST_KEPT: usize = 2;
 
 /// Who hears the progress.
 pub type Sink<'a> = dyn FnMut(Progress) + 'a;
@@ -58,103 +47,66 @@ fn try_run(
     sink: &mut Sink<'_>,
     orders: &mut Orders<'_>,
 ) -> Result<Progress, JobError> {
-    let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
-    let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
-    let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
-    if let Some(message) = resolve::unknown_layer(&spec.hyperparameters, size.layers) {
-        return Err(no_such_target(message));
-    }
-    let context = resolve::context_length(&spec.hyperparameters, size.context) as usize;
-
-    let training = encode_file(&spec.training_file, &base, context)
-        .map_err(|error| invalid_file(error, DataFile::Training))?;
-    let validation = match &spec.validation_file {
-        Some(path) => Some(
-            encode_file(path, &base, context)
-                .map_err(|error| invalid_file(error, DataFile::Validation))?,
-        ),
-        None => None,
-    };
-    say_too_long(&training, "training", context, sink);
-    if let Some(validation) = &validation {
-        say_too_long(validation, "validation", context, sink);
-        if validation.sequences.is_empty() {
-            return Err(no_validation_example(context));
-        }
-    }
-    let examples = training.sequences.len() as u64;
-    if examples < MIN_EXAMPLES {
-        return Err(too_few(examples, &training, context));
-    }
-
-    let plan = resolve::resolve(&spec.hyperparameters, examples, &size);
-    sink(plan.progress());
-    let values = &plan.hyperparameters;
-    let lora = LoraSettings {
-        is_rank_stabilised: values.use_rslora,
-        target: LoraTarget {
-            modules: values.lora_target_modules.clone(),
-            layers: values.lora_layers.clone(),
-        },
-        ..LoraSettings::new(values.lora_r as usize, values.lora_alpha)
-    };
-    memory::check(&base, &training, validation.as_ref(), backend)?;
-    let mut engine =
-        load(&base.config, base.weights.as_ref(), &lora, u64::from(spec.seed), backend)
-            .map_err(cannot_load)?;
-    say_statistics(&training, engine.as_ref(), sink);
-
-    let identity = Identity {
-        model: base.digest.clone(),
-        training_file: training.digest.clone(),
-        validation_file: validation.as_ref().map(|file| file.digest.clone()),
-        seed: spec.seed,
-        hyperparameters: values.clone(),
-    };
-    let is_gpt2 = base.config["model_type"] == "gpt2";
-    let modules = engine.adapted_modules();
-    let adapter = AdapterConfig {
-        layers_to_transform: lora.target.layers.clone(),
-        use_rslora: lora.is_rank_stabilised,
-        ..AdapterConfig::new(&spec.base_model_id, lora.rank, lora.alpha, &modules, is_gpt2)
-    };
-    let mut run = Run {
-        spec,
-        plan: &plan,
-        training: &training,
-        validation: validation.as_ref(),
-        adapter,
-        state: State { identity, step: 0, trained_tokens: 0, metrics: Vec::new() },
-        order: (u64::MAX, Vec::new()),
-        engine: engine.as_mut(),
-    };
+    let (prepared, mut engine) = prepare(spec, backend, sink)?;
     let _hold = checkpoint::hold(&spec.work_dir, || {
         let message = "An earlier trainer of this job is ending; this one waits for it".to_owned();
         note(sink, EventLevel::Info, message, None);
     })
     .map_err(checkpoint_failed)?;
+    let mut run = Run::new(spec, &prepared, engine.as_mut())?;
     run.take_up(sink)?;
     run.train(sink, orders)
 }
 
 /// A run under way.
-struct Run<'a> {
-    spec: &'a RunSpec,
-    plan: &'a Plan,
-    training: &'a EncodedFile,
-    validation: Option<&'a EncodedFile>,
-    adapter: AdapterConfig,
-    state: State,
+pub(super) struct Run<'a> {
+    pub(super) spec: &'a RunSpec,
+    pub(super) prepared: &'a Prepared,
+    pub(super) training: Material<'a>,
+    pub(super) validation: Option<Material<'a>>,
+    pub(super) state: State,
+    pub(super) engine: &'a mut dyn Engine,
     /// The epoch whose order is at hand, and the order.
     order: (u64, Vec<usize>),
-    engine: &'a mut dyn Engine,
+    /// Checkpoints that were announced and whose files nobody has copied yet.
+    unpublished: BTreeSet<u64>,
+    /// What was ordered and is not done yet.
+    ordered: Option<Control>,
 }
 
-impl Run<'_> {
-    /// Goes on from the newest whole checkpoint, if there is one.
+impl<'a> Run<'a> {
+    fn new(
+        spec: &'a RunSpec,
+        prepared: &'a Prepared,
+        engine: &'a mut dyn Engine,
+    ) -> Result<Self, JobError> {
+        let beta = prepared.plan.hyperparameters.beta;
+        // Preferences are measured against what the run begins with: the base, or the model that
+        // it continues from.
+        let mut material =
+            |file| Material::new(file, beta, prepared.is_continued, engine).map_err(engine_failed);
+        let training = material(&prepared.training)?;
+        let validation = prepared.validation.as_ref().map(material).transpose()?;
+        let state = State::new(prepared.identity.clone(), training.len());
+        Ok(Self {
+            spec,
+            prepared,
+            training,
+            validation,
+            state,
+            engine,
+            order: (u64::MAX, Vec::new()),
+            unpublished: BTreeSet::new(),
+            ordered: None,
+        })
+    }
+
+    /// Goes on from the newest whole checkpoint, if there is one. Those that are kept are announced
+    /// again: nobody may have heard the first time.
     fn take_up(&mut self, sink: &mut Sink<'_>) -> Result<(), JobError> {
-        let search = checkpoint::newest(&self.spec.work_dir, &self.state.identity)
-            .map_err(checkpoint_failed)?;
+        let work_dir = &self.spec.work_dir;
+        let search =
+            checkpoint::newest(work_dir, &self.state.identity).map_err(checkpoint_failed)?;
         for message in search.passed_over {
             warn(sink, format!("{message}; an earlier state is used"));
         }
@@ -164,6 +116,12 @@ impl Run<'_> {
         checkpoint::restore(&found.folder, self.engine).map_err(checkpoint_failed)?;
         self.state = found.state;
         sink(Progress::Resumed { step: self.state.step });
+        for step in self.state.kept.clone() {
+            let directory = checkpoint::folder(work_dir, step);
+            if checkpoint::is_whole(&directory) {
+                self.announce(step, directory, Vec::new(), sink);
+            }
+        }
         Ok(())
     }
 
@@ -172,11 +130,11 @@ impl Run<'_> {
         sink: &mut Sink<'_>,
         orders: &mut Orders<'_>,
     ) -> Result<Progress, JobError> {
-        let total = self.plan.total_steps;
+        let plan = &self.prepared.plan;
+        let total = plan.total_steps;
         let mut speed = Speed::new();
-        let mut has_warned = false;
-        while self.state.step < total {
-            match orders() {
+        while self.state.step < total && !self.is_over() {
+            match self.hear(orders) {
                 Some(Control::Cancel) => {
                     return Ok(Progress::Cancelled { step: self.state.step });
                 }
@@ -184,21 +142,18 @@ impl Run<'_> {
                     self.checkpoint()?;
                     return Ok(Progress::Stopped { step: self.state.step });
                 }
-                None => {}
+                Some(Control::Published { .. }) | None => {}
             }
             let began = Instant::now();
             let step = self.state.step + 1;
-            let rate = learning_rate(&self.plan.hyperparameters, step, total);
+            let rate = learning_rate(&plan.hyperparameters, step, total);
             let batch = self.batch(step);
-            let sequences: Vec<&Sequence> =
-                batch.iter().map(|index| &self.training.sequences[*index]).collect();
-            let tokens: usize = sequences.iter().map(|sequence| sequence.input_ids.len()).sum();
+            let tokens: usize = batch.iter().map(|index| self.training.tokens(*index)).sum();
 
-            let Some(sums) = self.accumulate(&sequences, orders)? else {
+            let Some(sums) = self.accumulate(step, &batch, orders)? else {
                 return Ok(Progress::Cancelled { step: self.state.step });
             };
-            let loss = sums.loss / sums.tokens.max(1) as f64;
-            if !loss.is_finite() {
+            if !sums.loss.is_finite() {
                 return Err(self.nan_loss(step, "loss", &batch));
             }
             let grad_norm = self.engine.step(&self.adamw(step, rate)).map_err(engine_failed)?;
@@ -209,163 +164,176 @@ impl Run<'_> {
 
             self.state.step = step;
             self.state.trained_tokens += tokens as u64;
+            let is_preferences = self.training.is_preferences();
             let mut metrics = StepMetrics {
                 step,
-                train_loss: loss,
-                train_mean_token_accuracy: sums.correct as f64 / sums.tokens.max(1) as f64,
+                train_loss: sums.mean_loss(),
+                train_mean_token_accuracy: sums.accuracy(),
+                reward_margin: is_preferences.then(|| sums.mean_margin()),
                 learning_rate: rate,
-                epoch: step as f64 / self.plan.steps_per_epoch as f64,
+                epoch: step as f64 / plan.steps_per_epoch as f64,
                 grad_norm,
                 ..StepMetrics::default()
             };
-            let is_epoch_end = step.is_multiple_of(self.plan.steps_per_epoch);
-            self.validate(&mut metrics, is_epoch_end)?;
-            if !has_warned {
-                has_warned = self.warn_of_divergence(&metrics, sink);
-            }
+            let is_epoch_end = step.is_multiple_of(plan.steps_per_epoch);
+            let is_better = self.look(&mut metrics, is_epoch_end, sink)?;
+            self.state.metrics.push(metrics.clone());
+            self.watch_health(&metrics, is_epoch_end, sink)?;
             speed.step_ended();
             let seconds_left = speed.seconds_per_step() * (total - step) as f64;
-            self.state.metrics.push(metrics.clone());
-            sink(Progress::Step { metrics: metrics.clone(), tokens_per_second, seconds_left });
+            sink(Progress::Step { metrics, tokens_per_second, seconds_left });
 
-            if is_epoch_end {
+            let save_steps = plan.hyperparameters.save_steps.map(u64::from);
+            let is_saved = save_steps.is_some_and(|every| step.is_multiple_of(every));
+            if is_epoch_end || is_better || is_saved {
+                let superseded = self.keep();
                 let directory = self.checkpoint()?;
-                sink(Progress::Checkpoint { metrics, directory });
+                self.announce(step, directory, superseded, sink);
+                self.remove_old_checkpoints()?;
             } else if step.is_multiple_of(total.div_ceil(RESUME_POINTS)) {
                 self.checkpoint()?;
                 self.remove_old_checkpoints()?;
             }
         }
-        self.finish()
+        self.conclude(sink)
+    }
+
+    /// Takes in all orders that have come; the one that is to be carried out.
+    fn hear(&mut self, orders: &mut Orders<'_>) -> Option<Control> {
+        while let Some(order) = orders() {
+            match order {
+                Control::Published { step } => {
+                    self.unpublished.remove(&step);
+                }
+                Control::Cancel => self.ordered = Some(order),
+                Control::Stop => {
+                    self.ordered.get_or_insert(order);
+                    // A supervisor that is gone orders it for ever.
+                    break;
+                }
+            }
+        }
+        self.ordered
     }
 
     /// The examples of a step, by index: those of its place in the epoch's random order.
     fn batch(&mut self, step: u64) -> Vec<usize> {
-        let examples = self.training.sequences.len();
-        let epoch = (step - 1) / self.plan.steps_per_epoch;
+        let plan = &self.prepared.plan;
+        let epoch = (step - 1) / plan.steps_per_epoch;
+        let examples = self.training.len();
         if self.order.0 != epoch {
             let seed = u64::from(self.spec.seed);
             self.order = (epoch, permutation(seed, "examples", epoch, examples));
         }
-        let size = self.plan.hyperparameters.batch_size as usize;
-        let first = ((step - 1) % self.plan.steps_per_epoch) as usize * size;
+        let size = plan.hyperparameters.batch_size as usize;
+        let first = ((step - 1) % plan.steps_per_epoch) as usize * size;
         self.order.1[first..(first + size).min(examples)].to_vec()
     }
 
     /// Forward and backward over a batch, in micro-batches; `None` when it was cancelled between
-    /// them. The gradients are those of the mean over all loss-bearing tokens of the batch.
+    /// them. The gradients are those of the mean over the whole batch.
     fn accumulate(
         &mut self,
-        sequences: &[&Sequence],
+        step: u64,
+        batch: &[usize],
         orders: &mut Orders<'_>,
-    ) -> Result<Option<LossSums>, JobError> {
-        let total = sequences.iter().map(|sequence| loss_tokens(sequence)).sum();
-        let mut here = Part::whole(self.state.step + 1, total);
-        let mut sums = LossSums::default();
-        for (index, part) in micro_batches(sequences).into_iter().enumerate() {
+    ) -> Result<Option<Measured>, JobError> {
+        let mut part = Part::whole(step, self.training.units(batch));
+        let mut sums = Measured::default();
+        for examples in self.training.micro_batches(batch) {
             // A stop waits for the end of the step; a cancel does not.
-            if index > 0 && orders() == Some(Control::Cancel) {
+            if part.first > 0 && self.hear(orders) == Some(Control::Cancel) {
                 return Ok(None);
             }
-            add(&mut sums, self.engine.accumulate(part, here).map_err(engine_failed)?);
-            here.first += part.len();
+            let made =
+                self.training.accumulate(self.engine, examples, part).map_err(engine_failed)?;
+            for (index, one) in examples.iter().zip(&made) {
+                self.state.example_losses[*index] = Some(one.mean_loss() as f32);
+                sums.add(one);
+            }
+            part.first += examples.len();
         }
         Ok(Some(sums))
     }
 
     fn adamw(&self, step: u64, learning_rate: f64) -> AdamWStep {
+        let values = &self.prepared.plan.hyperparameters;
         AdamWStep {
             learning_rate,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
-            weight_decay: self.plan.hyperparameters.weight_decay,
-            clip: self.plan.hyperparameters.max_grad_norm,
+            weight_decay: values.weight_decay,
+            clip: values.max_grad_norm,
             step,
         }
     }
 
-    /// At an epoch's end the whole validation file, a few times in between one batch of it.
-    fn validate(&mut self, metrics: &mut StepMetrics, is_epoch_end: bool) -> Result<(), JobError> {
-        let Some(validation) = self.validation else {
-            return Ok(());
-        };
-        let every = self.plan.steps_per_epoch.div_ceil(EVALUATIONS_PER_EPOCH);
-        if !is_epoch_end && !metrics.step.is_multiple_of(every) {
-            return Ok(());
-        }
-        let all: Vec<&Sequence> = validation.sequences.iter().collect();
-        let size = (self.plan.hyperparameters.batch_size as usize).min(all.len());
-        let first = (metrics.step / every) as usize * size % all.len();
-        let batch: Vec<&Sequence> = all.iter().cycle().skip(first).take(size).copied().collect();
-        let (loss, accuracy) = self.evaluate(&batch)?;
-        metrics.valid_loss = Some(loss);
-        metrics.valid_mean_token_accuracy = Some(accuracy);
-        if is_epoch_end {
-            let (loss, accuracy) = self.evaluate(&all)?;
-            metrics.full_valid_loss = Some(loss);
-            metrics.full_valid_mean_token_accuracy = Some(accuracy);
-        }
-        Ok(())
+    /// Whether training ends early.
+    pub(super) fn is_over(&self) -> bool {
+        let patience = self.prepared.plan.hyperparameters.early_stopping_patience;
+        self.state.watch.is_over(patience)
     }
 
-    /// Mean loss and accuracy over loss-bearing tokens.
-    fn evaluate(&mut self, sequences: &[&Sequence]) -> Result<(f64, f64), JobError> {
-        let mut sums = LossSums::default();
-        for part in micro_batches(sequences) {
-            add(&mut sums, self.engine.evaluate(part).map_err(engine_failed)?);
-        }
-        let tokens = sums.tokens.max(1) as f64;
-        Ok((sums.loss / tokens, sums.correct as f64 / tokens))
-    }
-
-    fn checkpoint(&mut self) -> Result<PathBuf, JobError> {
-        checkpoint::write(&self.spec.work_dir, self.engine, &self.adapter, &self.state)
+    pub(super) fn checkpoint(&mut self) -> Result<PathBuf, JobError> {
+        let Self { spec, prepared, state, engine, .. } = self;
+        checkpoint::write(&spec.work_dir, &**engine, &prepared.adapter, state)
             .map_err(checkpoint_failed)
     }
 
-    /// Keeps the checkpoints of epochs, and of the others the newest two: one may be torn.
+    /// Keeps the checkpoint of this step for the user; the steps whose checkpoints are too many now.
+    /// The best one always stays.
+    fn keep(&mut self) -> Vec<u64> {
+        let limit = self.prepared.plan.hyperparameters.save_total_limit as usize;
+        let best = self.state.watch.best.map(|look| look.step);
+        let kept = &mut self.state.kept;
+        kept.push(self.state.step);
+        let newest = kept.len().saturating_sub(limit.max(1));
+        let mut superseded = Vec::new();
+        let mut place = 0;
+        kept.retain(|step| {
+            place += 1;
+            let stays = place > newest || Some(*step) == best;
+            if !stays {
+                superseded.push(*step);
+            }
+            stays
+        });
+        superseded
+    }
+
+    /// Says that the checkpoint of `step` lies in `directory`.
+    fn announce(
+        &mut self,
+        step: u64,
+        directory: PathBuf,
+        superseded: Vec<u64>,
+        sink: &mut Sink<'_>,
+    ) {
+        let Some(metrics) = self.state.metrics.get(step as usize - 1).cloned() else {
+            return;
+        };
+        self.unpublished.insert(step);
+        sink(Progress::Checkpoint { metrics, directory, superseded });
+    }
+
+    /// Keeps the newest checkpoints, the best, and those that are not yet published.
     fn remove_old_checkpoints(&self) -> Result<(), JobError> {
         let work_dir = &self.spec.work_dir;
+        let best = self.state.watch.best.map(|look| look.step);
         let steps = checkpoint::steps(work_dir).map_err(checkpoint_failed)?;
-        let between = steps.into_iter().filter(|step| {
-            !step.is_multiple_of(self.plan.steps_per_epoch) && *step <= self.state.step
-        });
-        for step in between.skip(2) {
-            checkpoint::remove(work_dir, step).map_err(checkpoint_failed)?;
+        let passed = steps.into_iter().filter(|step| *step <= self.state.step);
+        for step in passed.skip(NEWEST_KEPT) {
+            if Some(step) != best && !self.unpublished.contains(&step) {
+                checkpoint::remove(work_dir, step).map_err(checkpoint_failed)?;
+            }
         }
         Ok(())
     }
 
-    /// A loss above that of guessing every token alike, after the warm-up and the first steps, which
-    /// an untrained model may well begin with.
-    fn warn_of_divergence(&self, metrics: &StepMetrics, sink: &mut Sink<'_>) -> bool {
-        let guessing = f64::from(u32::try_from(self.vocabulary()).unwrap_or(u32::MAX)).ln();
-        let warm_up = self.plan.hyperparameters.warmup_ratio * self.plan.total_steps as f64;
-        let is_early = (metrics.step as f64) <= warm_up.max(self.plan.total_steps as f64 / 2.0);
-        if metrics.train_loss <= guessing || is_early {
-            return false;
-        }
-        warn(
-            sink,
-            format!(
-                "the loss of step {} is {:.2}, above the {guessing:.2} of guessing every token \
-                 alike: training diverges; lower the learning rate",
-                metrics.step, metrics.train_loss
-            ),
-        );
-        true
-    }
-
-    /// An upper bound of the vocabulary, from the tokens that there are.
-    fn vocabulary(&self) -> usize {
-        let ids = self.training.sequences.iter().flat_map(|sequence| &sequence.input_ids);
-        ids.max().map_or(2, |most| *most as usize + 1)
-    }
-
     fn nan_loss(&self, step: u64, what: &str, batch: &[usize]) -> JobError {
-        let lines: Vec<String> =
-            batch.iter().map(|index| self.training.lines[*index].to_string()).collect();
+        let lines = &self.training.file().lines;
+        let lines: Vec<String> = batch.iter().map(|index| lines[*index].to_string()).collect();
         JobError {
             code: ErrorCode::NanLoss,
             message: format!(
@@ -376,25 +344,10 @@ impl Run<'_> {
             param: None,
         }
     }
-
-    /// The CSV, and the last epoch's checkpoint as the result.
-    fn finish(&mut self) -> Result<Progress, JobError> {
-        let adapter_directory = self.checkpoint()?;
-        let metrics_csv = self.spec.work_dir.join(metrics_csv::FILE_NAME);
-        let text = metrics_csv::render(&self.state.metrics);
-        atomic_file::write(&metrics_csv, text.as_bytes())
-            .map_err(|error| internal(format!("{}: {error}", metrics_csv.display())))?;
-        Ok(Progress::Finished {
-            adapter_directory,
-            metrics_csv,
-            trained_steps: self.state.step,
-            trained_tokens: self.state.trained_tokens,
-        })
-    }
 }
 
-/// Seconds that the steps of this process took, validation and checkpoints among them, for what the
-/// rest should take.
+/// Seconds that the steps of this process took, looks and checkpoints among them, for what the rest
+/// should take.
 struct Speed {
     began: Instant,
     steps: f64,
@@ -412,84 +365,4 @@ impl Speed {
     fn seconds_per_step(&self) -> f64 {
         self.began.elapsed().as_secs_f64() / self.steps.max(1.0)
     }
-}
-
-fn loss_tokens(sequence: &Sequence) -> u64 {
-    sequence.loss_mask.iter().skip(1).filter(|counts| **counts).count() as u64
-}
-
-fn add(sums: &mut LossSums, more: LossSums) {
-    sums.loss += more.loss;
-    sums.tokens += more.tokens;
-    sums.correct += more.correct;
-}
-
-/// Cuts a batch into runs of at most [`TOKENS_AT_ONCE`] tokens, one sequence at least.
-fn micro_batches<'a, 'b>(sequences: &'a [&'b Sequence]) -> Vec<&'a [&'b Sequence]> {
-    let mut parts = Vec::new();
-    let (mut first, mut tokens) = (0, 0);
-    for (index, sequence) in sequences.iter().enumerate() {
-        if index > first && tokens + sequence.input_ids.len() > TOKENS_AT_ONCE {
-            parts.push(&sequences[first..index]);
-            (first, tokens) = (index, 0);
-        }
-        tokens += sequence.input_ids.len();
-    }
-    parts.push(&sequences[first..]);
-    parts
-}
-
-fn note(sink: &mut Sink<'_>, level: EventLevel, message: String, data: Option<serde_json::Value>) {
-    sink(Progress::Note { level, message, data });
-}
-
-fn warn(sink: &mut Sink<'_>, message: String) {
-    note(sink, EventLevel::Warn, message, None);
-}
-
-/// Says which examples are left out because they are too long.
-fn say_too_long(file: &EncodedFile, which: &str, context: usize, sink: &mut Sink<'_>) {
-    let Some(longest) = file.too_long.iter().map(|(_, tokens)| *tokens).max() else {
-        return;
-    };
-    let lines: Vec<String> = file
-        .too_long
-        .iter()
-        .take(MAX_LISTED_PROBLEMS)
-        .map(|(line, tokens)| format!("{line} ({tokens} tokens)"))
-        .collect();
-    let more = match file.too_long.len() - lines.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let message = format!(
-        "{} of {} {which} examples are longer than {context} tokens and are left out whole, none is \
-         cut: lines {}{more}; the longest has {longest} tokens",
-        file.too_long.len(),
-        file.too_long.len() + file.sequences.len(),
-        lines.join(", ")
-    );
-    let data = serde_json::json!({"left_out": file.too_long.len(), "longest": longest});
-    note(sink, EventLevel::Warn, message, Some(data));
-}
-
-/// Says what the data and the adapter come to.
-fn say_statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
-    let tokens: usize = training.sequences.iter().map(|sequence| sequence.input_ids.len()).sum();
-    let learnt: u64 = training.sequences.iter().map(loss_tokens).sum();
-    let (trainable, total) = engine.parameter_counts();
-    let message = format!(
-        "{} training examples with {tokens} tokens, {learnt} of them ({:.0} %) learnt; {trainable} of \
-         {total} parameters are trained",
-        training.sequences.len(),
-        100.0 * learnt as f64 / tokens.max(1) as f64
-    );
-    let data = serde_json::json!({
-        "examples": training.sequences.len(),
-        "tokens": tokens,
-        "loss_tokens": learnt,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-    });
-    note(sink, EventLevel::Info, message, Some(data));
 }

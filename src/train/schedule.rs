@@ -24,7 +24,7 @@ pub fn learning_rate(values: &ResolvedHyperparameters, step: u64, total: u64) ->
 mod tests {
     use super::*;
     use crate::job::Hyperparameters;
-    use crate::train::resolve::{ModelSize, resolve};
+    use crate::train::resolve::{DataSize, ModelSize, resolve};
 
     fn rates(kind: Schedule, warmup_ratio: f64, total: u64) -> Vec<f64> {
         let asked = Hyperparameters {
@@ -33,7 +33,9 @@ mod tests {
             learning_rate: Some(1.0),
             ..Default::default()
         };
-        let values = resolve(&asked, 100, &ModelSize { context: 1000, layers: 2 }).hyperparameters;
+        let data = DataSize { examples: 100, validation_share: None };
+        let model = ModelSize { context: 1000, layers: 2 };
+        let values = resolve(&asked, &data, &model).hyperparameters;
         (1..=total).map(|step| learning_rate(&values, step, total)).collect()
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 use crate::error_code::ErrorCode;
-use crate::job::{Auto, Hyperparameters, LoraLayers, Schedule};
+use crate::job::{Auto, Hyperparameters, LoraLayers, Method, Schedule};
 
 /// Every name that hone knows: OpenAI's three first.
 pub const KNOWN: &[&str] = &[
@@ -14,6 +14,7 @@ pub const KNOWN: &[&str] = &[
     "learning_rate",
     "lora_r",
     "lora_alpha",
+    "lora_dropout",
     "lora_target_modules",
     "lora_layers",
     "use_rslora",
@@ -22,7 +23,15 @@ pub const KNOWN: &[&str] = &[
     "max_grad_norm",
     "lr_scheduler_type",
     "context_length",
+    "eval_steps",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "save_steps",
+    "save_total_limit",
 ];
+
+/// Names that hone knows with the method `dpo` alone.
+const KNOWN_WITH_DPO: &[&str] = &["beta"];
 
 /// Most names of layers.
 const MOST_MODULES: usize = 64;
@@ -31,23 +40,39 @@ const MOST_MODULES: usize = 64;
 const MOST_LAYERS: usize = 1024;
 
 /// Reads the object at `path` of the request (`hyperparameters`, or
-/// `method.supervised.hyperparameters`). Null and `"auto"` leave a value open.
+/// `method.<method>.hyperparameters`). Null and `"auto"` leave a value open.
 ///
 /// # Errors
 /// An unknown name, a wrong type or a value out of range; the name is in `param`.
-pub fn read(path: &str, object: &Map<String, Value>) -> Result<Hyperparameters, Refusal> {
+pub fn read(
+    path: &str,
+    object: &Map<String, Value>,
+    method: Method,
+) -> Result<Hyperparameters, Refusal> {
     let fields = Fields { path, object };
-    if let Some(name) = object.keys().find(|name| !KNOWN.contains(&name.as_str())) {
-        let message = format!("unknown hyperparameter {name:?}; hone knows {}", KNOWN.join(", "));
+    let mut known = KNOWN.to_vec();
+    if method == Method::Dpo {
+        known.extend(KNOWN_WITH_DPO);
+    }
+    if let Some(name) = object.keys().find(|name| !known.contains(&name.as_str())) {
+        let message = match KNOWN_WITH_DPO.contains(&name.as_str()) {
+            true => {
+                format!("{name} belongs to the method \"dpo\"; this job's is {:?}", method.as_str())
+            }
+            false => format!("unknown hyperparameter {name:?}; hone knows {}", known.join(", ")),
+        };
         return Err(fields.refuse(name, message));
     }
     let read = Hyperparameters {
+        method,
+        beta: auto(fields.number("beta", Range { most: 2.0, ..above(0.0) })?),
         n_epochs: auto(fields.whole("n_epochs", 1..=50)?),
         batch_size: auto(fields.whole("batch_size", 1..=256)?),
         learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", above(0.0))?),
         learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
         lora_r: fields.whole("lora_r", 1..=256)?,
         lora_alpha: fields.number("lora_alpha", above(0.0))?,
+        lora_dropout: fields.number("lora_dropout", Range { most: 0.9, ..from(0.0) })?,
         lora_target_modules: fields.modules()?,
         lora_layers: fields.layers()?,
         use_rslora: fields.switch("use_rslora")?,
@@ -56,6 +81,11 @@ pub fn read(path: &str, object: &Map<String, Value>) -> Result<Hyperparameters, 
         max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
         lr_scheduler_type: fields.schedule()?,
         context_length: fields.whole("context_length", 8..=1_048_576)?,
+        eval_steps: auto(fields.whole("eval_steps", 1..=1_000_000)?),
+        early_stopping_patience: fields.whole("early_stopping_patience", 0..=1000)?,
+        early_stopping_threshold: fields.number("early_stopping_threshold", from(0.0))?,
+        save_steps: fields.whole("save_steps", 1..=1_000_000)?,
+        save_total_limit: fields.whole("save_total_limit", 1..=1000)?,
     };
     let has_multiplier = matches!(read.learning_rate_multiplier, Auto::Value(_));
     if has_multiplier && read.learning_rate.is_some() {
@@ -112,7 +142,8 @@ impl Fields<'_> {
         };
         // 3.0 is how some clients write 3.
         let whole = value.as_u64().or_else(|| {
-            value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as u64)
+            let number = value.as_f64().filter(|number| number.fract() == 0.0 && *number >= 0.0);
+            number.map(|number| number as u64)
         });
         let inside = whole.and_then(|whole| u32::try_from(whole).ok());
         match inside.filter(|whole| range.contains(whole)) {
@@ -232,7 +263,18 @@ mod tests {
     use super::*;
 
     fn read_json(value: Value) -> Result<Hyperparameters, Refusal> {
-        read("hyperparameters", value.as_object().expect("an object"))
+        read("hyperparameters", value.as_object().expect("an object"), Method::Supervised)
+    }
+
+    #[test]
+    fn beta_belongs_to_dpo() {
+        let object = json!({"beta": 0.2, "n_epochs": 2});
+        let object = object.as_object().expect("an object");
+        let read_as = |method| read("hyperparameters", object, method);
+        let values = read_as(Method::Dpo).expect("it is known");
+        assert_eq!((values.method, values.beta), (Method::Dpo, Auto::Value(0.2)));
+        let refusal = read_as(Method::Supervised).expect_err("it is not");
+        assert!(refusal.message.contains("belongs to the method \"dpo\""), "{}", refusal.message);
     }
 
     #[test]
@@ -263,6 +305,10 @@ mod tests {
             ("lora_r", json!([8])),
             ("warmup_ratio", json!(1.5)),
             ("lr_scheduler_type", json!("warp")),
+            ("lora_dropout", json!(1)),
+            ("eval_steps", json!(0)),
+            ("early_stopping_patience", json!(-1)),
+            ("save_steps", json!(0.5)),
         ] {
             let refusal = read_json(json!({ name: value })).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));

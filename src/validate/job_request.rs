@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Refusal, hyperparameters};
 use crate::error_code::ErrorCode;
-use crate::job::Hyperparameters;
+use crate::job::{Hyperparameters, Method};
 
 /// A request that makes sense by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,51 +107,55 @@ fn all_hyperparameters(
     method: Option<&Value>,
     legacy: Option<&Value>,
 ) -> Result<Hyperparameters, Refusal> {
+    let kind = match method {
+        None => Method::Supervised,
+        Some(method) => kind_of(method)?,
+    };
     let legacy = match legacy {
         None => None,
-        Some(Value::Object(object)) => Some(hyperparameters::read("hyperparameters", object)?),
+        Some(Value::Object(object)) => {
+            Some(hyperparameters::read("hyperparameters", object, kind)?)
+        }
         Some(other) => {
             let message = format!("hyperparameters is {other}; it must be an object");
             return Err(Refusal::new("hyperparameters", message));
         }
     };
-    let stated = match method {
-        None => None,
-        Some(method) => of_method(method)?,
+    let path = format!("method.{}.hyperparameters", kind.as_str());
+    let stated = match method.map(|method| &method[kind.as_str()]["hyperparameters"]) {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(object)) => Some(hyperparameters::read(&path, object, kind)?),
+        Some(other) => {
+            let message = format!("{path} is {other}; it must be an object");
+            return Err(Refusal::new(path, message));
+        }
     };
     match (stated, legacy) {
-        (Some(stated), Some(legacy)) if stated != legacy => Err(Refusal::new(
-            "hyperparameters",
-            "hyperparameters and method.supervised.hyperparameters differ: send one of them",
-        )),
+        (Some(stated), Some(legacy)) if stated != legacy => {
+            let message = format!("hyperparameters and {path} differ: send one of them");
+            Err(Refusal::new("hyperparameters", message))
+        }
         (Some(one), _) | (None, Some(one)) => Ok(one),
-        (None, None) => Ok(Hyperparameters::default()),
+        (None, None) => Ok(Hyperparameters { method: kind, ..Hyperparameters::default() }),
     }
 }
 
-fn of_method(method: &Value) -> Result<Option<Hyperparameters>, Refusal> {
-    let kind = method["type"].as_str();
-    match kind {
-        Some("supervised") => {}
-        Some(other @ ("dpo" | "reinforcement")) => {
-            return Err(Refusal::with_code(
-                ErrorCode::Unsupported,
-                "method.type",
-                format!("hone does not offer the method {other:?} yet; it offers \"supervised\""),
-            ));
-        }
+fn kind_of(method: &Value) -> Result<Method, Refusal> {
+    match method["type"].as_str() {
+        Some("supervised") => Ok(Method::Supervised),
+        Some("dpo") => Ok(Method::Dpo),
+        Some("reinforcement") => Err(Refusal::with_code(
+            ErrorCode::Unsupported,
+            "method.type",
+            "hone does not offer the method \"reinforcement\"; it offers \"supervised\" and \"dpo\"",
+        )),
         _ => {
-            return Err(Refusal::new(
-                "method.type",
-                format!("the type of the method is {}; it can be \"supervised\"", method["type"]),
-            ));
+            let message = format!(
+                "the type of the method is {}; it can be \"supervised\" or \"dpo\"",
+                method["type"]
+            );
+            Err(Refusal::new("method.type", message))
         }
-    }
-    const PATH: &str = "method.supervised.hyperparameters";
-    match &method["supervised"]["hyperparameters"] {
-        Value::Null => Ok(None),
-        Value::Object(object) => hyperparameters::read(PATH, object).map(Some),
-        other => Err(Refusal::new(PATH, format!("{PATH} is {other}; it must be an object"))),
     }
 }
 
@@ -223,6 +227,17 @@ mod tests {
     }
 
     #[test]
+    fn dpo_is_read_with_its_beta() {
+        let body = json!({"method": {"type": "dpo",
+            "dpo": {"hyperparameters": {"beta": 0.3, "n_epochs": "auto"}}}});
+        let read = read_json(body).expect("it is offered");
+        assert_eq!(read.hyperparameters.method, Method::Dpo);
+        assert_eq!(read.hyperparameters.beta, Auto::Value(0.3));
+        let read = read_json(json!({"method": {"type": "dpo"}})).expect("all is left open");
+        assert_eq!(read.hyperparameters.method, Method::Dpo);
+    }
+
+    #[test]
     fn each_wrong_field_is_named() {
         for (body, param) in [
             (json!({"model": ""}), "model"),
@@ -231,7 +246,12 @@ mod tests {
             (json!({"suffix": "x".repeat(65)}), "suffix"),
             (json!({"seed": -1}), "seed"),
             (json!({"seed": 2_147_483_648u64}), "seed"),
-            (json!({"method": {"type": "dpo"}}), "method.type"),
+            (json!({"method": {"type": "reinforcement"}}), "method.type"),
+            (
+                json!({"method": {"type": "dpo", "dpo": {"hyperparameters": 3}}}),
+                "method.dpo.hyperparameters",
+            ),
+            (json!({"hyperparameters": {"beta": 0.1}}), "hyperparameters.beta"),
             (json!({"method": {}}), "method.type"),
             (json!({"integrations": [{"type": "wandb"}]}), "integrations"),
             (json!({"metadata": {"a": 1}}), "metadata.a"),

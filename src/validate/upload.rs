@@ -5,7 +5,7 @@ use crate::dataset::{
     Format, LineFault, LineSplitter, MIN_EXAMPLES, Problem, Problems, Verdict, parse_example,
 };
 use crate::error_code::ErrorCode;
-use crate::job::{DataFile, JobError};
+use crate::job::{DataFile, JobError, Method};
 
 /// Judges a JSONL file as its bytes come in.
 #[derive(Debug, Default)]
@@ -71,23 +71,16 @@ impl Judge {
             self.is_mixed = true;
             let message = format!(
                 "this line holds {}, line {first_line} holds {}: a file holds one format",
-                describe(format),
-                describe(first)
+                format.describe(),
+                first.describe()
             );
             problems.push(Problem { line: number, message_index: None, key: None, message });
         }
     }
 }
 
-fn describe(format: Format) -> &'static str {
-    match format {
-        Format::Chat => "a chat (\"messages\")",
-        Format::PromptCompletion => "a \"prompt\" with its \"completion\"",
-    }
-}
-
-/// Why a job over this file fails; `None` when the file is good.
-pub fn job_error_for(verdict: &Verdict, which: DataFile) -> Option<JobError> {
+/// Why a job of this method over this file fails; `None` when the file is good.
+pub fn job_error_for(verdict: &Verdict, which: DataFile, method: Method) -> Option<JobError> {
     let error = |code: ErrorCode, message: String| {
         Some(JobError { code, message, param: Some(which.param().to_owned()) })
     };
@@ -108,7 +101,22 @@ pub fn job_error_for(verdict: &Verdict, which: DataFile) -> Option<JobError> {
         );
         return error(ErrorCode::InvalidNExamples, message);
     }
-    None
+    let format = verdict.format?;
+    if method.takes(format) {
+        return None;
+    }
+    let wanted = match method {
+        Method::Supervised => "\"messages\", or \"prompt\" and \"completion\"",
+        Method::Dpo => {
+            "\"input\" with \"messages\", \"preferred_output\" and \"non_preferred_output\""
+        }
+    };
+    let message = format!(
+        "each line of the file is {}; the method {:?} takes lines with {wanted}",
+        format.describe(),
+        method.as_str()
+    );
+    error(which.code(), message)
 }
 
 /// All listed problems, a line each, and how many there are in all.
@@ -147,7 +155,9 @@ mod tests {
     fn a_malformed_line_seven_is_named() {
         let mut lines = [GOOD; 12];
         lines[6] = r#"{"messages": [}"#;
-        let error = job_error_for(&judge(&lines.join("\n")), DataFile::Training).expect("an error");
+        let error =
+            job_error_for(&judge(&lines.join("\n")), DataFile::Training, Method::Supervised)
+                .expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
         assert!(error.message.contains("line 7: not valid JSON"), "{}", error.message);
         assert_eq!(error.param.as_deref(), Some("training_file"));
@@ -156,12 +166,16 @@ mod tests {
     #[test]
     fn nine_examples_are_too_few_for_training_and_enough_for_validation() {
         let verdict = judge(&[GOOD; 9].join("\n"));
-        let error = job_error_for(&verdict, DataFile::Training).expect("an error");
+        let error =
+            job_error_for(&verdict, DataFile::Training, Method::Supervised).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidNExamples);
         assert!(error.message.contains("has 9 examples; at least 10"));
-        assert_eq!(job_error_for(&verdict, DataFile::Validation), None);
-        assert_eq!(job_error_for(&judge(&[GOOD; 10].join("\r\n")), DataFile::Training), None);
-        assert!(job_error_for(&judge("\n\n"), DataFile::Validation).is_some());
+        assert_eq!(job_error_for(&verdict, DataFile::Validation, Method::Supervised), None);
+        assert_eq!(
+            job_error_for(&judge(&[GOOD; 10].join("\r\n")), DataFile::Training, Method::Supervised),
+            None
+        );
+        assert!(job_error_for(&judge("\n\n"), DataFile::Validation, Method::Supervised).is_some());
     }
 
     #[test]
@@ -176,10 +190,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_another_methods_format_is_refused_with_both_formats() {
+        let answer = r#"[{"role":"assistant","content":"b"}]"#;
+        let other = answer.replace('b', "c");
+        let preference = format!(
+            r#"{{"input":{{"messages":[{{"role":"user","content":"a"}}]}},
+            "preferred_output":{answer},"non_preferred_output":{other}}}"#
+        )
+        .replace('\n', "");
+        let preferences = judge(&vec![preference; 10].join("\n"));
+        assert_eq!(preferences.format, Some(Format::Preference));
+        assert_eq!(job_error_for(&preferences, DataFile::Training, Method::Dpo), None);
+        for (verdict, method, wanted) in [
+            (&preferences, Method::Supervised, "is a preference (\"input\" with two answers)"),
+            (&judge(&[GOOD; 10].join("\n")), Method::Dpo, "is a chat (\"messages\")"),
+        ] {
+            let error = job_error_for(verdict, DataFile::Training, method).expect("an error");
+            assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
+            assert!(error.message.contains(wanted), "{}", error.message);
+        }
+    }
+
+    #[test]
     fn fifty_problems_are_listed_and_all_are_counted() {
         let verdict = judge(&["{}"; 70].join("\n"));
         assert_eq!((verdict.problems.listed.len(), verdict.problems.total), (50, 70));
-        let error = job_error_for(&verdict, DataFile::Training).expect("an error");
+        let error =
+            job_error_for(&verdict, DataFile::Training, Method::Supervised).expect("an error");
         assert!(error.message.contains("there are 70 problems"));
         assert!(error.message.ends_with("and 20 more"));
     }

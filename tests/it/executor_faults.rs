@@ -52,9 +52,9 @@ async fn a_trainer_that_keeps_being_killed_fails_its_job_alone() {
     assert_eq!(warned, 2, "a warning for each new attempt: {events:#?}");
     let last = &events[events.len() - 1].event;
     assert_eq!((last.level, last.message.as_str()), (EventLevel::Error, text));
-    assert!(!workshop.work_dir().join(&killed).exists(), "the work folder is gone");
 
     workshop.ended(&next).await;
+    assert!(!workshop.work_dir().join(&killed).exists(), "the work folder is gone");
     running.shut_down().await;
 }
 

@@ -114,7 +114,9 @@ async fn a_job_becomes_a_model_with_its_files_and_tells_how() {
         }
         names.push(file.filename);
     }
-    assert_eq!(names, ["step_metrics.csv", "adapter_config.json", "adapter_model.safetensors"]);
+    let wanted =
+        ["step_metrics.csv", "adapter_config.json", "adapter_model.safetensors", "report.json"];
+    assert_eq!(names, wanted);
 
     let checkpoints = workshop.store.list_checkpoints(&id, &first(10)).await.expect("lists").items;
     let steps: Vec<u64> = checkpoints.iter().map(|checkpoint| checkpoint.step).collect();

@@ -6,7 +6,7 @@ use std::path::Path;
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
 use hone::train::engine::{
-    BackendKind, Engine, LoraSettings, LoraTarget, NamedTensors, Part, Sequence, load,
+    BackendKind, Engine, LoraSettings, LoraTarget, LossSums, NamedTensors, Part, Sequence, load,
 };
 
 use crate::server::chat_lines;
@@ -66,7 +66,7 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
             let mut loss = 0.0;
             let mut here = Part::whole(3, tokens);
             for part in all.chunks(size) {
-                loss += engine.accumulate(part, here).expect("computes").loss;
+                loss += accumulate(engine.as_mut(), part, here).loss;
                 here.first += part.len();
             }
             made.push((loss / tokens as f64, engine.gradients().expect("reads")));
@@ -108,8 +108,8 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
             }
             whole.set_adapter(&all).expect("fits");
             let tokens = sequence.input_ids.len() as u64 - 1;
-            let found = chosen.accumulate(&[&sequence], Part::whole(1, tokens)).expect("computes");
-            let wanted = whole.accumulate(&[&sequence], Part::whole(1, tokens)).expect("computes");
+            let found = accumulate(chosen.as_mut(), &[&sequence], Part::whole(1, tokens));
+            let wanted = accumulate(whole.as_mut(), &[&sequence], Part::whole(1, tokens));
             assert!((found.loss - wanted.loss).abs() < 1e-5 * wanted.loss);
             let found = chosen.gradients().expect("reads");
             let mut wanted = whole.gradients().expect("reads");
@@ -118,6 +118,11 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
             assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
         }
     }
+}
+
+/// Forward and backward, the sums of all sequences together.
+fn accumulate(engine: &mut dyn Engine, batch: &[&Sequence], part: Part) -> LossSums {
+    LossSums::total(&engine.accumulate(batch, part).expect("computes"))
 }
 
 /// Sequences of different lengths, most of whose tokens bear loss.
@@ -148,12 +153,12 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
             engine
         };
         let mut engine = made(&dropping);
-        let without = made(&plain).evaluate(&all).expect("computes");
-        let seen = engine.evaluate(&all).expect("computes");
+        let without = LossSums::total(&made(&plain).evaluate(&all).expect("computes"));
+        let seen = LossSums::total(&engine.evaluate(&all).expect("computes"));
         assert!((seen.loss - without.loss).abs() < 1e-9, "evaluation drops nothing");
 
         let part = Part::whole(7, seen.tokens);
-        let loss = engine.accumulate(&all, part).expect("computes").loss;
+        let loss = accumulate(engine.as_mut(), &all, part).loss;
         let whole = engine.gradients().expect("reads");
         assert!((loss - without.loss).abs() > 1e-3, "training drops: {loss} {}", without.loss);
         let mut again = made(&dropping);
@@ -163,7 +168,7 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let apart = difference(&again.gradients().expect("reads"), &whole);
         assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
         let mut another = made(&dropping);
-        let other = another.accumulate(&all, Part { step: 8, ..part }).expect("computes").loss;
+        let other = accumulate(another.as_mut(), &all, Part { step: 8, ..part }).loss;
         assert!((other - loss).abs() > 1e-3, "each step drops others");
 
         // Along the gradient the loss rises by the gradient's squared length.
@@ -180,7 +185,7 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
                 }
             }
             engine.set_adapter(&adapter).expect("fits");
-            let sums = engine.accumulate(&all, part).expect("computes");
+            let sums = accumulate(engine.as_mut(), &all, part);
             *moved = sums.loss / sums.tokens as f64;
         }
         let slope = (moved[0] - moved[1]) / (2.0 * distance);

@@ -330,7 +330,7 @@ async fn a_bad_file_lists_every_problem_with_line_message_and_key() {
         r#"{"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}]}"#,
         r#"{"prompt": "a"}"#,
         r#"{"prompt": "a", "completion": "b"}"#,
-        r#"{"input": {"messages": []}}"#,
+        r#"{"text": {"messages": []}}"#,
         r#"["not an object"]"#,
     ];
     let content = format!("\u{feff}{good}\r\n\n{}", bad.join("\n"));

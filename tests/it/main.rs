@@ -22,6 +22,7 @@ mod http_protocol;
 mod kills;
 mod models_pull;
 mod real_model;
+mod recipe;
 mod reference_run;
 mod server;
 mod store_conformance;

@@ -130,6 +130,7 @@ fn peft_computes_the_same_with_chosen_layers_and_a_rank_stabilised_scale() {
     let spec = RunSpec {
         base_model: base_model.clone(),
         base_model_id: "tiny-llama".to_owned(),
+        continue_from: None,
         training_file: examples.clone(),
         validation_file: None,
         work_dir: folder.path().join("run"),

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use hone::error_code::ErrorCode;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
-use hone::store::{CancelOutcome, DeleteFileOutcome, Order, PageRequest, Store, StoreError};
+use hone::store::{
+    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, Order, PageRequest, Store,
+    StoreError,
+};
 
 use crate::store_support::{
     Fixture, START, checkpoint, file, first, job, metrics, resolved, success,
@@ -506,17 +509,83 @@ async fn deleting_a_model_keeps_the_job_and_frees_the_files() {
     let success = success(&id);
     store.finish_succeeded(&claim, &success).await.expect("ends");
 
-    assert!(store.delete_model(&names[0]).await.expect("deletes"), "a checkpoint by its own name");
+    let deleted = store.delete_model(&names[0]).await.expect("deletes");
+    assert_eq!(deleted, DeleteModelOutcome::Deleted, "a checkpoint by its own name");
     let left = store.list_checkpoints(&id, &first(10)).await.expect("lists");
     assert_eq!(left.items.iter().map(|row| row.step).collect::<Vec<_>>(), [20]);
     assert!(store.model(&success.model.id).await.expect("reads").is_some());
 
-    assert!(store.delete_model(&success.model.id).await.expect("deletes"));
-    assert!(!store.delete_model(&success.model.id).await.expect("deletes"), "only once");
+    let deleted = store.delete_model(&success.model.id).await.expect("deletes");
+    assert_eq!(deleted, DeleteModelOutcome::Deleted);
+    let again = store.delete_model(&success.model.id).await.expect("asks");
+    assert_eq!(again, DeleteModelOutcome::NotFound, "only once");
     assert!(store.model(&names[1]).await.expect("reads").is_none(), "its checkpoints go with it");
     let job = fixture.job(&id).await;
     assert_eq!((job.status, job.fine_tuned_model), (JobStatus::Succeeded, Some(success.model.id)));
     assert_eq!(job.result_files, success.result_files);
     let deleted = store.delete_file(&success.files[1].id).await.expect("asks");
     assert_eq!(deleted, DeleteFileOutcome::Deleted(success.files[1].clone()));
+}
+
+#[tokio::test]
+async fn a_model_stays_while_a_job_continues_from_it_or_from_its_checkpoint() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    let (row, checkpoint_model, files) = checkpoint(&id, 10);
+    store.add_checkpoint(&claim, &row, &checkpoint_model, &files, &[]).await.expect("adds");
+    let success = success(&id);
+    store.finish_succeeded(&claim, &success).await.expect("ends");
+
+    let mut next = job(&fixture.add_file().await);
+    next.continue_from = Some("ft:gone".to_owned());
+    let refused = store.insert_job(&next, &[]).await;
+    assert!(matches!(refused, Err(StoreError::MissingModel(name)) if name == "ft:gone"));
+    next.continue_from = Some(checkpoint_model.id.clone());
+    store.insert_job(&next, &[]).await.expect("added");
+    assert_eq!(fixture.job(&next.id).await.continue_from, next.continue_from);
+
+    let in_use = DeleteModelOutcome::UsedByJob(next.id.clone());
+    for name in [&checkpoint_model.id, &success.model.id] {
+        assert_eq!(store.delete_model(name).await.expect("asks"), in_use);
+    }
+    store.request_cancel(&next.id).await.expect("asks");
+    let deleted = store.delete_model(&success.model.id).await.expect("asks");
+    assert_eq!(deleted, DeleteModelOutcome::Deleted);
+}
+
+#[tokio::test]
+async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_needs_it() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    let mut made = Vec::new();
+    for step in [10, 20] {
+        let (row, model, files) = checkpoint(&id, step);
+        store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds");
+        made.push((model, files));
+    }
+    let mut next = job(&fixture.add_file().await);
+    next.continue_from = Some(made[1].0.id.clone());
+    store.insert_job(&next, &[]).await.expect("added");
+
+    let (model, files) = &made[0];
+    let mut keys = store.remove_checkpoint(&claim, 10).await.expect("removes");
+    keys.sort_unstable();
+    let mut wanted: Vec<String> = files.iter().map(|file| file.blob_key.clone()).collect();
+    wanted.sort_unstable();
+    assert_eq!(keys, wanted);
+    assert_eq!(store.model(&model.id).await.expect("reads"), None);
+    assert_eq!(store.file(&files[0].id).await.expect("reads"), None);
+    for step in [10, 20, 30] {
+        let keys = store.remove_checkpoint(&claim, step).await.expect("asks");
+        assert!(keys.is_empty(), "{step}: gone, needed, or never there");
+    }
+    let left = store.list_checkpoints(&id, &first(10)).await.expect("lists");
+    assert_eq!(left.items.iter().map(|row| row.step).collect::<Vec<_>>(), [20]);
+    let late = Claim { epoch: claim.epoch - 1, ..claim };
+    let refused = store.remove_checkpoint(&late, 20).await;
+    assert!(matches!(refused, Err(StoreError::LostClaim(_))));
 }

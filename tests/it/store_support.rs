@@ -6,8 +6,8 @@ use hone::clock::ManualClock;
 use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
 use hone::job::{
-    Auto, Hyperparameters, Job, JobCheckpoint, JobStatus, ResolvedHyperparameters, Schedule,
-    StepMetrics,
+    Auto, Hyperparameters, Job, JobCheckpoint, JobStatus, Method, ResolvedHyperparameters,
+    Schedule, StepMetrics,
 };
 use hone::model::{TunedModel, checkpoint_name};
 use hone::store::{Claim, PageRequest, Store, Success, sqlite};
@@ -100,6 +100,7 @@ pub fn job(training_file: &str) -> Job {
         created_at: START,
         finished_at: None,
         model: "tiny".to_owned(),
+        continue_from: None,
         fine_tuned_model: None,
         status: JobStatus::Queued,
         training_file: training_file.to_owned(),
@@ -123,12 +124,15 @@ pub fn job(training_file: &str) -> Job {
 /// What an engine might resolve.
 pub fn resolved() -> ResolvedHyperparameters {
     ResolvedHyperparameters {
+        method: Method::Supervised,
+        beta: None,
         n_epochs: 2,
         batch_size: 1,
         learning_rate_multiplier: 1.0,
         learning_rate: 2e-4,
         lora_r: 8,
         lora_alpha: 16.0,
+        lora_dropout: 0.0,
         lora_target_modules: None,
         lora_layers: None,
         use_rslora: false,
@@ -137,6 +141,11 @@ pub fn resolved() -> ResolvedHyperparameters {
         max_grad_norm: 1.0,
         lr_scheduler_type: Schedule::Linear,
         context_length: 512,
+        eval_steps: Some(10),
+        early_stopping_patience: 5,
+        early_stopping_threshold: 0.001,
+        save_steps: None,
+        save_total_limit: 10,
     }
 }
 

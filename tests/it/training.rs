@@ -27,6 +27,7 @@ impl Trainer {
         let spec = RunSpec {
             base_model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama"),
             base_model_id: "tiny-llama".to_owned(),
+            continue_from: None,
             training_file,
             validation_file: None,
             work_dir: folder.path().join("run"),

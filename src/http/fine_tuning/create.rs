@@ -12,7 +12,7 @@ use crate::http::extract::JsonObject;
 use crate::http::models::no_such_model;
 use crate::http::state::AppState;
 use crate::ids;
-use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, NewEvent};
+use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent};
 use crate::validate::Refusal;
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
@@ -31,22 +31,17 @@ pub async fn create(
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<JobObject>> {
     let request = job_request::read(&body).map_err(refused)?;
-    if request.model.starts_with("ft:") {
-        let message = "hone does not continue from a fine-tuned model yet: name its base model";
-        return Err(ApiError::new(ErrorCode::Unsupported, message).with_param("model"));
-    }
-    let base = state.base_models.find(&request.model).map_err(ApiError::internal)?;
-    if base.is_none() {
-        return Err(no_such_model(&state, &request.model).await?);
-    }
+    let origin = origin(&state, &request.model).await?;
     let training = data_file(&state, &request.training_file, DataFile::Training).await?;
     let validation = match &request.validation_file {
         Some(id) => Some(data_file(&state, id, DataFile::Validation).await?),
         None => None,
     };
-    let verdict = verdict(&training, DataFile::Training)
-        .or_else(|| validation.as_ref().and_then(|file| verdict(file, DataFile::Validation)));
-    let (job, events) = new_job(&state, request, verdict, &training, validation.as_ref());
+    let method = request.hyperparameters.method;
+    let verdict = verdict(&training, DataFile::Training, method).or_else(|| {
+        validation.as_ref().and_then(|file| verdict(file, DataFile::Validation, method))
+    });
+    let (job, events) = new_job(&state, request, origin, verdict, &training, validation.as_ref());
     state.store.insert_job(&job, &events).await?;
     // Nothing below may fail: clients repeat a request that did.
     if job.status == JobStatus::Queued {
@@ -59,7 +54,7 @@ pub async fn create(
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
 struct CreateJob {
-    /// Base model.
+    /// Base model, or a fine-tuned model or checkpoint to go on from.
     model: String,
     /// File id.
     training_file: String,
@@ -69,7 +64,7 @@ struct CreateJob {
     suffix: Option<String>,
     /// 0 to 2147483647.
     seed: Option<u32>,
-    /// `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`.
+    /// `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`, or the same with `dpo`.
     #[schema(value_type = Option<Object>)]
     method: Option<Value>,
     /// The older place of hyperparameters.
@@ -78,6 +73,25 @@ struct CreateJob {
     /// Up to 16 pairs of texts.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
+}
+
+/// What a job trains.
+struct Origin {
+    /// Id of the base model.
+    base_model: String,
+    /// Name of the fine-tuned model to go on from.
+    continue_from: Option<String>,
+}
+
+/// What `model` names: a base model, or a fine-tuned model or checkpoint whose base is there.
+async fn origin(state: &AppState, model: &str) -> ApiResult<Origin> {
+    let tuned = state.store.model(model).await?;
+    let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);
+    if state.base_models.find(base_model).map_err(ApiError::internal)?.is_none() {
+        return Err(no_such_model(state, base_model).await?);
+    }
+    let base_model = base_model.to_owned();
+    Ok(Origin { base_model, continue_from: tuned.map(|tuned| tuned.id) })
 }
 
 fn refused(refusal: Refusal) -> ApiError {
@@ -101,14 +115,15 @@ async fn data_file(state: &AppState, id: &str, which: DataFile) -> ApiResult<Fil
 }
 
 /// Why a job over this file fails, from what was found while it was uploaded.
-fn verdict(file: &FileRecord, which: DataFile) -> Option<JobError> {
-    file.verdict.as_ref().and_then(|verdict| job_error_for(verdict, which))
+fn verdict(file: &FileRecord, which: DataFile, method: Method) -> Option<JobError> {
+    file.verdict.as_ref().and_then(|verdict| job_error_for(verdict, which, method))
 }
 
 /// The job and its first events: queued, or failed at once when its data is bad.
 fn new_job(
     state: &AppState,
     request: JobRequest,
+    origin: Origin,
     error: Option<JobError>,
     training: &FileRecord,
     validation: Option<&FileRecord>,
@@ -146,7 +161,8 @@ fn new_job(
         id,
         created_at: now,
         finished_at: error.is_some().then_some(now),
-        model: request.model,
+        model: origin.base_model,
+        continue_from: origin.continue_from,
         fine_tuned_model: None,
         status: if error.is_some() { JobStatus::Failed } else { JobStatus::Queued },
         training_file: request.training_file,

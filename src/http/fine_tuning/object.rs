@@ -63,7 +63,12 @@ impl From<Job> for JobObject {
             Some(resolved) => serde_json::to_value(resolved),
             None => serde_json::to_value(&job.hyperparameters),
         };
-        let all = shown.unwrap_or_default();
+        let mut all = shown.unwrap_or_default();
+        if let Value::Object(all) = &mut all {
+            // It stands around them.
+            all.remove("method");
+        }
+        let method = job.hyperparameters.method.as_str();
         let openai: Value = ["n_epochs", "batch_size", "learning_rate_multiplier"]
             .into_iter()
             .map(|key| (key.to_owned(), all[key].clone()))
@@ -76,7 +81,7 @@ impl From<Job> for JobObject {
             object: "fine_tuning.job",
             created_at: job.created_at,
             finished_at: job.finished_at,
-            model: job.model,
+            model: job.continue_from.unwrap_or(job.model),
             fine_tuned_model: job.fine_tuned_model,
             organization_id: format!("org-{ORGANISATION}"),
             status: job.status,
@@ -89,7 +94,7 @@ impl From<Job> for JobObject {
             seed: job.seed,
             estimated_finish: job.estimated_finish,
             integrations: Vec::new(),
-            method: json!({"type": "supervised", "supervised": {"hyperparameters": all}}),
+            method: json!({"type": method, method: {"hyperparameters": all}}),
             metadata: job.metadata,
             user_provided_suffix: job.suffix,
             usage_metrics: None,

@@ -9,6 +9,7 @@ use crate::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
+use crate::store::DeleteModelOutcome;
 
 /// What was deleted.
 #[derive(Debug, Serialize, ToSchema)]
@@ -26,8 +27,8 @@ pub struct DeletedModel {
     delete, path = "/models/{*model}", tag = "models", operation_id = "deleteModel",
     params(("model" = String, Path, description = "ft:…")),
     responses(
-        (status = 200, body = DeletedModel), (status = 403, body = ErrorBody),
-        (status = 404, body = ErrorBody)
+        (status = 200, body = DeletedModel), (status = 400, body = ErrorBody),
+        (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)
     )
 )]
 pub async fn delete(
@@ -38,8 +39,15 @@ pub async fn delete(
         let message = "a base model is removed with `hone models remove`, not through the API";
         return Err(ApiError::new(ErrorCode::PermissionDenied, message).with_param("model"));
     }
-    if !state.store.delete_model(&id).await? {
-        return Err(super::no_such_model(&state, &id).await?);
+    match state.store.delete_model(&id).await? {
+        DeleteModelOutcome::Deleted => {}
+        DeleteModelOutcome::UsedByJob(job) => {
+            let message = format!(
+                "the job {job} continues from this model: wait for its end, or cancel it first"
+            );
+            return Err(ApiError::new(ErrorCode::InvalidRequest, message).with_param("model"));
+        }
+        DeleteModelOutcome::NotFound => return Err(super::no_such_model(&state, &id).await?),
     }
     Ok(Json(DeletedModel { id, object: "model", deleted: true }))
 }

@@ -6,18 +6,18 @@ use super::rows;
 use crate::job::JobCheckpoint;
 use crate::store::{Page, PageRequest, StoreError};
 
-/// Whether the job has a checkpoint of this step.
-pub(super) async fn exists(
+/// The job's checkpoint of this step.
+pub(super) async fn by_step(
     connection: &mut SqliteConnection,
     job_id: &str,
     step: u64,
-) -> Result<bool, StoreError> {
-    let row = sqlx::query("SELECT 1 FROM checkpoints WHERE job_id = $1 AND step = $2")
+) -> Result<Option<JobCheckpoint>, StoreError> {
+    let row = sqlx::query("SELECT * FROM checkpoints WHERE job_id = $1 AND step = $2")
         .bind(job_id)
         .bind(rows::to_integer("checkpoints.step", step)?)
         .fetch_optional(connection)
         .await?;
-    Ok(row.is_some())
+    row.as_ref().map(rows::checkpoint).transpose()
 }
 
 /// Adds a row; its model is there already.

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{files, rows};
+use super::{files, models, rows};
 use crate::job::{Job, JobStatus};
 use crate::store::{CancelOutcome, Page, PageRequest, StoreError};
 
-/// Adds a row. Its files must be there: this runs in the transaction that would otherwise race
-/// with their deletion.
+/// Adds a row. Its files and the model that it continues from must be there: this runs in the
+/// transaction that would otherwise race with their deletion.
 pub(super) async fn insert(connection: &mut SqliteConnection, job: &Job) -> Result<(), StoreError> {
     files::require(connection, &job.training_file).await?;
     if let Some(validation_file) = &job.validation_file {
         files::require(connection, validation_file).await?;
+    }
+    if let Some(model) = &job.continue_from {
+        models::require(connection, model).await?;
     }
     let total_steps =
         job.total_steps.map(|steps| rows::to_integer("jobs.total_steps", steps)).transpose()?;
@@ -21,9 +24,9 @@ pub(super) async fn insert(connection: &mut SqliteConnection, job: &Job) -> Resu
         "INSERT INTO jobs (id, created_at, finished_at, model, fine_tuned_model, status,
                            training_file, validation_file, result_files, trained_tokens,
                            hyperparameters, resolved, error, seed, suffix, metadata,
-                           trained_steps, total_steps, estimated_finish, attempt)
+                           trained_steps, total_steps, estimated_finish, attempt, continue_from)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                 $19, $20)",
+                 $19, $20, $21)",
     )
     .bind(&job.id)
     .bind(job.created_at)
@@ -45,6 +48,7 @@ pub(super) async fn insert(connection: &mut SqliteConnection, job: &Job) -> Resu
     .bind(total_steps)
     .bind(job.estimated_finish)
     .bind(i64::from(job.attempt))
+    .bind(&job.continue_from)
     .execute(connection)
     .await?;
     Ok(())

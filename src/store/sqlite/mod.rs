@@ -25,8 +25,8 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use open::{DATABASE_FILE, LOCK_FILE, open};
 
 use super::{
-    CancelOutcome, Claim, DeleteFileOutcome, HeartbeatReply, Order, Page, PageRequest, Store,
-    StoreError, Success,
+    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, Order, Page,
+    PageRequest, Store, StoreError, Success,
 };
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
@@ -143,11 +143,11 @@ impl Store for SqliteStore {
         models::list(&mut *self.readers.acquire().await?).await
     }
 
-    async fn delete_model(&self, id: &str) -> Result<bool, StoreError> {
+    async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError> {
         let mut transaction = self.begin_write().await?;
-        let deleted = models::delete(&mut transaction, id).await?;
+        let outcome = models::delete(&mut transaction, id).await?;
         transaction.commit().await?;
-        Ok(deleted)
+        Ok(outcome)
     }
 
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError> {
@@ -240,7 +240,8 @@ impl Store for SqliteStore {
     ) -> Result<bool, StoreError> {
         let mut transaction = self.begin_write().await?;
         queue::check_claim(&mut transaction, claim).await?;
-        if checkpoints::exists(&mut transaction, &claim.job_id, checkpoint.step).await? {
+        let step = checkpoint.step;
+        if checkpoints::by_step(&mut transaction, &claim.job_id, step).await?.is_some() {
             return Ok(false);
         }
         for file in files {
@@ -251,6 +252,29 @@ impl Store for SqliteStore {
         events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
         transaction.commit().await?;
         Ok(true)
+    }
+
+    async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        queue::check_claim(&mut transaction, claim).await?;
+        let checkpoint = checkpoints::by_step(&mut transaction, &claim.job_id, step).await?;
+        let Some(checkpoint) = checkpoint else {
+            return Ok(Vec::new());
+        };
+        match models::delete(&mut transaction, &checkpoint.model_name).await? {
+            DeleteModelOutcome::Deleted => {}
+            DeleteModelOutcome::UsedByJob(_) | DeleteModelOutcome::NotFound => {
+                return Ok(Vec::new());
+            }
+        }
+        let mut blob_keys = Vec::new();
+        for id in &checkpoint.result_files {
+            if let DeleteFileOutcome::Deleted(file) = files::delete(&mut transaction, id).await? {
+                blob_keys.push(file.blob_key);
+            }
+        }
+        transaction.commit().await?;
+        Ok(blob_keys)
     }
 
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use sqlx::SqliteConnection;
 
 use super::rows;
 use crate::model::TunedModel;
-use crate::store::StoreError;
+use crate::store::{DeleteModelOutcome, StoreError};
 
 /// Adds a row; its files are there already.
 pub(super) async fn insert(
@@ -48,23 +48,41 @@ pub(super) async fn list(connection: &mut SqliteConnection) -> Result<Vec<TunedM
     found.iter().map(rows::model).collect()
 }
 
-/// Removes a model with the checkpoints of its job, or one checkpoint by its own name. The job and
-/// the files stay; the files can be deleted from now on.
+/// Fails with [`StoreError::MissingModel`] when there is no model `id`.
+pub(super) async fn require(connection: &mut SqliteConnection, id: &str) -> Result<(), StoreError> {
+    let model = by_id(connection, id).await?;
+    model.map(|_there| ()).ok_or_else(|| StoreError::MissingModel(id.to_owned()))
+}
+
+/// Removes a model with the checkpoints of its job, or one checkpoint by its own name, unless a job
+/// that has not ended continues from one of them. The job and the files stay; the files can be
+/// deleted from now on.
 pub(super) async fn delete(
     connection: &mut SqliteConnection,
     id: &str,
-) -> Result<bool, StoreError> {
+) -> Result<DeleteModelOutcome, StoreError> {
     let Some(model) = by_id(connection, id).await? else {
-        return Ok(false);
+        return Ok(DeleteModelOutcome::NotFound);
     };
-    // Rows of `checkpoints` go with their model, by the foreign key.
-    if model.is_checkpoint {
-        sqlx::query("DELETE FROM models WHERE id = $1").bind(id).execute(connection).await?;
-    } else {
-        sqlx::query("DELETE FROM models WHERE job_id = $1")
-            .bind(&model.job_id)
-            .execute(connection)
-            .await?;
+    let all_of = (!model.is_checkpoint).then_some(&model.job_id);
+    let job: Option<String> = sqlx::query_scalar(
+        "SELECT id FROM jobs
+         WHERE status NOT IN ('succeeded', 'failed', 'cancelled')
+           AND continue_from IN (SELECT id FROM models WHERE id = $1 OR job_id = $2)
+         ORDER BY position LIMIT 1",
+    )
+    .bind(id)
+    .bind(all_of)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(job) = job {
+        return Ok(DeleteModelOutcome::UsedByJob(job));
     }
-    Ok(true)
+    // Rows of `checkpoints` go with their model, by the foreign key.
+    sqlx::query("DELETE FROM models WHERE id = $1 OR job_id = $2")
+        .bind(id)
+        .bind(all_of)
+        .execute(connection)
+        .await?;
+    Ok(DeleteModelOutcome::Deleted)
 }

@@ -86,6 +86,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         created_at: row.try_get("created_at")?,
         finished_at: row.try_get("finished_at")?,
         model: row.try_get("model")?,
+        continue_from: row.try_get("continue_from")?,
         fine_tuned_model: row.try_get("fine_tuned_model")?,
         status: job_status(row)?,
         training_file: row.try_get("training_file")?,

@@ -1,5 +1,9 @@
 //! A LoRA adapter of a decoder (Hu et al. 2021): a pair of matrices for each adapted layer.
 
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
 use super::Decoder;
 use crate::train::backend::{Backend, LoraPair, Outcome};
 use crate::train::engine::{EngineError, LoraSettings, NamedTensors};
@@ -146,6 +150,20 @@ impl<B: Backend> Adapter<B> {
         count as u64
     }
 
+    /// Mean |scale · B · A| over the adapted weights of each block that has some.
+    pub fn mean_change_by_layer(&self, decoder: &Decoder<B>) -> Outcome<Vec<(u32, f64)>> {
+        let backend = decoder.backend();
+        let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
+            let Some(pair) = pair else { continue };
+            let (a, b) = (backend.values(&pair.a)?, backend.values(&pair.b)?);
+            let layer = sums.entry(module.layer).or_default();
+            layer.0 += sum_of_product(&a, &b, module.inputs) * f64::from(self.scale.abs());
+            layer.1 += (module.outputs * module.inputs) as f64;
+        }
+        Ok(sums.into_iter().map(|(layer, (sum, count))| (layer, sum / count)).collect())
+    }
+
     /// Every pair that is there.
     pub(in crate::train) fn pairs_mut(&mut self) -> impl Iterator<Item = &mut LoraPair<B>> {
         self.pairs.iter_mut().flatten()
@@ -155,6 +173,23 @@ impl<B: Backend> Adapter<B> {
     pub(in crate::train) fn pairs(&self) -> impl Iterator<Item = &LoraPair<B>> {
         self.pairs.iter().flatten()
     }
+}
+
+/// Σ |B · A| over all elements, for `a` of `[rank, inputs]` and `b` of `[outputs, rank]`.
+fn sum_of_product(a: &[f32], b: &[f32], inputs: usize) -> f64 {
+    let rank = a.len() / inputs.max(1);
+    let row_sum = |row: &[f32]| {
+        let mut product = vec![0.0f32; inputs];
+        for (factor, a) in row.iter().zip(a.chunks_exact(inputs)) {
+            for (product, a) in product.iter_mut().zip(a) {
+                *product += factor * a;
+            }
+        }
+        product.iter().map(|value| f64::from(value.abs())).sum::<f64>()
+    };
+    // Collected in order, so that the sum does not depend on the threads.
+    let rows: Vec<f64> = b.par_chunks_exact(rank.max(1)).map(row_sum).collect();
+    rows.iter().sum()
 }
 
 fn missing(key: &str) -> EngineError {

@@ -1,0 +1,71 @@
+//! What a run says of its data before it begins.
+
+use super::encode::EncodedFile;
+use super::engine::Engine;
+use super::material::loss_tokens;
+use super::protocol::Progress;
+use super::run::Sink;
+use crate::dataset::MAX_LISTED_PROBLEMS;
+use crate::job::EventLevel;
+
+/// Says a sentence.
+pub(super) fn note(
+    sink: &mut Sink<'_>,
+    level: EventLevel,
+    message: String,
+    data: Option<serde_json::Value>,
+) {
+    sink(Progress::Note { level, message, data });
+}
+
+/// Says a sentence that the user should look at.
+pub(super) fn warn(sink: &mut Sink<'_>, message: String) {
+    note(sink, EventLevel::Warn, message, None);
+}
+
+/// Says which examples are left out because they are too long.
+pub(super) fn too_long(file: &EncodedFile, which: &str, context: usize, sink: &mut Sink<'_>) {
+    let Some(longest) = file.too_long.iter().map(|(_, tokens)| *tokens).max() else {
+        return;
+    };
+    let lines: Vec<String> = file
+        .too_long
+        .iter()
+        .take(MAX_LISTED_PROBLEMS)
+        .map(|(line, tokens)| format!("{line} ({tokens} tokens)"))
+        .collect();
+    let more = match file.too_long.len() - lines.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "{} of {} {which} examples are longer than {context} tokens and are left out whole, none is \
+         cut: lines {}{more}; the longest has {longest} tokens",
+        file.too_long.len(),
+        file.too_long.len() + file.sequences.len(),
+        lines.join(", ")
+    );
+    let data = serde_json::json!({"left_out": file.too_long.len(), "longest": longest});
+    note(sink, EventLevel::Warn, message, Some(data));
+}
+
+/// Says what the data and the adapter come to.
+pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
+    let tokens = training.tokens();
+    let learnt: u64 = training.all().map(loss_tokens).sum();
+    let (trainable, total) = engine.parameter_counts();
+    let message = format!(
+        "{} training examples with {tokens} tokens, {learnt} of them ({:.0} %) learnt; {trainable} of \
+         {total} parameters are trained",
+        training.sequences.len(),
+        100.0 * learnt as f64 / tokens.max(1) as f64
+    );
+    let data = serde_json::json!({
+        "examples": training.sequences.len(),
+        "tokens": tokens,
+        "loss_tokens": learnt,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+    });
+    note(sink, EventLevel::Info, message, Some(data));
+}

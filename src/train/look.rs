@@ -1,0 +1,128 @@
+//! Looks at how a run goes: the validation file, and the signs that something goes wrong.
+
+use super::announce::note;
+use super::failure::engine_failed;
+use super::health::{self, Finding};
+use super::material::Measured;
+use super::run::{Run, Sink};
+use super::watch::Look;
+use crate::job::{EventLevel, JobError, StepMetrics};
+
+/// Prompts of the training file that are answered at the ends of epochs, to see repetition.
+const SAMPLES: usize = 3;
+
+/// Most tokens of such an answer.
+const SAMPLE_TOKENS: usize = 48;
+
+impl Run<'_> {
+    /// Every so many steps and at the ends of epochs, measures the whole validation file, and writes
+    /// into `metrics` what it comes to: all of it, and one batch's worth, from another place each
+    /// time. Says whether the model is clearly better than before.
+    pub(super) fn look(
+        &mut self,
+        metrics: &mut StepMetrics,
+        is_epoch_end: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<bool, JobError> {
+        let values = &self.prepared.plan.hyperparameters;
+        let (Some(validation), Some(every)) = (&self.validation, values.eval_steps) else {
+            return Ok(false);
+        };
+        if !is_epoch_end && !metrics.step.is_multiple_of(u64::from(every)) {
+            return Ok(false);
+        }
+        let measured = validation.evaluate(self.engine).map_err(engine_failed)?;
+        let all = sum_of(&measured);
+        metrics.full_valid_loss = Some(all.mean_loss());
+        metrics.full_valid_mean_token_accuracy = Some(all.accuracy());
+        let size = (values.batch_size as usize).min(measured.len());
+        let first = self.state.watch.looks.len() * size % measured.len();
+        let batch: Vec<Measured> =
+            measured.iter().cycle().skip(first).take(size).copied().collect();
+        let batch = sum_of(&batch);
+        metrics.valid_loss = Some(batch.mean_loss());
+        metrics.valid_mean_token_accuracy = Some(batch.accuracy());
+
+        let train_loss = self.train_loss_since_last_look(metrics);
+        let look = Look { step: metrics.step, loss: all.mean_loss(), train_loss };
+        let is_better = self.state.watch.look(look, values.early_stopping_threshold);
+        if self.is_over()
+            && let Some(best) = self.state.watch.best
+        {
+            let message = format!(
+                "Training ends early at step {}: {} looks at the validation file in a row were not \
+                 better by {} than the {:.4} of step {}",
+                look.step,
+                self.state.watch.without_improvement,
+                values.early_stopping_threshold,
+                best.loss,
+                best.step
+            );
+            note(sink, EventLevel::Info, message, None);
+        }
+        Ok(is_better)
+    }
+
+    /// Mean training loss of the steps since the last look, `now` among them.
+    fn train_loss_since_last_look(&self, now: &StepMetrics) -> f64 {
+        let since = self.state.watch.looks.last().map_or(0, |look| look.step) as usize;
+        let before = &self.state.metrics[since..];
+        let sum: f64 = before.iter().map(|metrics| metrics.train_loss).sum();
+        (sum + now.train_loss) / (before.len() + 1) as f64
+    }
+
+    /// Looks for the signs that can be seen while a run goes on; each is said once.
+    pub(super) fn watch_health(
+        &mut self,
+        metrics: &StepMetrics,
+        is_epoch_end: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), JobError> {
+        let plan = &self.prepared.plan;
+        let warm_up = plan.hyperparameters.warmup_ratio * plan.total_steps as f64;
+        let is_early = (metrics.step as f64) <= warm_up.max(plan.total_steps as f64 / 2.0);
+        let guessing = (self.prepared.vocabulary as f64).ln();
+        self.find(health::divergence(metrics, guessing, is_early), sink);
+        self.find(health::overfitting(&self.state.watch), sink);
+        if !is_epoch_end {
+            return Ok(());
+        }
+        let found = health::collapse(metrics.step, &self.answers(true)?);
+        // A base model that repeats itself was like that before.
+        if found.is_some() && health::collapse(metrics.step, &self.answers(false)?).is_none() {
+            self.find(found, sink);
+        }
+        Ok(())
+    }
+
+    /// Greedy answers to a few training prompts, of the model as it is or of the base alone.
+    fn answers(&mut self, with_adapter: bool) -> Result<Vec<Vec<u32>>, JobError> {
+        let ends = &self.prepared.base.tokenizer.special().ends;
+        let mut answers = Vec::new();
+        for prompt in self.prepared.prompts(SAMPLES) {
+            if prompt.len() + SAMPLE_TOKENS > self.prepared.context {
+                continue;
+            }
+            let answer = self.engine.continue_greedily(prompt, SAMPLE_TOKENS, ends, with_adapter);
+            answers.push(answer.map_err(engine_failed)?);
+        }
+        Ok(answers)
+    }
+
+    /// Says a finding, unless its sign was found before.
+    pub(super) fn find(&mut self, finding: Option<Finding>, sink: &mut Sink<'_>) {
+        let Some(finding) = finding else { return };
+        if self.state.health.iter().any(|earlier| earlier.sign == finding.sign) {
+            return;
+        }
+        let data = serde_json::json!({"sign": finding.sign, "step": finding.step});
+        note(sink, EventLevel::Warn, finding.message.clone(), Some(data));
+        self.state.health.push(finding);
+    }
+}
+
+fn sum_of(measured: &[Measured]) -> Measured {
+    let mut sum = Measured::default();
+    measured.iter().for_each(|one| sum.add(one));
+    sum
+}
