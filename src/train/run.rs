@@ -20,7 +20,8 @@ use super::schedule::learning_rate;
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, JobError, StepMetrics};
 
-/// Checkpoints of a run that are for going on after a crash, beside those that are published.
+/// Checkpoints of a run that are for going on after a crash, beside those that are published and
+/// those of the first steps.
 const RESUME_POINTS: u64 = 10;
 
 /// Newest checkpoints that stay on the disk: one may be torn.
@@ -190,7 +191,7 @@ impl<'a> Run<'a> {
                 let directory = self.checkpoint()?;
                 self.announce(step, directory, superseded, sink);
                 self.remove_old_checkpoints()?;
-            } else if step.is_multiple_of(total.div_ceil(RESUME_POINTS)) {
+            } else if is_resume_point(step, total) {
                 self.checkpoint()?;
                 self.remove_old_checkpoints()?;
             }
@@ -344,6 +345,12 @@ impl<'a> Run<'a> {
             param: None,
         }
     }
+}
+
+/// Whether a step is saved for going on after a crash: so many of a run, and the first steps at ever
+/// longer intervals, so that a run that is disturbed early makes its way too.
+fn is_resume_point(step: u64, total: u64) -> bool {
+    step.is_power_of_two() || step.is_multiple_of(total.div_ceil(RESUME_POINTS))
 }
 
 /// Seconds that the steps of this process took, looks and checkpoints among them, for what the rest

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use hone::executor::MAX_ATTEMPTS;
 use hone::train::random::Stream;
 use serde_json::{Value, json};
 
@@ -61,6 +62,7 @@ async fn kills_at_random_moments_change_no_byte_of_what_comes_out() {
     let mut interrupted = 0;
     while kills < KILLS {
         let job = server.create_job(&chat_lines(13), hyperparameters.clone()).await;
+        let mut crashes = 0;
         for _ in 0..KILLS_OF_A_JOB {
             let state = server.until(&job, |job| job["status"] != "queued").await;
             if !state["finished_at"].is_null() {
@@ -69,7 +71,13 @@ async fn kills_at_random_moments_change_no_byte_of_what_comes_out() {
             // From the start of the trainer to well into its run.
             let wait = moments.bits(2 * kills) % 400;
             tokio::time::sleep(Duration::from_millis(wait)).await;
-            server = kill(server, moments.bits(2 * kills + 1));
+            // A trainer that dies three times before its first checkpoint fails the job, as it should.
+            let mut kind = moments.bits(2 * kills + 1);
+            crashes += u32::from(kind.is_multiple_of(3));
+            if crashes >= MAX_ATTEMPTS {
+                kind = 1;
+            }
+            server = kill(server, kind);
             kills += 1;
         }
         let ended = server.ended(&job, "succeeded").await;
