@@ -82,6 +82,10 @@ error_codes! {
     InvalidFile => "invalid_file", InvalidRequest, 400;
     /// The job has ended already.
     JobNotCancellable => "job_not_cancellable", InvalidRequest, 400;
+    /// The job has ended already, or is about to.
+    JobNotPausable => "job_not_pausable", InvalidRequest, 400;
+    /// The same.
+    JobNotResumable => "job_not_resumable", InvalidRequest, 400;
     /// A message holds the text of one of the model's control tokens.
     ControlTokenInContent => "control_token_in_content", InvalidRequest, 400;
     /// The prompt does not fit into the model's context.

@@ -397,6 +397,8 @@ pub struct Job {
     pub attempt: u32,
     /// Whether the user wants it to end.
     pub cancel_requested: bool,
+    /// Whether the user wants it to pause, and it still runs.
+    pub pause_requested: bool,
 }
 
 /// How grave an event is.

@@ -20,6 +20,11 @@ pub(super) enum Ending {
         /// Optimiser steps done.
         step: Option<u64>,
     },
+    /// The user wanted it to pause; `step` is the last one that the trainer named.
+    Paused {
+        /// Optimiser steps done.
+        step: Option<u64>,
+    },
     /// Something broke that may not break again.
     Retry(NewEvent),
     /// The same, after work that is not lost: it does not count against the job's attempts, which
@@ -71,6 +76,7 @@ impl Ending {
             Self::Failed(_) => "failed",
             Self::Cancelled => "cancelled",
             Self::Released { .. } => "released",
+            Self::Paused { .. } => "paused",
             Self::Retry(_) | Self::GoOn(_) => "retry",
             Self::Lost => "lost",
         }
@@ -137,6 +143,15 @@ async fn write(tools: &Tools, claim: &Claim, ending: &Ending) -> Result<(), Stor
                 EventLevel::Info,
                 format!("The server is shutting down; the job will continue from {from}"),
             );
+            store.release(claim, &[event]).await
+        }
+        Ending::Paused { step } => {
+            let message = match step {
+                Some(step) => format!("Fine-tuning job paused after step {step}"),
+                None => "Fine-tuning job paused".to_owned(),
+            };
+            let event = NewEvent::message(EventLevel::Info, message);
+            // The store pauses it, or lets it wait when the user has resumed it meanwhile.
             store.release(claim, &[event]).await
         }
         Ending::GoOn(event) => store.release(claim, std::slice::from_ref(event)).await,

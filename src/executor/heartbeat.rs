@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::queue::Queue;
-use crate::store::{Claim, StoreError};
+use crate::store::{Claim, HeartbeatReply, StoreError};
 
 /// What the heartbeat has heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) enum Wish {
     GoOn,
     /// The user wants the job to end.
     Cancel,
+    /// The user wants the job to pause.
+    Pause,
     /// Another executor holds the job: write nothing more.
     Lost,
 }
@@ -56,10 +58,15 @@ async fn beat(queue: Arc<Queue>, claim: Claim, wishes: watch::Sender<Wish>) {
     loop {
         queue.wait_for_heartbeat().await;
         match queue.heartbeat(&claim).await {
-            Ok(reply) if reply.cancel_requested => {
+            Ok(HeartbeatReply { cancel_requested: true, .. }) => {
                 wishes.send_replace(Wish::Cancel);
             }
-            Ok(_) => {}
+            Ok(HeartbeatReply { pause_requested: true, .. }) => {
+                wishes.send_replace(Wish::Pause);
+            }
+            Ok(_) => {
+                wishes.send_replace(Wish::GoOn);
+            }
             Err(StoreError::LostClaim(_)) => {
                 wishes.send_replace(Wish::Lost);
                 return;

@@ -11,11 +11,14 @@
 //! 5. turn what it says into rows and blobs (`report`, `publish`);
 //! 6. write how the job ended, exactly once (`ending`).
 //!
+//! Beside the jobs, [`Executor::run`] removes what is no longer needed (`housekeeping`).
+//!
 //! Whatever the trainer does — a crash, an out-of-memory kill, silence after a cancel — ends at
 //! most its own job; the next one goes on.
 
 mod ending;
 mod heartbeat;
+mod housekeeping;
 mod leftovers;
 mod publish;
 mod report;
@@ -67,8 +70,10 @@ pub enum ExecutorError {
 pub struct Patience {
     /// After it was told to cancel.
     pub cancel: Duration,
-    /// After it was told to stop at a checkpoint.
+    /// After it was told to stop at a checkpoint, for a shutdown.
     pub stop: Duration,
+    /// The same for a pause, which leaves it the time that a long step takes.
+    pub pause: Duration,
     /// After it has said its last word.
     pub exit: Duration,
 }
@@ -78,6 +83,7 @@ impl Default for Patience {
         Self {
             cancel: Duration::from_secs(10),
             stop: Duration::from_secs(20),
+            pause: Duration::from_secs(600),
             exit: Duration::from_secs(10),
         }
     }
@@ -87,7 +93,7 @@ impl Default for Patience {
 pub struct Tools {
     /// Where jobs and their progress are kept.
     pub store: Arc<dyn Store>,
-    /// Whose turn it is; shared with those who announce work and cancels.
+    /// Whose turn it is; shared with those who announce work and wishes.
     pub queue: Arc<Queue>,
     /// Where data comes from and results go to.
     pub blobs: Blobs,
@@ -145,10 +151,14 @@ impl Executor {
     /// Runs jobs until `shutdown`, then stops the running one at a checkpoint, gives it back to
     /// the queue and returns.
     pub async fn run(self, shutdown: CancellationToken) {
+        tokio::join!(self.run_jobs(&shutdown), housekeeping::run(&self.tools, &shutdown));
+    }
+
+    async fn run_jobs(&self, shutdown: &CancellationToken) {
         let mut backoff = BACKOFF;
         while !shutdown.is_cancelled() {
             // The bell keeps a ring that comes between the look and the wait.
-            match self.tick(&shutdown).await {
+            match self.tick(shutdown).await {
                 Tick::RanJob => backoff = BACKOFF,
                 Tick::Idle => {
                     backoff = BACKOFF;

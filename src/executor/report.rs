@@ -22,6 +22,8 @@ pub(super) struct Report<'a> {
     explained: Option<&'a ResolvedHyperparameters>,
     total_steps: Option<u64>,
     written_at: Option<Instant>,
+    /// Numbers of the last step, when they are not written.
+    unwritten: Option<StepMetrics>,
     /// The last step that the trainer has named.
     pub(super) step: Option<u64>,
 }
@@ -30,7 +32,15 @@ impl<'a> Report<'a> {
     /// The progress of the run of `job` that `claim` allows.
     pub(super) fn new(tools: &'a Tools, claim: &'a Claim, job: &'a Job) -> Self {
         let explained = job.resolved.as_ref();
-        Self { tools, claim, explained, total_steps: None, written_at: None, step: None }
+        Self {
+            tools,
+            claim,
+            explained,
+            total_steps: None,
+            written_at: None,
+            unwritten: None,
+            step: None,
+        }
     }
 
     /// The right to write it.
@@ -81,13 +91,25 @@ impl<'a> Report<'a> {
         }
         let is_due = self.written_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
         if events.is_empty() && !is_due {
+            self.unwritten = Some(metrics.clone());
             return Ok(());
         }
+        self.unwritten = None;
         self.written_at = Some(Instant::now());
         let estimated_finish = seconds_left
             .is_finite()
             .then(|| self.tools.clock.now().saturating_add(seconds_left.ceil() as i64));
         self.tools.store.record_progress(self.claim, metrics, estimated_finish, &events).await
+    }
+
+    /// Writes how far the run is, if the last step has not been written yet.
+    pub(super) async fn last_step(&mut self) -> Result<(), StoreError> {
+        match self.unwritten.take() {
+            Some(metrics) => {
+                self.tools.store.record_progress(self.claim, &metrics, None, &[]).await
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Tools;
 use super::ending::Ending;
+use super::{ExecutorError, Tools};
 use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::base_models::BaseModelEntry;
 use crate::blobs::BlobError;
@@ -51,7 +51,8 @@ async fn make_folder(job: &Job, path: &Path) -> Result<(), Ending> {
     })
 }
 
-/// Removes a job's work folder. What cannot be removed now is swept at the next start.
+/// Removes a job's work folder. What cannot be removed now is tried again by
+/// `housekeeping`.
 pub(super) async fn remove(tools: &Tools, job_id: &str) {
     let folder = folder(tools, job_id);
     match tokio::fs::remove_dir_all(&folder).await {
@@ -61,6 +62,27 @@ pub(super) async fn remove(tools: &Tools, job_id: &str) {
             tracing::warn!(job.id = job_id, folder = %folder.display(), %error, "work folder stays");
         }
     }
+}
+
+/// Removes the work folders of jobs that have ended, or are not known, and says how many.
+pub(super) async fn remove_ended(tools: &Tools) -> Result<u64, ExecutorError> {
+    let mut removed = 0;
+    let failed =
+        |source| ExecutorError::WorkFolder { path: tools.work_dir.display().to_string(), source };
+    let mut entries = tokio::fs::read_dir(&tools.work_dir).await.map_err(failed)?;
+    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+        let name = entry.file_name();
+        // Only folders that we made: their names are job ids.
+        let Some(job_id) = name.to_str().filter(|name| name.starts_with("ftjob-")) else {
+            continue;
+        };
+        let is_wanted = tools.store.job(job_id).await?.is_some_and(|job| !job.status.is_terminal());
+        if !is_wanted {
+            remove(tools, job_id).await;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 fn folder(tools: &Tools, job_id: &str) -> PathBuf {

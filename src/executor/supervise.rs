@@ -54,6 +54,7 @@ impl Last {
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
     cancel: bool,
+    pause: bool,
     stop: bool,
     /// When it must have ended.
     deadline: Option<Instant>,
@@ -76,6 +77,9 @@ pub(super) async fn run_job(
     if job.cancel_requested {
         return Ending::Cancelled;
     }
+    if job.pause_requested {
+        return Ending::Paused { step: None };
+    }
     let mut heartbeat = Heartbeat::start(tools.queue.clone(), claim.clone());
     let mut report = Report::new(tools, claim, job);
     let started = match claim.epoch {
@@ -93,6 +97,7 @@ pub(super) async fn run_job(
     match heartbeat.wish() {
         Wish::GoOn => {}
         Wish::Cancel => return Ending::Cancelled,
+        Wish::Pause => return Ending::Paused { step: None },
         Wish::Lost => return Ending::Lost,
     }
     if shutdown.is_cancelled() {
@@ -129,7 +134,19 @@ pub(super) async fn run_job(
         {
             Ending::Cancelled
         }
-        Last::Stopped if told.stop => Ending::Released { step: report.step },
+        Last::Stopped if told.pause || told.stop => {
+            let written = report.last_step().await;
+            if is_lost(job, written) {
+                return Ending::Lost;
+            }
+            let step = report.step;
+            if told.pause { Ending::Paused { step } } else { Ending::Released { step } }
+        }
+        Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue | Last::Garbled(_)
+            if told.pause =>
+        {
+            Ending::Paused { step: None }
+        }
         Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue | Last::Garbled(_)
             if told.stop =>
         {
@@ -183,6 +200,11 @@ async fn listen(
                 match wish {
                     Wish::GoOn => {}
                     Wish::Lost => return Last::Lost,
+                    Wish::Pause => {
+                        told.pause = true;
+                        told.end_within(tools.patience.pause);
+                        trainer.tell(Control::Stop).await;
+                    }
                     Wish::Cancel => {
                         told.cancel = true;
                         told.end_within(tools.patience.cancel);

@@ -45,6 +45,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::create::create, fine_tuning::list::list))
         .routes(routes!(fine_tuning::retrieve::retrieve))
         .routes(routes!(fine_tuning::cancel::cancel))
+        .routes(routes!(fine_tuning::pause::pause))
+        .routes(routes!(fine_tuning::resume::resume))
         .routes(routes!(fine_tuning::events::events))
         .routes(routes!(fine_tuning::checkpoints::checkpoints))
         .routes(routes!(models::list::list))

@@ -101,6 +101,8 @@ pub struct Claim {
 pub struct HeartbeatReply {
     /// The user wants the job to end.
     pub cancel_requested: bool,
+    /// The user wants the job to pause.
+    pub pause_requested: bool,
 }
 
 /// What asking for an end came to.
@@ -114,6 +116,30 @@ pub enum CancelOutcome {
     AlreadyCancelled(Job),
     /// It has succeeded or failed.
     TooLate(Job),
+}
+
+/// What asking for a pause came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PauseOutcome {
+    /// It waited, and is paused now.
+    Paused(Job),
+    /// It runs; its executor has been told and will pause it within a step.
+    Requested(Job),
+    /// It was paused before.
+    AlreadyPaused(Job),
+    /// It has ended or is about to, or its files are still being looked at.
+    Refused(Job),
+}
+
+/// What asking to go on came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResumeOutcome {
+    /// It was paused and waits again, or was to be paused and is not.
+    Resumed(Job),
+    /// It was not paused.
+    NotPaused(Job),
+    /// It has ended or is about to, or its files are still being looked at.
+    Refused(Job),
 }
 
 /// What asking to delete a file came to.
@@ -193,6 +219,21 @@ pub trait Store: Send + Sync {
     ) -> Result<Page<Job>, StoreError>;
     /// Asks for the end of a job; `None` when there is no such job.
     async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError>;
+    /// Asks for a pause of a job; `None` when there is no such job. `events` are appended when the
+    /// wish is new.
+    async fn request_pause(
+        &self,
+        id: &str,
+        events: &[NewEvent],
+    ) -> Result<Option<PauseOutcome>, StoreError>;
+    /// Lets a paused job wait for its turn again, in its old place, or withdraws the wish to pause a
+    /// running one; `None` when there is no such job. `events` are appended when that changes
+    /// something.
+    async fn resume(
+        &self,
+        id: &str,
+        events: &[NewEvent],
+    ) -> Result<Option<ResumeOutcome>, StoreError>;
     /// Events of a job, newest first.
     async fn list_events(
         &self,
@@ -220,7 +261,8 @@ pub trait Store: Send + Sync {
 
     /// Puts every `running` job back to `queued` and appends `events` to each; for the start of the
     /// only server on this database, when nobody can be working on them. Returns their ids. Their
-    /// attempt does not count; those whose user wanted them to end are cancelled instead.
+    /// attempt does not count; those whose user wanted them to end or to pause are cancelled or
+    /// paused instead.
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError>;
     /// Claims the oldest job that waits, or whose lease has run out.
     async fn claim(
@@ -234,11 +276,11 @@ pub trait Store: Send + Sync {
         claim: &Claim,
         lease_seconds: i64,
     ) -> Result<HeartbeatReply, StoreError>;
-    /// Gives a claimed job back to the queue, for a shutdown; does not count as an attempt. When
-    /// its user wants it to end, it is cancelled instead.
+    /// Gives a claimed job back to the queue, for a shutdown or a pause; does not count as an
+    /// attempt. When its user wants it to end or to pause, it is cancelled or paused instead.
     async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
     /// Gives a claimed job back to the queue after its trainer died; the attempt counts. When its
-    /// user wants it to end, it is cancelled instead.
+    /// user wants it to end or to pause, it is cancelled or paused instead.
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
 
     // ---- progress of a claimed job

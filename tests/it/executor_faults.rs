@@ -19,7 +19,7 @@ async fn workshop() -> (Workshop, tempfile::TempDir) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faulty_trainer.sh");
     let mut workshop = Workshop::new(models.path(), &script).await;
     let short = Duration::from_secs(1);
-    workshop.patience = Patience { cancel: short, stop: short, exit: short };
+    workshop.patience = Patience { cancel: short, stop: short, pause: short, exit: short };
     (workshop, models)
 }
 
@@ -82,10 +82,25 @@ async fn a_trainer_that_ignores_a_cancel_is_killed_and_the_job_is_cancelled() {
     workshop.until(&deaf, |job| job.status == JobStatus::Running).await;
     let start = Instant::now();
     workshop.store.request_cancel(&deaf).await.expect("asks");
-    workshop.queue.announce_cancel();
+    workshop.queue.announce_wish();
     let job = workshop.ended(&deaf).await;
     assert_eq!((job.status, job.error), (JobStatus::Cancelled, None));
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    workshop.ended(&next).await;
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_trainer_that_ignores_a_pause_is_killed_and_the_job_is_paused() {
+    let (workshop, _models) = workshop().await;
+    let deaf = create(&workshop, "deaf").await;
+    let next = create(&workshop, "empty-handed").await;
+    let running = workshop.start().await;
+    workshop.until(&deaf, |job| job.status == JobStatus::Running).await;
+    workshop.store.request_pause(&deaf, &[]).await.expect("asks");
+    workshop.queue.announce_wish();
+    let job = workshop.until(&deaf, |job| job.status == JobStatus::Paused).await;
+    assert_eq!(job.attempt, 0, "a pause is no attempt");
     workshop.ended(&next).await;
     running.shut_down().await;
 }

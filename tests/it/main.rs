@@ -18,6 +18,7 @@ mod gradients;
 mod http_files;
 mod http_jobs;
 mod http_models_chat;
+mod http_pause;
 mod http_protocol;
 mod kills;
 mod models_pull;

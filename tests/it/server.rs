@@ -106,6 +106,11 @@ impl Server {
         }
     }
 
+    /// Where it keeps things.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

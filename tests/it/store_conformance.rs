@@ -7,8 +7,8 @@ use hone::error_code::ErrorCode;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{
-    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, Order, PageRequest, Store,
-    StoreError,
+    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, Order, PageRequest, PauseOutcome,
+    ResumeOutcome, Store, StoreError,
 };
 
 use crate::store_support::{
@@ -221,6 +221,125 @@ async fn a_job_that_has_ended_cannot_be_cancelled() {
     let Some(CancelOutcome::TooLate(job)) = outcome else { panic!("{outcome:?}") };
     assert_eq!((job.status, job.error), (JobStatus::Failed, Some(out_of_memory())));
     assert!(!job.cancel_requested);
+}
+
+#[tokio::test]
+async fn a_waiting_job_pauses_at_once_and_waits_again_in_its_old_place() {
+    let fixture = Fixture::sqlite().await;
+    let older = fixture.add_job().await;
+    let newer = fixture.add_job().await;
+    let store = &fixture.store;
+    let outcome = store.request_pause(&older, &[note("pause")]).await.expect("asks");
+    let Some(PauseOutcome::Paused(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((job.status, job.pause_requested), (JobStatus::Paused, false));
+    let again = store.request_pause(&older, &[note("pause")]).await.expect("asks");
+    assert_eq!(again, Some(PauseOutcome::AlreadyPaused(job)));
+    assert_eq!(fixture.claim().await.1.id, newer, "the device goes on to the next job");
+    assert!(store.claim("tests", 60).await.expect("looks").is_none());
+
+    let outcome = store.resume(&older, &[note("resume")]).await.expect("asks");
+    let Some(ResumeOutcome::Resumed(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(job.status, JobStatus::Queued);
+    let again = store.resume(&older, &[note("resume")]).await.expect("asks");
+    assert_eq!(again, Some(ResumeOutcome::NotPaused(job)));
+    assert_eq!(fixture.event_sequences(&older).await, [1, 2], "what changes nothing says nothing");
+    let even_newer = fixture.add_job().await;
+    assert_eq!(fixture.claim().await.1.id, older);
+    assert_eq!(fixture.claim().await.1.id, even_newer);
+    assert_eq!(store.request_pause("ftjob-none", &[]).await.expect("asks"), None);
+    assert_eq!(store.resume("ftjob-none", &[]).await.expect("asks"), None);
+}
+
+#[tokio::test]
+async fn the_wish_to_pause_reaches_the_executor_and_is_fulfilled_when_the_job_is_given_back() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let store = &fixture.store;
+    let (claim, _job) = fixture.claim().await;
+    assert!(!store.heartbeat(&claim, 60).await.expect("beats").pause_requested);
+    for _ in 0..2 {
+        let outcome = store.request_pause(&id, &[note("pause")]).await.expect("asks");
+        let Some(PauseOutcome::Requested(job)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((job.status, job.pause_requested), (JobStatus::Running, true));
+    }
+    assert!(store.heartbeat(&claim, 60).await.expect("beats").pause_requested);
+    store.release(&claim, &[note("paused")]).await.expect("gives back");
+    let job = fixture.job(&id).await;
+    assert_eq!((job.status, job.attempt, job.pause_requested), (JobStatus::Paused, 0, false));
+    assert!(is_lost(store.heartbeat(&claim, 60).await));
+    assert_eq!(fixture.event_sequences(&id).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_pause_that_is_withdrawn_in_time_lets_the_job_wait() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let store = &fixture.store;
+    let (claim, _job) = fixture.claim().await;
+    store.request_pause(&id, &[]).await.expect("asks");
+    let outcome = store.resume(&id, &[]).await.expect("asks");
+    let Some(ResumeOutcome::Resumed(job)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((job.status, job.pause_requested), (JobStatus::Running, false));
+    assert!(!store.heartbeat(&claim, 60).await.expect("beats").pause_requested);
+    store.release(&claim, &[]).await.expect("gives back");
+    assert_eq!(fixture.job(&id).await.status, JobStatus::Queued);
+}
+
+#[tokio::test]
+async fn a_pause_holds_through_crashes_of_the_trainer_and_of_the_server() {
+    let fixture = Fixture::sqlite().await;
+    let ids = [fixture.add_job().await, fixture.add_job().await];
+    let store = &fixture.store;
+    let (claim, _job) = fixture.claim().await;
+    fixture.claim().await;
+    for id in &ids {
+        store.request_pause(id, &[]).await.expect("asks");
+    }
+    store.retry(&claim, &[]).await.expect("gives back");
+    let requeued = store.requeue_orphans(&[note("restarted")]).await.expect("requeues");
+    assert!(requeued.is_empty());
+    let attempts = [1, 0];
+    for (id, attempt) in ids.iter().zip(attempts) {
+        let job = fixture.job(id).await;
+        assert_eq!((job.status, job.attempt), (JobStatus::Paused, attempt));
+    }
+    store.requeue_orphans(&[]).await.expect("requeues");
+    assert_eq!(fixture.job(&ids[0]).await.status, JobStatus::Paused, "a restart changes nothing");
+}
+
+#[tokio::test]
+async fn an_end_or_a_cancel_outweighs_a_pause() {
+    let fixture = Fixture::sqlite().await;
+    let ended = fixture.add_job().await;
+    let cancelled = fixture.add_job().await;
+    let paused = fixture.add_job().await;
+    let store = &fixture.store;
+
+    // The pause comes while the last step is done.
+    let (claim, _job) = fixture.claim().await;
+    store.request_pause(&ended, &[]).await.expect("asks");
+    store.finish_succeeded(&claim, &success(&ended)).await.expect("ends");
+    let job = fixture.job(&ended).await;
+    assert_eq!((job.status, job.pause_requested), (JobStatus::Succeeded, false));
+    let refused = store.request_pause(&ended, &[]).await.expect("asks");
+    assert_eq!(refused, Some(PauseOutcome::Refused(job.clone())));
+    assert_eq!(store.resume(&ended, &[]).await.expect("asks"), Some(ResumeOutcome::Refused(job)));
+
+    let (claim, _job) = fixture.claim().await;
+    store.request_pause(&cancelled, &[]).await.expect("asks");
+    store.request_cancel(&cancelled).await.expect("asks");
+    let reply = store.heartbeat(&claim, 60).await.expect("beats");
+    assert!(reply.cancel_requested && reply.pause_requested);
+    let outcome = store.request_pause(&cancelled, &[]).await.expect("asks");
+    assert!(matches!(outcome, Some(PauseOutcome::Refused(_))), "{outcome:?}");
+    let outcome = store.resume(&cancelled, &[]).await.expect("asks");
+    assert!(matches!(outcome, Some(ResumeOutcome::Refused(_))), "{outcome:?}");
+    store.release(&claim, &[]).await.expect("gives back");
+    assert_eq!(fixture.job(&cancelled).await.status, JobStatus::Cancelled);
+
+    store.request_pause(&paused, &[]).await.expect("asks");
+    let outcome = store.request_cancel(&paused).await.expect("asks");
+    assert!(matches!(outcome, Some(CancelOutcome::Cancelled(_))), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use hone::error_code::ErrorCode;
 use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
-use hone::store::{CancelOutcome, Claim, StoreError};
+use hone::store::{CancelOutcome, Claim, PauseOutcome, ResumeOutcome, StoreError};
 use proptest::prelude::*;
 
 use crate::store_support::{Fixture, checkpoint, job, metrics, success};
@@ -18,6 +18,8 @@ enum Operation {
     Wait(i64),
     /// On the job with this number (modulo their count).
     Cancel(usize),
+    Pause(usize),
+    Resume(usize),
     RequeueOrphans,
     /// On the claim with this number (modulo their count), lost or held.
     Heartbeat(usize),
@@ -38,6 +40,8 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         4 => Just(Operation::Claim),
         2 => (1..50_i64).prop_map(Operation::Wait),
         1 => index.clone().prop_map(Operation::Cancel),
+        2 => index.clone().prop_map(Operation::Pause),
+        2 => index.clone().prop_map(Operation::Resume),
         1 => Just(Operation::RequeueOrphans),
         2 => index.clone().prop_map(Operation::Heartbeat),
         1 => index.clone().prop_map(Operation::Release),
@@ -58,12 +62,20 @@ struct Expected {
     id: String,
     status: JobStatus,
     cancel_requested: bool,
+    pause_requested: bool,
     attempt: u32,
     epoch: i64,
     lease_until: i64,
     events: i64,
     steps: u64,
     checkpoints: Vec<u64>,
+}
+
+impl Expected {
+    fn end(&mut self, status: JobStatus) {
+        self.status = status;
+        self.pause_requested = false;
+    }
 }
 
 #[derive(Default)]
@@ -81,11 +93,12 @@ impl Model {
 
     fn give_back(&mut self, at: usize, forgiven: bool) {
         let job = &mut self.jobs[at];
+        let wishes_pause = std::mem::take(&mut job.pause_requested);
         if job.cancel_requested {
             job.status = JobStatus::Cancelled;
             return;
         }
-        job.status = JobStatus::Queued;
+        job.status = if wishes_pause { JobStatus::Paused } else { JobStatus::Queued };
         if forgiven {
             job.attempt -= 1;
         }
@@ -115,6 +128,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
                 id: row.id,
                 status: JobStatus::Queued,
                 cancel_requested: false,
+                pause_requested: false,
                 attempt: 0,
                 epoch: 0,
                 lease_until: 0,
@@ -159,7 +173,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
             let job = &mut model.jobs[at];
             let outcome = store.request_cancel(&job.id).await.expect("asks").expect("is there");
             match job.status {
-                JobStatus::Queued => {
+                JobStatus::Queued | JobStatus::Paused => {
                     assert!(matches!(outcome, CancelOutcome::Cancelled(_)), "{outcome:?}");
                     job.status = JobStatus::Cancelled;
                 }
@@ -175,6 +189,60 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
                 }
             }
             job.cancel_requested = true;
+            return;
+        }
+        Operation::Pause(number) => {
+            if model.jobs.is_empty() {
+                return;
+            }
+            let at = number % model.jobs.len();
+            let job = &mut model.jobs[at];
+            let outcome = store.request_pause(&job.id, &event()).await.expect("asks");
+            let outcome = outcome.expect("is there");
+            match job.status {
+                JobStatus::Queued => {
+                    assert!(matches!(outcome, PauseOutcome::Paused(_)), "{outcome:?}");
+                    job.status = JobStatus::Paused;
+                    job.events += 1;
+                }
+                JobStatus::Running if !job.cancel_requested => {
+                    assert!(matches!(outcome, PauseOutcome::Requested(_)), "{outcome:?}");
+                    job.events += i64::from(!job.pause_requested);
+                    job.pause_requested = true;
+                }
+                JobStatus::Paused => {
+                    assert!(matches!(outcome, PauseOutcome::AlreadyPaused(_)), "{outcome:?}");
+                }
+                _ => assert!(matches!(outcome, PauseOutcome::Refused(_)), "{outcome:?}"),
+            }
+            return;
+        }
+        Operation::Resume(number) => {
+            if model.jobs.is_empty() {
+                return;
+            }
+            let at = number % model.jobs.len();
+            let job = &mut model.jobs[at];
+            let outcome = store.resume(&job.id, &event()).await.expect("asks").expect("is there");
+            match job.status {
+                JobStatus::Paused => {
+                    assert!(matches!(outcome, ResumeOutcome::Resumed(_)), "{outcome:?}");
+                    job.status = JobStatus::Queued;
+                    job.events += 1;
+                }
+                JobStatus::Running if !job.cancel_requested && job.pause_requested => {
+                    assert!(matches!(outcome, ResumeOutcome::Resumed(_)), "{outcome:?}");
+                    job.pause_requested = false;
+                    job.events += 1;
+                }
+                JobStatus::Queued => {
+                    assert!(matches!(outcome, ResumeOutcome::NotPaused(_)), "{outcome:?}");
+                }
+                JobStatus::Running if !job.cancel_requested => {
+                    assert!(matches!(outcome, ResumeOutcome::NotPaused(_)), "{outcome:?}");
+                }
+                _ => assert!(matches!(outcome, ResumeOutcome::Refused(_)), "{outcome:?}"),
+            }
             return;
         }
         Operation::RequeueOrphans => {
@@ -207,6 +275,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
             let result = store.heartbeat(&claim, LEASE).await;
             if let Ok(reply) = &result {
                 assert_eq!(reply.cancel_requested, model.jobs[at].cancel_requested);
+                assert_eq!(reply.pause_requested, model.jobs[at].pause_requested);
             }
             if agree(held, result) {
                 model.jobs[at].lease_until = model.now + LEASE;
@@ -263,7 +332,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
             let held = model.holds(&claim, at);
             let success = success(&claim.job_id);
             if agree(held, store.finish_succeeded(&claim, &success).await) {
-                model.jobs[at].status = JobStatus::Succeeded;
+                model.jobs[at].end(JobStatus::Succeeded);
                 model.jobs[at].steps = success.trained_steps;
             }
         }
@@ -276,7 +345,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
                 param: None,
             };
             if agree(held, store.finish_failed(&claim, &error, &event()).await) {
-                model.jobs[at].status = JobStatus::Failed;
+                model.jobs[at].end(JobStatus::Failed);
                 model.jobs[at].events += 1;
             }
         }
@@ -284,7 +353,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
             let (claim, at) = pick(number);
             let held = model.holds(&claim, at);
             if agree(held, store.finish_cancelled(&claim, &event()).await) {
-                model.jobs[at].status = JobStatus::Cancelled;
+                model.jobs[at].end(JobStatus::Cancelled);
                 model.jobs[at].cancel_requested = true;
                 model.jobs[at].events += 1;
             }
@@ -299,6 +368,7 @@ async fn compare(fixture: &Fixture, model: &Model) {
         assert_eq!(job.status, expected.status, "{}", expected.id);
         assert_eq!(job.attempt, expected.attempt);
         assert_eq!(job.cancel_requested, expected.cancel_requested);
+        assert_eq!(job.pause_requested, expected.pause_requested);
         assert_eq!(job.trained_steps, expected.steps);
         assert_eq!(job.finished_at.is_some(), job.status.is_terminal());
         let sequences = fixture.event_sequences(&expected.id).await;

@@ -61,6 +61,7 @@ async fn the_database_keeps_a_write_ahead_log_and_refuses_rows_that_contradict_t
         "UPDATE jobs SET status = 'running'",
         "UPDATE jobs SET finished_at = 1",
         "UPDATE jobs SET cancel_requested_at = 1",
+        "UPDATE jobs SET pause_requested_at = 1",
         "UPDATE jobs SET estimated_finish = 1",
     ] {
         let result = sqlx::query(contradiction).execute(&mut outside).await;

@@ -118,6 +118,7 @@ pub fn job(training_file: &str) -> Job {
         estimated_finish: None,
         attempt: 0,
         cancel_requested: false,
+        pause_requested: false,
     }
 }
 

@@ -1,8 +1,6 @@
 //! Ends a job as its user wishes. Reads no body: clients send an empty one, with or without a
 //! content type.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::State;
 
@@ -11,14 +9,7 @@ use crate::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
-use crate::job::Job;
 use crate::store::CancelOutcome;
-
-/// How long the reply waits for a running job to end, so that it can say `cancelled`.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often it looks.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Cancels a job.
 #[utoipa::path(
@@ -38,10 +29,14 @@ pub async fn cancel(
         return Err(super::no_such_job(&id));
     };
     let job = match outcome {
-        CancelOutcome::Cancelled(job) | CancelOutcome::AlreadyCancelled(job) => job,
+        CancelOutcome::Cancelled(job) => {
+            state.queue.announce_chores();
+            job
+        }
+        CancelOutcome::AlreadyCancelled(job) => job,
         CancelOutcome::Requested(job) => {
-            state.queue.announce_cancel();
-            wait_for_end(&state, job).await?
+            state.queue.announce_wish();
+            super::wait_while(&state, job, |job| !job.status.is_terminal()).await?
         }
         CancelOutcome::TooLate(job) => {
             let message = format!("the job has ended already: it is {}", job.status.as_str());
@@ -49,13 +44,4 @@ pub async fn cancel(
         }
     };
     Ok(Json(job.into()))
-}
-
-async fn wait_for_end(state: &AppState, mut job: Job) -> ApiResult<Job> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !job.status.is_terminal() && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(LOOK).await;
-        job = super::find(state, &job.id).await?;
-    }
-    Ok(job)
 }

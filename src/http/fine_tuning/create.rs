@@ -180,6 +180,7 @@ fn new_job(
         estimated_finish: None,
         attempt: 0,
         cancel_requested: false,
+        pause_requested: false,
     };
     (job, events)
 }

@@ -6,7 +6,11 @@ pub(super) mod create;
 pub(super) mod events;
 pub(super) mod list;
 mod object;
+pub(super) mod pause;
+pub(super) mod resume;
 pub(super) mod retrieve;
+
+use std::time::Duration;
 
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
@@ -16,6 +20,12 @@ use crate::job::Job;
 /// Most items of a page.
 const MOST: u32 = 100;
 
+/// How long a reply waits for a running job to do what its user wants, so that it can say so.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// The job, or OpenAI's 404.
 async fn find(state: &AppState, id: &str) -> ApiResult<Job> {
     state.store.job(id).await?.ok_or_else(|| no_such_job(id))
@@ -24,4 +34,26 @@ async fn find(state: &AppState, id: &str) -> ApiResult<Job> {
 fn no_such_job(id: &str) -> ApiError {
     ApiError::new(ErrorCode::FineTuneNotFound, format!("there is no fine-tuning job {id:?}"))
         .with_param("fine_tune_id")
+}
+
+/// The job as soon as it is no longer as `is_pending` says, or as it is when patience ends.
+async fn wait_while(
+    state: &AppState,
+    mut job: Job,
+    is_pending: fn(&Job) -> bool,
+) -> ApiResult<Job> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while is_pending(&job) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+        job = find(state, &job.id).await?;
+    }
+    Ok(job)
+}
+
+/// Why something cannot be done to a job, as the end of a sentence about it.
+fn where_it_stands(job: &Job) -> String {
+    if job.cancel_requested && !job.status.is_terminal() {
+        return "is about to be cancelled".to_owned();
+    }
+    format!("is {}", job.status.as_str())
 }

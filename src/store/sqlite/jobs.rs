@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{files, models, rows};
-use crate::job::{Job, JobStatus};
-use crate::store::{CancelOutcome, Page, PageRequest, StoreError};
+use super::{events, files, models, rows};
+use crate::job::{Job, JobStatus, NewEvent};
+use crate::store::{CancelOutcome, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
 
 /// Adds a row. Its files and the model that it continues from must be there: this runs in the
 /// transaction that would otherwise race with their deletion.
@@ -115,7 +115,8 @@ pub(super) async fn cancel_now(
     sqlx::query(
         "UPDATE jobs
          SET status = $1, finished_at = $2, cancel_requested_at = coalesce(cancel_requested_at, $2),
-             estimated_finish = NULL, lease_owner = NULL, lease_expires_at = NULL
+             pause_requested_at = NULL, estimated_finish = NULL, lease_owner = NULL,
+             lease_expires_at = NULL
          WHERE id = $3",
     )
     .bind(JobStatus::Cancelled.as_str())
@@ -156,4 +157,85 @@ pub(super) async fn request_cancel(
     };
     let changed = by_id(connection, id).await?;
     Ok(changed.map(outcome))
+}
+
+/// Pauses a job that waits, notes the wish on one that runs.
+pub(super) async fn request_pause(
+    connection: &mut SqliteConnection,
+    id: &str,
+    now: i64,
+    events: &[NewEvent],
+) -> Result<Option<PauseOutcome>, StoreError> {
+    let Some(job) = by_id(connection, id).await? else {
+        return Ok(None);
+    };
+    let outcome: fn(Job) -> PauseOutcome = match job.status {
+        JobStatus::Paused => return Ok(Some(PauseOutcome::AlreadyPaused(job))),
+        _ if job.cancel_requested => return Ok(Some(PauseOutcome::Refused(job))),
+        JobStatus::Running if job.pause_requested => {
+            return Ok(Some(PauseOutcome::Requested(job)));
+        }
+        JobStatus::Running => {
+            wish_to_pause(connection, id, Some(now)).await?;
+            PauseOutcome::Requested
+        }
+        from if from.may_become(JobStatus::Paused) => {
+            move_waiting(connection, id, JobStatus::Paused).await?;
+            PauseOutcome::Paused
+        }
+        _ => return Ok(Some(PauseOutcome::Refused(job))),
+    };
+    events::append(connection, id, now, events).await?;
+    let changed = by_id(connection, id).await?;
+    Ok(changed.map(outcome))
+}
+
+/// Puts a paused job back to those that wait, withdraws the wish from one that still runs.
+pub(super) async fn resume(
+    connection: &mut SqliteConnection,
+    id: &str,
+    now: i64,
+    events: &[NewEvent],
+) -> Result<Option<ResumeOutcome>, StoreError> {
+    let Some(job) = by_id(connection, id).await? else {
+        return Ok(None);
+    };
+    match job.status {
+        JobStatus::Paused => move_waiting(connection, id, JobStatus::Queued).await?,
+        _ if job.cancel_requested => return Ok(Some(ResumeOutcome::Refused(job))),
+        JobStatus::Running if job.pause_requested => wish_to_pause(connection, id, None).await?,
+        JobStatus::Running | JobStatus::Queued => return Ok(Some(ResumeOutcome::NotPaused(job))),
+        _ => return Ok(Some(ResumeOutcome::Refused(job))),
+    }
+    events::append(connection, id, now, events).await?;
+    let changed = by_id(connection, id).await?;
+    Ok(changed.map(ResumeOutcome::Resumed))
+}
+
+/// Notes or withdraws the wish on a running job.
+async fn wish_to_pause(
+    connection: &mut SqliteConnection,
+    id: &str,
+    since: Option<i64>,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE jobs SET pause_requested_at = $1 WHERE id = $2")
+        .bind(since)
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Moves a job that nobody works on between waiting and paused.
+async fn move_waiting(
+    connection: &mut SqliteConnection,
+    id: &str,
+    to: JobStatus,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE jobs SET status = $1 WHERE id = $2")
+        .bind(to.as_str())
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
 }

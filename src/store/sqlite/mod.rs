@@ -26,7 +26,7 @@ pub use open::{DATABASE_FILE, LOCK_FILE, open};
 
 use super::{
     CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, Order, Page,
-    PageRequest, Store, StoreError, Success,
+    PageRequest, PauseOutcome, ResumeOutcome, Store, StoreError, Success,
 };
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
@@ -115,6 +115,28 @@ impl Store for SqliteStore {
     async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError> {
         let mut transaction = self.begin_write().await?;
         let outcome = jobs::request_cancel(&mut transaction, id, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn request_pause(
+        &self,
+        id: &str,
+        events: &[NewEvent],
+    ) -> Result<Option<PauseOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = jobs::request_pause(&mut transaction, id, self.clock.now(), events).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn resume(
+        &self,
+        id: &str,
+        events: &[NewEvent],
+    ) -> Result<Option<ResumeOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = jobs::resume(&mut transaction, id, self.clock.now(), events).await?;
         transaction.commit().await?;
         Ok(outcome)
     }

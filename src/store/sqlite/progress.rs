@@ -61,7 +61,7 @@ pub(super) async fn succeeded(
         "UPDATE jobs
          SET status = $1, finished_at = $2, fine_tuned_model = $3, result_files = $4,
              trained_tokens = $5, trained_steps = $6, estimated_finish = NULL,
-             lease_owner = NULL, lease_expires_at = NULL
+             pause_requested_at = NULL, lease_owner = NULL, lease_expires_at = NULL
          WHERE id = $7 AND lease_epoch = $8 AND status = $9",
     )
     .bind(JobStatus::Succeeded.as_str())
@@ -89,7 +89,7 @@ pub(super) async fn failed(
     let changed = sqlx::query(
         "UPDATE jobs
          SET status = $1, finished_at = $2, error = $3, estimated_finish = NULL,
-             lease_owner = NULL, lease_expires_at = NULL
+             pause_requested_at = NULL, lease_owner = NULL, lease_expires_at = NULL
          WHERE id = $4 AND lease_epoch = $5 AND status = $6",
     )
     .bind(JobStatus::Failed.as_str())

@@ -11,7 +11,7 @@ use crate::store::{Claim, HeartbeatReply, StoreError};
 pub(super) enum Attempt {
     /// The trainer died.
     Counts,
-    /// The server ended; the job is not to blame.
+    /// The server ended, or the user wanted a pause; the job is not to blame.
     IsForgiven,
 }
 
@@ -30,8 +30,8 @@ pub(super) async fn check_claim(
         .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))
 }
 
-/// Gives every running job back: nobody can be working on them. One whose user wanted it to end
-/// is cancelled instead. The job is not to blame, so its attempt is forgiven.
+/// Gives every running job back: nobody can be working on them. One whose user wanted it to end or
+/// to pause is cancelled or paused instead. The job is not to blame, so its attempt is forgiven.
 pub(super) async fn requeue_orphans(
     connection: &mut SqliteConnection,
     now: i64,
@@ -105,7 +105,7 @@ pub(super) async fn heartbeat(
     let row = sqlx::query(
         "UPDATE jobs SET lease_expires_at = $1
          WHERE id = $2 AND lease_epoch = $3 AND status = $4
-         RETURNING cancel_requested_at",
+         RETURNING cancel_requested_at, pause_requested_at",
     )
     .bind(until)
     .bind(&claim.job_id)
@@ -115,11 +115,15 @@ pub(super) async fn heartbeat(
     .await?
     .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))?;
     let cancel_requested_at: Option<i64> = row.try_get("cancel_requested_at")?;
-    Ok(HeartbeatReply { cancel_requested: cancel_requested_at.is_some() })
+    let pause_requested_at: Option<i64> = row.try_get("pause_requested_at")?;
+    Ok(HeartbeatReply {
+        cancel_requested: cancel_requested_at.is_some(),
+        pause_requested: pause_requested_at.is_some(),
+    })
 }
 
-/// Gives a claimed job back to the queue, or cancels it when its user wanted it to end; returns
-/// which of the two.
+/// Gives a claimed job back to the queue, or cancels or pauses it when its user wanted that; returns
+/// where it stands then.
 pub(super) async fn give_back(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -127,8 +131,8 @@ pub(super) async fn give_back(
     now: i64,
 ) -> Result<JobStatus, StoreError> {
     check_claim(connection, claim).await?;
-    let cancel_requested_at: Option<i64> =
-        sqlx::query_scalar("SELECT cancel_requested_at FROM jobs WHERE id = $1")
+    let (cancel_requested_at, pause_requested_at): (Option<i64>, Option<i64>) =
+        sqlx::query_as("SELECT cancel_requested_at, pause_requested_at FROM jobs WHERE id = $1")
             .bind(&claim.job_id)
             .fetch_one(&mut *connection)
             .await?;
@@ -136,7 +140,11 @@ pub(super) async fn give_back(
         jobs::cancel_now(connection, &claim.job_id, JobStatus::Running, now).await?;
         return Ok(JobStatus::Cancelled);
     }
-    jobs::check_move(&claim.job_id, JobStatus::Running, JobStatus::Queued)?;
+    let next = match pause_requested_at {
+        Some(_wanted) => JobStatus::Paused,
+        None => JobStatus::Queued,
+    };
+    jobs::check_move(&claim.job_id, JobStatus::Running, next)?;
     let forgiven = match attempt {
         Attempt::Counts => 0,
         Attempt::IsForgiven => 1,
@@ -144,14 +152,14 @@ pub(super) async fn give_back(
     sqlx::query(
         "UPDATE jobs
          SET status = $1, attempt = attempt - $2, estimated_finish = NULL,
-             lease_owner = NULL, lease_expires_at = NULL
+             pause_requested_at = NULL, lease_owner = NULL, lease_expires_at = NULL
          WHERE id = $3 AND lease_epoch = $4",
     )
-    .bind(JobStatus::Queued.as_str())
+    .bind(next.as_str())
     .bind(forgiven)
     .bind(&claim.job_id)
     .bind(claim.epoch)
     .execute(connection)
     .await?;
-    Ok(JobStatus::Queued)
+    Ok(next)
 }

@@ -81,6 +81,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let hyperparameters: String = row.try_get("hyperparameters")?;
     let total_steps: Option<i64> = row.try_get("total_steps")?;
     let cancel_requested_at: Option<i64> = row.try_get("cancel_requested_at")?;
+    let pause_requested_at: Option<i64> = row.try_get("pause_requested_at")?;
     Ok(Job {
         id: row.try_get("id")?,
         created_at: row.try_get("created_at")?,
@@ -104,6 +105,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         estimated_finish: row.try_get("estimated_finish")?,
         attempt: to_count("jobs.attempt", row.try_get("attempt")?)?,
         cancel_requested: cancel_requested_at.is_some(),
+        pause_requested: pause_requested_at.is_some(),
     })
 }
 

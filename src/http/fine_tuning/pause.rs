@@ -1,0 +1,53 @@
+//! Pauses a job: one that waits at once, one that runs after its step. Reads no body, as `cancel`.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::object::JobObject;
+use crate::error_code::ErrorCode;
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::PathId;
+use crate::http::state::AppState;
+use crate::job::{EventLevel, Job, NewEvent};
+use crate::store::PauseOutcome;
+
+/// Pauses a job.
+#[utoipa::path(
+    post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/pause", tag = "fine-tuning",
+    operation_id = "pauseFineTuningJob",
+    params(("fine_tuning_job_id" = String, Path, description = "ftjob-…")),
+    responses(
+        (status = 200, body = JobObject), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody)
+    )
+)]
+pub async fn pause(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+) -> ApiResult<Json<JobObject>> {
+    let event = NewEvent::message(EventLevel::Info, "A pause of the job was requested");
+    let Some(outcome) = state.store.request_pause(&id, &[event]).await? else {
+        return Err(super::no_such_job(&id));
+    };
+    let job = match outcome {
+        PauseOutcome::Paused(job) | PauseOutcome::AlreadyPaused(job) => job,
+        PauseOutcome::Requested(job) => {
+            state.queue.announce_wish();
+            let job = super::wait_while(&state, job, |job| job.pause_requested).await?;
+            if job.status.is_terminal() {
+                return Err(refused(&job));
+            }
+            job
+        }
+        PauseOutcome::Refused(job) => return Err(refused(&job)),
+    };
+    Ok(Json(job.into()))
+}
+
+fn refused(job: &Job) -> ApiError {
+    let message = format!(
+        "a job can be paused while it waits or runs; this one {}",
+        super::where_it_stands(job)
+    );
+    ApiError::new(ErrorCode::JobNotPausable, message)
+}

@@ -1,0 +1,45 @@
+//! Lets a paused job go on: it waits for its turn again, in its old place. Reads no body, as
+//! `cancel`.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::object::JobObject;
+use crate::error_code::ErrorCode;
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::PathId;
+use crate::http::state::AppState;
+use crate::job::{EventLevel, NewEvent};
+use crate::store::ResumeOutcome;
+
+/// Resumes a job.
+#[utoipa::path(
+    post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/resume", tag = "fine-tuning",
+    operation_id = "resumeFineTuningJob",
+    params(("fine_tuning_job_id" = String, Path, description = "ftjob-…")),
+    responses(
+        (status = 200, body = JobObject), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody)
+    )
+)]
+pub async fn resume(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+) -> ApiResult<Json<JobObject>> {
+    let event = NewEvent::message(EventLevel::Info, "The job was resumed");
+    match state.store.resume(&id, &[event]).await? {
+        None => Err(super::no_such_job(&id)),
+        Some(ResumeOutcome::Resumed(job)) => {
+            state.queue.announce_work();
+            Ok(Json(job.into()))
+        }
+        Some(ResumeOutcome::NotPaused(job)) => Ok(Json(job.into())),
+        Some(ResumeOutcome::Refused(job)) => {
+            let message = format!(
+                "a job can be resumed while it is paused; this one {}",
+                super::where_it_stands(&job)
+            );
+            Err(ApiError::new(ErrorCode::JobNotResumable, message))
+        }
+    }
+}
