@@ -80,6 +80,8 @@ error_codes! {
     InvalidCursor => "invalid_cursor", InvalidRequest, 400;
     /// The file cannot be used for this purpose, or is still used by a job.
     InvalidFile => "invalid_file", InvalidRequest, 400;
+    /// The key of the request was used for another request.
+    IdempotencyKeyReused => "idempotency_key_reused", InvalidRequest, 400;
     /// The job has ended already.
     JobNotCancellable => "job_not_cancellable", InvalidRequest, 400;
     /// The job has ended already, or is about to.

@@ -108,6 +108,9 @@ impl From<StoreError> for ApiError {
                 Self::new(ErrorCode::InvalidCursor, format!("there is no item {id:?} in this list"))
                     .with_param("after")
             }
+            StoreError::MissingFile(id) => {
+                Self::new(ErrorCode::InvalidFile, format!("there is no file {id:?} any more"))
+            }
             other => Self::internal(other),
         }
     }

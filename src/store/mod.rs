@@ -105,6 +105,24 @@ pub struct HeartbeatReply {
     pub pause_requested: bool,
 }
 
+/// A client's own name for a request, and what the request said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The name.
+    pub key: String,
+    /// Digest of the body.
+    pub digest: String,
+}
+
+/// What an earlier request of the same name was.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EarlierRequest {
+    /// It said the same, and made this job.
+    Same(Box<Job>),
+    /// It said something else.
+    Other,
+}
+
 /// What asking for an end came to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CancelOutcome {
@@ -209,6 +227,19 @@ pub trait Store: Send + Sync {
     /// Adds a job with its first events; fails with [`StoreError::MissingFile`] or
     /// [`StoreError::MissingModel`] when a file or model that it names is not there. It may have failed already, when its data were found to be bad.
     async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError>;
+    /// What an earlier request of the same name was, if there was one.
+    async fn earlier_request(
+        &self,
+        request: &RequestKey,
+    ) -> Result<Option<EarlierRequest>, StoreError>;
+    /// [`Store::insert_job`] for a request with a name; adds nothing when there was an earlier one,
+    /// and returns that.
+    async fn insert_job_once(
+        &self,
+        job: &Job,
+        events: &[NewEvent],
+        request: &RequestKey,
+    ) -> Result<Option<EarlierRequest>, StoreError>;
     /// A job by id.
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
     /// Jobs, newest first; all pairs of `metadata` must match.

@@ -16,6 +16,7 @@ mod executor_support;
 mod golden;
 mod gradients;
 mod http_files;
+mod http_idempotency;
 mod http_jobs;
 mod http_models_chat;
 mod http_pause;

@@ -7,8 +7,8 @@ use hone::error_code::ErrorCode;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{
-    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, Order, PageRequest, PauseOutcome,
-    ResumeOutcome, Store, StoreError,
+    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Order,
+    PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError,
 };
 
 use crate::store_support::{
@@ -66,6 +66,35 @@ async fn a_job_cannot_name_a_file_that_is_gone() {
     let refused = fixture.store.insert_job(&job, &[]).await;
     assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == "file-gone"));
     assert!(fixture.store.job(&job.id).await.expect("reads").is_none());
+}
+
+#[tokio::test]
+async fn a_request_with_a_name_adds_its_job_once() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let request = RequestKey { key: "mine".to_owned(), digest: "a".to_owned() };
+    assert_eq!(store.earlier_request(&request).await.expect("looks"), None);
+    let first = job(&fixture.add_file().await);
+    let added = store.insert_job_once(&first, &[note("made")], &request).await.expect("adds");
+    assert_eq!(added, None);
+    assert_eq!(fixture.event_sequences(&first.id).await, [1]);
+
+    let second = job(&first.training_file);
+    let same = Some(EarlierRequest::Same(Box::new(first.clone())));
+    assert_eq!(store.earlier_request(&request).await.expect("looks"), same);
+    let again = store.insert_job_once(&second, &[], &request).await.expect("looks");
+    assert_eq!(again, same);
+    let other = RequestKey { digest: "b".to_owned(), ..request };
+    let refused = store.insert_job_once(&second, &[], &other).await.expect("looks");
+    assert_eq!(refused, Some(EarlierRequest::Other));
+    assert!(store.job(&second.id).await.expect("reads").is_none());
+
+    let mut broken = job("file-gone");
+    let unused = RequestKey { key: "unused".to_owned(), digest: "a".to_owned() };
+    assert!(store.insert_job_once(&broken, &[], &unused).await.is_err());
+    broken.training_file = first.training_file;
+    let added = store.insert_job_once(&broken, &[], &unused).await.expect("adds");
+    assert_eq!(added, None, "a request that failed has not used up its name");
 }
 
 #[tokio::test]

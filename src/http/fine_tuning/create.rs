@@ -2,9 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use serde_json::Value;
 
 use super::object::JobObject;
+use super::request_key;
 use crate::error_code::ErrorCode;
 use crate::file::{FilePurpose, FileRecord};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
@@ -13,6 +15,7 @@ use crate::http::models::no_such_model;
 use crate::http::state::AppState;
 use crate::ids;
 use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent};
+use crate::store::{EarlierRequest, RequestKey};
 use crate::validate::Refusal;
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
@@ -20,6 +23,10 @@ use crate::validate::upload::job_error_for;
 /// Creates a fine-tuning job.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs", tag = "fine-tuning", operation_id = "createFineTuningJob",
+    params((
+        "Idempotency-Key" = Option<String>, Header,
+        description = "A name for this request: a repetition of it returns the job that it made"
+    )),
     request_body(content = CreateJob, content_type = "application/json"),
     responses(
         (status = 200, body = JobObject), (status = 400, body = ErrorBody),
@@ -28,8 +35,15 @@ use crate::validate::upload::job_error_for;
 )]
 pub async fn create(
     State(state): State<AppState>,
+    headers: HeaderMap,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<JobObject>> {
+    let key = request_key::read(&headers, &body)?;
+    if let Some(key) = &key
+        && let Some(earlier) = state.store.earlier_request(key).await?
+    {
+        return of_earlier(earlier, key);
+    }
     let request = job_request::read(&body).map_err(refused)?;
     let origin = origin(&state, &request.model).await?;
     let training = data_file(&state, &request.training_file, DataFile::Training).await?;
@@ -42,12 +56,36 @@ pub async fn create(
         validation.as_ref().and_then(|file| verdict(file, DataFile::Validation, method))
     });
     let (job, events) = new_job(&state, request, origin, verdict, &training, validation.as_ref());
-    state.store.insert_job(&job, &events).await?;
+    match &key {
+        None => state.store.insert_job(&job, &events).await?,
+        Some(key) => {
+            // Another request of this name may have come in between.
+            if let Some(earlier) = state.store.insert_job_once(&job, &events, key).await? {
+                return of_earlier(earlier, key);
+            }
+        }
+    }
     // Nothing below may fail: clients repeat a request that did.
     if job.status == JobStatus::Queued {
         state.queue.announce_work();
     }
     Ok(Json(job.into()))
+}
+
+/// The reply to a repetition of an earlier request: its job, as it is now.
+fn of_earlier(earlier: EarlierRequest, key: &RequestKey) -> ApiResult<Json<JobObject>> {
+    match earlier {
+        EarlierRequest::Same(job) => Ok(Json((*job).into())),
+        EarlierRequest::Other => {
+            let message = format!(
+                "the key {:?} was used for a request with another body: a new request needs a new \
+                 key",
+                key.key
+            );
+            Err(ApiError::new(ErrorCode::IdempotencyKeyReused, message)
+                .with_param("Idempotency-Key"))
+        }
+    }
 }
 
 /// What a client sends, for the OpenAPI document.

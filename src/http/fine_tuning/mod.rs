@@ -7,6 +7,7 @@ pub(super) mod events;
 pub(super) mod list;
 mod object;
 pub(super) mod pause;
+mod request_key;
 pub(super) mod resume;
 pub(super) mod retrieve;
 

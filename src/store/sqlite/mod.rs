@@ -13,6 +13,7 @@ mod models;
 mod open;
 mod progress;
 mod queue;
+mod request_keys;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use open::{DATABASE_FILE, LOCK_FILE, open};
 
 use super::{
-    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, Order, Page,
-    PageRequest, PauseOutcome, ResumeOutcome, Store, StoreError, Success,
+    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply,
+    Order, Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
 };
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
@@ -98,6 +99,31 @@ impl Store for SqliteStore {
         jobs::insert(&mut transaction, job).await?;
         events::append(&mut transaction, &job.id, self.clock.now(), events).await?;
         Ok(transaction.commit().await?)
+    }
+
+    async fn earlier_request(
+        &self,
+        request: &RequestKey,
+    ) -> Result<Option<EarlierRequest>, StoreError> {
+        request_keys::find(&mut *self.readers.acquire().await?, request).await
+    }
+
+    async fn insert_job_once(
+        &self,
+        job: &Job,
+        events: &[NewEvent],
+        request: &RequestKey,
+    ) -> Result<Option<EarlierRequest>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        if let Some(earlier) = request_keys::find(&mut transaction, request).await? {
+            return Ok(Some(earlier));
+        }
+        let now = self.clock.now();
+        jobs::insert(&mut transaction, job).await?;
+        request_keys::insert(&mut transaction, request, &job.id, now).await?;
+        events::append(&mut transaction, &job.id, now, events).await?;
+        transaction.commit().await?;
+        Ok(None)
     }
 
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {

@@ -1,0 +1,46 @@
+//! SQL of the names that clients give to their requests.
+
+use sqlx::{Row, SqliteConnection};
+
+use super::jobs;
+use crate::store::{EarlierRequest, RequestKey, StoreError};
+
+/// What an earlier request of this name was.
+pub(super) async fn find(
+    connection: &mut SqliteConnection,
+    request: &RequestKey,
+) -> Result<Option<EarlierRequest>, StoreError> {
+    let row = sqlx::query("SELECT digest, job_id FROM request_keys WHERE key = $1")
+        .bind(&request.key)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let digest: String = row.try_get("digest")?;
+    if digest != request.digest {
+        return Ok(Some(EarlierRequest::Other));
+    }
+    let job_id: String = row.try_get("job_id")?;
+    let job = jobs::by_id(connection, &job_id).await?;
+    Ok(job.map(|job| EarlierRequest::Same(Box::new(job))))
+}
+
+/// Notes which job the request made.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    request: &RequestKey,
+    job_id: &str,
+    now: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO request_keys (key, digest, job_id, created_at) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(&request.key)
+    .bind(&request.digest)
+    .bind(job_id)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
