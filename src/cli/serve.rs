@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::Args;
@@ -39,7 +38,6 @@ pub struct RunningServer {
     /// Where it listens.
     pub address: SocketAddr,
     shutdown: CancellationToken,
-    is_draining: Arc<AtomicBool>,
     store: Arc<sqlite::SqliteStore>,
     http: JoinHandle<()>,
     executor: JoinHandle<()>,
@@ -109,7 +107,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
              in front of it"
         );
     }
-    let is_draining = Arc::new(AtomicBool::new(false));
+    let shutdown = CancellationToken::new();
     let router = http::router(AppState {
         store: shared,
         blobs,
@@ -117,15 +115,13 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         base_models,
         models: Arc::new(ModelServer::start(Handle::current())?),
         clock,
-        is_draining: is_draining.clone(),
+        shutdown: shutdown.clone(),
     });
-    let shutdown = CancellationToken::new();
     Ok(RunningServer {
         address,
         http: tokio::spawn(http::accept::serve(listener, router, shutdown.clone())),
         executor: tokio::spawn(executor.run(shutdown.clone())),
         shutdown,
-        is_draining,
         store,
     })
 }
@@ -133,7 +129,6 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
 impl RunningServer {
     /// Stops the running job at a checkpoint, lets running requests end, closes the database.
     pub async fn shutdown(self) -> anyhow::Result<()> {
-        self.is_draining.store(true, Ordering::Relaxed);
         self.shutdown.cancel();
         self.executor.await.context("the executor")?;
         self.http.await.context("the accept loop")?;

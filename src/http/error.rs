@@ -71,23 +71,35 @@ impl ApiError {
         tracing::error!(error = %cause, "a request failed");
         Self::new(ErrorCode::InternalError, "the server had an error; its log says more")
     }
+
+    /// The envelope as text, for a reply that has begun already.
+    pub fn into_json(self) -> String {
+        serde_json::json!(ErrorBody::from(self)).to_string()
+    }
+}
+
+impl From<ApiError> for ErrorBody {
+    fn from(error: ApiError) -> Self {
+        Self {
+            error: ErrorDetail {
+                message: error.message,
+                kind: error.code.error_type().as_str().to_owned(),
+                param: error.param,
+                code: error.code.on_the_wire().map(str::to_owned),
+            },
+        }
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.code.http_status())
-            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = ErrorBody {
-            error: ErrorDetail {
-                message: self.message,
-                kind: self.code.error_type().as_str().to_owned(),
-                param: self.param,
-                code: self.code.on_the_wire().map(str::to_owned),
-            },
-        };
+        let code = self.code;
+        let status =
+            StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = ErrorBody::from(self);
         let mut response = (status, Json(body)).into_response();
-        let is_for_now = self.code.error_type() == ErrorType::RateLimit
-            || status == StatusCode::SERVICE_UNAVAILABLE;
+        let is_for_now =
+            code.error_type() == ErrorType::RateLimit || status == StatusCode::SERVICE_UNAVAILABLE;
         if is_for_now {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));

@@ -1,5 +1,7 @@
 //! What handlers take from a request, with every rejection in OpenAI's shape.
 
+use std::num::IntErrorKind;
+
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
@@ -82,6 +84,7 @@ impl Query {
             None | Some("") => default,
             Some(text) => match text.parse::<u32>() {
                 Ok(limit) if limit > 0 => limit.min(most),
+                Err(error) if *error.kind() == IntErrorKind::PosOverflow => most,
                 _ => {
                     let message = format!("limit is {text:?}; it must be a positive whole number");
                     return Err(ApiError::field("limit", message));

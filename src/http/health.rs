@@ -1,7 +1,5 @@
 //! Whether the server lives, and whether it takes requests.
 
-use std::sync::atomic::Ordering;
-
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -22,7 +20,7 @@ async fn healthz() -> Json<Value> {
 
 /// It takes requests: the database answers and no shutdown is under way.
 async fn readyz(State(state): State<AppState>) -> ApiResult<Json<Value>> {
-    if state.is_draining.load(Ordering::Relaxed) {
+    if state.shutdown.is_cancelled() {
         return Err(ApiError::new(ErrorCode::ModelLoading, "the server is shutting down"));
     }
     state.store.ping().await?;

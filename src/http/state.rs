@@ -1,7 +1,8 @@
 //! What every handler can reach.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
@@ -25,6 +26,6 @@ pub struct AppState {
     pub models: Arc<ModelServer>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
-    /// Whether the server is about to end: `/readyz` says so.
-    pub is_draining: Arc<AtomicBool>,
+    /// Cancelled when the server is about to end: `/readyz` says so, and streams close.
+    pub shutdown: CancellationToken,
 }

@@ -271,6 +271,12 @@ pub trait Store: Send + Sync {
         job_id: &str,
         page: &PageRequest,
     ) -> Result<Page<JobEvent>, StoreError>;
+    /// Events of a job, oldest first.
+    async fn follow_events(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobEvent>, StoreError>;
     /// Checkpoints of a job, newest first.
     async fn list_checkpoints(
         &self,

@@ -15,6 +15,7 @@ mod executor_jobs;
 mod executor_support;
 mod golden;
 mod gradients;
+mod http_events;
 mod http_files;
 mod http_idempotency;
 mod http_jobs;

@@ -3,7 +3,7 @@
 
 use hone::error_code::ErrorCode;
 use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
-use hone::store::{CancelOutcome, Claim, PauseOutcome, ResumeOutcome, StoreError};
+use hone::store::{CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
 use proptest::prelude::*;
 
 use crate::store_support::{Fixture, checkpoint, job, metrics, success};
@@ -376,6 +376,39 @@ async fn compare(fixture: &Fixture, model: &Model) {
     }
 }
 
+/// Walks through a job's events in pages, newest first or as they come, while others are written: so
+/// many before the walk and after each page. Returns the numbers of those seen, and how many there
+/// were when the walk began.
+async fn walk(limit: u32, writes: &[usize], newest_first: bool) -> (Vec<i64>, i64) {
+    let fixture = Fixture::sqlite().await;
+    fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let mut writes = writes.iter();
+    let mut count = 0;
+    let mut write = async || {
+        let events = vec![event()[0].clone(); writes.next().copied().unwrap_or(0)];
+        fixture.store.append_events(&claim, &events).await.expect("appends");
+        count += events.len() as i64;
+        count
+    };
+    let at_first = write().await;
+    let mut page = PageRequest { after: None, limit };
+    let mut seen = Vec::new();
+    loop {
+        let found = match newest_first {
+            true => fixture.store.list_events(&claim.job_id, &page).await,
+            false => fixture.store.follow_events(&claim.job_id, &page).await,
+        };
+        let found = found.expect("lists");
+        seen.extend(found.items.iter().map(|event| event.sequence));
+        if !found.has_more {
+            return (seen, at_first);
+        }
+        page.after = found.items.last().map(|event| event.id.clone());
+        write().await;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
 
@@ -394,5 +427,20 @@ proptest! {
             }
             compare(&fixture, &model).await;
         });
+    }
+
+    #[test]
+    fn pages_of_events_meet_without_gaps_while_others_are_written(
+        limit in 1..7_u32, writes in prop::collection::vec(0..9_usize, 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (newest_first, at_first) = runtime.block_on(walk(limit, &writes, true));
+        prop_assert_eq!(newest_first, (1..=at_first).rev().collect::<Vec<i64>>());
+        let (as_they_come, at_first) = runtime.block_on(walk(limit, &writes, false));
+        prop_assert!(as_they_come.len() as i64 >= at_first);
+        prop_assert_eq!(&as_they_come, &(1..=as_they_come.len() as i64).collect::<Vec<i64>>());
     }
 }

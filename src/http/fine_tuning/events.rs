@@ -1,15 +1,18 @@
-//! A job's events, newest first.
+//! A job's events: a page of them, newest first, or all as they come.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::MOST;
 use super::object::EventObject;
-use crate::http::error::{ApiResult, ErrorBody};
+use super::{MOST, follow};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
 use crate::http::state::AppState;
+use crate::store::StoreError;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
@@ -22,17 +25,27 @@ pub struct EventList {
     has_more: bool,
 }
 
-/// Lists a job's events.
+/// The header in which a client that comes again names the last event it has seen.
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+
+/// Lists a job's events, or streams them.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/events", tag = "fine-tuning",
     operation_id = "listFineTuningEvents",
     params(
         ("fine_tuning_job_id" = String, Path, description = "ftjob-…"),
         ("after" = Option<String>, Query, description = "Id of the last event of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 20")
+        ("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
+        (
+            "stream" = Option<bool>, Query,
+            description = "Server-sent events instead of a page: every event from the first on, or \
+                           from after the one that `Last-Event-ID` or `after` names, until the job \
+                           has ended; then `[DONE]`"
+        ),
+        ("Last-Event-ID" = Option<String>, Header, description = "With `stream`: the last event seen")
     ),
     responses(
-        (status = 200, body = EventList), (status = 400, body = ErrorBody),
+        (status = 200, content((EventList = "application/json"), (String = "text/event-stream"))), (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody)
     )
 )]
@@ -40,9 +53,45 @@ pub async fn events(
     State(state): State<AppState>,
     PathId(id): PathId,
     query: Query,
-) -> ApiResult<Json<EventList>> {
+    headers: HeaderMap,
+) -> ApiResult<Response> {
     super::find(&state, &id).await?;
+    if is_stream(&query)? {
+        return stream(state, id, &query, &headers).await;
+    }
     let page = state.store.list_events(&id, &query.page(20, MOST)?).await?;
     let data = page.items.into_iter().map(EventObject::from).collect();
-    Ok(Json(EventList { object: "list", data, has_more: page.has_more }))
+    Ok(Json(EventList { object: "list", data, has_more: page.has_more }).into_response())
+}
+
+fn is_stream(query: &Query) -> ApiResult<bool> {
+    match query.get("stream") {
+        None | Some("" | "false" | "0") => Ok(false),
+        Some("true" | "1") => Ok(true),
+        Some(other) => {
+            let message = format!("stream is {other:?}; it can be true or false");
+            Err(ApiError::field("stream", message))
+        }
+    }
+}
+
+async fn stream(
+    state: AppState,
+    id: String,
+    query: &Query,
+    headers: &HeaderMap,
+) -> ApiResult<Response> {
+    if query.get("limit").is_some() {
+        return Err(ApiError::field("limit", "a stream has no limit: it ends with the job"));
+    }
+    let from_header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+    let (after, param) = match from_header {
+        Some(id) => (Some(id), LAST_EVENT_ID),
+        None => (query.get("after"), "after"),
+    };
+    let after = after.filter(|after| !after.is_empty()).map(str::to_owned);
+    follow::follow(state, id, after).await.map_err(|error| match error {
+        StoreError::UnknownCursor(_) => ApiError::from(error).with_param(param),
+        other => other.into(),
+    })
 }

@@ -4,6 +4,7 @@ pub(super) mod cancel;
 pub(super) mod checkpoints;
 pub(super) mod create;
 pub(super) mod events;
+mod follow;
 pub(super) mod list;
 mod object;
 pub(super) mod pause;

@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 use super::rows;
 use crate::ids::new_event_id;
 use crate::job::{JobEvent, NewEvent};
-use crate::store::{Page, PageRequest, StoreError};
+use crate::store::{Order, Page, PageRequest, StoreError};
 
 /// Appends events to a job's sequence. The job's own row counts them, so that the sequence has no
 /// gap: the count moves in the transaction that adds the events.
@@ -47,14 +47,27 @@ pub(super) async fn append(
     Ok(())
 }
 
-/// One page of a job's events, newest first.
+/// One page of a job's events, in the order in which they were written or the other way round.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
     job_id: &str,
+    order: Order,
     page: &PageRequest,
 ) -> Result<Page<JobEvent>, StoreError> {
-    let before = match &page.after {
-        None => i64::MAX,
+    let (from, query) = match order {
+        Order::Ascending => (
+            0,
+            "SELECT * FROM events WHERE job_id = $1 AND sequence > $2
+             ORDER BY sequence ASC LIMIT $3",
+        ),
+        Order::Descending => (
+            i64::MAX,
+            "SELECT * FROM events WHERE job_id = $1 AND sequence < $2
+             ORDER BY sequence DESC LIMIT $3",
+        ),
+    };
+    let from = match &page.after {
+        None => from,
         Some(id) => sqlx::query_scalar("SELECT sequence FROM events WHERE id = $1 AND job_id = $2")
             .bind(id)
             .bind(job_id)
@@ -62,14 +75,11 @@ pub(super) async fn list(
             .await?
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
     };
-    let found = sqlx::query(
-        "SELECT * FROM events WHERE job_id = $1 AND sequence < $2
-         ORDER BY sequence DESC LIMIT $3",
-    )
-    .bind(job_id)
-    .bind(before)
-    .bind(i64::from(page.limit) + 1)
-    .fetch_all(connection)
-    .await?;
+    let found = sqlx::query(query)
+        .bind(job_id)
+        .bind(from)
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(connection)
+        .await?;
     rows::page(&found, page.limit, rows::event)
 }

@@ -172,7 +172,17 @@ impl Store for SqliteStore {
         job_id: &str,
         page: &PageRequest,
     ) -> Result<Page<JobEvent>, StoreError> {
-        events::list(&mut *self.readers.acquire().await?, job_id, page).await
+        let reader = &mut *self.readers.acquire().await?;
+        events::list(reader, job_id, Order::Descending, page).await
+    }
+
+    async fn follow_events(
+        &self,
+        job_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<JobEvent>, StoreError> {
+        let reader = &mut *self.readers.acquire().await?;
+        events::list(reader, job_id, Order::Ascending, page).await
     }
 
     async fn list_checkpoints(
