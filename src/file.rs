@@ -27,6 +27,10 @@ impl FilePurpose {
     pub const ALL: &'static [FilePurpose] =
         &[Self::FineTune, Self::FineTuneResults, Self::UserData, Self::Evals];
 
+    /// Purposes of OpenAI's that hone has no files of.
+    pub const ELSEWHERE: &'static [&'static str] =
+        &["assistants", "assistants_output", "batch", "batch_output", "vision"];
+
     /// The spelling on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

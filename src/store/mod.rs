@@ -208,7 +208,8 @@ pub trait Store: Send + Sync {
 
     /// Adds a file whose blob lies in place already.
     async fn insert_file(&self, file: &FileRecord) -> Result<(), StoreError>;
-    /// A file by id.
+    /// A file by id. One that has expired is there only as long as a job that has not ended uses it;
+    /// that holds for lists too.
     async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError>;
     /// Files, by creation.
     async fn list_files(
@@ -219,6 +220,9 @@ pub trait Store: Send + Sync {
     ) -> Result<Page<FileRecord>, StoreError>;
     /// Removes a file's row, unless something needs it.
     async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError>;
+    /// Removes the rows of files that have expired and that nothing needs; the caller removes the
+    /// blobs, whose keys it returns.
+    async fn remove_expired_files(&self) -> Result<Vec<String>, StoreError>;
     /// Every blob key that a row names; for the sweep at start.
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError>;
 

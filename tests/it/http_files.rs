@@ -4,7 +4,7 @@ use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::server::{Reply, Server, chat_lines};
+use crate::server::{Reply, Server, TINY, chat_lines, gone};
 
 fn part(content: &str) -> Part {
     Part::bytes(content.as_bytes().to_vec()).file_name("folder/train.jsonl")
@@ -90,9 +90,13 @@ async fn files_are_listed_in_pages_that_meet_and_end() {
     }
     let one = server.get("/v1/files?purpose=user_data").await.ok();
     assert_eq!(one["data"].as_array().map(Vec::len), Some(1));
-    for (query, param) in
-        [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=no", "after")]
-    {
+    for (query, param) in [
+        ("limit=0", "limit"),
+        ("limit=x", "limit"),
+        ("order=up", "order"),
+        ("after=no", "after"),
+        ("purpose=fine_tune", "purpose"),
+    ] {
         let error = server.get(&format!("/v1/files?{query}")).await.error(400);
         assert_eq!(error["param"], param);
     }
@@ -163,6 +167,107 @@ async fn a_bad_form_is_refused_with_the_field_at_fault() {
     let list = server.get("/v1/files").await.ok();
     assert_eq!(list["data"].as_array().map(Vec::len), Some(1), "nothing of the refused is kept");
     server.send(Method::PUT, "/v1/files").await.error(405);
+}
+
+/// Uploads one byte under a name in quotes, exactly as it is given.
+async fn upload_named(server: &Server, name: &[u8]) -> Reply {
+    let mut body =
+        b"--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nevals\r\n--b\r\n\
+        content-disposition: form-data; name=\"file\"; filename=\""
+            .to_vec();
+    body.extend_from_slice(name);
+    body.extend_from_slice(b"\"\r\n\r\nx\r\n--b--\r\n");
+    let request = server
+        .client
+        .post(format!("{}/v1/files", server.base))
+        .header("content-type", "multipart/form-data; boundary=b")
+        .body(body);
+    Reply::read(request.send().await.expect("a reply")).await
+}
+
+#[tokio::test]
+async fn a_hostile_name_is_only_ever_shown() {
+    let server = Server::start();
+    let long = "x".repeat(10_000);
+    for (name, shown) in [
+        ("../../etc/passwd", "passwd"),
+        ("..", "upload"),
+        (r"..\..\boot.ini", "boot.ini"),
+        ("%2e%2e%2fx", "%2e%2e%2fx"),
+        ("日本語 ä; filename=y", "日本語 ä; filename=y"),
+        (&long, &long[..255]),
+    ] {
+        let file = upload_named(&server, name.as_bytes()).await.ok();
+        assert_eq!(file["filename"], shown);
+        let id = file["id"].as_str().expect("an id");
+        let reply = server.get(&format!("/v1/files/{id}/content")).await;
+        assert_eq!(reply.text, "x");
+        let disposition = reply.headers["content-disposition"].to_str().expect("ASCII");
+        assert_eq!(disposition.matches('"').count(), 2, "{disposition}");
+        assert_eq!(disposition.matches(';').count(), 2, "{disposition}");
+        assert_eq!(reply.headers["x-content-type-options"], "nosniff");
+    }
+    // What belongs in no header is refused, or left out of the name.
+    for name in [&b"a\r\nset-cookie: b"[..], b"a\0b", b"a\tb", b"\xff\xfe"] {
+        let reply = upload_named(&server, name).await;
+        if reply.status == 200 {
+            let shown = reply.ok()["filename"].as_str().expect("a text").to_owned();
+            assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        } else {
+            reply.error(400);
+        }
+    }
+}
+
+const EXPIRE: &str = "UPDATE files SET expires_at = 1 WHERE id = $1";
+
+async fn upload_expiring(server: &Server, content: &str) -> String {
+    let form = Form::new()
+        .text("purpose", "fine-tune")
+        .text("expires_after[anchor]", "created_at")
+        .text("expires_after[seconds]", "3600")
+        .part("file", part(content));
+    server.form(form).await.ok()["id"].as_str().expect("an id").to_owned()
+}
+
+#[tokio::test]
+async fn an_expired_file_vanishes_with_its_bytes_but_never_under_a_job() {
+    let server = Server::start();
+    let unused = upload_expiring(&server, &chat_lines(12)).await;
+    let used = upload_expiring(&server, &chat_lines(12)).await;
+    let blobs = server.data_dir().join("blobs/objects/files");
+    assert!(blobs.join(&unused).is_file() && blobs.join(&used).is_file());
+    let long = json!({"n_epochs": 50, "batch_size": 1});
+    let body = json!({"model": TINY, "training_file": used, "hyperparameters": long});
+    let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+    let job = job["id"].as_str().expect("an id");
+    server.under_way(job).await;
+    server.set_time(EXPIRE, &unused).await;
+    server.set_time(EXPIRE, &used).await;
+
+    for path in [format!("/v1/files/{unused}"), format!("/v1/files/{unused}/content")] {
+        server.get(&path).await.error(404);
+    }
+    server.delete(&format!("/v1/files/{unused}")).await.error(404);
+    let list = server.get("/v1/files?purpose=fine-tune").await.ok();
+    assert_eq!((&list["data"][0]["id"], &list["data"][1]), (&json!(used), &json!(null)));
+    let late = json!({"model": TINY, "training_file": unused});
+    let error = server.post("/v1/fine_tuning/jobs", late).await.error(400);
+    assert_eq!(error["param"], "training_file");
+
+    // The next start removes the bytes; those of the job stay until it has ended.
+    let server = server.kill_and_restart();
+    gone(&blobs.join(&unused)).await;
+    assert_eq!(server.get(&format!("/v1/files/{used}/content")).await.status, 200);
+    server.ended(job, "succeeded").await;
+    server.get(&format!("/v1/files/{used}")).await.error(404);
+    assert!(blobs.join(&used).is_file());
+    // A job that is cancelled while it waits makes the server look for what can go.
+    let running = server.create_job(&chat_lines(12), long).await;
+    let waiting = server.create_job(&chat_lines(12), json!({})).await;
+    server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{waiting}/cancel")).await.ok();
+    gone(&blobs.join(&used)).await;
+    server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{running}/cancel")).await.ok();
 }
 
 /// Highest resident memory of a process so far, in MiB.

@@ -6,7 +6,7 @@ use hone::train::random::Stream;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server, chat_lines};
+use crate::server::{Reply, Server, chat_lines, gone};
 
 /// A run of 600 short steps.
 fn long() -> Value {
@@ -122,13 +122,7 @@ async fn a_paused_job_can_be_cancelled_and_its_work_folder_goes() {
     let cancelled = ask(&server, &id, "cancel").await.ok();
     assert_eq!(cancelled["status"], "cancelled");
     assert!(!cancelled["finished_at"].is_null());
-    for _ in 0..500 {
-        if !folder.exists() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(!folder.exists());
+    gone(&folder).await;
     server.delete(&path).await.ok();
 }
 

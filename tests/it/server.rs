@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
 
 /// Base model of the tests: two layers, random weights.
 pub const TINY: &str = "tiny-llama";
@@ -109,6 +111,17 @@ impl Server {
     /// Where it keeps things.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// Changes a time in the server's database, since tests do not wait for hours. The statement's
+    /// parameter is the row's id.
+    pub async fn set_time(&self, statement: &'static str, id: &str) {
+        let path = self.data_dir.join(hone::store::sqlite::DATABASE_FILE);
+        let options = SqliteConnectOptions::new().filename(path);
+        let mut outside = SqliteConnection::connect_with(&options).await.expect("connects");
+        let changed = sqlx::query(statement).bind(id).execute(&mut outside).await.expect("sets");
+        assert_eq!(changed.rows_affected(), 1);
+        outside.close().await.expect("closes");
     }
 
     /// Process id.
@@ -279,6 +292,15 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until there is no such file or folder.
+pub async fn gone(path: &Path) {
+    let start = Instant::now();
+    while path.exists() {
+        assert!(start.elapsed() < PATIENCE, "{} is still there", path.display());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hone::error_code::ErrorCode;
-use hone::file::FilePurpose;
+use hone::file::{FilePurpose, FileRecord};
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{
     CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Order,
@@ -640,6 +640,58 @@ async fn a_file_stays_as_long_as_something_needs_it() {
         .collect();
     expected.sort();
     assert_eq!(keys, expected);
+}
+
+#[tokio::test]
+async fn an_expired_file_is_gone_unless_a_job_that_has_not_ended_uses_it() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let expiring =
+        |seconds| FileRecord { expires_at: Some(START + seconds), ..file(FilePurpose::FineTune) };
+    let (unused, used, validation) = (expiring(10), expiring(10), expiring(20));
+    let kept = file(FilePurpose::UserData);
+    for file in [&unused, &used, &validation, &kept] {
+        store.insert_file(file).await.expect("added");
+    }
+    let mut user = job(&used.id);
+    user.validation_file = Some(validation.id.clone());
+    store.insert_job(&user, &[]).await.expect("added");
+    let is_there = async |file: &FileRecord| {
+        let listed = store.list_files(None, Order::Ascending, &first(10)).await.expect("lists");
+        let found = store.file(&file.id).await.expect("reads");
+        assert_eq!(found.is_some(), listed.items.contains(file));
+        found.is_some()
+    };
+
+    fixture.clock.advance(9);
+    assert!(is_there(&unused).await);
+    assert!(store.remove_expired_files().await.expect("removes").is_empty());
+    fixture.clock.advance(1);
+    assert!(!is_there(&unused).await && is_there(&used).await);
+    assert_eq!(store.delete_file(&unused.id).await.expect("asks"), DeleteFileOutcome::NotFound);
+    let late = job(&unused.id);
+    let refused = store.insert_job(&late, &[]).await;
+    assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == unused.id));
+    // A page goes on after a file that has expired meanwhile.
+    let after = PageRequest { after: Some(unused.id.clone()), limit: 10 };
+    let page = store.list_files(None, Order::Ascending, &after).await.expect("lists");
+    assert_eq!(page.items, [used.clone(), validation.clone(), kept.clone()]);
+
+    fixture.clock.advance(90);
+    assert_eq!(store.remove_expired_files().await.expect("removes"), [unused.blob_key]);
+    let (claim, _job) = fixture.claim().await;
+    store.request_pause(&user.id, &[]).await.expect("asks");
+    store.release(&claim, &[]).await.expect("gives back");
+    assert!(is_there(&used).await && is_there(&validation).await, "a paused job needs them too");
+    assert!(store.remove_expired_files().await.expect("removes").is_empty());
+    store.request_cancel(&user.id).await.expect("asks");
+    assert!(!is_there(&used).await && !is_there(&validation).await);
+    let mut removed = store.remove_expired_files().await.expect("removes");
+    removed.sort();
+    let mut expected = [used.blob_key, validation.blob_key];
+    expected.sort();
+    assert_eq!(removed, expected);
+    assert!(is_there(&kept).await);
 }
 
 #[tokio::test]

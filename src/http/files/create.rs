@@ -208,7 +208,7 @@ async fn text(mut field: Field<'_>) -> ApiResult<String> {
 fn base_name(name: &str) -> String {
     let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let base: String = base.chars().filter(|c| !c.is_control()).take(MAX_NAME_CHARS).collect();
-    if base.is_empty() { "upload".to_owned() } else { base }
+    if base.is_empty() || base == "." || base == ".." { "upload".to_owned() } else { base }
 }
 
 fn purpose(text: Option<&String>) -> ApiResult<FilePurpose> {
@@ -261,6 +261,9 @@ mod tests {
             ("a\r\nb\0c", "abc"),
             ("", "upload"),
             ("dir/", "upload"),
+            ("dir/..", "upload"),
+            (".", "upload"),
+            ("..hidden", "..hidden"),
         ] {
             assert_eq!(base_name(name), want);
         }

@@ -53,8 +53,14 @@ pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json
         None => None,
         Some(text) => match FilePurpose::parse(text) {
             Some(purpose) => Some(purpose),
-            // A purpose of OpenAI's that hone has no files of.
-            None => return Ok(Json(FileList::new(Vec::new(), false))),
+            None if FilePurpose::ELSEWHERE.contains(&text) => {
+                return Ok(Json(FileList::new(Vec::new(), false)));
+            }
+            None => {
+                let known: Vec<&str> = FilePurpose::ALL.iter().map(|one| one.as_str()).collect();
+                let message = format!("purpose is {text:?}; it can be {}", known.join(", "));
+                return Err(ApiError::field("purpose", message));
+            }
         },
     };
     let page = state.store.list_files(purpose, order, &query.page(MOST, MOST)?).await?;

@@ -6,6 +6,17 @@ use super::rows;
 use crate::file::{FilePurpose, FileRecord};
 use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
 
+/// SQL for a file that is there at the time `$1`: it has not expired, or a job that has not ended uses
+/// it.
+macro_rules! is_there {
+    () => {
+        "(expires_at IS NULL OR expires_at > $1 OR EXISTS (
+             SELECT 1 FROM jobs
+             WHERE status NOT IN ('succeeded', 'failed', 'cancelled')
+               AND (training_file = files.id OR validation_file = files.id)))"
+    };
+}
+
 /// Adds a row.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
@@ -34,8 +45,10 @@ pub(super) async fn insert(
 pub(super) async fn by_id(
     connection: &mut SqliteConnection,
     id: &str,
+    now: i64,
 ) -> Result<Option<FileRecord>, StoreError> {
-    let row = sqlx::query("SELECT * FROM files WHERE id = $1")
+    let row = sqlx::query(concat!("SELECT * FROM files WHERE id = $2 AND ", is_there!()))
+        .bind(now)
         .bind(id)
         .fetch_optional(connection)
         .await?;
@@ -48,17 +61,24 @@ pub(super) async fn list(
     purpose: Option<FilePurpose>,
     order: Order,
     page: &PageRequest,
+    now: i64,
 ) -> Result<Page<FileRecord>, StoreError> {
     let (after, query) = match order {
         Order::Ascending => (
             0,
-            "SELECT * FROM files WHERE position > $1 AND ($2 IS NULL OR purpose = $2)
-             ORDER BY position ASC LIMIT $3",
+            concat!(
+                "SELECT * FROM files WHERE position > $2 AND ($3 IS NULL OR purpose = $3) AND ",
+                is_there!(),
+                " ORDER BY position ASC LIMIT $4"
+            ),
         ),
         Order::Descending => (
             i64::MAX,
-            "SELECT * FROM files WHERE position < $1 AND ($2 IS NULL OR purpose = $2)
-             ORDER BY position DESC LIMIT $3",
+            concat!(
+                "SELECT * FROM files WHERE position < $2 AND ($3 IS NULL OR purpose = $3) AND ",
+                is_there!(),
+                " ORDER BY position DESC LIMIT $4"
+            ),
         ),
     };
     let after = match &page.after {
@@ -70,6 +90,7 @@ pub(super) async fn list(
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
     };
     let found = sqlx::query(query)
+        .bind(now)
         .bind(after)
         .bind(purpose.map(FilePurpose::as_str))
         .bind(i64::from(page.limit) + 1)
@@ -82,8 +103,9 @@ pub(super) async fn list(
 pub(super) async fn delete(
     connection: &mut SqliteConnection,
     id: &str,
+    now: i64,
 ) -> Result<DeleteFileOutcome, StoreError> {
-    let Some(file) = by_id(connection, id).await? else {
+    let Some(file) = by_id(connection, id, now).await? else {
         return Ok(DeleteFileOutcome::NotFound);
     };
     let job: Option<String> = sqlx::query_scalar(
@@ -112,6 +134,25 @@ pub(super) async fn delete(
     Ok(DeleteFileOutcome::Deleted(file))
 }
 
+/// Removes the rows of files that have expired, unless a job that has not ended or a model needs
+/// them; returns their blob keys.
+pub(super) async fn remove_expired(
+    connection: &mut SqliteConnection,
+    now: i64,
+) -> Result<Vec<String>, StoreError> {
+    let keys = sqlx::query_scalar(concat!(
+        "DELETE FROM files WHERE NOT ",
+        is_there!(),
+        " AND NOT EXISTS (SELECT 1 FROM models
+             WHERE adapter_config_file = files.id OR adapter_weights_file = files.id)
+         RETURNING blob_key"
+    ))
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    Ok(keys)
+}
+
 /// Every blob key that a row names.
 pub(super) async fn blob_keys(
     connection: &mut SqliteConnection,
@@ -125,10 +166,12 @@ pub(super) async fn blob_keys(
 }
 
 /// Fails with [`StoreError::MissingFile`] when there is no file `id`.
-pub(super) async fn require(connection: &mut SqliteConnection, id: &str) -> Result<(), StoreError> {
-    sqlx::query("SELECT 1 FROM files WHERE id = $1")
-        .bind(id)
-        .fetch_optional(connection)
+pub(super) async fn require(
+    connection: &mut SqliteConnection,
+    id: &str,
+    now: i64,
+) -> Result<(), StoreError> {
+    by_id(connection, id, now)
         .await?
         .map(|_there| ())
         .ok_or_else(|| StoreError::MissingFile(id.to_owned()))

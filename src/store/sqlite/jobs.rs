@@ -10,10 +10,14 @@ use crate::store::{CancelOutcome, Page, PageRequest, PauseOutcome, ResumeOutcome
 
 /// Adds a row. Its files and the model that it continues from must be there: this runs in the
 /// transaction that would otherwise race with their deletion.
-pub(super) async fn insert(connection: &mut SqliteConnection, job: &Job) -> Result<(), StoreError> {
-    files::require(connection, &job.training_file).await?;
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    job: &Job,
+    now: i64,
+) -> Result<(), StoreError> {
+    files::require(connection, &job.training_file, now).await?;
     if let Some(validation_file) = &job.validation_file {
-        files::require(connection, validation_file).await?;
+        files::require(connection, validation_file, now).await?;
     }
     if let Some(model) = &job.continue_from {
         models::require(connection, model).await?;

@@ -71,7 +71,7 @@ impl Store for SqliteStore {
     }
 
     async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError> {
-        files::by_id(&mut *self.readers.acquire().await?, id).await
+        files::by_id(&mut *self.readers.acquire().await?, id, self.clock.now()).await
     }
 
     async fn list_files(
@@ -80,14 +80,22 @@ impl Store for SqliteStore {
         order: Order,
         page: &PageRequest,
     ) -> Result<Page<FileRecord>, StoreError> {
-        files::list(&mut *self.readers.acquire().await?, purpose, order, page).await
+        let reader = &mut *self.readers.acquire().await?;
+        files::list(reader, purpose, order, page, self.clock.now()).await
     }
 
     async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError> {
         let mut transaction = self.begin_write().await?;
-        let outcome = files::delete(&mut transaction, id).await?;
+        let outcome = files::delete(&mut transaction, id, self.clock.now()).await?;
         transaction.commit().await?;
         Ok(outcome)
+    }
+
+    async fn remove_expired_files(&self) -> Result<Vec<String>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let keys = files::remove_expired(&mut transaction, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(keys)
     }
 
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError> {
@@ -96,8 +104,9 @@ impl Store for SqliteStore {
 
     async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError> {
         let mut transaction = self.begin_write().await?;
-        jobs::insert(&mut transaction, job).await?;
-        events::append(&mut transaction, &job.id, self.clock.now(), events).await?;
+        let now = self.clock.now();
+        jobs::insert(&mut transaction, job, now).await?;
+        events::append(&mut transaction, &job.id, now, events).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -119,7 +128,7 @@ impl Store for SqliteStore {
             return Ok(Some(earlier));
         }
         let now = self.clock.now();
-        jobs::insert(&mut transaction, job).await?;
+        jobs::insert(&mut transaction, job, now).await?;
         request_keys::insert(&mut transaction, request, &job.id, now).await?;
         events::append(&mut transaction, &job.id, now, events).await?;
         transaction.commit().await?;
@@ -327,7 +336,8 @@ impl Store for SqliteStore {
         }
         let mut blob_keys = Vec::new();
         for id in &checkpoint.result_files {
-            if let DeleteFileOutcome::Deleted(file) = files::delete(&mut transaction, id).await? {
+            let outcome = files::delete(&mut transaction, id, self.clock.now()).await?;
+            if let DeleteFileOutcome::Deleted(file) = outcome {
                 blob_keys.push(file.blob_key);
             }
         }
