@@ -20,6 +20,9 @@ pub use super::preference::{Preference, PreferenceOutcome};
 use super::random::Stream;
 use super::weights::{LoadError, WeightSource};
 
+#[cfg(test)]
+mod transfers;
+
 /// What can go wrong while the engine computes.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -29,6 +32,14 @@ pub enum EngineError {
         /// Which backend.
         backend: &'static str,
         /// Why.
+        reason: String,
+    },
+    /// The device's memory is full.
+    #[error("the {backend} backend ran out of memory: {reason}")]
+    OutOfMemory {
+        /// Which backend.
+        backend: &'static str,
+        /// What the device says.
         reason: String,
     },
     /// Tensors that do not fit this model.
@@ -488,11 +499,9 @@ impl<B: Backend> Engine for TrainingEngine<B> {
 
     fn step(&mut self, step: &AdamWStep) -> Result<f64, EngineError> {
         let backend = self.decoder.backend();
-        let mut squares = 0.0;
-        for pair in self.gradients.pairs() {
-            squares += backend.sum_of_squares(&pair.a)? + backend.sum_of_squares(&pair.b)?;
-        }
-        let norm = squares.sqrt();
+        let gradients: Vec<&B::Matrix> =
+            self.gradients.pairs().flat_map(|pair| [&pair.a, &pair.b]).collect();
+        let norm = backend.sum_of_squares(&gradients)?.sqrt();
         if norm.is_finite() {
             let factor = (step.clip / (norm + 1e-6)).min(1.0);
             let tensors = self

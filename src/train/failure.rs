@@ -38,7 +38,16 @@ pub(super) fn no_such_target(message: String) -> JobError {
 }
 
 pub(super) fn engine_failed(error: EngineError) -> JobError {
-    internal(error.to_string())
+    match error {
+        EngineError::OutOfMemory { .. } => JobError {
+            code: ErrorCode::OutOfMemory,
+            message: format!(
+                "{error}; a shorter context_length or a smaller base model needs less"
+            ),
+            param: None,
+        },
+        other => internal(other.to_string()),
+    }
 }
 
 pub(super) fn checkpoint_failed(error: CheckpointError) -> JobError {

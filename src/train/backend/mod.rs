@@ -84,6 +84,12 @@ pub trait Backend: Send + Sized + 'static {
     type Weight: Send;
     /// A frozen row of floats.
     type Vector: Send;
+    /// Row numbers, token ids or positions on the device.
+    type Indexes: Send;
+    /// What rows of logits came to, on the device until [`Backend::row_losses`] reads it.
+    type Losses: Send;
+    /// Which elements of a layer's input dropout keeps.
+    type Mask: Send;
 
     /// Name for messages.
     fn name(&self) -> &'static str;
@@ -102,6 +108,8 @@ pub trait Backend: Send + Sized + 'static {
     fn copy(&self, matrix: &Self::Matrix) -> Outcome<Self::Matrix>;
     /// A frozen row.
     fn vector(&self, values: &[f32]) -> Outcome<Self::Vector>;
+    /// Indexes from host values.
+    fn indexes(&self, values: &[u32]) -> Outcome<Self::Indexes>;
     /// A frozen linear layer from `[outputs, inputs]`; `backward` says whether gradients of its
     /// input will be asked for.
     fn weight(
@@ -116,14 +124,15 @@ pub trait Backend: Send + Sized + 'static {
     // ---- parts of matrices
 
     /// Rows of the weight itself at `ids`, times `scale`: the embedding.
-    fn embed(&self, table: &Self::Weight, ids: &[u32], scale: f32) -> Outcome<Self::Matrix>;
+    fn embed(&self, table: &Self::Weight, ids: &Self::Indexes, scale: f32)
+    -> Outcome<Self::Matrix>;
     /// The rows at `indexes`.
-    fn take_rows(&self, matrix: &Self::Matrix, indexes: &[u32]) -> Outcome<Self::Matrix>;
+    fn take_rows(&self, matrix: &Self::Matrix, indexes: &Self::Indexes) -> Outcome<Self::Matrix>;
     /// A matrix of `rows` rows, zero but for `from`'s rows at `indexes` (no index twice).
     fn spread_rows(
         &self,
         rows: usize,
-        indexes: &[u32],
+        indexes: &Self::Indexes,
         from: &Self::Matrix,
     ) -> Outcome<Self::Matrix>;
     /// The columns in `ranges`, side by side.
@@ -175,10 +184,19 @@ pub trait Backend: Send + Sized + 'static {
         gradients: &mut LoraPair<Self>,
         into: Option<&mut Self::Matrix>,
     ) -> Outcome<()>;
-    /// Inverted dropout (Srivastava et al. 2014): every element is zero with probability `rate`, and
-    /// divided by 1 - `rate` otherwise. Row r is decided by `draws[r]`, its column c by the number
-    /// at c, so that the same draws give the same mask again on every backend.
-    fn drop_out(&self, x: &Self::Matrix, draws: &[Stream], rate: f32) -> Outcome<Self::Matrix>;
+    /// The masks of a pass for inverted dropout (Srivastava et al. 2014), one for each of `layers`: a
+    /// number that tells the layers apart, and the columns of its input. An element is zero with
+    /// probability `rate`, and divided by 1 - `rate` otherwise. Row r of a layer is decided by the
+    /// layer's child of `draws[r]`, its column c by the number at c, so that the same draws give the
+    /// same masks on every backend.
+    fn masks(
+        &self,
+        draws: &[Stream],
+        layers: &[(u64, usize)],
+        rate: f32,
+    ) -> Outcome<Vec<Self::Mask>>;
+    /// What `mask` leaves of x.
+    fn drop_out(&self, x: &Self::Matrix, mask: &Self::Mask) -> Outcome<Self::Matrix>;
     /// Normalises rows of the norm's width (several in one row of the matrix for per-head norms).
     fn norm(&self, x: &Self::Matrix, norm: &Norm<Self>) -> Outcome<Self::Matrix>;
     /// The gradient of x.
@@ -194,7 +212,7 @@ pub trait Backend: Send + Sized + 'static {
         x: &mut Self::Matrix,
         head_dim: usize,
         table: &RopeTable<Self>,
-        positions: &[u32],
+        positions: &Self::Indexes,
         back: bool,
     ) -> Outcome<()>;
     /// The curve of `gate`, times `up` where the MLP is gated.
@@ -262,12 +280,14 @@ pub trait Backend: Send + Sized + 'static {
         &self,
         x: &Self::Matrix,
         head: &Self::Weight,
-        targets: &[u32],
+        targets: &Self::Indexes,
         soft_cap: Option<f32>,
         factors: Option<&[f32]>,
-    ) -> Outcome<(Vec<RowLoss>, Option<Self::Matrix>)>;
-    /// Sum of the squares.
-    fn sum_of_squares(&self, matrix: &Self::Matrix) -> Outcome<f64>;
+    ) -> Outcome<(Self::Losses, Option<Self::Matrix>)>;
+    /// The losses, for the host: waits until the device has computed them.
+    fn row_losses(&self, losses: &Self::Losses) -> Outcome<Vec<RowLoss>>;
+    /// Sum of the squares of all elements of all `matrices`.
+    fn sum_of_squares(&self, matrices: &[&Self::Matrix]) -> Outcome<f64>;
     /// One AdamW step of one tensor; the gradient is scaled by `gradient_factor` first.
     fn adamw(
         &self,

@@ -67,6 +67,25 @@ impl PackedBatch {
     }
 }
 
+/// The numbers of a packed batch on the device: they go there once a pass.
+struct OnDevice<B: Backend> {
+    ids: B::Indexes,
+    positions: B::Indexes,
+    loss_rows: B::Indexes,
+    targets: B::Indexes,
+}
+
+impl<B: Backend> OnDevice<B> {
+    fn new(backend: &B, batch: &PackedBatch) -> Outcome<Self> {
+        Ok(Self {
+            ids: backend.indexes(&batch.ids)?,
+            positions: backend.indexes(&batch.positions)?,
+            loss_rows: backend.indexes(&batch.loss_rows)?,
+            targets: backend.indexes(&batch.targets)?,
+        })
+    }
+}
+
 impl<B: Backend> Decoder<B> {
     /// Losses of the rows that count, without dropout; of the base alone without an adapter.
     pub fn losses(
@@ -77,16 +96,19 @@ impl<B: Backend> Decoder<B> {
         if batch.targets.is_empty() {
             return Ok(Vec::new());
         }
+        let there = OnDevice::new(&self.backend, batch)?;
         let sight = Sight::Segments(&batch.segments);
         let beside = Beside::plain(adapter);
-        let (x, _) = self.run_blocks(&beside, &batch.ids, &batch.positions, sight, None)?;
-        let rows = self.backend.take_rows(&x, &batch.loss_rows)?;
+        let (x, _) = self.run_blocks(&beside, &there.ids, &there.positions, sight, None)?;
+        let rows = self.backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = self.backend.norm(&rows, &self.final_norm)?;
-        Ok(self.head_losses(&normed, batch, None)?.0)
+        self.backend.row_losses(&self.head_losses(&normed, &there, None)?.0)
     }
 
-    /// Losses of the rows that count; adds the gradients of their weighed sum to `gradients`.
+    /// Losses of the rows that count; adds the gradients of their weighed sum to `gradients`. The
+    /// losses are read when the whole way back has been asked for, so that the device never waits
+    /// for the host in between; where they decide on the weights, they must be read before.
     pub fn losses_and_gradients(
         &self,
         adapter: &Adapter<B>,
@@ -102,44 +124,52 @@ impl<B: Backend> Decoder<B> {
         }
         let backend = &self.backend;
         let lowest = self.lowest_adapted_block(adapter);
+        let there = OnDevice::new(backend, batch)?;
         let sight = Sight::Segments(&batch.segments);
-        let beside = Beside { adapter: Some(adapter), draws: &batch.draws };
+        let beside = Beside::dropping(self, adapter, &batch.draws)?;
         let (x, mut saved) =
-            self.run_blocks(&beside, &batch.ids, &batch.positions, sight, Some(lowest))?;
-        let rows = backend.take_rows(&x, &batch.loss_rows)?;
+            self.run_blocks(&beside, &there.ids, &there.positions, sight, Some(lowest))?;
+        let rows = backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm)?;
+        let mut read = None;
         let factors = match weighing {
             Weighing::Even(factor) => vec![factor; batch.targets.len()],
-            Weighing::ByLoss(weigh) => weigh(&self.head_losses(&normed, batch, None)?.0),
+            Weighing::ByLoss(weigh) => {
+                let losses = backend.row_losses(&self.head_losses(&normed, &there, None)?.0)?;
+                weigh(read.insert(losses))
+            }
         };
-        let (losses, gradient) = self.head_losses(&normed, batch, Some(&factors))?;
-        let Some(gradient) = gradient else {
-            return Ok(losses);
-        };
+        let (losses, gradient) = self.head_losses(&normed, &there, Some(&factors))?;
         drop(normed);
-        let gradient = backend.norm_backward(gradient, &rows, &self.final_norm)?;
-        let mut gradient = backend.spread_rows(batch.ids.len(), &batch.loss_rows, &gradient)?;
-        for (layer, block) in self.blocks.iter().enumerate().rev() {
-            let Some(saved) = saved.pop() else { break };
-            let below = layer > lowest;
-            let made =
-                self.block_backward(block, saved, gradient, &beside, gradients, batch, below)?;
-            let Some(made) = made else { break };
-            gradient = made;
+        if let Some(gradient) = gradient {
+            let gradient = backend.norm_backward(gradient, &rows, &self.final_norm)?;
+            let mut gradient = backend.spread_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
+            let seen = (&there.positions, &batch.segments[..]);
+            for (layer, block) in self.blocks.iter().enumerate().rev() {
+                let Some(saved) = saved.pop() else { break };
+                let below = layer > lowest;
+                let made =
+                    self.block_backward(block, saved, gradient, &beside, gradients, seen, below)?;
+                let Some(made) = made else { break };
+                gradient = made;
+            }
         }
-        Ok(losses)
+        match read {
+            Some(losses) => Ok(losses),
+            None => backend.row_losses(&losses),
+        }
     }
 
     /// Losses of the head over rows behind the last norm, and the gradient of these rows.
     fn head_losses(
         &self,
         normed: &B::Matrix,
-        batch: &PackedBatch,
+        there: &OnDevice<B>,
         factors: Option<&[f32]>,
-    ) -> Outcome<(Vec<RowLoss>, Option<B::Matrix>)> {
+    ) -> Outcome<(B::Losses, Option<B::Matrix>)> {
         let cap = self.config.logit_cap;
-        self.backend.head_loss(normed, self.head(), &batch.targets, cap, factors)
+        self.backend.head_loss(normed, self.head(), &there.targets, cap, factors)
     }
 
     /// Index of the first block with a LoRA pair.
@@ -161,6 +191,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The gradient of the block's input when `below` blocks want it; adds to `gradients` on the way.
+    /// `seen`: the positions of the tokens and the segments' offsets.
     #[expect(clippy::too_many_arguments, reason = "a block, what it kept, and its gradients")]
     fn block_backward(
         &self,
@@ -169,7 +200,7 @@ impl<B: Backend> Decoder<B> {
         gradient: B::Matrix,
         beside: &Beside<'_, B>,
         gradients: &mut Adapter<B>,
-        batch: &PackedBatch,
+        (positions, segments): (&B::Indexes, &[usize]),
         below: bool,
     ) -> Outcome<Option<B::Matrix>> {
         let backend = &self.backend;
@@ -226,14 +257,14 @@ impl<B: Backend> Decoder<B> {
             &values,
             &attended,
             &attention,
-            &batch.segments,
+            segments,
             &block.attention,
         )?;
         drop(attended_gradient);
         if let Some(table) = block.rope.map(|rope| &self.tables[rope]) {
             let head_dim = block.attention.head_dim;
-            backend.rotate(&mut query_gradient, head_dim, table, &batch.positions, true)?;
-            backend.rotate(&mut key_gradient, head_dim, table, &batch.positions, true)?;
+            backend.rotate(&mut query_gradient, head_dim, table, positions, true)?;
+            backend.rotate(&mut key_gradient, head_dim, table, positions, true)?;
         }
         if let (Some([query_norm, key_norm]), Some([raw_queries, raw_keys])) =
             (&block.qk_norms, &raw_queries_and_keys)

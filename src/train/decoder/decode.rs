@@ -35,22 +35,34 @@ impl<B: Backend> Decoder<B> {
     ) -> Outcome<Vec<f32>> {
         self.check(cache.length, ids)?;
         let start = cache.length as u32;
-        let positions: Vec<u32> = (start..start + ids.len() as u32).collect();
         let sight = Sight::Caches(&mut cache.layers);
-        let (x, _) = self.run_blocks(&Beside::plain(adapter), ids, &positions, sight, None)?;
+        let x = self.run_text(adapter, ids, start, sight)?;
         cache.length += ids.len();
-        let last = self.backend.take_rows(&x, &[ids.len() as u32 - 1])?;
+        let last = self.backend.indexes(&[ids.len() as u32 - 1])?;
+        let last = self.backend.take_rows(&x, &last)?;
         self.logits_of(&last)
     }
 
     /// Logits of every position of one sequence, `[tokens, vocabulary]`.
     pub fn logits(&self, adapter: Option<&Adapter<B>>, ids: &[u32]) -> Outcome<Vec<f32>> {
         self.check(0, ids)?;
-        let positions: Vec<u32> = (0..ids.len() as u32).collect();
         let segments = [0, ids.len()];
-        let sight = Sight::Segments(&segments);
-        let (x, _) = self.run_blocks(&Beside::plain(adapter), ids, &positions, sight, None)?;
+        let x = self.run_text(adapter, ids, 0, Sight::Segments(&segments))?;
         self.logits_of(&x)
+    }
+
+    /// The residual stream behind the last block, of one text whose first token here stands at
+    /// `start`.
+    fn run_text(
+        &self,
+        adapter: Option<&Adapter<B>>,
+        ids: &[u32],
+        start: u32,
+        sight: Sight<'_, B>,
+    ) -> Outcome<B::Matrix> {
+        let positions: Vec<u32> = (start..start + ids.len() as u32).collect();
+        let (ids, positions) = (self.backend.indexes(ids)?, self.backend.indexes(&positions)?);
+        Ok(self.run_blocks(&Beside::plain(adapter), &ids, &positions, sight, None)?.0)
     }
 
     fn logits_of(&self, x: &B::Matrix) -> Outcome<Vec<f32>> {

@@ -26,14 +26,35 @@ pub(super) struct LayerCache<B: Backend> {
 pub(super) struct Beside<'a, B: Backend> {
     /// `None` for the base alone.
     pub adapter: Option<&'a Adapter<B>>,
-    /// Decide on each row's dropout; empty without.
-    pub draws: &'a [Stream],
+    /// What dropout leaves of each pair's input, by pair; empty without dropout.
+    masks: BTreeMap<usize, B::Mask>,
 }
 
 impl<'a, B: Backend> Beside<'a, B> {
     /// An adapter without dropout.
     pub(super) fn plain(adapter: Option<&'a Adapter<B>>) -> Self {
-        Self { adapter, draws: &[] }
+        Self { adapter, masks: BTreeMap::new() }
+    }
+
+    /// An adapter with dropout, on which `draws` decide, one for each row; none without draws.
+    pub(super) fn dropping(
+        decoder: &Decoder<B>,
+        adapter: &'a Adapter<B>,
+        draws: &[Stream],
+    ) -> Outcome<Self> {
+        if draws.is_empty() || adapter.dropout == 0.0 {
+            return Ok(Self::plain(Some(adapter)));
+        }
+        let mut pairs = Vec::new();
+        let mut layers = Vec::new();
+        for (pair, module) in decoder.modules().iter().enumerate() {
+            if adapter.pairs[pair].is_some() {
+                pairs.push(pair);
+                layers.push((pair as u64, module.inputs));
+            }
+        }
+        let masks = decoder.backend.masks(draws, &layers, adapter.dropout)?;
+        Ok(Self { adapter: Some(adapter), masks: pairs.into_iter().zip(masks).collect() })
     }
 
     /// What the pair of index `pair` reads of its layer's input: a masked copy under dropout.
@@ -43,12 +64,10 @@ impl<'a, B: Backend> Beside<'a, B> {
         x: &B::Matrix,
         pair: usize,
     ) -> Outcome<Option<B::Matrix>> {
-        let rate = self.adapter.map_or(0.0, |adapter| adapter.dropout);
-        if self.draws.is_empty() || rate == 0.0 {
-            return Ok(None);
+        match self.masks.get(&pair) {
+            Some(mask) => Ok(Some(backend.drop_out(x, mask)?)),
+            None => Ok(None),
         }
-        let draws: Vec<Stream> = self.draws.iter().map(|draw| draw.child(pair as u64)).collect();
-        Ok(Some(backend.drop_out(x, &draws, rate)?))
     }
 }
 
@@ -61,8 +80,8 @@ impl<B: Backend> Decoder<B> {
     pub(super) fn run_blocks(
         &self,
         beside: &Beside<'_, B>,
-        ids: &[u32],
-        positions: &[u32],
+        ids: &B::Indexes,
+        positions: &B::Indexes,
         mut sight: Sight<'_, B>,
         keep_from: Option<usize>,
     ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
@@ -89,7 +108,7 @@ impl<B: Backend> Decoder<B> {
         layer: usize,
         x: B::Matrix,
         beside: &Beside<'_, B>,
-        positions: &[u32],
+        positions: &B::Indexes,
         sight: &mut Sight<'_, B>,
         keep: bool,
     ) -> Outcome<(B::Matrix, Option<Saved<B>>)> {

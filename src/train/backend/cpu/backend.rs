@@ -62,6 +62,12 @@ pub struct Weight {
     bias: Option<Vec<f32>>,
 }
 
+/// A dropout mask as what decides on it: drawn anew at each use, which costs less than to keep it.
+pub struct Mask {
+    draws: Vec<Stream>,
+    rate: f32,
+}
+
 fn curve(activation: Activation) -> Curve {
     match activation {
         Activation::Silu => Curve::Silu,
@@ -107,6 +113,9 @@ impl Backend for CpuBackend {
     type Matrix = Matrix;
     type Weight = Weight;
     type Vector = Vec<f32>;
+    type Indexes = Vec<u32>;
+    type Losses = Vec<RowLoss>;
+    type Mask = Mask;
 
     fn name(&self) -> &'static str {
         match self.isa {
@@ -156,7 +165,11 @@ impl Backend for CpuBackend {
         Ok(Weight { forward, backward, bias: bias.map(<[f32]>::to_vec) })
     }
 
-    fn embed(&self, table: &Weight, ids: &[u32], scale: f32) -> Outcome<Matrix> {
+    fn indexes(&self, values: &[u32]) -> Outcome<Vec<u32>> {
+        Ok(values.to_vec())
+    }
+
+    fn embed(&self, table: &Weight, ids: &Vec<u32>, scale: f32) -> Outcome<Matrix> {
         let mut made = self.pool.take(ids.len(), table.forward.inputs);
         let columns = made.columns();
         for (row, id) in made.values_mut().chunks_exact_mut(columns).zip(ids) {
@@ -166,7 +179,7 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
-    fn take_rows(&self, matrix: &Matrix, indexes: &[u32]) -> Outcome<Matrix> {
+    fn take_rows(&self, matrix: &Matrix, indexes: &Vec<u32>) -> Outcome<Matrix> {
         let columns = matrix.columns();
         let mut made = self.pool.take(indexes.len(), columns);
         for (row, index) in made.values_mut().chunks_exact_mut(columns).zip(indexes) {
@@ -175,7 +188,7 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
-    fn spread_rows(&self, rows: usize, indexes: &[u32], from: &Matrix) -> Outcome<Matrix> {
+    fn spread_rows(&self, rows: usize, indexes: &Vec<u32>, from: &Matrix) -> Outcome<Matrix> {
         let columns = from.columns();
         let mut made = self.filled(rows, columns, 0.0);
         for (row, index) in from.values().chunks_exact(columns).zip(indexes) {
@@ -309,14 +322,23 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn drop_out(&self, x: &Matrix, draws: &[Stream], rate: f32) -> Outcome<Matrix> {
+    fn masks(&self, draws: &[Stream], layers: &[(u64, usize)], rate: f32) -> Outcome<Vec<Mask>> {
+        let of = |(layer, _columns): &(u64, usize)| Mask {
+            draws: draws.iter().map(|draw| draw.child(*layer)).collect(),
+            rate,
+        };
+        Ok(layers.iter().map(of).collect())
+    }
+
+    fn drop_out(&self, x: &Matrix, mask: &Mask) -> Outcome<Matrix> {
+        let Mask { draws, rate } = mask;
         let mut made = self.pool.take(x.rows(), x.columns());
         let columns = x.columns().max(1);
-        let kept = 1.0 / (1.0 - rate);
+        let kept = 1.0 / (1.0 - *rate);
         let rows = made.values_mut().par_chunks_exact_mut(columns);
         rows.zip(x.values().par_chunks_exact(columns)).zip(draws).for_each(|((made, x), draw)| {
             for (column, (made, x)) in made.iter_mut().zip(x).enumerate() {
-                *made = if draw.unit(column as u64) < rate { 0.0 } else { x * kept };
+                *made = if draw.unit(column as u64) < *rate { 0.0 } else { x * kept };
             }
         });
         Ok(made)
@@ -358,7 +380,7 @@ impl Backend for CpuBackend {
         x: &mut Matrix,
         head_dim: usize,
         table: &RopeTable<Self>,
-        positions: &[u32],
+        positions: &Vec<u32>,
         back: bool,
     ) -> Outcome<()> {
         if table.half == 0 {
@@ -492,7 +514,7 @@ impl Backend for CpuBackend {
         &self,
         x: &Matrix,
         head: &Weight,
-        targets: &[u32],
+        targets: &Vec<u32>,
         soft_cap: Option<f32>,
         factors: Option<&[f32]>,
     ) -> Outcome<(Vec<RowLoss>, Option<Matrix>)> {
@@ -520,8 +542,15 @@ impl Backend for CpuBackend {
         Ok((losses, gradient))
     }
 
-    fn sum_of_squares(&self, matrix: &Matrix) -> Outcome<f64> {
-        Ok(matrix.values().iter().map(|x| f64::from(*x) * f64::from(*x)).sum())
+    fn row_losses(&self, losses: &Vec<RowLoss>) -> Outcome<Vec<RowLoss>> {
+        Ok(losses.clone())
+    }
+
+    fn sum_of_squares(&self, matrices: &[&Matrix]) -> Outcome<f64> {
+        let of = |matrix: &&Matrix| -> f64 {
+            matrix.values().iter().map(|x| f64::from(*x) * f64::from(*x)).sum()
+        };
+        Ok(matrices.iter().map(of).sum())
     }
 
     fn adamw(

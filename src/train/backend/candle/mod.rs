@@ -1,0 +1,481 @@
+//! [`Backend`] from plain candle operations: the oracle for the CPU's kernels, and the way onto other
+//! devices. Candle's autograd is not used; each backward is written out.
+//!
+//! # On a CUDA device
+//!
+//! Frozen weights are bfloat16; products with them take both sides in bfloat16, add up in 32 bits
+//! and round their result to bfloat16, as `torch.autocast` does. The residual stream, norms,
+//! attention, LoRA, gradients and Adam's moments are 32-bit floats. On a CPU everything is.
+//!
+//! The host asks for work and never waits for it inside of a pass: see `crossing.rs`. Up go the
+//! numbers of the batch (token ids, positions, loss rows, targets, factors, and with dropout its
+//! masks as bits), once a pass, whatever the number of layers. Down come the losses, once a pass,
+//! after the whole way back has been asked for (before it where losses decide on factors, as for
+//! preferences), and the norm of the gradients, once a step. Masks of attention are made on the
+//! device. Not counted is what candle itself hands to a kernel beside its tensors: shape and strides
+//! of what is not contiguous, a few dozen bytes on the way up, for which nobody waits.
+//!
+//! Nothing here adds with atomics: candle's sums, `index_add` and `scatter_add` walk in a fixed
+//! order, and cuBLAS promises to repeat itself on one kind of device, one version and one stream. So
+//! the same job should give the same bytes there; between devices it does not.
+
+mod attention;
+mod crossing;
+mod curve;
+mod dropout;
+mod loss;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use candle_core::{D, DType, Device, Tensor};
+
+use self::attention::Attention;
+use self::crossing::Crossing;
+#[cfg(test)]
+pub use self::crossing::Transfers;
+use self::dropout::Mask;
+use super::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
+use crate::train::config::{Activation, NormKind};
+use crate::train::engine::{AdamWStep, EngineError};
+use crate::train::random::Stream;
+
+/// Candle on one device.
+pub struct CandleBackend {
+    crossing: Crossing,
+    attention: Attention,
+    /// What frozen weights are kept in.
+    precision: DType,
+}
+
+/// A frozen linear layer: `[outputs, inputs]` and its bias.
+pub struct Weight {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Weight {
+    /// x · Wᵀ + bias.
+    fn forward(&self, x: &Tensor) -> Outcome<Tensor> {
+        let y = times(x, &self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Bytes of what is made and dropped on the way through a block or the head, whichever is more: about
+/// six tensors at once of attention's scores, or of a chunk of logits.
+pub fn passing_bytes(heads: u64, longest: u64, vocabulary: u64) -> u64 {
+    const AT_ONCE: u64 = 6;
+    let of_a_row = heads * longest;
+    let scores = (of_a_row * longest).min((attention::MOST_SCORES as u64).max(of_a_row));
+    AT_ONCE * 4 * scores.max(loss::HEAD_CHUNK as u64 * vocabulary)
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        let reason = error.to_string();
+        // As the CUDA driver and cuBLAS say it.
+        if reason.contains("OUT_OF_MEMORY") || reason.contains("ALLOC_FAILED") {
+            return Self::OutOfMemory { backend: "candle", reason };
+        }
+        Self::Backend { backend: "candle", reason }
+    }
+}
+
+/// x · `right` in the precision of `right`, as 32-bit floats.
+fn times(x: &Tensor, right: &Tensor) -> Outcome<Tensor> {
+    match right.dtype() {
+        DType::F32 => Ok(x.matmul(right)?),
+        narrow => Ok(x.to_dtype(narrow)?.matmul(right)?.to_dtype(DType::F32)?),
+    }
+}
+
+fn soft_capped(logits: Tensor, soft_cap: Option<f32>) -> Outcome<Tensor> {
+    match soft_cap {
+        Some(cap) => Ok(((logits / f64::from(cap))?.tanh()? * f64::from(cap))?),
+        None => Ok(logits),
+    }
+}
+
+/// Mean and 1/√(variance + ε) of rows, each `[rows, 1]`; a mean of zero for RMS norm.
+fn statistics(x: &Tensor, norm: &Norm<CandleBackend>) -> Outcome<(Tensor, Tensor)> {
+    let mean = x.mean_keepdim(D::Minus1)?;
+    let mean = if norm.kind == NormKind::Layer { mean } else { mean.zeros_like()? };
+    let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)?;
+    let inverse = (variance + f64::from(norm.epsilon))?.sqrt()?.recip()?;
+    Ok((mean, inverse))
+}
+
+impl CandleBackend {
+    /// Candle on `device`.
+    pub fn new(device: Device) -> Self {
+        let precision = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        Self::with_precision(device, precision)
+    }
+
+    /// Candle on `device` with frozen weights of `precision`.
+    pub fn with_precision(device: Device, precision: DType) -> Self {
+        Self { crossing: Crossing::new(device), attention: Attention::default(), precision }
+    }
+
+    /// What has gone up and come down so far.
+    #[cfg(test)]
+    pub fn transfers(&self) -> Transfers {
+        self.crossing.transfers()
+    }
+}
+
+/// Runs of rows that the segments' offsets bound: start and length.
+fn spans(segments: &[usize]) -> impl Iterator<Item = (usize, usize)> {
+    segments.windows(2).map(|bounds| (bounds[0], bounds[1] - bounds[0]))
+}
+
+impl Backend for CandleBackend {
+    type Matrix = Tensor;
+    type Weight = Weight;
+    type Vector = Tensor;
+    type Indexes = Tensor;
+    type Losses = Tensor;
+    type Mask = Mask;
+
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    fn matrix(&self, rows: usize, columns: usize, values: &[f32]) -> Outcome<Tensor> {
+        self.crossing.floats(values, (rows, columns))
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> Outcome<Tensor> {
+        self.crossing.zeros(rows, columns)
+    }
+
+    fn values(&self, matrix: &Tensor) -> Outcome<Vec<f32>> {
+        self.crossing.read(matrix)
+    }
+
+    fn rows(&self, matrix: &Tensor) -> usize {
+        matrix.dims().first().copied().unwrap_or(0)
+    }
+
+    fn copy(&self, matrix: &Tensor) -> Outcome<Tensor> {
+        // Tensors are immutable and shared: operations that write make new ones.
+        Ok(matrix.clone())
+    }
+
+    fn vector(&self, values: &[f32]) -> Outcome<Tensor> {
+        self.crossing.floats(values, values.len())
+    }
+
+    fn weight(
+        &self,
+        outputs: usize,
+        inputs: usize,
+        values: &[f32],
+        bias: Option<&[f32]>,
+        _backward: bool,
+    ) -> Outcome<Weight> {
+        let bias = match bias {
+            Some(bias) => Some(self.vector(bias)?),
+            None => None,
+        };
+        let weight = self.matrix(outputs, inputs, values)?.to_dtype(self.precision)?;
+        Ok(Weight { weight, bias })
+    }
+
+    fn indexes(&self, values: &[u32]) -> Outcome<Tensor> {
+        self.crossing.indexes(values)
+    }
+
+    fn embed(&self, table: &Weight, ids: &Tensor, scale: f32) -> Outcome<Tensor> {
+        let rows = self.take_rows(&table.weight, ids)?.to_dtype(DType::F32)?;
+        Ok((rows * f64::from(scale))?)
+    }
+
+    fn take_rows(&self, matrix: &Tensor, indexes: &Tensor) -> Outcome<Tensor> {
+        Ok(matrix.index_select(indexes, 0)?)
+    }
+
+    fn spread_rows(&self, rows: usize, indexes: &Tensor, from: &Tensor) -> Outcome<Tensor> {
+        Ok(self.zeros(rows, from.dim(1)?)?.index_add(indexes, &from.contiguous()?, 0)?)
+    }
+
+    fn take_columns(&self, matrix: &Tensor, ranges: &[Range<usize>]) -> Outcome<Tensor> {
+        let mut parts = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            parts.push(matrix.narrow(1, range.start, range.len())?);
+        }
+        Ok(Tensor::cat(&parts, 1)?.contiguous()?)
+    }
+
+    fn put_columns(
+        &self,
+        into: &mut Tensor,
+        ranges: &[Range<usize>],
+        from: &Tensor,
+    ) -> Outcome<()> {
+        // Copies share their memory, and `slice_set` writes in place.
+        *into = into.copy()?;
+        let mut first = 0;
+        for range in ranges {
+            let part = from.narrow(1, first, range.len())?.contiguous()?;
+            into.slice_set(&part, 1, range.start)?;
+            first += range.len();
+        }
+        Ok(())
+    }
+
+    fn append_rows(&self, matrix: &mut Tensor, more: &Tensor) -> Outcome<()> {
+        *matrix = Tensor::cat(&[&*matrix, more], 0)?;
+        Ok(())
+    }
+
+    fn add(&self, into: &mut Tensor, from: &Tensor) -> Outcome<()> {
+        *into = (&*into + from)?;
+        Ok(())
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight) -> Outcome<Tensor> {
+        weight.forward(x)
+    }
+
+    fn linear_backward(
+        &self,
+        gradient: &Tensor,
+        weight: &Weight,
+        into: Option<Tensor>,
+    ) -> Outcome<Tensor> {
+        let made = times(gradient, &weight.weight)?;
+        match into {
+            Some(into) => Ok((into + made)?),
+            None => Ok(made),
+        }
+    }
+
+    fn lora(
+        &self,
+        x: &Tensor,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        y: &mut Tensor,
+    ) -> Outcome<Tensor> {
+        let inner = x.matmul(&pair.a.t()?)?;
+        *y = (&*y + (inner.matmul(&pair.b.t()?)? * f64::from(scale))?)?;
+        Ok(inner)
+    }
+
+    fn lora_backward(
+        &self,
+        gradient: &Tensor,
+        x: &Tensor,
+        inner: &Tensor,
+        pair: &LoraPair<Self>,
+        scale: f32,
+        gradients: &mut LoraPair<Self>,
+        into: Option<&mut Tensor>,
+    ) -> Outcome<()> {
+        let scale = f64::from(scale);
+        gradients.b = (&gradients.b + (gradient.t()?.matmul(inner)? * scale)?)?;
+        let inner_gradient = (gradient.matmul(&pair.b)? * scale)?;
+        gradients.a = (&gradients.a + inner_gradient.t()?.matmul(x)?)?;
+        if let Some(into) = into {
+            *into = (&*into + inner_gradient.matmul(&pair.a)?)?;
+        }
+        Ok(())
+    }
+
+    fn masks(&self, draws: &[Stream], layers: &[(u64, usize)], rate: f32) -> Outcome<Vec<Mask>> {
+        dropout::masks(&self.crossing, draws, layers, rate)
+    }
+
+    fn drop_out(&self, x: &Tensor, mask: &Mask) -> Outcome<Tensor> {
+        dropout::apply(x, mask)
+    }
+
+    fn norm(&self, x: &Tensor, norm: &Norm<Self>) -> Outcome<Tensor> {
+        let dims = x.dims2()?;
+        let x = x.reshape(((), norm.width))?;
+        let (mean, inverse) = statistics(&x, norm)?;
+        let y = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?.broadcast_mul(&norm.weight)?;
+        let y = match &norm.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        Ok(y.reshape(dims)?)
+    }
+
+    fn norm_backward(&self, gradient: Tensor, x: &Tensor, norm: &Norm<Self>) -> Outcome<Tensor> {
+        let dims = x.dims2()?;
+        let x = x.reshape(((), norm.width))?;
+        let (mean, inverse) = statistics(&x, norm)?;
+        let normalised = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?;
+        let gradient = gradient.reshape(((), norm.width))?.broadcast_mul(&norm.weight)?;
+        let along = (&gradient * &normalised)?.mean_keepdim(D::Minus1)?;
+        let mut made = (&gradient - normalised.broadcast_mul(&along)?)?;
+        if norm.kind == NormKind::Layer {
+            made = made.broadcast_sub(&gradient.mean_keepdim(D::Minus1)?)?;
+        }
+        Ok(made.broadcast_mul(&inverse)?.reshape(dims)?)
+    }
+
+    fn rotate(
+        &self,
+        x: &mut Tensor,
+        head_dim: usize,
+        table: &RopeTable<Self>,
+        positions: &Tensor,
+        back: bool,
+    ) -> Outcome<()> {
+        if table.half == 0 {
+            return Ok(());
+        }
+        let dims = x.dims2()?;
+        let heads = x.reshape((dims.0, dims.1 / head_dim, head_dim))?;
+        let cos = self.take_rows(&table.cos, positions)?.unsqueeze(1)?;
+        let mut sin = self.take_rows(&table.sin, positions)?.unsqueeze(1)?;
+        if back {
+            sin = sin.neg()?;
+        }
+        let low = heads.narrow(2, 0, table.half)?;
+        let high = heads.narrow(2, table.half, table.half)?;
+        let new_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
+        let new_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
+        let rest = head_dim - 2 * table.half;
+        let turned = match rest {
+            0 => Tensor::cat(&[new_low, new_high], 2)?,
+            _ => Tensor::cat(&[new_low, new_high, heads.narrow(2, 2 * table.half, rest)?], 2)?,
+        };
+        *x = turned.reshape(dims)?;
+        Ok(())
+    }
+
+    fn activate(&self, curve: Activation, gate: &Tensor, up: Option<&Tensor>) -> Outcome<Tensor> {
+        let value = curve::value(curve, gate)?;
+        match up {
+            Some(up) => Ok((value * up)?),
+            None => Ok(value),
+        }
+    }
+
+    fn activate_backward(
+        &self,
+        curve: Activation,
+        gate: Tensor,
+        up: Option<Tensor>,
+        gradient: &Tensor,
+    ) -> Outcome<(Tensor, Option<Tensor>)> {
+        let (value, slope) = curve::value_and_slope(curve, &gate)?;
+        let Some(up) = up else {
+            return Ok(((gradient * slope)?, None));
+        };
+        let gate_gradient = ((gradient * up)? * slope)?;
+        Ok((gate_gradient, Some((gradient * value)?)))
+    }
+
+    fn attention(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<(Tensor, Tensor)> {
+        let mut outputs = Vec::with_capacity(segments.len());
+        for (start, length) in spans(segments) {
+            let part = |matrix: &Tensor| matrix.narrow(0, start, length);
+            let parts = [&part(queries)?, &part(keys)?, &part(values)?];
+            outputs.push(self.attention.forward(&self.crossing, parts, shape)?);
+        }
+        let output = Tensor::cat(&outputs, 0)?;
+        // The way back wants nothing more.
+        Ok((output.clone(), output))
+    }
+
+    fn attention_backward(
+        &self,
+        gradient: &Tensor,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        _output: &Tensor,
+        _saved: &Tensor,
+        segments: &[usize],
+        shape: &AttentionShape,
+    ) -> Outcome<[Tensor; 3]> {
+        let mut made = [Vec::new(), Vec::new(), Vec::new()];
+        for (start, length) in spans(segments) {
+            let part = |matrix: &Tensor| matrix.narrow(0, start, length);
+            let parts = [&part(queries)?, &part(keys)?, &part(values)?];
+            let gradient = part(gradient)?;
+            let three = self.attention.backward(&self.crossing, &gradient, parts, shape)?;
+            for (all, one) in made.iter_mut().zip(three) {
+                all.push(one);
+            }
+        }
+        let [queries, keys, values] = made;
+        Ok([Tensor::cat(&queries, 0)?, Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?])
+    }
+
+    fn attend(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        shape: &AttentionShape,
+    ) -> Outcome<Tensor> {
+        self.attention.forward(&self.crossing, [queries, keys, values], shape)
+    }
+
+    fn logits(&self, x: &Tensor, head: &Weight, soft_cap: Option<f32>) -> Outcome<Tensor> {
+        soft_capped(head.forward(x)?, soft_cap)
+    }
+
+    fn head_loss(
+        &self,
+        x: &Tensor,
+        head: &Weight,
+        targets: &Tensor,
+        soft_cap: Option<f32>,
+        factors: Option<&[f32]>,
+    ) -> Outcome<(Tensor, Option<Tensor>)> {
+        loss::head_loss(&self.crossing, x, head, targets, soft_cap, factors)
+    }
+
+    fn row_losses(&self, losses: &Tensor) -> Outcome<Vec<RowLoss>> {
+        loss::read(&self.crossing, losses)
+    }
+
+    fn sum_of_squares(&self, matrices: &[&Tensor]) -> Outcome<f64> {
+        let mut sums = Vec::with_capacity(matrices.len());
+        for matrix in matrices {
+            sums.push(matrix.sqr()?.sum_all()?);
+        }
+        let sums = self.crossing.read(&Tensor::stack(&sums, 0)?)?;
+        Ok(sums.iter().map(|sum| f64::from(*sum)).sum())
+    }
+
+    fn adamw(
+        &self,
+        parameter: &mut Tensor,
+        gradient: &Tensor,
+        first: &mut Tensor,
+        second: &mut Tensor,
+        step: &AdamWStep,
+        gradient_factor: f64,
+    ) -> Outcome<()> {
+        let gradient = (gradient * gradient_factor)?;
+        *first = ((&*first * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
+        *second = ((&*second * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
+        let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+        let correction2 = 1.0 - step.beta2.powf(step.step as f64);
+        let denominator = ((second.sqrt()? / correction2.sqrt())? + step.epsilon)?;
+        let update = ((&*first / denominator)? * (step.learning_rate / correction1))?;
+        let kept = (&*parameter * (1.0 - step.learning_rate * step.weight_decay))?;
+        *parameter = (kept - update)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! What the golden cases of the whole engine do not reach.
+
+use std::path::Path;
+
+use super::*;
+use crate::train::backend::cpu::backend::CpuBackend;
+use crate::train::backend::cpu::isa::Isa;
+
+fn candle() -> CandleBackend {
+    CandleBackend::new(Device::Cpu)
+}
+
+/// Numbers between -1 and 1 that are the same each time.
+fn noise(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
+    let stream = Stream::new(seed, "noise", 0);
+    (0..rows * columns).map(|at| 2.0 * stream.unit(at as u64) - 1.0).collect()
+}
+
+#[test]
+fn no_other_file_moves_numbers_between_host_and_device() {
+    // What makes a tensor of host values or reads one, also inside of candle.
+    let ways = [
+        "from_slice",
+        "from_vec",
+        "from_iter",
+        "Tensor::new",
+        "arange",
+        "tril",
+        "triu",
+        "cumsum",
+        "Tensor::rand",
+        "rand_like",
+        "randn_like",
+        "to_vec",
+        "to_scalar",
+        "to_device",
+    ];
+    // With a plain number instead of a tensor these send it up.
+    let comparisons = ["eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/train/backend/candle");
+    let mut looked_at = 0;
+    for entry in std::fs::read_dir(folder).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        if path.ends_with("crossing.rs") || path.ends_with("tests.rs") {
+            continue;
+        }
+        looked_at += 1;
+        let text = std::fs::read_to_string(&path).expect("reads");
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for way in ways {
+                assert!(!code.contains(way), "{}:{}: {way}", path.display(), number + 1);
+            }
+            for comparison in comparisons {
+                for (at, call) in code.match_indices(&format!(".{comparison}(")) {
+                    let with = &code[at + call.len()..];
+                    assert!(with.starts_with('&'), "{}:{}: {call}", path.display(), number + 1);
+                }
+            }
+        }
+    }
+    assert!(looked_at >= 5, "the folder was not found");
+}
+
+#[test]
+fn attention_in_blocks_of_queries_is_attention() {
+    let shapes = [(None, None), (Some(3), None), (None, Some(2.0)), (Some(5), Some(1.5))];
+    for (window, soft_cap) in shapes {
+        let shape =
+            AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.7, window, soft_cap };
+        let tokens = 11;
+        let crossing = Crossing::new(Device::Cpu);
+        let matrix = |columns: usize, seed: u64| {
+            crossing.floats(&noise(tokens, columns, seed), (tokens, columns)).expect("makes")
+        };
+        let (queries, keys, values) = (matrix(24, 1), matrix(12, 2), matrix(12, 3));
+        let gradient = matrix(24, 4);
+        let run = |most_scores: usize| {
+            let attention = Attention::new(most_scores, 1 << 20);
+            let inputs = [&queries, &keys, &values];
+            let output = attention.forward(&crossing, inputs, &shape).expect("computes");
+            let gradients = attention.backward(&crossing, &gradient, inputs, &shape);
+            let mut all = vec![output];
+            all.extend(gradients.expect("computes"));
+            all.iter().map(|one| crossing.read(one).expect("reads")).collect::<Vec<_>>()
+        };
+        let whole = run(usize::MAX);
+        // One query at a time, three (the last block is shorter), and all of them.
+        for most_scores in [0, 3 * 4 * tokens, tokens * 4 * tokens] {
+            for (blocked, whole) in run(most_scores).iter().zip(&whole) {
+                assert_eq!(blocked.len(), whole.len());
+                for (blocked, whole) in blocked.iter().zip(whole) {
+                    assert!((blocked - whole).abs() < 1e-5, "{most_scores}: {blocked} {whole}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_of_attention_are_made_once_for_each_shape_and_given_up_when_they_are_many() {
+    let attention = Attention::new(1 << 20, 100);
+    let crossing = Crossing::new(Device::Cpu);
+    let mask = |queries, keys, window| {
+        let mask = attention.mask(&crossing, queries, keys, window).expect("makes");
+        crossing.read(&mask).expect("reads")
+    };
+    let no = f32::NEG_INFINITY;
+    let all = [0.0, no, no, 0.0, 0.0, no, 0.0, 0.0, 0.0];
+    assert_eq!(mask(3, 3, None), all);
+    assert_eq!(mask(2, 3, None), all[3..]);
+    assert_eq!(mask(3, 3, Some(1)), [0.0, no, no, no, 0.0, no, no, no, 0.0]);
+    assert_eq!(mask(1, 4, Some(2)), [no, no, 0.0, 0.0]);
+    assert_eq!(mask(3, 3, None), all);
+    assert_eq!(crossing.transfers().up, 1, "four positions serve all of them");
+    assert_eq!(attention.kept_masks(), (4, 9 + 6 + 9 + 4));
+    mask(8, 8, None);
+    assert_eq!(attention.kept_masks(), (5, 92));
+    mask(3, 3, Some(2));
+    assert_eq!(attention.kept_masks(), (1, 9));
+    mask(11, 11, None);
+    assert_eq!(attention.kept_masks(), (1, 121), "the newest is kept whatever its size");
+}
+
+#[test]
+fn dropout_drops_the_same_elements_as_on_the_cpu() {
+    let draws: Vec<Stream> = (0..40).map(|row| Stream::new(3, "dropout", row)).collect();
+    let layers = [(0, 64), (5, 13), (6, 3)];
+    let cpu = CpuBackend::new(Isa::Portable);
+    // At 0.97 whole bytes drop.
+    for rate in [0.1, 0.5, 0.97] {
+        let candle = candle();
+        let ours = candle.masks(&draws, &layers, rate).expect("draws");
+        let theirs = cpu.masks(&draws, &layers, rate).expect("draws");
+        for (((_layer, columns), ours), theirs) in layers.iter().zip(&ours).zip(&theirs) {
+            let x = noise(draws.len(), *columns, 9);
+            let here = candle.matrix(draws.len(), *columns, &x).expect("makes");
+            let there = cpu.matrix(draws.len(), *columns, &x).expect("makes");
+            let here = candle.values(&candle.drop_out(&here, ours).expect("drops")).expect("reads");
+            let there = cpu.values(&cpu.drop_out(&there, theirs).expect("drops")).expect("reads");
+            assert_eq!(here, there, "{rate} {columns}");
+            assert!(here.contains(&0.0) || rate < 0.2);
+        }
+    }
+}
+
+#[test]
+fn columns_that_are_put_into_a_matrix_are_not_put_into_its_copies() {
+    let backend = candle();
+    let mut matrix = backend.zeros(2, 4).expect("makes");
+    let copy = backend.copy(&matrix).expect("copies");
+    let from = backend.matrix(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).expect("makes");
+    backend.put_columns(&mut matrix, &[3..4, 0..2], &from).expect("puts");
+    assert_eq!(backend.values(&matrix).expect("reads"), [2.0, 3.0, 0.0, 1.0, 5.0, 6.0, 0.0, 4.0]);
+    assert_eq!(backend.values(&copy).expect("reads"), [0.0; 8]);
+}
+
+#[test]
+fn rows_can_be_appended_to_none() {
+    let backend = candle();
+    let mut matrix = backend.zeros(0, 3).expect("makes");
+    assert_eq!(backend.rows(&matrix), 0);
+    let row = backend.matrix(1, 3, &[1.0, 2.0, 3.0]).expect("makes");
+    backend.append_rows(&mut matrix, &row).expect("appends");
+    backend.append_rows(&mut matrix, &row).expect("appends");
+    assert_eq!(backend.values(&matrix).expect("reads"), [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+}
