@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::device::DeviceSetting;
+
 /// Where hone keeps things and finds base models.
 #[derive(Debug, Clone, Args)]
 pub struct Folders {
@@ -38,6 +40,15 @@ pub struct Listen {
     /// Address and port to listen on; port 0 takes a free one.
     #[arg(long, env = "HONE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
     pub listen: SocketAddr,
+}
+
+/// What trains.
+#[derive(Debug, Clone, Args)]
+pub struct Training {
+    /// Device that jobs are trained on: auto, cpu, cuda or cuda:N. `auto` takes the first CUDA device
+    /// where hone is built with CUDA and one is there, and the CPU elsewhere.
+    #[arg(long, env = "HONE_DEVICE", default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceSetting,
 }
 
 /// Largest upload in bytes, as OpenAI has it.

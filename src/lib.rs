@@ -13,7 +13,8 @@
 //!
 //! A stage imports only stages that stand below it in this list (the executor, which takes its
 //! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
-//! [`model`], [`ids`], [`clock`], [`config`], [`error_code`], [`dataset`], [`base_models`], [`atomic_file`]);
+//! [`model`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
+//! [`base_models`], [`atomic_file`]);
 //! `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer: it wires the stages
 //! together for each command.
 
@@ -40,6 +41,7 @@ pub mod base_models;
 pub mod clock;
 pub mod config;
 pub mod dataset;
+pub mod device;
 pub mod error_code;
 pub mod file;
 pub mod ids;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::models::pull_and_say;
 use super::serve::{RunningServer, ServeArgs, start};
-use crate::config::{Folders, Listen};
+use crate::config::{Folders, Listen, Training};
 
 /// The base model.
 const BASE_MODEL: &str = "smollm2-135m-instruct";
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub struct DemoArgs {
     #[command(flatten)]
     folders: Folders,
+    #[command(flatten)]
+    training: Training,
 
     /// Address and port to listen on; port 0 takes a free one.
     #[arg(long, env = "HONE_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDR")]
@@ -69,7 +71,11 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     pull_and_say(&args.folders.models.models_dir, BASE_MODEL).await?;
 
     say("\n2. The server");
-    let serve = ServeArgs { listen: Listen { listen: args.listen }, folders: args.folders.clone() };
+    let serve = ServeArgs {
+        listen: Listen { listen: args.listen },
+        folders: args.folders.clone(),
+        training: args.training.clone(),
+    };
     let server = start(&serve).await?;
     let client = Client::new(&server);
     say(format!(

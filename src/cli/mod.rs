@@ -25,7 +25,7 @@ enum Command {
     Models(models::ModelsArgs),
     /// One training run, started by the server.
     #[command(hide = true)]
-    Trainer,
+    Trainer(trainer::TrainerArgs),
 }
 
 impl Cli {
@@ -33,7 +33,7 @@ impl Cli {
     /// speak for themselves.
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
-            Command::Serve(_) | Command::Trainer => "info",
+            Command::Serve(_) | Command::Trainer(_) => "info",
             Command::Demo(_) | Command::Models(_) => "warn",
         }
     }
@@ -44,7 +44,7 @@ impl Cli {
             Command::Serve(args) => serve::serve(&args),
             Command::Demo(args) => demo::demo(&args),
             Command::Models(args) => models::models(&args),
-            Command::Trainer => trainer::trainer(),
+            Command::Trainer(args) => trainer::trainer(&args),
         }
     }
 }

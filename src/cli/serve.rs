@@ -15,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Folders, Listen};
+use crate::config::{Folders, Listen, Training};
 use crate::executor::{Executor, Patience, Tools};
 use crate::http::{self, AppState};
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::{Store, sqlite};
+use crate::train::device;
 
 /// Settings of the server.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +32,9 @@ pub struct ServeArgs {
     /// Where it keeps things.
     #[command(flatten)]
     pub folders: Folders,
+    /// What trains.
+    #[command(flatten)]
+    pub training: Training,
 }
 
 /// A server that runs in this process.
@@ -73,6 +77,8 @@ fn announce(address: SocketAddr) {
 
 /// Starts a server in this process; it runs until [`RunningServer::shutdown`].
 pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
+    let device = device::choose(args.training.device).context("choosing the device (--device)")?;
+    tracing::info!(%device, "jobs are trained on this device");
     let Folders { data_dir, models } = args.folders.clone();
     std::fs::create_dir_all(&data_dir)
         .with_context(|| format!("making the data folder {}", data_dir.display()))?;
@@ -92,6 +98,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         clock: clock.clone(),
         work_dir: data_dir.join("work"),
         trainer: this_binary()?,
+        device,
         patience: Patience::default(),
     })
     .await?;

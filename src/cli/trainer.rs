@@ -7,7 +7,9 @@ use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use anyhow::Context;
+use clap::Args;
 
+use crate::device::Device;
 use crate::train::engine::BackendKind;
 use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::run;
@@ -15,8 +17,16 @@ use crate::train::run::run;
 /// How much lower than the server's the trainer's priority is: the server answers first.
 const NICENESS: i32 = 5;
 
+/// Settings of a trainer, from the server that starts it.
+#[derive(Debug, Clone, Args)]
+pub struct TrainerArgs {
+    /// Device to train on: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Device,
+}
+
 /// Runs until the specification is fulfilled, cancelled or refused.
-pub fn trainer() -> anyhow::Result<()> {
+pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::debug!(%error, "the trainer keeps the server's priority");
     }
@@ -39,7 +49,7 @@ pub fn trainer() -> anyhow::Result<()> {
         // The reader says Stop before it ends, so this is after that.
         Err(TryRecvError::Disconnected) => Some(Control::Stop),
     };
-    run(&spec, BackendKind::Cpu, &mut sink, &mut orders);
+    run(&spec, BackendKind::of(args.device), &mut sink, &mut orders);
     match failure {
         Some(error) => Err(error).context("telling the supervisor how it goes"),
         None => Ok(()),

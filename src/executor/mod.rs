@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
 use crate::clock::Clock;
+use crate::device::Device;
 use crate::job::{EventLevel, NewEvent};
 use crate::queue::Queue;
 use crate::store::{Store, StoreError};
@@ -105,6 +106,8 @@ pub struct Tools {
     pub work_dir: PathBuf,
     /// The binary whose command `trainer` trains: this one.
     pub trainer: PathBuf,
+    /// What it trains on.
+    pub device: Device,
     /// How long it may take to end.
     pub patience: Patience,
 }

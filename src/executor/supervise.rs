@@ -105,7 +105,7 @@ pub(super) async fn run_job(
     }
 
     let began_at = newest_checkpoint(&spec.work_dir);
-    let mut trainer = match Trainer::start(&tools.trainer, &spec).await {
+    let mut trainer = match Trainer::start(&tools.trainer, tools.device, &spec).await {
         Ok(trainer) => trainer,
         Err(error) => {
             let what =

@@ -13,6 +13,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::device::Device;
 use crate::train::protocol::{Control, Progress, RunSpec};
 
 /// Longest line that a trainer may say. Far above any that it does say.
@@ -49,10 +50,10 @@ pub(super) struct Trainer {
 }
 
 impl Trainer {
-    /// Starts `binary trainer` and tells it what to do.
-    pub(super) async fn start(binary: &Path, spec: &RunSpec) -> io::Result<Self> {
+    /// Starts `binary trainer` for this device and tells it what to do.
+    pub(super) async fn start(binary: &Path, device: Device, spec: &RunSpec) -> io::Result<Self> {
         let mut child = Command::new(binary)
-            .arg("trainer")
+            .args(["trainer", "--device", &device.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

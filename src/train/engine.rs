@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Device;
-
 use super::backend::candle::CandleBackend;
 use super::backend::cpu::backend::CpuBackend;
 use super::backend::cpu::isa::Isa;
@@ -14,11 +12,13 @@ use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
 use super::decoder::backward::{PackedBatch, Weighing};
 use super::decoder::decode::KvCache;
+use super::device::{self, DeviceError};
 pub use super::lora::{LoraSettings, LoraTarget};
 use super::preference;
 pub use super::preference::{Preference, PreferenceOutcome};
 use super::random::Stream;
 use super::weights::{LoadError, WeightSource};
+use crate::device::Device;
 
 #[cfg(test)]
 mod transfers;
@@ -59,7 +59,10 @@ pub enum LoadEngineError {
     /// What should be adapted is not there.
     #[error("{0}")]
     Target(String),
-    /// The device.
+    /// The device cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -73,6 +76,18 @@ pub enum BackendKind {
     CpuF32,
     /// Plain candle operations on the CPU, in 32-bit floats.
     Candle,
+    /// Candle's operations on the CUDA device of this number, frozen weights in bfloat16.
+    Cuda(usize),
+}
+
+impl BackendKind {
+    /// What trains on `device`.
+    pub fn of(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Cpu,
+            Device::Cuda(number) => Self::Cuda(number),
+        }
+    }
 }
 
 /// One tokenised example.
@@ -259,7 +274,11 @@ pub fn load(
     let config = ModelConfig::read(config)?;
     match kind {
         BackendKind::Candle => {
-            let backend = CandleBackend::new(Device::Cpu);
+            let backend = CandleBackend::new(candle_core::Device::Cpu);
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+        }
+        BackendKind::Cuda(number) => {
+            let backend = CandleBackend::new(device::open(number)?);
             Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
         }
         BackendKind::Cpu | BackendKind::CpuF32 => {
@@ -585,13 +604,18 @@ impl Responder {
     /// Loads a base model for answering.
     ///
     /// # Errors
-    /// As [`load`]. [`BackendKind::Candle`] is for training only and loads the CPU's 32-bit kernels.
+    /// As [`load`]. What is for training only answers on the CPU: [`BackendKind::Candle`] with its
+    /// 32-bit kernels, [`BackendKind::Cuda`] with the fastest.
     pub fn load(
         config: &serde_json::Value,
         weights: &dyn WeightSource,
         kind: BackendKind,
     ) -> Result<Self, LoadEngineError> {
-        let kind = if kind == BackendKind::Candle { BackendKind::CpuF32 } else { kind };
+        let kind = match kind {
+            BackendKind::Candle => BackendKind::CpuF32,
+            BackendKind::Cuda(_) => BackendKind::Cpu,
+            of_the_cpu => of_the_cpu,
+        };
         let config = ModelConfig::read(config)?;
         let backend = CpuBackend::new(isa(kind)?);
         Ok(Self { decoder: Decoder::load(backend, config, weights, false)? })

@@ -25,6 +25,7 @@ pub(super) fn cannot_load(error: LoadEngineError) -> JobError {
     match error {
         LoadEngineError::Model(error) => invalid_model(error),
         LoadEngineError::Target(message) => no_such_target(message),
+        LoadEngineError::Device(error) => internal(error.to_string()),
         LoadEngineError::Engine(error) => engine_failed(error),
     }
 }

@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod conclude;
 pub mod config;
 pub mod decoder;
+pub mod device;
 pub mod encode;
 pub mod engine;
 mod failure;

@@ -24,6 +24,7 @@ const DOMAIN: &[&str] = &[
     "clock",
     "config",
     "dataset",
+    "device",
     "error_code",
     "file",
     "ids",

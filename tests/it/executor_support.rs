@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hone::base_models::Catalog;
 use hone::blobs::{Blobs, upload_key};
 use hone::clock::SystemClock;
+use hone::device::Device;
 use hone::executor::{Executor, Patience, Tools};
 use hone::file::FilePurpose;
 use hone::job::{EventKind, Hyperparameters, Job, JobEvent, JobStatus};
@@ -29,6 +30,7 @@ pub struct Workshop {
     pub patience: Patience,
     models_dir: PathBuf,
     pub trainer: PathBuf,
+    pub device: Device,
 }
 
 /// An executor at work.
@@ -53,6 +55,7 @@ impl Workshop {
             patience: Patience::default(),
             models_dir: models_dir.to_owned(),
             trainer: trainer.to_owned(),
+            device: Device::Cpu,
         }
     }
 
@@ -66,6 +69,7 @@ impl Workshop {
             clock: Arc::new(SystemClock),
             work_dir: self.work_dir(),
             trainer: self.trainer.clone(),
+            device: self.device,
             patience: self.patience,
         });
         prepared.await.expect("prepares")

@@ -10,6 +10,7 @@
 )]
 
 mod architecture;
+mod device;
 mod executor_faults;
 mod executor_jobs;
 mod executor_support;
