@@ -1,5 +1,6 @@
 //! The outermost layer: one file for each command, which wires the stages together.
 
+pub mod bench;
 pub mod demo;
 pub mod models;
 pub mod serve;
@@ -23,6 +24,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Bring, list and remove base models.
     Models(models::ModelsArgs),
+    /// Measure how fast training is on this machine.
+    Bench(bench::BenchArgs),
     /// One training run, started by the server.
     #[command(hide = true)]
     Trainer(trainer::TrainerArgs),
@@ -34,7 +37,7 @@ impl Cli {
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Trainer(_) => "info",
-            Command::Demo(_) | Command::Models(_) => "warn",
+            Command::Demo(_) | Command::Models(_) | Command::Bench(_) => "warn",
         }
     }
 
@@ -44,6 +47,7 @@ impl Cli {
             Command::Serve(args) => serve::serve(&args),
             Command::Demo(args) => demo::demo(&args),
             Command::Models(args) => models::models(&args),
+            Command::Bench(args) => bench::bench(&args),
             Command::Trainer(args) => trainer::trainer(&args),
         }
     }

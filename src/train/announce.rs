@@ -1,8 +1,7 @@
 //! What a run says of its data before it begins.
 
 use super::encode::EncodedFile;
-use super::engine::Engine;
-use super::material::loss_tokens;
+use super::engine::{Engine, Sequence};
 use super::protocol::Progress;
 use super::run::Sink;
 use crate::dataset::MAX_LISTED_PROBLEMS;
@@ -52,7 +51,7 @@ pub(super) fn too_long(file: &EncodedFile, which: &str, context: usize, sink: &m
 /// Says what the data and the adapter come to.
 pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
     let tokens = training.tokens();
-    let learnt: u64 = training.all().map(loss_tokens).sum();
+    let learnt: u64 = training.all().map(Sequence::targets).sum();
     let (trainable, total) = engine.parameter_counts();
     let message = format!(
         "{} training examples with {tokens} tokens, {learnt} of them ({:.0} %) learnt; {trainable} of \

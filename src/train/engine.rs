@@ -8,6 +8,7 @@ use super::backend::cpu::backend::CpuBackend;
 use super::backend::cpu::isa::Isa;
 use super::backend::{Backend, RowLoss};
 use super::config::ModelConfig;
+use super::cost::Cost;
 use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
 use super::decoder::backward::{PackedBatch, Weighing};
@@ -111,6 +112,13 @@ pub struct Part {
     /// What the loss is the mean over, in the whole step: its loss-bearing tokens, or its
     /// preferences. Batches of a step add up exactly.
     pub total: u64,
+}
+
+impl Sequence {
+    /// Number of tokens that bear loss.
+    pub fn targets(&self) -> u64 {
+        self.loss_mask.iter().skip(1).filter(|counts| **counts).count() as u64
+    }
 }
 
 impl Part {
@@ -258,6 +266,12 @@ pub trait Engine: Send {
 
     /// Trainable and total parameters.
     fn parameter_counts(&self) -> (u64, u64);
+
+    /// The arithmetic of its steps.
+    fn cost(&self) -> Cost;
+
+    /// What computes, for messages.
+    fn backend_name(&self) -> &'static str;
 }
 
 /// Loads a base model with a fresh adapter, for training.
@@ -581,6 +595,15 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn parameter_counts(&self) -> (u64, u64) {
         let trainable = self.adapter.parameters(&self.decoder);
         (trainable, trainable + self.decoder.parameters())
+    }
+
+    fn cost(&self) -> Cost {
+        let is_adapted: Vec<bool> = self.adapter.pairs.iter().map(Option::is_some).collect();
+        Cost::new(self.decoder.config(), self.decoder.modules(), &is_adapted, self.lora.rank)
+    }
+
+    fn backend_name(&self) -> &'static str {
+        self.decoder.backend().name()
     }
 }
 

@@ -21,16 +21,13 @@ impl Run<'_> {
     pub(super) fn look(
         &mut self,
         metrics: &mut StepMetrics,
-        is_epoch_end: bool,
         sink: &mut Sink<'_>,
     ) -> Result<bool, JobError> {
         let values = &self.prepared.plan.hyperparameters;
-        let (Some(validation), Some(every)) = (&self.validation, values.eval_steps) else {
+        let Some(validation) = self.validation.as_ref().filter(|_| self.looks_after(metrics.step))
+        else {
             return Ok(false);
         };
-        if !is_epoch_end && !metrics.step.is_multiple_of(u64::from(every)) {
-            return Ok(false);
-        }
         let measured = validation.evaluate(self.engine).map_err(engine_failed)?;
         let all = sum_of(&measured);
         metrics.full_valid_loss = Some(all.mean_loss());
@@ -61,6 +58,14 @@ impl Run<'_> {
             note(sink, EventLevel::Info, message, None);
         }
         Ok(is_better)
+    }
+
+    /// Whether the validation file is measured after a step.
+    pub(super) fn looks_after(&self, step: u64) -> bool {
+        let plan = &self.prepared.plan;
+        plan.hyperparameters.eval_steps.is_some_and(|every| {
+            step.is_multiple_of(plan.steps_per_epoch) || step.is_multiple_of(u64::from(every))
+        })
     }
 
     /// Mean training loss of the steps since the last look, `now` among them.

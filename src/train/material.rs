@@ -1,5 +1,6 @@
 //! What a run trains on or measures itself by: examples of either method, by their place in the file.
 
+use super::cost::Cost;
 use super::encode::EncodedFile;
 use super::engine::{
     Engine, EngineError, LossSums, Part, Preference, PreferenceOutcome, Sequence, TOKENS_AT_ONCE,
@@ -8,6 +9,7 @@ use super::engine::{
 /// The examples of one file, ready for the engine.
 pub(super) struct Material<'a> {
     file: &'a EncodedFile,
+    cost: Cost,
     /// For preferences.
     preferences: Option<References>,
 }
@@ -81,14 +83,15 @@ impl<'a> Material<'a> {
         engine: &mut dyn Engine,
     ) -> Result<Self, EngineError> {
         let Some(beta) = beta else {
-            return Ok(Self { file, preferences: None });
+            return Ok(Self { file, cost: engine.cost(), preferences: None });
         };
         let mut log_probabilities = Vec::with_capacity(file.sequences.len());
         for pair in file.sequences.iter().zip(&file.rejected) {
             let made = engine.log_probabilities(&[pair.0, pair.1], with_adapter)?;
             log_probabilities.extend_from_slice(made.as_chunks::<2>().0);
         }
-        Ok(Self { file, preferences: Some(References { beta, log_probabilities }) })
+        let preferences = Some(References { beta, log_probabilities });
+        Ok(Self { file, cost: engine.cost(), preferences })
     }
 
     /// Number of examples.
@@ -113,11 +116,23 @@ impl<'a> Material<'a> {
         self.file.sequences[index].input_ids.len() + other
     }
 
+    /// Floating-point operations of a training step over an example.
+    pub(super) fn cost(&self, index: usize) -> f64 {
+        let rejected = self.file.rejected.get(index);
+        let both = std::iter::once(&self.file.sequences[index]).chain(rejected);
+        both.map(|sequence| self.cost.of_training(sequence)).sum()
+    }
+
+    /// Floating-point operations of measuring all examples.
+    pub(super) fn cost_of_evaluation(&self) -> f64 {
+        self.file.all().map(|sequence| self.cost.of_evaluation(sequence)).sum()
+    }
+
     /// What the loss of `examples` together is the mean over.
     pub(super) fn units(&self, examples: &[usize]) -> u64 {
         match self.preferences {
             Some(_) => examples.len() as u64,
-            None => examples.iter().map(|index| loss_tokens(&self.file.sequences[*index])).sum(),
+            None => examples.iter().map(|index| self.file.sequences[*index].targets()).sum(),
         }
     }
 
@@ -185,9 +200,4 @@ impl<'a> Material<'a> {
 
 fn into<T: Into<Measured>>(made: Vec<T>) -> Vec<Measured> {
     made.into_iter().map(Into::into).collect()
-}
-
-/// Tokens of a sequence that bear loss.
-pub(super) fn loss_tokens(sequence: &Sequence) -> u64 {
-    sequence.loss_mask.iter().skip(1).filter(|counts| **counts).count() as u64
 }

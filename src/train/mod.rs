@@ -7,6 +7,7 @@ pub mod base_model;
 pub mod checkpoint;
 mod conclude;
 pub mod config;
+pub mod cost;
 pub mod decoder;
 pub mod device;
 pub mod encode;

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::checkpoint::State;
 use super::encode::EncodedFile;
-use super::material::{Material, loss_tokens};
+use super::engine::Sequence;
+use super::material::Material;
 use super::resolve::Plan;
 
 /// The file's name among the result files.
@@ -83,7 +84,7 @@ pub(super) fn render(state: &State, findings: &Findings<'_>) -> Value {
 fn statistics(file: &EncodedFile) -> Value {
     let mut lengths: Vec<usize> = file.all().map(|sequence| sequence.input_ids.len()).collect();
     lengths.sort_unstable();
-    let learnt: u64 = file.all().map(loss_tokens).sum();
+    let learnt: u64 = file.all().map(Sequence::targets).sum();
     let at = |share: f64| {
         let last = lengths.len().saturating_sub(1);
         lengths.get((share * last as f64).round() as usize).copied()

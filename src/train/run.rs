@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
     ) -> Result<Progress, JobError> {
         let plan = &self.prepared.plan;
         let total = plan.total_steps;
-        let mut speed = Speed::new();
+        let mut speed = Speed::new(self.cost_left());
         while self.state.step < total && !self.is_over() {
             match self.hear(orders) {
                 Some(Control::Cancel) => {
@@ -177,11 +177,14 @@ impl<'a> Run<'a> {
                 ..StepMetrics::default()
             };
             let is_epoch_end = step.is_multiple_of(plan.steps_per_epoch);
-            let is_better = self.look(&mut metrics, is_epoch_end, sink)?;
+            let is_better = self.look(&mut metrics, sink)?;
             self.state.metrics.push(metrics.clone());
             self.watch_health(&metrics, is_epoch_end, sink)?;
-            speed.step_ended();
-            let seconds_left = speed.seconds_per_step() * (total - step) as f64;
+            speed.has_done(batch.iter().map(|index| self.training.cost(*index)).sum());
+            if metrics.full_valid_loss.is_some() {
+                speed.has_done(self.cost_of_look());
+            }
+            let seconds_left = speed.seconds_left();
             sink(Progress::Step { metrics, tokens_per_second, seconds_left });
 
             let save_steps = plan.hyperparameters.save_steps.map(u64::from);
@@ -255,6 +258,26 @@ impl<'a> Run<'a> {
             part.first += examples.len();
         }
         Ok(Some(sums))
+    }
+
+    /// Floating-point operations of the steps and looks that are left, unless training ends early.
+    fn cost_left(&mut self) -> f64 {
+        let look = self.cost_of_look();
+        let mut left = 0.0;
+        for step in self.state.step + 1..=self.prepared.plan.total_steps {
+            for index in self.batch(step) {
+                left += self.training.cost(index);
+            }
+            if self.looks_after(step) {
+                left += look;
+            }
+        }
+        left
+    }
+
+    /// Of one look at the validation file.
+    fn cost_of_look(&self) -> f64 {
+        self.validation.as_ref().map_or(0.0, Material::cost_of_evaluation)
     }
 
     fn adamw(&self, step: u64, learning_rate: f64) -> AdamWStep {
@@ -353,23 +376,25 @@ fn is_resume_point(step: u64, total: u64) -> bool {
     step.is_power_of_two() || step.is_multiple_of(total.div_ceil(RESUME_POINTS))
 }
 
-/// Seconds that the steps of this process took, looks and checkpoints among them, for what the rest
-/// should take.
+/// What the rest should take: what this process has done, in floating-point operations and seconds,
+/// looks and checkpoints among them, and what is left to do.
 struct Speed {
     began: Instant,
-    steps: f64,
+    done: f64,
+    left: f64,
 }
 
 impl Speed {
-    fn new() -> Self {
-        Self { began: Instant::now(), steps: 0.0 }
+    fn new(left: f64) -> Self {
+        Self { began: Instant::now(), done: 0.0, left }
     }
 
-    fn step_ended(&mut self) {
-        self.steps += 1.0;
+    fn has_done(&mut self, cost: f64) {
+        self.done += cost;
+        self.left = (self.left - cost).max(0.0);
     }
 
-    fn seconds_per_step(&self) -> f64 {
-        self.began.elapsed().as_secs_f64() / self.steps.max(1.0)
+    fn seconds_left(&self) -> f64 {
+        self.left * self.began.elapsed().as_secs_f64() / self.done.max(1.0)
     }
 }

@@ -1,0 +1,358 @@
+//! `hone bench train`: how fast training is on this machine, and what it needs, on work like a job's.
+//!
+//! The fields of `--json` are those of the PyTorch script that hone is compared with
+//! (`benches/peft_baseline.py`), so that both can be read by the same program.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::train::backend::cpu::isa::Isa;
+use crate::train::base_model::BaseModel;
+use crate::train::config::ModelConfig;
+use crate::train::cost::Cost;
+use crate::train::encode::encode_file;
+use crate::train::engine::{
+    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence, load,
+};
+use crate::train::random::Stream;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Take training steps and say how long they took: LoRA with r=8 on all linear layers, AdamW.
+    Train(TrainArgs),
+}
+
+/// The work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Random tokens, as many in every sequence, all of them learnt.
+    Dense,
+    /// Chat examples of a file, in its order.
+    Chat,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendName {
+    /// hone's own kernels.
+    Cpu,
+    /// Plain candle operations.
+    Candle,
+}
+
+/// The precision of the frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// The fastest that the CPU has.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// Base model: a folder in Hugging Face layout, or a .gguf file.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The work.
+    #[arg(long, value_enum, default_value = "dense")]
+    mode: Mode,
+    /// Training file of chat mode (JSONL).
+    #[arg(long, value_name = "FILE", required_if_eq("mode", "chat"))]
+    data: Option<PathBuf>,
+    /// Examples in a step.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
+    /// Tokens of a sequence in dense mode, most tokens of an example in chat mode.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    seq: u32,
+    /// Steps.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: u32,
+    /// First steps that are left out of the timing.
+    #[arg(long, default_value_t = 2)]
+    warmup_steps: u32,
+    /// Threads; all cores by default.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// What computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendName,
+    /// Precision of the frozen weights.
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: Precision,
+    /// Adapts the last so many blocks alone.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    lora_layers: Option<u32>,
+    /// One JSON object instead of sentences.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.what {
+        What::Train(args) => train(args),
+    }
+}
+
+/// What computed.
+struct Machine {
+    backend: &'static str,
+    dtype: &'static str,
+    threads: usize,
+    /// Bytes.
+    rss_after_load: f64,
+    /// From the start of the command to the model ready for its first step.
+    loaded: Duration,
+    /// Trained parameters.
+    trainable: u64,
+}
+
+/// What a step came to.
+struct Record {
+    loss: f64,
+    grad_norm: f64,
+    took: Duration,
+    rows: usize,
+    tokens: usize,
+    loss_tokens: u64,
+    flops: f64,
+}
+
+#[expect(clippy::print_stdout, reason = "the command's product")]
+fn train(args: &TrainArgs) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let threads = set_threads(args.threads)?;
+    let kind = backend(args.backend, args.dtype)?;
+    let base = BaseModel::open(&args.model)?;
+    let config = ModelConfig::read(&base.config)?;
+    let lora = settings(args, &config)?;
+    let examples = match &args.data {
+        Some(path) if args.mode == Mode::Chat => examples(path, &base, args.seq as usize)?,
+        _ => Vec::new(),
+    };
+    let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind)?;
+    let machine = Machine {
+        backend: engine.backend_name(),
+        dtype: if engine.backend_name().contains("bf16") { "bf16" } else { "fp32" },
+        threads,
+        rss_after_load: status("VmRSS")?,
+        loaded: began.elapsed(),
+        trainable: engine.parameter_counts().0,
+    };
+    let cost = engine.cost();
+
+    let mut records = Vec::new();
+    for step in 0..u64::from(args.steps) {
+        let batch = match args.mode {
+            Mode::Dense => random_batch(args, config.vocabulary, step),
+            Mode::Chat => examples
+                .iter()
+                .cycle()
+                .skip(step as usize * args.batch as usize % examples.len())
+                .take(args.batch as usize)
+                .cloned()
+                .collect(),
+        };
+        let record = take_step(engine.as_mut(), &batch, step + 1, &cost)?;
+        if !args.json {
+            println!(
+                "step {}: loss {:.5}, norm {:.4}, {:.3} s, {:.1} tokens/s",
+                step + 1,
+                record.loss,
+                record.grad_norm,
+                record.took.as_secs_f64(),
+                record.tokens as f64 / record.took.as_secs_f64()
+            );
+        }
+        records.push(record);
+    }
+    let report = report(args, &records, &machine)?;
+    if args.json {
+        println!("{report}");
+        return Ok(());
+    }
+    println!(
+        "{} tokens/s, {} of them learnt; a step takes {} s; {:.1} GFLOP/s; peak memory {} GB; {} s from \
+         the start to the first step",
+        report["tokens_per_s"],
+        report["loss_tokens_per_s"],
+        report["median_step_s"],
+        report["gflops_per_s"].as_f64().unwrap_or_default(),
+        report["peak_rss_gb"],
+        report["load_s"],
+    );
+    Ok(())
+}
+
+fn set_threads(asked: Option<u32>) -> anyhow::Result<usize> {
+    if let Some(threads) = asked {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads as usize)
+            .build_global()
+            .context("starting the threads")?;
+    }
+    Ok(rayon::current_num_threads())
+}
+
+fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKind> {
+    Ok(match (name, precision) {
+        (BackendName::Candle, Precision::Bf16) => {
+            bail!("the candle backend computes in 32-bit floats on the CPU: leave --dtype out")
+        }
+        (BackendName::Candle, _) => BackendKind::Candle,
+        (BackendName::Cpu, Precision::F32) => BackendKind::CpuF32,
+        (BackendName::Cpu, Precision::Auto) => BackendKind::Cpu,
+        (BackendName::Cpu, Precision::Bf16) => match Isa::choose().map_err(anyhow::Error::msg)? {
+            Isa::Bf16 => BackendKind::Cpu,
+            other => bail!(
+                "this CPU (or HONE_CPU) has no bfloat16 instructions, its level is {:?}: use --dtype \
+                 auto or f32",
+                other.name()
+            ),
+        },
+    })
+}
+
+fn settings(args: &TrainArgs, config: &ModelConfig) -> anyhow::Result<LoraSettings> {
+    let mut lora = LoraSettings::new(8, 16.0);
+    if let Some(count) = args.lora_layers {
+        let layers = config.layers as u32;
+        if count > layers {
+            bail!("--lora-layers is {count}, and the model has {layers} blocks");
+        }
+        lora.target =
+            LoraTarget { layers: Some((layers - count..layers).collect()), modules: None };
+    }
+    Ok(lora)
+}
+
+fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Sequence>> {
+    let file =
+        encode_file(path, base, most).with_context(|| format!("reading {}", path.display()))?;
+    if file.sequences.is_empty() {
+        bail!("{} holds no example of up to {most} tokens", path.display());
+    }
+    Ok(file.sequences)
+}
+
+fn random_batch(args: &TrainArgs, vocabulary: usize, step: u64) -> Vec<Sequence> {
+    let stream = Stream::new(0, "bench", step);
+    let token = |index: u64| (stream.bits(index) % vocabulary as u64) as u32;
+    let length = u64::from(args.seq);
+    (0..u64::from(args.batch))
+        .map(|row| Sequence {
+            input_ids: (row * length..(row + 1) * length).map(token).collect(),
+            loss_mask: vec![true; args.seq as usize],
+        })
+        .collect()
+}
+
+fn take_step(
+    engine: &mut dyn Engine,
+    batch: &[Sequence],
+    step: u64,
+    cost: &Cost,
+) -> anyhow::Result<Record> {
+    let sequences: Vec<&Sequence> = batch.iter().collect();
+    let loss_tokens: u64 = sequences.iter().map(|sequence| sequence.targets()).sum();
+    let began = Instant::now();
+    let sums = engine.accumulate(&sequences, Part::whole(step, loss_tokens))?;
+    let grad_norm = engine.step(&AdamWStep {
+        learning_rate: 2e-4,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        clip: 1.0,
+        step,
+    })?;
+    let took = began.elapsed();
+    let loss = LossSums::total(&sums).loss / loss_tokens.max(1) as f64;
+    Ok(Record {
+        loss,
+        grad_norm,
+        took,
+        rows: batch.len(),
+        tokens: batch.iter().map(|sequence| sequence.input_ids.len()).sum(),
+        loss_tokens,
+        flops: batch.iter().map(|sequence| cost.of_training(sequence)).sum(),
+    })
+}
+
+/// Everything that was measured, in the fields of the PyTorch script and a few of hone's own.
+fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Result<Value> {
+    let warm_up = (args.warmup_steps as usize).min(records.len() - 1);
+    let timed = &records[warm_up..];
+    let seconds: f64 = timed.iter().map(|record| record.took.as_secs_f64()).sum();
+    let per_second = |count: f64| rounded(count / seconds, 2);
+    let sum = |of: fn(&Record) -> f64| timed.iter().map(of).sum::<f64>();
+    let mut took: Vec<f64> = timed.iter().map(|record| record.took.as_secs_f64()).collect();
+    took.sort_by(f64::total_cmp);
+    let median = f64::midpoint(took[(took.len() - 1) / 2], took[took.len() / 2]);
+    let losses: Vec<f64> = records.iter().map(|record| rounded(record.loss, 6)).collect();
+    let is_dense = args.mode == Mode::Dense;
+    Ok(json!({
+        "mode": if is_dense { "dense" } else { "chat" },
+        "backend": machine.backend,
+        "dtype": machine.dtype,
+        "adapter_dtype": "fp32",
+        "threads": machine.threads,
+        "batch": args.batch,
+        "seq_len": is_dense.then_some(args.seq),
+        "max_len": (!is_dense).then_some(args.seq),
+        "steps": records.len(),
+        "timed_steps": timed.len(),
+        "compile": false,
+        "gradient_checkpointing": false,
+        "tokens_per_s": per_second(sum(|record| record.tokens as f64)),
+        "loss_tokens_per_s": per_second(sum(|record| record.loss_tokens as f64)),
+        "examples_per_s": rounded(sum(|record| record.rows as f64) / seconds, 4),
+        "gflops_per_s": per_second(sum(|record| record.flops) / 1e9),
+        "median_step_s": rounded(median, 4),
+        "first_step_s": rounded(records[0].took.as_secs_f64(), 3),
+        "load_s": rounded(machine.loaded.as_secs_f64(), 3),
+        "peak_rss_gb": rounded(status("VmHWM")? / 1e9, 3),
+        "rss_after_load_gb": rounded(machine.rss_after_load / 1e9, 3),
+        "trainable_params": machine.trainable,
+        "losses": losses,
+        "versions": {"hone": env!("CARGO_PKG_VERSION")},
+        "cpu": cpu(),
+    }))
+}
+
+fn rounded(value: f64, digits: i32) -> f64 {
+    let unit = 10f64.powi(digits);
+    (value * unit).round() / unit
+}
+
+/// A field of this process's status, in bytes.
+fn status(field: &str) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").context("reading the memory in use")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")).map(str::trim);
+    let kibibytes: f64 =
+        kibibytes.and_then(|text| text.parse().ok()).context("reading the memory")?;
+    Ok(kibibytes * 1024.0)
+}
+
+/// The processor's name.
+fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
