@@ -2,6 +2,7 @@
 //! the server and the golden tests all go through it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::backend::candle::CandleBackend;
 use super::backend::cpu::backend::CpuBackend;
@@ -11,8 +12,9 @@ use super::config::ModelConfig;
 use super::cost::Cost;
 use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
-use super::decoder::backward::{PackedBatch, Weighing};
+use super::decoder::backward::Weighing;
 use super::decoder::decode::KvCache;
+use super::decoder::pack::{self, PackedBatch};
 use super::device::{self, DeviceError};
 pub use super::lora::{LoraSettings, LoraTarget};
 use super::preference;
@@ -188,6 +190,10 @@ pub struct AdamWStep {
 ///
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
+    /// Cuts items of one or more sequences into runs that the device takes in one pass each, of at
+    /// most [`TOKENS_AT_ONCE`] tokens beside a beginning that they share, one item at least.
+    fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>>;
+
     /// Runs forward and backward over `batch` and adds the gradients of (sum of the losses) /
     /// `part.total` to what is there; the sums of each sequence.
     fn accumulate(&mut self, batch: &[&Sequence], part: Part)
@@ -309,8 +315,8 @@ fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
     Ok(if kind == BackendKind::CpuF32 { isa.for_f32() } else { isa })
 }
 
-/// Most tokens that run through the blocks at once; longer batches go in several passes, whose
-/// gradients add up to the same.
+/// Most tokens that run through the blocks at once, beside a beginning that sequences share; longer
+/// batches go in several passes, whose gradients add up to the same.
 pub const TOKENS_AT_ONCE: usize = 1024;
 
 /// [`Engine`] on one backend.
@@ -342,36 +348,28 @@ impl<B: Backend> TrainingEngine<B> {
         Ok(Self { decoder, lora, seed, adapter, gradients, first_moments, second_moments })
     }
 
-    /// Cuts groups of sequences into packed passes of at most [`TOKENS_AT_ONCE`] tokens, one group
-    /// at least; no group is torn. `draws` decide on dropout, one for each sequence in order.
+    /// Items of one or more sequences in packed passes, as [`Engine::cut`] cuts them. `draws` decide
+    /// on dropout, one for each sequence in order.
     fn passes(
         &self,
-        groups: &[&[&Sequence]],
+        items: &[&[&Sequence]],
         mut draws: impl FnMut() -> Option<Stream>,
     ) -> Result<Vec<PackedBatch>, EngineError> {
-        let mut passes: Vec<PackedBatch> = Vec::new();
-        for group in groups {
-            let mut tokens = 0;
-            for sequence in *group {
-                self.decoder.check(0, &sequence.input_ids)?;
-                if sequence.loss_mask.len() != sequence.input_ids.len() {
-                    return Err(EngineError::Sequence(format!(
-                        "a loss mask of {} does not fit {} tokens",
-                        sequence.loss_mask.len(),
-                        sequence.input_ids.len()
-                    )));
-                }
-                tokens += sequence.input_ids.len();
+        for sequence in items.iter().copied().flatten() {
+            self.decoder.check(0, &sequence.input_ids)?;
+            if sequence.loss_mask.len() != sequence.input_ids.len() {
+                return Err(EngineError::Sequence(format!(
+                    "a loss mask of {} does not fit {} tokens",
+                    sequence.loss_mask.len(),
+                    sequence.input_ids.len()
+                )));
             }
-            let fits = passes.last().is_some_and(|pass| pass.ids.len() + tokens <= TOKENS_AT_ONCE);
-            if !fits {
-                passes.push(PackedBatch::default());
-            }
-            if let Some(pass) = passes.last_mut() {
-                for sequence in *group {
-                    pass.push(sequence, draws());
-                }
-            }
+        }
+        let mut passes = Vec::new();
+        for run in self.cut(items) {
+            let sequences = items[run].concat();
+            let draws: Vec<Stream> = sequences.iter().filter_map(|_| draws()).collect();
+            passes.push(PackedBatch::new(&sequences, &draws));
         }
         Ok(passes)
     }
@@ -382,8 +380,8 @@ impl<B: Backend> TrainingEngine<B> {
         batch: &[&Sequence],
         draws: impl FnMut() -> Option<Stream>,
     ) -> Result<Vec<PackedBatch>, EngineError> {
-        let groups: Vec<&[&Sequence]> = batch.chunks(1).collect();
-        self.passes(&groups, draws)
+        let items: Vec<&[&Sequence]> = batch.chunks(1).collect();
+        self.passes(&items, draws)
     }
 
     /// Draws for the dropout of the sequences of a step, from number `first` on.
@@ -416,6 +414,10 @@ impl<B: Backend> TrainingEngine<B> {
 }
 
 impl<B: Backend> Engine for TrainingEngine<B> {
+    fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
+        pack::cut(items, TOKENS_AT_ONCE, self.lora.dropout == 0.0)
+    }
+
     fn accumulate(
         &mut self,
         batch: &[&Sequence],

@@ -2,9 +2,7 @@
 
 use super::cost::Cost;
 use super::encode::EncodedFile;
-use super::engine::{
-    Engine, EngineError, LossSums, Part, Preference, PreferenceOutcome, Sequence, TOKENS_AT_ONCE,
-};
+use super::engine::{Engine, EngineError, LossSums, Part, Preference, PreferenceOutcome, Sequence};
 
 /// The examples of one file, ready for the engine.
 pub(super) struct Material<'a> {
@@ -156,7 +154,7 @@ impl<'a> Material<'a> {
     pub(super) fn evaluate(&self, engine: &mut dyn Engine) -> Result<Vec<Measured>, EngineError> {
         let examples: Vec<usize> = (0..self.len()).collect();
         let mut measured = Vec::with_capacity(examples.len());
-        for part in self.micro_batches(&examples) {
+        for part in self.micro_batches(engine, &examples) {
             measured.extend(match &self.preferences {
                 None => into(engine.evaluate(&self.sequences(part))?),
                 Some(references) => {
@@ -168,20 +166,19 @@ impl<'a> Material<'a> {
         Ok(measured)
     }
 
-    /// Cuts examples into runs of at most [`TOKENS_AT_ONCE`] tokens, one example at least.
-    pub(super) fn micro_batches<'b>(&self, examples: &'b [usize]) -> Vec<&'b [usize]> {
-        let mut parts = Vec::new();
-        let (mut first, mut tokens) = (0, 0);
-        for (place, index) in examples.iter().enumerate() {
-            let more = self.tokens(*index);
-            if place > first && tokens + more > TOKENS_AT_ONCE {
-                parts.push(&examples[first..place]);
-                (first, tokens) = (place, 0);
-            }
-            tokens += more;
-        }
-        parts.push(&examples[first..]);
-        parts
+    /// Cuts examples into runs that the engine takes at once.
+    pub(super) fn micro_batches<'b>(
+        &self,
+        engine: &dyn Engine,
+        examples: &'b [usize],
+    ) -> Vec<&'b [usize]> {
+        let file = self.file;
+        let both = |index: &usize| -> Vec<&Sequence> {
+            std::iter::once(&file.sequences[*index]).chain(file.rejected.get(*index)).collect()
+        };
+        let items: Vec<Vec<&Sequence>> = examples.iter().map(both).collect();
+        let items: Vec<&[&Sequence]> = items.iter().map(Vec::as_slice).collect();
+        engine.cut(&items).into_iter().map(|run| &examples[run]).collect()
     }
 
     fn sequences(&self, examples: &[usize]) -> Vec<&Sequence> {

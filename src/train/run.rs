@@ -244,7 +244,7 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Measured>, JobError> {
         let mut part = Part::whole(step, self.training.units(batch));
         let mut sums = Measured::default();
-        for examples in self.training.micro_batches(batch) {
+        for examples in self.training.micro_batches(self.engine, batch) {
             // A stop waits for the end of the step; a cancel does not.
             if part.first > 0 && self.hear(orders) == Some(Control::Cancel) {
                 return Ok(None);

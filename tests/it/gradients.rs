@@ -8,6 +8,7 @@ use hone::train::encode::encode_file;
 use hone::train::engine::{
     BackendKind, Engine, LoraSettings, LoraTarget, LossSums, NamedTensors, Part, Sequence, load,
 };
+use hone::train::weights::safetensors;
 
 use crate::server::chat_lines;
 
@@ -194,4 +195,54 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
     }
     let apart = difference(&of_backends[0], &of_backends[1]);
     assert!(apart < 1e-4, "both backends drop the same: {apart:.1e}");
+}
+
+#[test]
+fn a_shared_beginning_changes_no_loss_and_no_gradient() {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
+    for family in ["llama", "gemma2", "gpt2", "phi3"] {
+        let folder = families.join(family);
+        let text = std::fs::read_to_string(folder.join("config.json")).expect("reads");
+        let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let weights = safetensors::open(&folder).expect("opens");
+        // Two answers to one prompt, a third that leaves it early, one of its own.
+        let of = |beginning: u32, shared: u32, own: u32, length: u32| {
+            let mut input_ids: Vec<u32> = (0..shared).map(|i| (beginning + 7 * i) % 90).collect();
+            input_ids.extend((0..length).map(|i| (own + 11 * i) % 90));
+            let learnt = shared as usize + 2;
+            let loss_mask = (0..input_ids.len()).map(|index| index >= learnt).collect();
+            Sequence { input_ids, loss_mask }
+        };
+        let sequences = [of(3, 24, 40, 9), of(3, 24, 41, 12), of(3, 18, 50, 7), of(60, 5, 61, 8)];
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let total: u64 = sequences.iter().map(Sequence::targets).sum();
+        for kind in [BackendKind::CpuF32, BackendKind::Candle] {
+            let made = || {
+                let lora = LoraSettings::new(4, 8.0);
+                let mut engine = load(&config, weights.as_ref(), &lora, 3, kind).expect("loads");
+                let adapter = shaken(engine.adapter().expect("reads"));
+                engine.set_adapter(&adapter).expect("fits");
+                engine
+            };
+            let mut plain = made();
+            let mut wanted = Vec::new();
+            for (first, one) in all.iter().enumerate() {
+                let part = Part { step: 1, first, total };
+                wanted.extend(plain.accumulate(&[one], part).expect("computes"));
+            }
+            let mut sharing = made();
+            let found = sharing.accumulate(&all, Part::whole(1, total)).expect("computes");
+            for (found, wanted) in found.iter().zip(&wanted) {
+                assert!(
+                    (found.loss - wanted.loss).abs() <= 1e-5 * wanted.loss,
+                    "{family} {kind:?}"
+                );
+                assert_eq!((found.tokens, found.correct), (wanted.tokens, wanted.correct));
+            }
+            let [found, wanted] =
+                [&sharing, &plain].map(|engine| engine.gradients().expect("reads"));
+            let apart = difference(&found, &wanted);
+            assert!(apart <= 1e-5, "{family} {kind:?}: {apart:.1e}");
+        }
+    }
 }

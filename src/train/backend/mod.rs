@@ -4,11 +4,13 @@
 //! the plain one: the oracle that the kernels are tested against, and the way onto other devices.
 //!
 //! Matrices are `[rows, columns]`, row-major, 32-bit; a packed batch is one matrix whose rows are
-//! tokens, with the segments' offsets beside it.
+//! tokens, with its [`Segment`]s beside it.
 
 pub mod candle;
 #[expect(unsafe_code, reason = "vector instructions, each use with its SAFETY")]
 pub mod cpu;
+
+use std::ops::Range;
 
 use super::config::{Activation, NormKind};
 use super::engine::{AdamWStep, EngineError};
@@ -32,6 +34,33 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scores s become cap·tanh(s / cap).
     pub soft_cap: Option<f32>,
+}
+
+/// A run of rows of a packed batch, and what stands before it in its text. A batch's segments hold
+/// its rows in order, without gaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Its own rows.
+    pub rows: Range<usize>,
+    /// Runs of rows before them, in the order of the text: prefixes that it shares with others.
+    pub before: Vec<Range<usize>>,
+}
+
+impl Segment {
+    /// A text of its own.
+    pub fn alone(rows: Range<usize>) -> Self {
+        Self { rows, before: Vec::new() }
+    }
+
+    /// Runs of the rows that its last row sees, in the order of the text.
+    pub fn seen(&self) -> impl Iterator<Item = Range<usize>> {
+        self.before.iter().cloned().chain(std::iter::once(self.rows.clone()))
+    }
+
+    /// Number of rows that its last row sees.
+    pub fn keys(&self) -> usize {
+        self.seen().map(|rows| rows.len()).sum()
+    }
 }
 
 /// A norm's constants on the device, over rows of `weight`'s length.
@@ -136,16 +165,13 @@ pub trait Backend: Send + Sized + 'static {
         from: &Self::Matrix,
     ) -> Outcome<Self::Matrix>;
     /// The columns in `ranges`, side by side.
-    fn take_columns(
-        &self,
-        matrix: &Self::Matrix,
-        ranges: &[std::ops::Range<usize>],
-    ) -> Outcome<Self::Matrix>;
+    fn take_columns(&self, matrix: &Self::Matrix, ranges: &[Range<usize>])
+    -> Outcome<Self::Matrix>;
     /// Backward of [`Backend::take_columns`]: writes `from` into the columns in `ranges` of `into`.
     fn put_columns(
         &self,
         into: &mut Self::Matrix,
-        ranges: &[std::ops::Range<usize>],
+        ranges: &[Range<usize>],
         from: &Self::Matrix,
     ) -> Outcome<()>;
     /// Puts `more`'s rows below `matrix`'s.
@@ -233,14 +259,14 @@ pub trait Backend: Send + Sized + 'static {
 
     // ---- attention
 
-    /// Causal attention inside of each segment. Returns the output and what the backward pass wants
-    /// beside it.
+    /// Causal attention inside of each segment and what stands before it. Returns the output and what
+    /// the backward pass wants beside it.
     fn attention(
         &self,
         queries: &Self::Matrix,
         keys: &Self::Matrix,
         values: &Self::Matrix,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<(Self::Matrix, Self::Matrix)>;
     /// Gradients of queries, keys and values.
@@ -253,7 +279,7 @@ pub trait Backend: Send + Sized + 'static {
         values: &Self::Matrix,
         output: &Self::Matrix,
         saved: &Self::Matrix,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<[Self::Matrix; 3]>;
     /// Attention of new tokens, the last of those that `keys` and `values` hold. Forward only.

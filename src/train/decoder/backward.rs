@@ -3,35 +3,12 @@
 //! Frozen weights get no gradients. Nothing runs below the lowest block that has a LoRA pair, and in
 //! that block nothing below the layers that have one.
 
-use std::ops::Range;
-
 use super::adapter::Adapter;
 use super::forward::{Beside, Sight};
+use super::pack::PackedBatch;
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
-use crate::train::backend::{Backend, Outcome, RowLoss};
-use crate::train::engine::Sequence;
-use crate::train::random::Stream;
-
-/// A packed batch: token ids, each token's position in its own sequence, the segments' offsets, and
-/// the rows whose next token counts, with that token.
-#[derive(Debug, Default)]
-pub struct PackedBatch {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// Position of each token in its own sequence.
-    pub positions: Vec<u32>,
-    /// Offsets of the segments; the last is the number of tokens.
-    pub segments: Vec<usize>,
-    /// Rows that predict a loss-bearing token.
-    pub loss_rows: Vec<u32>,
-    /// The tokens they should predict.
-    pub targets: Vec<u32>,
-    /// For each sequence, the part of `targets` that is its own.
-    pub owned: Vec<Range<usize>>,
-    /// Decide on each token's dropout; empty without.
-    pub draws: Vec<Stream>,
-}
+use crate::train::backend::{Backend, Outcome, RowLoss, Segment};
 
 /// How much each row's loss counts in what is differentiated.
 pub enum Weighing<'a> {
@@ -39,32 +16,6 @@ pub enum Weighing<'a> {
     Even(f32),
     /// As the losses themselves say: a factor for each row. The head runs twice.
     ByLoss(&'a mut dyn FnMut(&[RowLoss]) -> Vec<f32>),
-}
-
-impl PackedBatch {
-    /// Adds a sequence behind what is there; `draw` decides on its dropout.
-    pub fn push(&mut self, sequence: &Sequence, draw: Option<Stream>) {
-        let start = self.ids.len();
-        let first_target = self.targets.len();
-        if self.segments.is_empty() {
-            self.segments.push(0);
-        }
-        for (index, (id, counts)) in sequence.input_ids.iter().zip(&sequence.loss_mask).enumerate()
-        {
-            if *counts && index > 0 {
-                self.loss_rows.push((start + index - 1) as u32);
-                self.targets.push(*id);
-            }
-            self.ids.push(*id);
-            self.positions.push(index as u32);
-        }
-        self.segments.push(self.ids.len());
-        self.owned.push(first_target..self.targets.len());
-        if let Some(draw) = draw {
-            let positions = 0..sequence.input_ids.len() as u64;
-            self.draws.extend(positions.map(|position| draw.child(position)));
-        }
-    }
 }
 
 /// The numbers of a packed batch on the device: they go there once a pass.
@@ -200,7 +151,7 @@ impl<B: Backend> Decoder<B> {
         gradient: B::Matrix,
         beside: &Beside<'_, B>,
         gradients: &mut Adapter<B>,
-        (positions, segments): (&B::Indexes, &[usize]),
+        (positions, segments): (&B::Indexes, &[Segment]),
         below: bool,
     ) -> Outcome<Option<B::Matrix>> {
         let backend = &self.backend;

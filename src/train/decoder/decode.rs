@@ -3,7 +3,7 @@
 use super::Decoder;
 use super::adapter::Adapter;
 use super::forward::{Beside, LayerCache, Sight};
-use crate::train::backend::{Backend, Outcome};
+use crate::train::backend::{Backend, Outcome, Segment};
 use crate::train::engine::EngineError;
 
 /// Keys and values of one conversation, a pair a layer.
@@ -46,7 +46,7 @@ impl<B: Backend> Decoder<B> {
     /// Logits of every position of one sequence, `[tokens, vocabulary]`.
     pub fn logits(&self, adapter: Option<&Adapter<B>>, ids: &[u32]) -> Outcome<Vec<f32>> {
         self.check(0, ids)?;
-        let segments = [0, ids.len()];
+        let segments = [Segment::alone(0..ids.len())];
         let x = self.run_text(adapter, ids, 0, Sight::Segments(&segments))?;
         self.logits_of(&x)
     }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::adapter::Adapter;
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
-use crate::train::backend::{Backend, Outcome};
+use crate::train::backend::{Backend, Outcome, Segment};
 use crate::train::random::Stream;
 
 /// How the tokens of a pass see each other.
 pub(super) enum Sight<'a, B: Backend> {
     /// Segments of a packed batch, each for itself.
-    Segments(&'a [usize]),
+    Segments(&'a [Segment]),
     /// They continue what each layer's cache holds.
     Caches(&'a mut [LayerCache<B>]),
 }

@@ -10,6 +10,7 @@ pub mod decode;
 mod forward;
 mod load;
 mod names;
+pub mod pack;
 mod saved;
 
 use std::ops::Range;

@@ -36,7 +36,7 @@ use self::crossing::Crossing;
 #[cfg(test)]
 pub use self::crossing::Transfers;
 use self::dropout::Mask;
-use super::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
+use super::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss, Segment};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
 use crate::train::random::Stream;
@@ -129,9 +129,16 @@ impl CandleBackend {
     }
 }
 
-/// Runs of rows that the segments' offsets bound: start and length.
-fn spans(segments: &[usize]) -> impl Iterator<Item = (usize, usize)> {
-    segments.windows(2).map(|bounds| (bounds[0], bounds[1] - bounds[0]))
+/// The rows of a segment and of what stands before it, in the order of the text.
+fn seen_rows(matrix: &Tensor, segment: &Segment) -> Outcome<Tensor> {
+    let mut parts = Vec::with_capacity(1 + segment.before.len());
+    for rows in segment.seen() {
+        parts.push(matrix.narrow(0, rows.start, rows.len())?);
+    }
+    match &parts[..] {
+        [only] => Ok(only.clone()),
+        _ => Ok(Tensor::cat(&parts, 0)?),
+    }
 }
 
 impl Backend for CandleBackend {
@@ -381,13 +388,13 @@ impl Backend for CandleBackend {
         queries: &Tensor,
         keys: &Tensor,
         values: &Tensor,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<(Tensor, Tensor)> {
         let mut outputs = Vec::with_capacity(segments.len());
-        for (start, length) in spans(segments) {
-            let part = |matrix: &Tensor| matrix.narrow(0, start, length);
-            let parts = [&part(queries)?, &part(keys)?, &part(values)?];
+        for segment in segments {
+            let queries = queries.narrow(0, segment.rows.start, segment.rows.len())?;
+            let parts = [&queries, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
             outputs.push(self.attention.forward(&self.crossing, parts, shape)?);
         }
         let output = Tensor::cat(&outputs, 0)?;
@@ -403,21 +410,39 @@ impl Backend for CandleBackend {
         values: &Tensor,
         _output: &Tensor,
         _saved: &Tensor,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<[Tensor; 3]> {
-        let mut made = [Vec::new(), Vec::new(), Vec::new()];
-        for (start, length) in spans(segments) {
-            let part = |matrix: &Tensor| matrix.narrow(0, start, length);
-            let parts = [&part(queries)?, &part(keys)?, &part(values)?];
-            let gradient = part(gradient)?;
-            let three = self.attention.backward(&self.crossing, &gradient, parts, shape)?;
-            for (all, one) in made.iter_mut().zip(three) {
-                all.push(one);
+        let mut query_gradients = Vec::with_capacity(segments.len());
+        // Gradients of each segment's own rows, which later segments that see them add to.
+        let mut others: Vec<[Tensor; 2]> = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let own = |matrix: &Tensor| matrix.narrow(0, segment.rows.start, segment.rows.len());
+            let parts = [&own(queries)?, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
+            let gradient = own(gradient)?;
+            let [queries, keys, values] =
+                self.attention.backward(&self.crossing, &gradient, parts, shape)?;
+            query_gradients.push(queries);
+            let mut first = 0;
+            for rows in segment.seen() {
+                let part = |matrix: &Tensor| matrix.narrow(0, first, rows.len());
+                let made = [part(&keys)?, part(&values)?];
+                first += rows.len();
+                match segments[..others.len()].iter().position(|earlier| earlier.rows == rows) {
+                    Some(earlier) => {
+                        for (into, more) in others[earlier].iter_mut().zip(made) {
+                            *into = (&*into + more)?;
+                        }
+                    }
+                    None => others.push(made),
+                }
             }
         }
-        let [queries, keys, values] = made;
-        Ok([Tensor::cat(&queries, 0)?, Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?])
+        let [keys, values] = [0, 1].map(|which| {
+            let parts: Vec<&Tensor> = others.iter().map(|two| &two[which]).collect();
+            Tensor::cat(&parts, 0)
+        });
+        Ok([Tensor::cat(&query_gradients, 0)?, keys?, values?])
     }
 
     fn attend(

@@ -1,15 +1,20 @@
 //! Causal attention over the segments of a packed batch, forward and backward.
 //!
-//! One task is one query head of one segment. A task works through blocks of query rows; a block's
+//! One task is one query head of one segment, with copies of the keys that it sees: those of shared
+//! prefixes before it, then its own. The gradients of a prefix's keys gather from all that see it.
+//! A task works through blocks of query rows; a block's
 //! scores against all keys it may see stand in memory at once (a few hundred kilobytes), never the
 //! whole matrix. Forward keeps only the log-sum-exp of each row; backward computes the
 //! probabilities again from it (Dao et al. 2022, "FlashAttention", without its inner tiling).
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::tile::{Left, PANEL, Right, TILE_ROWS, Tile, UNIT, multiply};
 use super::vector;
+use crate::train::backend::Segment;
 
 /// Query rows of one block: enough depth for the products of the backward pass.
 const BLOCK: usize = 48;
@@ -32,7 +37,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// First key that query `row` sees.
+    /// First key that the query at position `row` of its text sees.
     fn first_key(&self, row: usize) -> usize {
         self.window.map_or(0, |window| (row + 1).saturating_sub(window))
     }
@@ -53,10 +58,17 @@ struct Head {
 }
 
 impl Head {
-    /// Copies the head at `offset` of rows that are `stride` floats apart.
-    fn rows_of(values: &[f32], tokens: usize, stride: usize, offset: usize, shape: &Shape) -> Self {
-        let mut rows = vec![0.0; tokens * shape.padded()];
-        for (row, copy) in rows.chunks_exact_mut(shape.padded()).enumerate() {
+    /// Copies the head at `offset` of the rows in `runs`, which are `stride` floats apart.
+    fn rows_of(
+        values: &[f32],
+        runs: impl Iterator<Item = Range<usize>> + Clone,
+        stride: usize,
+        offset: usize,
+        shape: &Shape,
+    ) -> Self {
+        let count: usize = runs.clone().map(|run| run.len()).sum();
+        let mut rows = vec![0.0; count * shape.padded()];
+        for (row, copy) in runs.flatten().zip(rows.chunks_exact_mut(shape.padded())) {
             let from = &values[row * stride + offset..][..shape.head_dim];
             copy[..shape.head_dim].copy_from_slice(from);
         }
@@ -81,16 +93,19 @@ impl Head {
 struct Block {
     first: usize,
     rows: usize,
+    /// Keys before the task's first query.
+    before: usize,
     first_key: usize,
     keys: usize,
 }
 
 impl Block {
-    fn new(first: usize, tokens: usize, shape: &Shape) -> Self {
-        let rows = (tokens - first).min(BLOCK);
-        let first_key = shape.first_key(first) / PANEL * PANEL;
-        let keys = (first + rows).next_multiple_of(PANEL) - first_key;
-        Self { first, rows, first_key, keys }
+    fn new(first: usize, task: &Task<'_>, shape: &Shape) -> Self {
+        let rows = (task.queries() - first).min(BLOCK);
+        let before = task.keys() - task.queries();
+        let first_key = shape.first_key(before + first) / PANEL * PANEL;
+        let keys = (before + first + rows).next_multiple_of(PANEL) - first_key;
+        Self { first, rows, before, first_key, keys }
     }
 }
 
@@ -158,25 +173,25 @@ fn add_product(
 /// Scales, caps and masks one row of scores in place: keys that the query does not see become
 /// negative infinity only where the caller needs them; returns the range that it sees, relative to
 /// the block's first key.
-fn visible(block: &Block, row: usize, shape: &Shape) -> std::ops::Range<usize> {
-    let query = block.first + row;
+fn visible(block: &Block, row: usize, shape: &Shape) -> Range<usize> {
+    let query = block.before + block.first + row;
     shape.first_key(query) - block.first_key..query + 1 - block.first_key
 }
 
 /// Attention of one head over one segment: output rows (padded) and log-sum-exps.
 fn forward_head(
     isa: Isa,
-    tokens: usize,
+    task: &Task<'_>,
     queries: &Head,
     keys: &Head,
     values: &Head,
     shape: &Shape,
     log_sums: &mut [f32],
 ) -> Vec<f32> {
-    let mut output = vec![0.0; tokens * shape.padded()];
-    let mut probabilities = vec![0.0; BLOCK * (tokens.next_multiple_of(PANEL) + PANEL)];
-    for first in (0..tokens).step_by(BLOCK) {
-        let block = Block::new(first, tokens, shape);
+    let mut output = vec![0.0; task.queries() * shape.padded()];
+    let mut probabilities = vec![0.0; BLOCK * (task.keys().next_multiple_of(PANEL) + PANEL)];
+    for first in (0..task.queries()).step_by(BLOCK) {
+        let block = Block::new(first, task, shape);
         scores(isa, &block, &queries.rows, keys, shape, &mut probabilities);
         for row in 0..block.rows {
             let range = visible(&block, row, shape);
@@ -193,7 +208,7 @@ fn forward_head(
             vector::scale(isa, seen, 1.0 / sum);
             log_sums[first + row] = most + sum.ln();
         }
-        let depth = block.keys.min(tokens - block.first_key);
+        let depth = block.keys.min(task.keys() - block.first_key);
         let a = Left { values: &probabilities, start: 0, row_stride: block.keys, depth_stride: 1 };
         let (b, b_first) = (&values.rows, block.first_key);
         add_product(isa, block.rows, depth, a, b, b_first, &mut output, first, shape);
@@ -214,52 +229,64 @@ pub struct Inputs<'a> {
 }
 
 /// One query head of one segment.
-struct Task {
-    start: usize,
-    tokens: usize,
+struct Task<'a> {
+    segment: &'a Segment,
     head: usize,
 }
 
-/// Every task of a batch; `segments` are the segments' offsets, the last one the number of tokens.
-fn tasks(segments: &[usize], shape: &Shape) -> Vec<Task> {
+impl Task<'_> {
+    /// Number of queries.
+    fn queries(&self) -> usize {
+        self.segment.rows.len()
+    }
+
+    /// Number of keys; the queries are the last of them.
+    fn keys(&self) -> usize {
+        self.segment.keys()
+    }
+}
+
+/// Every task of a batch.
+fn tasks<'a>(segments: &'a [Segment], shape: &Shape) -> Vec<Task<'a>> {
     let mut tasks = Vec::with_capacity(segments.len() * shape.heads);
-    for bounds in segments.windows(2) {
+    for segment in segments {
         for head in 0..shape.heads {
-            tasks.push(Task { start: bounds[0], tokens: bounds[1] - bounds[0], head });
+            tasks.push(Task { segment, head });
         }
     }
     tasks
 }
 
 /// The copies of a task's queries, keys and values.
-fn copies(task: &Task, inputs: &Inputs<'_>, shape: &Shape) -> (Head, Head, Head) {
+fn copies(task: &Task<'_>, inputs: &Inputs<'_>, shape: &Shape) -> (Head, Head, Head) {
     let kv_head = task.head / (shape.heads / shape.kv_heads);
-    let query_stride = shape.heads * shape.head_dim;
     let kv_stride = shape.kv_heads * shape.head_dim;
-    let queries = &inputs.queries[task.start * query_stride..];
-    let keys = &inputs.keys[task.start * kv_stride..];
-    let values = &inputs.values[task.start * kv_stride..];
-    let (query_offset, kv_offset) = (task.head * shape.head_dim, kv_head * shape.head_dim);
-    (
-        Head::rows_of(queries, task.tokens, query_stride, query_offset, shape),
-        Head::rows_of(keys, task.tokens, kv_stride, kv_offset, shape)
-            .with_panels(task.tokens, shape),
-        Head::rows_of(values, task.tokens, kv_stride, kv_offset, shape),
-    )
+    let seen = || task.segment.before.iter().cloned().chain([task.segment.rows.clone()]);
+    let of_seen =
+        |values| Head::rows_of(values, seen(), kv_stride, kv_head * shape.head_dim, shape);
+    let keys = of_seen(inputs.keys).with_panels(task.keys(), shape);
+    (queries_of(inputs.queries, task, shape), keys, of_seen(inputs.values))
 }
 
-/// Writes (or adds) a task's padded rows into their place in `[tokens, width]`.
+/// The copy of a task's rows of a matrix in the queries' layout.
+fn queries_of(values: &[f32], task: &Task<'_>, shape: &Shape) -> Head {
+    let own = std::iter::once(task.segment.rows.clone());
+    let stride = shape.heads * shape.head_dim;
+    Head::rows_of(values, own, stride, task.head * shape.head_dim, shape)
+}
+
+/// Writes (or adds) padded rows into their places, the rows in `runs`, of `[tokens, width]`.
 fn place(
     rows: &[f32],
-    task: &Task,
+    runs: impl Iterator<Item = Range<usize>>,
     offset: usize,
     width: usize,
     add: bool,
     shape: &Shape,
     into: &mut [f32],
 ) {
-    for (row, from) in rows.chunks_exact(shape.padded()).enumerate() {
-        let into = &mut into[(task.start + row) * width + offset..][..shape.head_dim];
+    for (row, from) in runs.flatten().zip(rows.chunks_exact(shape.padded())) {
+        let into = &mut into[row * width + offset..][..shape.head_dim];
         for (into, from) in into.iter_mut().zip(from) {
             *into = if add { *into + from } else { *from };
         }
@@ -271,7 +298,7 @@ fn place(
 pub fn forward(
     isa: Isa,
     inputs: &Inputs<'_>,
-    segments: &[usize],
+    segments: &[Segment],
     shape: &Shape,
     output: &mut [f32],
     log_sums: &mut [f32],
@@ -281,15 +308,16 @@ pub fn forward(
         .par_iter()
         .map(|task| {
             let (queries, keys, values) = copies(task, inputs, shape);
-            let mut sums = vec![0.0; task.tokens];
-            let rows = forward_head(isa, task.tokens, &queries, &keys, &values, shape, &mut sums);
+            let mut sums = vec![0.0; task.queries()];
+            let rows = forward_head(isa, task, &queries, &keys, &values, shape, &mut sums);
             (rows, sums)
         })
         .collect();
     let mut first_sum = 0;
     for (task, (rows, sums)) in tasks.iter().zip(&made) {
         let width = shape.heads * shape.head_dim;
-        place(rows, task, task.head * shape.head_dim, width, false, shape, output);
+        let own = std::iter::once(task.segment.rows.clone());
+        place(rows, own, task.head * shape.head_dim, width, false, shape, output);
         log_sums[first_sum..][..sums.len()].copy_from_slice(sums);
         first_sum += sums.len();
     }
@@ -349,7 +377,7 @@ pub struct Gradients<'a> {
 pub fn backward(
     isa: Isa,
     inputs: &Inputs<'_>,
-    segments: &[usize],
+    segments: &[Segment],
     shape: &Shape,
     output: &[f32],
     log_sums: &[f32],
@@ -361,13 +389,13 @@ pub fn backward(
     let mut first_sum = 0;
     for task in &tasks {
         first_sums.push(first_sum);
-        first_sum += task.tokens;
+        first_sum += task.queries();
     }
     let made: Vec<[Vec<f32>; 3]> = tasks
         .par_iter()
         .zip(&first_sums)
         .map(|(task, first_sum)| {
-            let sums = &log_sums[*first_sum..][..task.tokens];
+            let sums = &log_sums[*first_sum..][..task.queries()];
             backward_head(isa, task, inputs, shape, output, sums, gradient)
         })
         .collect();
@@ -378,38 +406,38 @@ pub fn backward(
     for (task, [queries, keys, values]) in tasks.iter().zip(&made) {
         let kv_offset = task.head / (shape.heads / shape.kv_heads) * shape.head_dim;
         let query_offset = task.head * shape.head_dim;
-        place(queries, task, query_offset, query_width, false, shape, gradients.queries);
-        place(keys, task, kv_offset, kv_width, true, shape, gradients.keys);
-        place(values, task, kv_offset, kv_width, true, shape, gradients.values);
+        let own = std::iter::once(task.segment.rows.clone());
+        place(queries, own, query_offset, query_width, false, shape, gradients.queries);
+        let seen = || task.segment.seen();
+        place(keys, seen(), kv_offset, kv_width, true, shape, gradients.keys);
+        place(values, seen(), kv_offset, kv_width, true, shape, gradients.values);
     }
 }
 
 /// Gradients of one head's queries, keys and values, in padded rows.
 fn backward_head(
     isa: Isa,
-    task: &Task,
+    task: &Task<'_>,
     inputs: &Inputs<'_>,
     shape: &Shape,
     output: &[f32],
     log_sums: &[f32],
     gradient: &[f32],
 ) -> [Vec<f32>; 3] {
-    let tokens = task.tokens;
+    let (query_count, key_count) = (task.queries(), task.keys());
     let (queries, keys, values) = copies(task, inputs, shape);
-    let values = values.with_panels(tokens, shape);
-    let width = shape.heads * shape.head_dim;
-    let offset = task.head * shape.head_dim;
-    let output = Head::rows_of(&output[task.start * width..], tokens, width, offset, shape);
-    let gradient = Head::rows_of(&gradient[task.start * width..], tokens, width, offset, shape);
+    let values = values.with_panels(key_count, shape);
+    let output = queries_of(output, task, shape);
+    let gradient = queries_of(gradient, task, shape);
 
     let padded = shape.padded();
-    let mut made = [(); 3].map(|()| vec![0.0; tokens * padded]);
+    let mut made = [query_count, key_count, key_count].map(|rows| vec![0.0; rows * padded]);
     let [query_gradient, key_gradient, value_gradient] = &mut made;
-    let room = BLOCK * (tokens.next_multiple_of(PANEL) + PANEL);
+    let room = BLOCK * (key_count.next_multiple_of(PANEL) + PANEL);
     let mut probabilities = vec![0.0; room];
     let mut score_gradients = vec![0.0; room];
-    for first in (0..tokens).step_by(BLOCK) {
-        let block = Block::new(first, tokens, shape);
+    for first in (0..query_count).step_by(BLOCK) {
+        let block = Block::new(first, task, shape);
         scores(isa, &block, &queries.rows, &keys, shape, &mut probabilities);
         scores(isa, &block, &gradient.rows, &values, shape, &mut score_gradients);
         for row in 0..block.rows {
@@ -431,7 +459,7 @@ fn backward_head(
             );
             row_backward(isa, line, &mut slopes[range], log_sums[query], mean, shape);
         }
-        let depth = block.keys.min(tokens - block.first_key);
+        let depth = block.keys.min(key_count - block.first_key);
         let first_key = block.first_key;
         let by_row = |values| Left { values, start: 0, row_stride: block.keys, depth_stride: 1 };
         let by_key = |values| Left { values, start: 0, row_stride: 1, depth_stride: block.keys };

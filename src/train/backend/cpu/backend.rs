@@ -15,7 +15,9 @@ use super::norm;
 use super::rope;
 use super::tile::Left;
 use super::vector;
-use crate::train::backend::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss};
+use crate::train::backend::{
+    AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss, Segment,
+};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::AdamWStep;
 use crate::train::random::Stream;
@@ -433,7 +435,7 @@ impl Backend for CpuBackend {
         queries: &Matrix,
         keys: &Matrix,
         values: &Matrix,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<(Matrix, Matrix)> {
         let mut output = self.pool.take(queries.rows(), queries.columns());
@@ -453,7 +455,7 @@ impl Backend for CpuBackend {
         values: &Matrix,
         output: &Matrix,
         saved: &Matrix,
-        segments: &[usize],
+        segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<[Matrix; 3]> {
         let mut made =
@@ -487,7 +489,7 @@ impl Backend for CpuBackend {
         shape: &AttentionShape,
     ) -> Outcome<Matrix> {
         if queries.rows() == keys.rows() {
-            let segments = [0, queries.rows()];
+            let segments = [Segment::alone(0..queries.rows())];
             return Ok(self.attention(queries, keys, values, &segments, shape)?.0);
         }
         let mut output = self.pool.take(queries.rows(), queries.columns());

@@ -9,7 +9,7 @@ use super::loss::cross_entropy;
 use super::matrix::{Packed, Rows, Store, times_packed, to_pairs};
 use super::norm;
 use super::rope;
-use crate::train::backend::RowLoss;
+use crate::train::backend::{RowLoss, Segment};
 
 /// Numbers between -1 and 1 that look random and are the same each time.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -99,7 +99,7 @@ proptest! {
 
     #[test]
     fn attention_equals_the_formula_forward_and_backward(
-        lengths in prop::collection::vec(1usize..70, 1..4),
+        lengths in prop::collection::vec((1usize..70, any::<bool>()), 1..5),
         heads in prop::sample::select(vec![(1usize, 1usize), (4, 2), (3, 1), (2, 2)]),
         head_dim in 1usize..40,
         window in prop::option::of(1usize..60),
@@ -107,11 +107,19 @@ proptest! {
         seed in 0u64..1000,
     ) {
         let shape = Shape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.4, window, soft_cap };
-        let mut segments = vec![0];
-        for length in &lengths {
-            segments.push(segments[segments.len() - 1] + length);
+        // Each segment stands for itself, or continues the one before it with all that it continues,
+        // or branches off the first.
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut tokens = 0;
+        for (index, (length, continues)) in lengths.iter().enumerate() {
+            let before = match segments.last() {
+                Some(last) if *continues && index % 2 == 1 => last.seen().collect(),
+                Some(_) if *continues => vec![segments[0].rows.clone()],
+                _ => Vec::new(),
+            };
+            segments.push(Segment { rows: tokens..tokens + length, before });
+            tokens += length;
         }
-        let tokens = segments[lengths.len()];
         let (query_width, kv_width) = (shape.heads * head_dim, shape.kv_heads * head_dim);
         let queries = noise(tokens * query_width, seed);
         let keys = noise(tokens * kv_width, seed + 1);
@@ -277,7 +285,7 @@ fn attention_in_64_bits(
     keys: &[f32],
     values: &[f32],
     gradient: &[f32],
-    segments: &[usize],
+    segments: &[Segment],
     shape: &Shape,
 ) -> [Vec<f64>; 4] {
     let (heads, kv_heads, width) = (shape.heads, shape.kv_heads, shape.head_dim);
@@ -285,15 +293,17 @@ fn attention_in_64_bits(
         f64::from(x[(row * all + head) * width + i])
     };
     let mut made = [queries.len(), queries.len(), keys.len(), values.len()].map(|n| vec![0.0; n]);
-    for bounds in segments.windows(2) {
+    for segment in segments {
+        let text: Vec<usize> = segment.seen().flatten().collect();
         for head in 0..heads {
             let kv = head / (heads / kv_heads);
-            for row in bounds[0]..bounds[1] {
-                let first =
-                    shape.window.map_or(bounds[0], |w| bounds[0].max((row + 1).saturating_sub(w)));
+            for row in segment.rows.clone() {
+                let place = text.len() - (segment.rows.end - row);
+                let first = shape.window.map_or(0, |window| (place + 1).saturating_sub(window));
+                let visible = &text[first..=place];
                 let mut weights = Vec::new();
                 let mut bends = Vec::new();
-                for key in first..=row {
+                for &key in visible {
                     let dot: f64 = (0..width)
                         .map(|i| at(queries, row, heads, head, i) * at(keys, key, kv_heads, kv, i))
                         .sum();
@@ -306,8 +316,9 @@ fn attention_in_64_bits(
                     bends.push(bent.map_or(1.0, |bent| 1.0 - bent * bent));
                 }
                 let sum: f64 = weights.iter().sum();
-                let pulls: Vec<f64> = (first..=row)
-                    .map(|key| {
+                let pulls: Vec<f64> = visible
+                    .iter()
+                    .map(|&key| {
                         (0..width)
                             .map(|i| {
                                 at(gradient, row, heads, head, i) * at(values, key, kv_heads, kv, i)
@@ -316,7 +327,7 @@ fn attention_in_64_bits(
                     })
                     .collect();
                 let mean: f64 = weights.iter().zip(&pulls).map(|(w, pull)| w / sum * pull).sum();
-                for (index, key) in (first..=row).enumerate() {
+                for (index, &key) in visible.iter().enumerate() {
                     let weight = weights[index] / sum;
                     let slope =
                         weight * (pulls[index] - mean) * bends[index] * f64::from(shape.scale);

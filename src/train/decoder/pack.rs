@@ -1,0 +1,247 @@
+//! Sequences into one packed batch. A beginning that several of them share (a system prompt, tools,
+//! the prompt of two answers) stands in it once: the sequences become a tree of segments, in which
+//! each sees the runs of rows before it.
+
+use std::ops::Range;
+
+use crate::train::backend::Segment;
+use crate::train::engine::Sequence;
+use crate::train::random::Stream;
+
+/// Fewest tokens of a shared beginning that are worth a segment of its own.
+const LEAST_SHARED: usize = 16;
+
+/// A packed batch: token ids, each token's position in its own sequence, the segments, and the rows
+/// whose next token counts, with that token.
+#[derive(Debug, Default)]
+pub struct PackedBatch {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Position of each token in its own sequence.
+    pub positions: Vec<u32>,
+    /// Which rows see which.
+    pub segments: Vec<Segment>,
+    /// Rows that predict a loss-bearing token.
+    pub loss_rows: Vec<u32>,
+    /// The tokens they should predict.
+    pub targets: Vec<u32>,
+    /// For each sequence, the part of `targets` that is its own.
+    pub owned: Vec<Range<usize>>,
+    /// Decide on each token's dropout; empty without.
+    pub draws: Vec<Stream>,
+}
+
+impl PackedBatch {
+    /// Packs `sequences`. With `draws`, one for each, that decide on their dropout, every sequence
+    /// stands for itself: a token that is shared would have to be dropped alike for all.
+    pub fn new(sequences: &[&Sequence], draws: &[Stream]) -> Self {
+        let owned = vec![0..0; sequences.len()];
+        let batch = Self { owned, ..Self::default() };
+        let mut packer = Packer { sequences, draws, batch };
+        let all: Vec<usize> = (0..sequences.len()).collect();
+        packer.branch(&all, 0, &[]);
+        packer.batch
+    }
+}
+
+/// Length of the beginning of a sequence that others may share: the row that predicts its first
+/// loss-bearing token is its own, so that every loss has one owner.
+fn sharable(sequence: &Sequence) -> usize {
+    let first = sequence.loss_mask.iter().skip(1).position(|counts| *counts);
+    first.unwrap_or_else(|| sequence.input_ids.len().saturating_sub(1))
+}
+
+/// Length of the beginning that two sequences can share.
+fn shared(a: &Sequence, b: &Sequence) -> usize {
+    let limit = sharable(a).min(sharable(b));
+    let pairs = a.input_ids.iter().zip(&b.input_ids).take(limit);
+    pairs.take_while(|(a, b)| a == b).count()
+}
+
+/// Tokens of a pass as sequences join it.
+#[derive(Clone, Default)]
+struct Count<'a> {
+    sequences: Vec<&'a Sequence>,
+    tokens: usize,
+    /// The longest beginning that two of them share.
+    longest: usize,
+}
+
+impl<'a> Count<'a> {
+    fn join(&mut self, sequence: &'a Sequence, is_sharing: bool) {
+        let common = match is_sharing {
+            true => self.sequences.iter().map(|other| shared(sequence, other)).max().unwrap_or(0),
+            false => 0,
+        };
+        let common = if common < LEAST_SHARED { 0 } else { common };
+        self.tokens += sequence.input_ids.len() - common;
+        self.longest = self.longest.max(common);
+        self.sequences.push(sequence);
+    }
+}
+
+/// Cuts items of one or more sequences into runs for one pass each: of at most `most` tokens beside
+/// the longest shared beginning, one item at least. No item is torn.
+pub fn cut(items: &[&[&Sequence]], most: usize, is_sharing: bool) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut count = Count::default();
+    for (index, item) in items.iter().enumerate() {
+        let mut joined = count.clone();
+        item.iter().for_each(|sequence| joined.join(sequence, is_sharing));
+        match runs.last_mut() {
+            Some(run) if joined.tokens - joined.longest <= most => {
+                run.end = index + 1;
+                count = joined;
+            }
+            _ => {
+                runs.push(index..index + 1);
+                count = Count::default();
+                item.iter().for_each(|sequence| count.join(sequence, is_sharing));
+            }
+        }
+    }
+    runs
+}
+
+struct Packer<'a> {
+    sequences: &'a [&'a Sequence],
+    draws: &'a [Stream],
+    batch: PackedBatch,
+}
+
+impl Packer<'_> {
+    /// Packs the sequences of these indexes, whose first `from` tokens stand in the rows `before`.
+    fn branch(&mut self, indexes: &[usize], from: usize, before: &[Range<usize>]) {
+        let mut left = indexes.to_vec();
+        while !left.is_empty() {
+            let first = self.sequences[left[0]];
+            let mut common = usize::MAX;
+            let mut others = Vec::new();
+            let mut members = Vec::new();
+            for index in left {
+                let length = match members.is_empty() {
+                    true => sharable(first),
+                    false => shared(first, self.sequences[index]),
+                };
+                if members.is_empty() || (self.draws.is_empty() && length >= from + LEAST_SHARED) {
+                    members.push(index);
+                    common = common.min(length);
+                } else {
+                    others.push(index);
+                }
+            }
+            left = others;
+            if let [only] = members[..] {
+                self.leaf(only, from, before);
+                continue;
+            }
+            let rows = self.append(members[0], from..common);
+            self.batch.segments.push(Segment { rows: rows.clone(), before: before.to_vec() });
+            self.branch(&members, common, &[before, &[rows]].concat());
+        }
+    }
+
+    /// Packs what a sequence has of its own, with its losses.
+    fn leaf(&mut self, index: usize, from: usize, before: &[Range<usize>]) {
+        let sequence = self.sequences[index];
+        let rows = self.append(index, from..sequence.input_ids.len());
+        let first_target = self.batch.targets.len();
+        for (position, counts) in sequence.loss_mask.iter().enumerate().skip(1) {
+            if *counts {
+                self.batch.loss_rows.push((rows.start + position - 1 - from) as u32);
+                self.batch.targets.push(sequence.input_ids[position]);
+            }
+        }
+        self.batch.owned[index] = first_target..self.batch.targets.len();
+        self.batch.segments.push(Segment { rows, before: before.to_vec() });
+    }
+
+    /// Appends tokens of a sequence; their rows.
+    fn append(&mut self, index: usize, tokens: Range<usize>) -> Range<usize> {
+        let start = self.batch.ids.len();
+        let sequence = self.sequences[index];
+        self.batch.ids.extend_from_slice(&sequence.input_ids[tokens.clone()]);
+        self.batch.positions.extend(tokens.clone().map(|position| position as u32));
+        if let Some(draw) = self.draws.get(index) {
+            self.batch.draws.extend(tokens.map(|position| draw.child(position as u64)));
+        }
+        start..self.batch.ids.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokens, of which those from `learnt` on count.
+    fn sequence(input_ids: Vec<u32>, learnt: usize) -> Sequence {
+        let loss_mask = (0..input_ids.len()).map(|index| index >= learnt).collect();
+        Sequence { input_ids, loss_mask }
+    }
+
+    /// `shared` tokens of one kind, then `own` of another.
+    fn of(kind: u32, shared: usize, own_kind: u32, own: usize) -> Sequence {
+        let mut ids = vec![kind; shared];
+        ids.extend(vec![own_kind; own]);
+        sequence(ids, shared + own / 2)
+    }
+
+    /// The tokens that each row sees, itself last.
+    fn seen(batch: &PackedBatch, segment: &Segment) -> Vec<u32> {
+        segment.seen().flatten().map(|row| batch.ids[row]).collect()
+    }
+
+    #[test]
+    fn a_shared_beginning_stands_once_and_every_text_is_whole() {
+        let sequences = [of(1, 100, 2, 20), of(3, 40, 4, 8), of(1, 100, 5, 30), of(1, 60, 6, 10)];
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let batch = PackedBatch::new(&all, &[]);
+        assert_eq!(batch.ids.len(), 60 + 40 + 20 + 30 + 10 + 48, "{:?}", batch.segments);
+        let mut next = 0;
+        for segment in &batch.segments {
+            assert_eq!(segment.rows.start, next, "in order, without gaps");
+            next = segment.rows.end;
+            let first = segment.keys() - segment.rows.len();
+            let positions: Vec<u32> = (first as u32..segment.keys() as u32).collect();
+            assert_eq!(batch.positions[segment.rows.clone()], positions);
+        }
+        for (sequence, owned) in sequences.iter().zip(&batch.owned) {
+            assert_eq!(owned.len() as u64, sequence.targets());
+            let row = batch.loss_rows[owned.start] as usize;
+            let segment = batch.segments.iter().find(|segment| segment.rows.contains(&row));
+            assert_eq!(seen(&batch, segment.expect("a segment")), sequence.input_ids);
+            let learnt = sequence.input_ids.len() - owned.len();
+            assert_eq!(batch.targets[owned.clone()], sequence.input_ids[learnt..]);
+        }
+    }
+
+    #[test]
+    fn what_is_short_learnt_or_dropped_is_not_shared() {
+        let short = [of(1, LEAST_SHARED - 1, 2, 9), of(1, LEAST_SHARED - 1, 3, 9)];
+        let learnt = [sequence(vec![1; 50], 10), sequence(vec![1; 60], 10)];
+        for pair in [&short, &learnt] {
+            let all: Vec<&Sequence> = pair.iter().collect();
+            let tokens: usize = pair.iter().map(|sequence| sequence.input_ids.len()).sum();
+            assert_eq!(PackedBatch::new(&all, &[]).ids.len(), tokens);
+        }
+        let long = [of(1, 100, 2, 9), of(1, 100, 3, 9)];
+        let all: Vec<&Sequence> = long.iter().collect();
+        let stream = Stream::new(1, "dropout", 1);
+        let batch = PackedBatch::new(&all, &[stream.child(0), stream.child(1)]);
+        assert_eq!((batch.ids.len(), batch.draws.len()), (218, 218));
+    }
+
+    #[test]
+    fn passes_count_a_shared_beginning_once() {
+        let tuned: Vec<Sequence> = (0..8).map(|kind| of(1, 1500, 10 + kind, 100)).collect();
+        let other = of(2, 1500, 3, 100);
+        let tuned: Vec<[&Sequence; 1]> = tuned.iter().map(|sequence| [sequence]).collect();
+        let mut items: Vec<&[&Sequence]> = tuned.iter().map(|item| item.as_slice()).collect();
+        assert_eq!(cut(&items, 1000, true), [0..8]);
+        assert_eq!(cut(&items, 600, true), [0..6, 6..8]);
+        assert_eq!(cut(&items, 1000, false).len(), 8);
+        let other = [&other];
+        items.insert(4, &other);
+        assert_eq!(cut(&items, 1000, true), [0..4, 4..5, 5..9]);
+    }
+}
