@@ -52,7 +52,8 @@ pub fn choose(setting: DeviceSetting) -> Result<Device, DeviceError> {
     }
 }
 
-/// Opens a CUDA device.
+/// Opens a CUDA device. Candle gives each thread that computes a stream of its own and waits for none of
+/// the others, so what is made on the device belongs to one thread.
 pub fn open(number: usize) -> Result<candle_core::Device, DeviceError> {
     let device = Device::Cuda(number);
     if !candle_core::utils::cuda_is_available() {

@@ -145,6 +145,15 @@ fn dropout_drops_the_same_elements_as_on_the_cpu() {
 }
 
 #[test]
+fn scores_of_long_texts_take_no_more_memory_than_a_block_of_queries() {
+    assert_eq!(passing_bytes(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000);
+    assert_eq!(passing_bytes(8, 10, 50_000), 6 * 4 * 256 * 50_000, "the head takes more");
+    let most = 6 * 4 * (1 << 27);
+    assert_eq!(passing_bytes(32, 1 << 16, 50_000), most);
+    assert_eq!(passing_bytes(32, 1 << 17, 50_000), most);
+}
+
+#[test]
 fn columns_that_are_put_into_a_matrix_are_not_put_into_its_copies() {
     let backend = candle();
     let mut matrix = backend.zeros(2, 4).expect("makes");
