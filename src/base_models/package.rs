@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use super::known::Package;
+use crate::hex::hex;
 
 /// How often the progress bar moves.
 const LOOK: Duration = Duration::from_millis(200);
@@ -190,5 +191,5 @@ fn copy(from: &mut impl Read, target: &Path) -> std::io::Result<String> {
         file.write_all(&buffer[..count])?;
     }
     file.sync_all()?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }

@@ -12,6 +12,7 @@ use crate::artifacts::metrics_csv;
 use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::blobs::{BlobError, result_key};
 use crate::file::{FilePurpose, FileRecord};
+use crate::hex::hex;
 use crate::ids;
 use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::model::{TunedModel, checkpoint_name, tuned_model_name};
@@ -201,5 +202,5 @@ fn digest(path: &Path) -> io::Result<String> {
         }
         hasher.update(&chunk[..length]);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }

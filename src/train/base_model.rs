@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::template::ChatTemplate;
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{LoadError, WeightSource, gguf, safetensors};
+use crate::hex::hex;
 
 /// Everything that one base model's folder or `.gguf` file holds.
 pub struct BaseModel {
@@ -206,5 +207,5 @@ fn digest_of(files: &[PathBuf]) -> Result<String, LoadError> {
             hash.update(&buffer[..count]);
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }

@@ -18,6 +18,7 @@ use super::health::Finding;
 use super::watch::Watch;
 use crate::artifacts::peft::{self, AdapterConfig, PeftError};
 use crate::atomic_file;
+use crate::hex::hex;
 use crate::job::{ResolvedHyperparameters, StepMetrics};
 
 const STATE_FILE: &str = "state.json";
@@ -215,7 +216,7 @@ pub fn sha256_of(path: &Path) -> Result<String, CheckpointError> {
         }
         hash.update(&buffer[..count]);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 /// Checks every file of a checkpoint against its manifest.

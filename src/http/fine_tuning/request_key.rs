@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
 use crate::http::error::{ApiError, ApiResult};
 use crate::store::RequestKey;
 
@@ -36,7 +37,7 @@ pub(super) fn read(
 /// SHA-256 of what the body says, whatever the order of its keys and its white space.
 fn digest(body: &Map<String, Value>) -> ApiResult<String> {
     let sorted = serde_json::to_vec(&sorted(body)).map_err(ApiError::internal)?;
-    Ok(Sha256::digest(sorted).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&Sha256::digest(sorted)))
 }
 
 fn sorted(object: &Map<String, Value>) -> Value {
