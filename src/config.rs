@@ -54,5 +54,14 @@ pub struct Training {
 /// Largest upload in bytes, as OpenAI has it.
 pub const MAX_UPLOAD_BYTES: u64 = 512 * 1024 * 1024;
 
+/// Largest part of an upload in parts, in bytes; OpenAI's clients cut parts of exactly this size.
+pub const MAX_PART_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Largest upload in parts in bytes, as OpenAI has it.
+pub const MAX_PARTED_UPLOAD_BYTES: i64 = 8 * 1024 * 1024 * 1024;
+
+/// Seconds in which an upload in parts must be completed, as OpenAI has it.
+pub const UPLOAD_LIFETIME_SECONDS: i64 = 3600;
+
 /// Largest JSON body in bytes.
 pub const MAX_JSON_BYTES: usize = 1024 * 1024;

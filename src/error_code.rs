@@ -80,6 +80,8 @@ error_codes! {
     InvalidCursor => "invalid_cursor", InvalidRequest, 400;
     /// The file cannot be used for this purpose, or is still used by a job.
     InvalidFile => "invalid_file", InvalidRequest, 400;
+    /// The upload takes no parts any more: it is completed, was cancelled, or has expired.
+    UploadNotPending => "upload_not_pending", InvalidRequest, 400;
     /// The key of the request was used for another request.
     IdempotencyKeyReused => "idempotency_key_reused", InvalidRequest, 400;
     /// The job has ended already.
@@ -100,6 +102,8 @@ error_codes! {
     RouteNotFound => "route_not_found", InvalidRequest, 404;
     /// No such file.
     FileNotFound => "file_not_found", InvalidRequest, 404;
+    /// No such upload.
+    UploadNotFound => "upload_not_found", InvalidRequest, 404;
     /// No such fine-tuning job.
     FineTuneNotFound => "fine_tune_not_found", InvalidRequest, 404;
     /// No such model, neither base nor fine-tuned.

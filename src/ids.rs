@@ -10,6 +10,16 @@ pub fn new_file_id() -> String {
     sortable("file-")
 }
 
+/// Id of an upload in parts: `upload_…`.
+pub fn new_upload_id() -> String {
+    sortable("upload_")
+}
+
+/// Id of a part of an upload: `part_…`.
+pub fn new_part_id() -> String {
+    sortable("part_")
+}
+
 /// Id of a fine-tuning job: `ftjob-…`.
 pub fn new_job_id() -> String {
     sortable("ftjob-")

@@ -13,7 +13,7 @@
 //!
 //! A stage imports only stages that stand below it in this list (the executor, which takes its
 //! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
-//! [`model`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
+//! [`upload`], [`model`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
 //! [`base_models`], [`atomic_file`], [`hex`]);
 //! `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer: it wires the stages
 //! together for each command.
@@ -48,3 +48,4 @@ pub mod hex;
 pub mod ids;
 pub mod job;
 pub mod model;
+pub mod upload;

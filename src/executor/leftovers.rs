@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{ExecutorError, Tools, staging};
-use crate::blobs::{RESULTS, UPLOADS};
+use crate::blobs::{PARTS, RESULTS, UPLOADS};
 
 /// Removes them. Only before anything else uses the store and the blobs: an upload in progress
 /// has a blob and no row yet.
@@ -14,7 +14,7 @@ pub(super) async fn sweep(tools: &Tools) -> Result<(), ExecutorError> {
     let named: HashSet<String> = tools.store.blob_keys().await?.into_iter().collect();
     let mut unnamed = 0;
     for key in tools.blobs.list().await? {
-        let is_ours = key.starts_with(UPLOADS) || key.starts_with(RESULTS);
+        let is_ours = [UPLOADS, PARTS, RESULTS].iter().any(|prefix| key.starts_with(prefix));
         if is_ours && !named.contains(&key) {
             tools.blobs.delete(&key).await?;
             unnamed += 1;

@@ -13,6 +13,7 @@ use crate::blobs::BlobError;
 use crate::error_code::{ErrorCode, ErrorType};
 use crate::serve::ServeError;
 use crate::store::StoreError;
+use crate::validate::Refusal;
 
 /// Seconds after which a client may try again what was refused for the moment.
 const RETRY_AFTER: &str = "2";
@@ -125,6 +126,12 @@ impl From<StoreError> for ApiError {
             }
             other => Self::internal(other),
         }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message).with_param(refusal.param)
     }
 }
 

@@ -10,9 +10,12 @@ mod extract;
 mod files;
 mod fine_tuning;
 mod health;
+mod inspection;
 mod models;
 mod openapi;
+mod spool;
 mod state;
+mod uploads;
 
 use std::time::Duration;
 
@@ -42,6 +45,8 @@ fn api() -> OpenApiRouter<AppState> {
     let quick = OpenApiRouter::new()
         .routes(routes!(files::list::list))
         .routes(routes!(files::retrieve::retrieve, files::delete::delete))
+        .routes(routes!(uploads::create::create))
+        .routes(routes!(uploads::cancel::cancel))
         .routes(routes!(fine_tuning::create::create, fine_tuning::list::list))
         .routes(routes!(fine_tuning::retrieve::retrieve))
         .routes(routes!(fine_tuning::cancel::cancel))
@@ -56,6 +61,8 @@ fn api() -> OpenApiRouter<AppState> {
         .merge(quick)
         .routes(routes!(files::create::create))
         .routes(routes!(files::content::content))
+        .routes(routes!(uploads::add_part::add_part))
+        .routes(routes!(uploads::complete::complete))
         .routes(routes!(chat::create::create))
 }
 

@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
     ),
     tags(
         (name = "files", description = "Training data and results"),
+        (name = "uploads", description = "Files that come in parts"),
         (name = "fine-tuning", description = "Jobs, their events and checkpoints"),
         (name = "models", description = "Base models and fine-tuned ones"),
         (name = "chat", description = "Answers")

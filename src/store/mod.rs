@@ -17,6 +17,7 @@ use crate::job::{
     StepMetrics,
 };
 use crate::model::TunedModel;
+use crate::upload::{Upload, UploadPart};
 
 /// What can go wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +185,40 @@ pub enum DeleteModelOutcome {
     NotFound,
 }
 
+/// Most parts of one upload.
+pub const MAX_PARTS: i64 = 10_000;
+
+/// What adding a part to an upload came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AddPartOutcome {
+    /// It is added.
+    Added,
+    /// The upload takes none any more.
+    NotPending(Upload),
+    /// The parts would hold more than twice the upload's bytes, or be more than [`MAX_PARTS`].
+    TooMuch(Upload),
+}
+
+/// What completing an upload came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CompleteUploadOutcome {
+    /// It is a file now; the caller removes the blobs of these keys.
+    Completed(Upload, Vec<String>),
+    /// It was ended before.
+    NotPending(Upload),
+}
+
+/// What cancelling an upload came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CancelUploadOutcome {
+    /// It is ended now; the caller removes the blobs of these keys.
+    Cancelled(Upload, Vec<String>),
+    /// It was cancelled before.
+    AlreadyCancelled(Upload),
+    /// It is completed or has expired.
+    NotPending(Upload),
+}
+
 /// Everything that becomes visible at the moment a job succeeds, in one transaction.
 #[derive(Debug, Clone)]
 pub struct Success {
@@ -225,6 +260,30 @@ pub trait Store: Send + Sync {
     async fn remove_expired_files(&self) -> Result<Vec<String>, StoreError>;
     /// Every blob key that a row names; for the sweep at start.
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError>;
+
+    // ---- uploads in parts
+
+    /// Adds an upload.
+    async fn insert_upload(&self, upload: &Upload) -> Result<(), StoreError>;
+    /// An upload by id. One whose time is over has expired, whether it is noted or not.
+    async fn upload(&self, id: &str) -> Result<Option<Upload>, StoreError>;
+    /// Adds a part whose blob lies in place already; `None` when there is no such upload.
+    async fn add_part(&self, part: &UploadPart) -> Result<Option<AddPartOutcome>, StoreError>;
+    /// The parts that an upload has so far, in no order that matters.
+    async fn upload_parts(&self, upload_id: &str) -> Result<Vec<UploadPart>, StoreError>;
+    /// Turns an upload into a file whose blob lies in place already; `None` when there is no such
+    /// upload. One whose time is over since the completion began is completed all the same.
+    async fn complete_upload(
+        &self,
+        id: &str,
+        part_ids: &[String],
+        file: &FileRecord,
+    ) -> Result<Option<CompleteUploadOutcome>, StoreError>;
+    /// Ends an upload; `None` when there is no such upload.
+    async fn cancel_upload(&self, id: &str) -> Result<Option<CancelUploadOutcome>, StoreError>;
+    /// Notes which uploads have expired more than `grace_seconds` ago; the caller removes the blobs of
+    /// the keys that are returned.
+    async fn expire_uploads(&self, grace_seconds: i64) -> Result<Vec<String>, StoreError>;
 
     // ---- jobs
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, hyperparameters};
+use super::{Refusal, fields, hyperparameters};
 use crate::error_code::ErrorCode;
 use crate::job::{Hyperparameters, Method};
 
@@ -49,16 +49,9 @@ const MAX_METADATA_VALUE_CHARS: usize = 512;
 
 /// Reads a request; an explicit null is the same as absence.
 pub fn read(body: &Map<String, Value>) -> Result<JobRequest, Refusal> {
-    let given = |key: &str| body.get(key).filter(|value| !value.is_null());
-    let text = |key: &str| match given(key) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(Refusal::new(key, format!("{key} is {other}; it must be a text"))),
-    };
-    let required = |key: &str| match text(key)? {
-        Some(text) if !text.is_empty() => Ok(text),
-        _ => Err(Refusal::new(key, format!("{key} is missing"))),
-    };
+    let given = |key: &str| fields::given(body, key);
+    let text = |key: &str| fields::text(body, key);
+    let required = |key: &str| fields::required_text(body, key);
     if given("integrations").is_some_and(|value| value.as_array().is_none_or(|l| !l.is_empty())) {
         return Err(Refusal::with_code(
             ErrorCode::Unsupported,

@@ -1,8 +1,11 @@
 //! Stage 2: is it acceptable? Pure functions, called by `http` while a request is read.
 
+mod fields;
+pub mod file_request;
 pub mod hyperparameters;
 pub mod job_request;
 pub mod upload;
+pub mod upload_request;
 
 use crate::error_code::ErrorCode;
 

@@ -31,6 +31,7 @@ const DOMAIN: &[&str] = &[
     "ids",
     "job",
     "model",
+    "upload",
 ];
 
 /// Wires everything together, so it may import everything, and nothing imports it.

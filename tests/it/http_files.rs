@@ -4,7 +4,7 @@ use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::server::{Reply, Server, TINY, chat_lines, gone};
+use crate::server::{Reply, Server, TINY, chat_lines, gone, peak_memory};
 
 fn part(content: &str) -> Part {
     Part::bytes(content.as_bytes().to_vec()).file_name("folder/train.jsonl")
@@ -268,14 +268,6 @@ async fn an_expired_file_vanishes_with_its_bytes_but_never_under_a_job() {
     server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{waiting}/cancel")).await.ok();
     gone(&blobs.join(&used)).await;
     server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{running}/cancel")).await.ok();
-}
-
-/// Highest resident memory of a process so far, in MiB.
-fn peak_memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
-    let kibibytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("kB");
-    kibibytes / 1024
 }
 
 /// Chat examples of about a kilobyte each, as a stream of `mebibytes`.

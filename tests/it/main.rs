@@ -23,6 +23,7 @@ mod http_jobs;
 mod http_models_chat;
 mod http_pause;
 mod http_protocol;
+mod http_uploads;
 mod kills;
 mod models_pull;
 mod real_model;

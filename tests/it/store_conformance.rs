@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 
 use hone::error_code::ErrorCode;
 use hone::file::{FilePurpose, FileRecord};
+use hone::ids;
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{
-    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Order,
-    PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError,
+    AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
+    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Order, PageRequest, PauseOutcome,
+    RequestKey, ResumeOutcome, Store, StoreError,
 };
+use hone::upload::{Upload, UploadPart, UploadStatus};
 
 use crate::store_support::{
     Fixture, START, checkpoint, file, first, job, metrics, resolved, success,
@@ -692,6 +695,114 @@ async fn an_expired_file_is_gone_unless_a_job_that_has_not_ended_uses_it() {
     expected.sort();
     assert_eq!(removed, expected);
     assert!(is_there(&kept).await);
+}
+
+fn upload(bytes: i64) -> Upload {
+    Upload {
+        id: ids::new_upload_id(),
+        created_at: START,
+        expires_at: START + 3600,
+        bytes,
+        filename: "big.jsonl".to_owned(),
+        purpose: FilePurpose::FineTune,
+        file_lifetime: Some(7200),
+        status: UploadStatus::Pending,
+        part_ids: Vec::new(),
+        file_id: None,
+    }
+}
+
+fn upload_part(upload: &Upload, bytes: i64) -> UploadPart {
+    let id = ids::new_part_id();
+    UploadPart {
+        blob_key: format!("parts/{id}"),
+        id,
+        upload_id: upload.id.clone(),
+        created_at: START,
+        bytes,
+    }
+}
+
+#[tokio::test]
+async fn an_upload_becomes_a_file_once_and_its_parts_are_handed_back() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let pending = upload(10);
+    store.insert_upload(&pending).await.expect("added");
+    assert_eq!(store.upload(&pending.id).await.expect("reads"), Some(pending.clone()));
+    let parts = [upload_part(&pending, 4), upload_part(&pending, 6), upload_part(&pending, 10)];
+    for part in &parts {
+        let added = store.add_part(part).await.expect("adds");
+        assert_eq!(added, Some(AddPartOutcome::Added));
+    }
+    let one_too_many = store.add_part(&upload_part(&pending, 1)).await.expect("looks");
+    assert_eq!(one_too_many, Some(AddPartOutcome::TooMuch(pending.clone())));
+    let mut found = store.upload_parts(&pending.id).await.expect("reads");
+    found.sort_by(|one, other| one.id.cmp(&other.id));
+    assert_eq!(found, parts);
+    assert!(store.blob_keys().await.expect("lists").contains(&parts[2].blob_key));
+
+    // It was begun in time, and ends late.
+    fixture.clock.advance(3600);
+    let expired = store.upload(&pending.id).await.expect("reads").expect("is there");
+    assert_eq!(expired.status, UploadStatus::Expired);
+    assert!(store.expire_uploads(1).await.expect("looks").is_empty(), "within the grace");
+    let made = file(FilePurpose::FineTune);
+    let order = [parts[1].id.clone(), parts[0].id.clone()];
+    let outcome = store.complete_upload(&pending.id, &order, &made).await.expect("completes");
+    let Some(CompleteUploadOutcome::Completed(completed, mut unneeded)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((completed.status, &completed.part_ids[..]), (UploadStatus::Completed, &order[..]));
+    assert_eq!(completed.file_id.as_ref(), Some(&made.id));
+    unneeded.sort();
+    assert_eq!(unneeded, parts.clone().map(|part| part.blob_key));
+    assert_eq!(store.file(&made.id).await.expect("reads"), Some(made.clone()));
+
+    let again = file(FilePurpose::FineTune);
+    let outcome = store.complete_upload(&pending.id, &order, &again).await.expect("looks");
+    assert_eq!(outcome, Some(CompleteUploadOutcome::NotPending(completed.clone())));
+    assert!(store.file(&again.id).await.expect("reads").is_none());
+    let late = store.add_part(&upload_part(&pending, 1)).await.expect("looks");
+    assert_eq!(late, Some(AddPartOutcome::NotPending(completed.clone())));
+    let outcome = store.cancel_upload(&pending.id).await.expect("looks");
+    assert_eq!(outcome, Some(CancelUploadOutcome::NotPending(completed)));
+    assert!(store.expire_uploads(0).await.expect("looks").is_empty());
+    assert_eq!(store.blob_keys().await.expect("lists"), [made.blob_key]);
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_otherwise_hands_back_its_parts_once() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let (cancelled, expired) = (upload(10), upload(10));
+    let mut keys = Vec::new();
+    for upload in [&cancelled, &expired] {
+        store.insert_upload(upload).await.expect("added");
+        let part = upload_part(upload, 5);
+        store.add_part(&part).await.expect("adds");
+        keys.push(part.blob_key);
+    }
+    let outcome = store.cancel_upload(&cancelled.id).await.expect("cancels");
+    let Some(CancelUploadOutcome::Cancelled(upload, unneeded)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((upload.status, &unneeded[..]), (UploadStatus::Cancelled, &keys[..1]));
+    let outcome = store.cancel_upload(&cancelled.id).await.expect("looks");
+    assert_eq!(outcome, Some(CancelUploadOutcome::AlreadyCancelled(upload)));
+
+    fixture.clock.advance(3600);
+    assert!(store.expire_uploads(1).await.expect("looks").is_empty());
+    assert_eq!(store.expire_uploads(0).await.expect("expires"), keys[1..]);
+    assert!(store.expire_uploads(0).await.expect("looks").is_empty());
+    let outcome = store.cancel_upload(&expired.id).await.expect("looks");
+    let Some(CancelUploadOutcome::NotPending(upload)) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(upload.status, UploadStatus::Expired);
+
+    let unknown = UploadPart { upload_id: "upload_none".to_owned(), ..upload_part(&expired, 1) };
+    assert_eq!(store.add_part(&unknown).await.expect("looks"), None);
+    assert_eq!(store.cancel_upload("upload_none").await.expect("looks"), None);
+    assert_eq!(store.upload("upload_none").await.expect("reads"), None);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ pub(super) mod content;
 pub(super) mod create;
 pub(super) mod delete;
 pub(super) mod list;
-mod object;
+pub(super) mod object;
 pub(super) mod retrieve;
 
 use super::error::{ApiError, ApiResult};

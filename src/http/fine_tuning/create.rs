@@ -16,7 +16,6 @@ use crate::http::state::AppState;
 use crate::ids;
 use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent};
 use crate::store::{EarlierRequest, RequestKey};
-use crate::validate::Refusal;
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
 
@@ -44,7 +43,7 @@ pub async fn create(
     {
         return of_earlier(earlier, key);
     }
-    let request = job_request::read(&body).map_err(refused)?;
+    let request = job_request::read(&body)?;
     let origin = origin(&state, &request.model).await?;
     let training = data_file(&state, &request.training_file, DataFile::Training).await?;
     let validation = match &request.validation_file {
@@ -130,10 +129,6 @@ async fn origin(state: &AppState, model: &str) -> ApiResult<Origin> {
     }
     let base_model = base_model.to_owned();
     Ok(Origin { base_model, continue_from: tuned.map(|tuned| tuned.id) })
-}
-
-fn refused(refusal: Refusal) -> ApiError {
-    ApiError::new(refusal.code, refusal.message).with_param(refusal.param)
 }
 
 /// A file that was uploaded as training data.

@@ -1,6 +1,6 @@
 //! SQL of files.
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::SqliteConnection;
 
 use super::rows;
 use crate::file::{FilePurpose, FileRecord};
@@ -157,12 +157,8 @@ pub(super) async fn remove_expired(
 pub(super) async fn blob_keys(
     connection: &mut SqliteConnection,
 ) -> Result<Vec<String>, StoreError> {
-    let found = sqlx::query("SELECT blob_key FROM files").fetch_all(connection).await?;
-    let mut keys = Vec::with_capacity(found.len());
-    for row in &found {
-        keys.push(row.try_get("blob_key")?);
-    }
-    Ok(keys)
+    let query = "SELECT blob_key FROM files UNION ALL SELECT blob_key FROM upload_parts";
+    Ok(sqlx::query_scalar(query).fetch_all(connection).await?)
 }
 
 /// Fails with [`StoreError::MissingFile`] when there is no file `id`.

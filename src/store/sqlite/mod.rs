@@ -15,6 +15,7 @@ mod progress;
 mod queue;
 mod request_keys;
 mod rows;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,8 +27,9 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use open::{DATABASE_FILE, LOCK_FILE, open};
 
 use super::{
-    CancelOutcome, Claim, DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply,
-    Order, Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
+    AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
+    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply, Order, Page,
+    PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
 };
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
@@ -35,6 +37,7 @@ use crate::job::{
     Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
 use crate::model::TunedModel;
+use crate::upload::{Upload, UploadPart};
 
 /// The store on SQLite. Holds the data folder's lock for as long as it lives.
 pub struct SqliteStore {
@@ -100,6 +103,54 @@ impl Store for SqliteStore {
 
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError> {
         files::blob_keys(&mut *self.readers.acquire().await?).await
+    }
+
+    async fn insert_upload(&self, upload: &Upload) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        uploads::insert(&mut transaction, upload).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn upload(&self, id: &str) -> Result<Option<Upload>, StoreError> {
+        uploads::by_id(&mut *self.readers.acquire().await?, id, self.clock.now()).await
+    }
+
+    async fn add_part(&self, part: &UploadPart) -> Result<Option<AddPartOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = uploads::add_part(&mut transaction, part, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn upload_parts(&self, upload_id: &str) -> Result<Vec<UploadPart>, StoreError> {
+        uploads::parts(&mut *self.readers.acquire().await?, upload_id).await
+    }
+
+    async fn complete_upload(
+        &self,
+        id: &str,
+        part_ids: &[String],
+        file: &FileRecord,
+    ) -> Result<Option<CompleteUploadOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = uploads::complete(&mut transaction, id, part_ids, file).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn cancel_upload(&self, id: &str) -> Result<Option<CancelUploadOutcome>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let outcome = uploads::cancel(&mut transaction, id, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn expire_uploads(&self, grace_seconds: i64) -> Result<Vec<String>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let since = self.clock.now().saturating_sub(grace_seconds);
+        let unneeded = uploads::expire(&mut transaction, since).await?;
+        transaction.commit().await?;
+        Ok(unneeded)
     }
 
     async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError> {

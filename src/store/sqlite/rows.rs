@@ -9,6 +9,7 @@ use crate::file::{FilePurpose, FileRecord};
 use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
 use crate::model::TunedModel;
 use crate::store::{Page, StoreError};
+use crate::upload::{Upload, UploadPart, UploadStatus};
 
 /// A value as the JSON text that a column holds.
 pub(super) fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, StoreError> {
@@ -54,18 +55,51 @@ fn unknown_word(column: &'static str, word: &str) -> StoreError {
 
 /// A row of `files`.
 pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
-    let purpose: String = row.try_get("purpose")?;
     Ok(FileRecord {
         id: row.try_get("id")?,
         bytes: row.try_get("bytes")?,
         created_at: row.try_get("created_at")?,
         expires_at: row.try_get("expires_at")?,
         filename: row.try_get("filename")?,
-        purpose: FilePurpose::parse(&purpose)
-            .ok_or_else(|| unknown_word("files.purpose", &purpose))?,
+        purpose: purpose("files.purpose", row)?,
         sha256: row.try_get("sha256")?,
         blob_key: row.try_get("blob_key")?,
         verdict: from_optional_json("files.verdict", row.try_get("verdict")?)?,
+    })
+}
+
+fn purpose(column: &'static str, row: &SqliteRow) -> Result<FilePurpose, StoreError> {
+    let purpose: String = row.try_get("purpose")?;
+    FilePurpose::parse(&purpose).ok_or_else(|| unknown_word(column, &purpose))
+}
+
+/// A row of `uploads`.
+pub(super) fn upload(row: &SqliteRow) -> Result<Upload, StoreError> {
+    let status: String = row.try_get("status")?;
+    Ok(Upload {
+        id: row.try_get("id")?,
+        created_at: row.try_get("created_at")?,
+        expires_at: row.try_get("expires_at")?,
+        bytes: row.try_get("bytes")?,
+        filename: row.try_get("filename")?,
+        purpose: purpose("uploads.purpose", row)?,
+        file_lifetime: row.try_get("file_lifetime")?,
+        status: UploadStatus::parse(&status)
+            .ok_or_else(|| unknown_word("uploads.status", &status))?,
+        part_ids: from_optional_json("uploads.part_ids", row.try_get("part_ids")?)?
+            .unwrap_or_default(),
+        file_id: row.try_get("file_id")?,
+    })
+}
+
+/// A row of `upload_parts`.
+pub(super) fn upload_part(row: &SqliteRow) -> Result<UploadPart, StoreError> {
+    Ok(UploadPart {
+        id: row.try_get("id")?,
+        upload_id: row.try_get("upload_id")?,
+        created_at: row.try_get("created_at")?,
+        bytes: row.try_get("bytes")?,
+        blob_key: row.try_get("blob_key")?,
     })
 }
 

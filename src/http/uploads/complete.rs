@@ -1,0 +1,182 @@
+//! Turns an upload into a file: its parts are joined in the order that the client states, hashed and
+//! judged on the way, and never held in memory.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::extract::State;
+use bytes::Bytes;
+use md5::{Digest, Md5};
+use tokio::sync::mpsc;
+
+use super::object::UploadObject;
+use crate::blobs::{BlobError, upload_key};
+use crate::file::{FilePurpose, FileRecord};
+use crate::hex::hex;
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::{JsonObject, PathId};
+use crate::http::inspection::{Inspected, Inspection};
+use crate::http::spool::CHUNKS_IN_FLIGHT;
+use crate::http::state::AppState;
+use crate::ids;
+use crate::store::CompleteUploadOutcome;
+use crate::upload::{Upload, UploadPart, UploadStatus};
+use crate::validate::upload_request::{self, Completion};
+
+/// What a client sends, for the OpenAPI document.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct CompleteUpload {
+    /// The parts, in the order of their bytes.
+    part_ids: Vec<String>,
+    /// MD5 of the whole file, in hex; checked when it is stated.
+    md5: Option<String>,
+}
+
+/// Completes an upload.
+#[utoipa::path(
+    post, path = "/uploads/{upload_id}/complete", tag = "uploads",
+    operation_id = "completeUpload",
+    params(("upload_id" = String, Path, description = "upload_…")),
+    request_body(content = CompleteUpload, content_type = "application/json"),
+    responses(
+        (status = 200, body = UploadObject), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 507, body = ErrorBody)
+    )
+)]
+pub async fn complete(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+    JsonObject(body): JsonObject,
+) -> ApiResult<Json<UploadObject>> {
+    let completion = upload_request::read_completion(&body)?;
+    let upload = super::find(&state, &id).await?;
+    if upload.status != UploadStatus::Pending {
+        return completed_before(&state, upload, &completion).await;
+    }
+    let parts = in_order(&upload, state.store.upload_parts(&id).await?, &completion.part_ids)?;
+    let file = match join(&state, &upload, &parts, completion.md5.as_deref()).await? {
+        Some(file) => file,
+        // A cancel or another completion was faster, and its parts are gone.
+        None => {
+            let upload = super::find(&state, &id).await?;
+            return completed_before(&state, upload, &completion).await;
+        }
+    };
+    match state.store.complete_upload(&id, &completion.part_ids, &file).await? {
+        Some(CompleteUploadOutcome::Completed(upload, unneeded)) => {
+            // Nothing here may fail: clients repeat a request that did.
+            super::remove_blobs(&state, unneeded).await;
+            Ok(Json(UploadObject::new(upload, Some(file))))
+        }
+        Some(CompleteUploadOutcome::NotPending(upload)) => {
+            super::remove_blobs(&state, vec![file.blob_key]).await;
+            completed_before(&state, upload, &completion).await
+        }
+        None => Err(super::no_such_upload(&id)),
+    }
+}
+
+/// The reply when there is nothing to complete: the same as before to a request that is repeated.
+async fn completed_before(
+    state: &AppState,
+    upload: Upload,
+    completion: &Completion,
+) -> ApiResult<Json<UploadObject>> {
+    if upload.status != UploadStatus::Completed || upload.part_ids != completion.part_ids {
+        return Err(super::not_pending(&upload));
+    }
+    let file = match &upload.file_id {
+        Some(id) => state.store.file(id).await?,
+        None => None,
+    };
+    Ok(Json(UploadObject::new(upload, file)))
+}
+
+/// The parts that the client names, which must come to the whole.
+fn in_order(
+    upload: &Upload,
+    parts: Vec<UploadPart>,
+    part_ids: &[String],
+) -> ApiResult<Vec<UploadPart>> {
+    let mut parts: HashMap<String, UploadPart> =
+        parts.into_iter().map(|part| (part.id.clone(), part)).collect();
+    let mut ordered = Vec::with_capacity(part_ids.len());
+    for (index, id) in part_ids.iter().enumerate() {
+        // Taken out, so that the same part is not found twice.
+        let Some(part) = parts.remove(id) else {
+            let message = format!(
+                "{id:?} is no part of the upload {:?}, or stands twice in the list",
+                upload.id
+            );
+            return Err(ApiError::field(format!("part_ids[{index}]"), message));
+        };
+        ordered.push(part);
+    }
+    let total: i64 = ordered.iter().map(|part| part.bytes).sum();
+    if total != upload.bytes {
+        let message = format!(
+            "the parts have {total} bytes together, and the upload was created for {}",
+            upload.bytes
+        );
+        return Err(ApiError::field("part_ids", message));
+    }
+    Ok(ordered)
+}
+
+/// Joins the parts under the key of a new file; `None` when one of them is gone.
+async fn join(
+    state: &AppState,
+    upload: &Upload,
+    parts: &[UploadPart],
+    md5: Option<&str>,
+) -> ApiResult<Option<FileRecord>> {
+    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let is_md5_wanted = md5.is_some();
+    let inspector = tokio::task::spawn_blocking(move || inspect(chunks, is_md5_wanted));
+    let id = ids::new_file_id();
+    let blob_key = upload_key(&id);
+    let keys: Vec<&str> = parts.iter().map(|part| part.blob_key.as_str()).collect();
+    let joined = match state.blobs.join(&keys, &blob_key, sender).await {
+        Ok(joined) => joined,
+        Err(BlobError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let (inspected, found) = inspector.await.map_err(ApiError::internal)?;
+    if let Some(stated) = md5
+        && stated != found
+    {
+        let message = format!(
+            "the md5 of the whole is {found}, not {stated}: a part is damaged, missing or in the \
+             wrong place"
+        );
+        joined.discard().await;
+        return Err(ApiError::field("md5", message));
+    }
+    joined.commit().await?;
+    let created_at = state.clock.now();
+    Ok(Some(FileRecord {
+        id,
+        bytes: upload.bytes,
+        created_at,
+        expires_at: upload.file_lifetime.map(|seconds| created_at.saturating_add(seconds)),
+        filename: upload.filename.clone(),
+        purpose: upload.purpose,
+        sha256: inspected.sha256,
+        blob_key,
+        verdict: (upload.purpose == FilePurpose::FineTune).then_some(inspected.verdict),
+    }))
+}
+
+/// Looks at the joined bytes on a thread of its own; the MD5 is empty unless it is wanted.
+fn inspect(mut chunks: mpsc::Receiver<Bytes>, is_md5_wanted: bool) -> (Inspected, String) {
+    let mut inspection = Inspection::default();
+    let mut md5 = Md5::new();
+    while let Some(chunk) = chunks.blocking_recv() {
+        inspection.feed(&chunk);
+        if is_md5_wanted {
+            md5.update(&chunk);
+        }
+    }
+    (inspection.finish(), hex(&md5.finalize()))
+}

@@ -1,0 +1,43 @@
+//! `/v1/uploads`: files that come in parts, larger than one request may be.
+
+pub(super) mod add_part;
+pub(super) mod cancel;
+pub(super) mod complete;
+pub(super) mod create;
+mod object;
+
+use super::error::{ApiError, ApiResult};
+use super::state::AppState;
+use crate::error_code::ErrorCode;
+use crate::upload::{Upload, UploadStatus};
+
+/// The upload, if it takes parts and can be completed.
+async fn find(state: &AppState, id: &str) -> ApiResult<Upload> {
+    state.store.upload(id).await?.ok_or_else(|| no_such_upload(id))
+}
+
+fn no_such_upload(id: &str) -> ApiError {
+    ApiError::new(ErrorCode::UploadNotFound, format!("there is no upload {id:?}"))
+        .with_param("upload_id")
+}
+
+/// Why nothing more can be done with an upload.
+fn not_pending(upload: &Upload) -> ApiError {
+    let what = match upload.status {
+        UploadStatus::Expired => "has expired: create another one",
+        UploadStatus::Cancelled => "was cancelled",
+        UploadStatus::Completed | UploadStatus::Pending => "is completed",
+    };
+    ApiError::new(ErrorCode::UploadNotPending, format!("the upload {:?} {what}", upload.id))
+        .with_param("upload_id")
+}
+
+/// Removes blobs that no row names any more. What cannot be removed is swept at the next start, so
+/// the reply does not wait for another try.
+async fn remove_blobs(state: &AppState, keys: Vec<String>) {
+    for key in keys {
+        if let Err(error) = state.blobs.delete(&key).await {
+            tracing::warn!(key, %error, "the blob of a part stays");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What a client says of a file that it uploads, at once or in parts: its name, what it is for, how
+//! long it is kept.
+
+use super::Refusal;
+use crate::file::FilePurpose;
+
+/// Longest name that is kept.
+const MAX_NAME_CHARS: usize = 255;
+
+/// Range of `expires_after`'s seconds.
+const LIFETIME_SECONDS: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
+
+/// A client's name without folders; it is shown and never used as a path.
+pub fn base_name(name: &str) -> String {
+    let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let base: String = base.chars().filter(|c| !c.is_control()).take(MAX_NAME_CHARS).collect();
+    if base.is_empty() || base == "." || base == ".." { "upload".to_owned() } else { base }
+}
+
+/// What an uploaded file is for.
+pub fn purpose(text: Option<&str>) -> Result<FilePurpose, Refusal> {
+    let allowed = || {
+        let names: Vec<&str> = FilePurpose::UPLOADABLE.iter().map(|one| one.as_str()).collect();
+        names.join(", ")
+    };
+    let Some(text) = text else {
+        return Err(Refusal::new(
+            "purpose",
+            format!("purpose is missing; it can be {}", allowed()),
+        ));
+    };
+    let known = FilePurpose::parse(text).filter(|one| FilePurpose::UPLOADABLE.contains(one));
+    known.ok_or_else(|| {
+        Refusal::new("purpose", format!("the purpose is {text:?}; hone takes {}", allowed()))
+    })
+}
+
+/// `expires_after`: for how many seconds from its creation a file is kept; for ever when neither of the
+/// two is stated. `names` are those of the fields.
+pub fn lifetime(
+    anchor: Option<&str>,
+    seconds: Option<&str>,
+    names: [&str; 2],
+) -> Result<Option<i64>, Refusal> {
+    if anchor.is_none() && seconds.is_none() {
+        return Ok(None);
+    }
+    if anchor.is_some_and(|anchor| anchor != "created_at") {
+        return Err(Refusal::new(names[0], "the anchor can only be \"created_at\""));
+    }
+    let seconds = seconds.and_then(|text| text.parse::<i64>().ok());
+    match seconds.filter(|seconds| LIFETIME_SECONDS.contains(seconds)) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => {
+            let (least, most) = (LIFETIME_SECONDS.start(), LIFETIME_SECONDS.end());
+            let message = format!("the seconds must be a whole number from {least} to {most}");
+            Err(Refusal::new(names[1], message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_and_control_characters_are_taken_off_a_name() {
+        for (name, want) in [
+            ("wire/train.jsonl", "train.jsonl"),
+            ("..\\..\\x", "x"),
+            ("/etc/passwd", "passwd"),
+            ("a\r\nb\0c", "abc"),
+            ("", "upload"),
+            ("dir/", "upload"),
+            ("dir/..", "upload"),
+            (".", "upload"),
+            ("..hidden", "..hidden"),
+        ] {
+            assert_eq!(base_name(name), want);
+        }
+        assert_eq!(base_name(&"x".repeat(10_000)).len(), MAX_NAME_CHARS);
+    }
+
+    #[test]
+    fn a_lifetime_is_an_hour_to_a_month() {
+        let names = ["anchor", "seconds"];
+        let read = |anchor, seconds| lifetime(anchor, seconds, names).map_err(|error| error.param);
+        assert_eq!(read(None, None), Ok(None));
+        assert_eq!(read(Some("created_at"), Some("3600")), Ok(Some(3600)));
+        assert_eq!(read(None, Some("2592000")), Ok(Some(2_592_000)));
+        for seconds in [None, Some("3599"), Some("2592001"), Some("-1"), Some("1e4"), Some("")] {
+            assert_eq!(read(Some("created_at"), seconds), Err("seconds".to_owned()));
+        }
+        assert_eq!(read(Some("now"), Some("3600")), Err("anchor".to_owned()));
+    }
+}
