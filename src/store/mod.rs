@@ -106,6 +106,15 @@ pub struct HeartbeatReply {
     pub pause_requested: bool,
 }
 
+/// Which jobs a list holds, by their metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetadataFilter {
+    /// Those that hold all of these pairs; no pair means every job.
+    Pairs(BTreeMap<String, String>),
+    /// Those that were created without metadata.
+    Absent,
+}
+
 /// A client's own name for a request, and what the request said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestKey {
@@ -305,10 +314,10 @@ pub trait Store: Send + Sync {
     ) -> Result<Option<EarlierRequest>, StoreError>;
     /// A job by id.
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
-    /// Jobs, newest first; all pairs of `metadata` must match.
+    /// Jobs, newest first.
     async fn list_jobs(
         &self,
-        metadata: &BTreeMap<String, String>,
+        metadata: &MetadataFilter,
         page: &PageRequest,
     ) -> Result<Page<Job>, StoreError>;
     /// Asks for the end of a job; `None` when there is no such job.

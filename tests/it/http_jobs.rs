@@ -266,6 +266,40 @@ async fn lists_walk_from_new_to_old_and_filter_by_metadata() {
             page["data"].as_array().expect("a list").iter().map(|job| &job["id"]).collect();
         assert_eq!(ids, [made[1].as_str(), made[3].as_str()], "{query}");
     }
+    // Without metadata, with an empty value, and what is no filter.
+    let mut others = Vec::new();
+    for metadata in [json!(null), json!({"a b": ""}), json!({})] {
+        let body = json!({"model": TINY, "training_file": file, "metadata": metadata});
+        let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+        others.push(job["id"].as_str().expect("an id").to_owned());
+    }
+    for (query, expected) in [
+        ("metadata=null", &others[..1]),
+        ("metadata[a+b]=", &others[1..2]),
+        ("metadata%5Ba+b%5D=c%261&metadata%5Bn%5D=3", &made[1..2]),
+        ("metadata[n]=null", &[]),
+        ("metadata[null]=null", &[]),
+    ] {
+        let page = server.get(&format!("/v1/fine_tuning/jobs?{query}")).await.ok();
+        let jobs = page["data"].as_array().expect("a list");
+        let ids: Vec<&str> = jobs.iter().filter_map(|job| job["id"].as_str()).collect();
+        assert_eq!(ids, expected, "{query}");
+    }
+    for query in ["metadata=", "", "metadata=&limit=9999999999999"] {
+        let page = server.get(&format!("/v1/fine_tuning/jobs?{query}")).await.ok();
+        assert_eq!(page["data"].as_array().map(Vec::len), Some(8), "{query}");
+    }
+    for (query, param) in [
+        ("metadata=blue", "metadata"),
+        ("metadata[n=1", "metadata"),
+        ("metadata=null&metadata[n]=1", "metadata"),
+        ("metadata[n]=1&metadata[n]=2", "metadata[n]"),
+        ("limit=0", "limit"),
+        ("limit=2.5", "limit"),
+    ] {
+        let error = server.get(&format!("/v1/fine_tuning/jobs?{query}")).await.error(400);
+        assert_eq!(error["param"], param, "{query}");
+    }
     let error = server.get("/v1/fine_tuning/jobs?after=ftjob-none").await.error(400);
     assert_eq!(error["param"], "after");
     for route in ["", "/events", "/checkpoints"] {
@@ -275,6 +309,30 @@ async fn lists_walk_from_new_to_old_and_filter_by_metadata() {
             (&json!("fine_tune_not_found"), &json!("fine_tune_id"))
         );
     }
+}
+
+#[tokio::test]
+async fn ignored_fields_are_named_in_one_event_however_many_there_are() {
+    let server = Server::start();
+    let file = server.upload(&chat_lines(9)).await;
+    let mut body = json!({"model": TINY, "training_file": file, "colour": "red", "n_epochs": 3});
+    let job = server.post("/v1/fine_tuning/jobs", body.clone()).await.ok();
+    let ignored = async |job: &Value| -> Vec<String> {
+        let events = server.events(job["id"].as_str().expect("an id")).await;
+        let texts = events.iter().filter_map(|event| event["message"].as_str());
+        texts.filter(|text| text.contains("ignored")).map(str::to_owned).collect()
+    };
+    let expected =
+        "The request's fields \"colour\", \"n_epochs\" are unknown to hone and were ignored";
+    assert_eq!(ignored(&job).await, [expected]);
+
+    for number in 0..20_000 {
+        body[format!("field-{number}")] = json!(1);
+    }
+    let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+    let texts = ignored(&job).await;
+    assert!(texts.len() == 1 && texts[0].contains("and 19952 more"), "{texts:?}");
+    assert!(texts[0].len() < 2000);
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use hone::ids;
 use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Order, PageRequest, PauseOutcome,
-    RequestKey, ResumeOutcome, Store, StoreError,
+    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, MetadataFilter, Order, PageRequest,
+    PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError,
 };
 use hone::upload::{Upload, UploadPart, UploadStatus};
 
@@ -165,7 +165,7 @@ async fn an_unknown_cursor_is_said_and_not_taken_for_the_end() {
     let unknown = PageRequest { after: Some("nothing".to_owned()), limit: 5 };
     let foreign = PageRequest { after: Some(foreign_event), limit: 5 };
     let store = &fixture.store;
-    let none = BTreeMap::new();
+    let none = MetadataFilter::Pairs(BTreeMap::new());
     let errors = [
         store.list_files(None, Order::Descending, &unknown).await.err(),
         store.list_jobs(&none, &unknown).await.err(),
@@ -207,11 +207,18 @@ async fn jobs_are_found_by_all_pairs_of_their_metadata() {
         (&[("blue", "team")], &[]),
     ];
     for (wanted, expected) in cases {
-        let page = fixture.store.list_jobs(&pairs(wanted), &first(10)).await.expect("lists");
+        let page = fixture
+            .store
+            .list_jobs(&MetadataFilter::Pairs(pairs(wanted)), &first(10))
+            .await
+            .expect("lists");
         let found: Vec<&str> = page.items.iter().map(|job| job.id.as_str()).collect();
         let expected: Vec<&str> = expected.iter().map(|index| ids[*index].as_str()).collect();
         assert_eq!(found, expected, "{wanted:?}");
     }
+    let without = fixture.store.list_jobs(&MetadataFilter::Absent, &first(10)).await;
+    let found: Vec<String> = without.expect("lists").items.into_iter().map(|job| job.id).collect();
+    assert_eq!(found, ids[..1]);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hone::clock::SystemClock;
 use hone::file::FilePurpose;
-use hone::store::{Order, Store, StoreError, sqlite};
+use hone::store::{MetadataFilter, Order, Store, StoreError, sqlite};
 use sqlx::{Connection, Row};
 
 use crate::store_support::{Fixture, file, first, job};
@@ -89,7 +89,7 @@ async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
                         .await
                         .map(|page| page.items.len()),
                     _ => store
-                        .list_jobs(&BTreeMap::new(), &first(100))
+                        .list_jobs(&MetadataFilter::Pairs(BTreeMap::new()), &first(100))
                         .await
                         .map(|page| page.items.len()),
                 }?;
@@ -102,6 +102,10 @@ async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
     }
     let files = fixture.store.list_files(None, Order::Ascending, &first(1000)).await.expect("ok");
     assert_eq!(files.items.len(), 1 + 10 * 20);
-    let jobs = fixture.store.list_jobs(&BTreeMap::new(), &first(1000)).await.expect("ok");
+    let jobs = fixture
+        .store
+        .list_jobs(&MetadataFilter::Pairs(BTreeMap::new()), &first(1000))
+        .await
+        .expect("ok");
     assert_eq!(jobs.items.len(), 10 * 20);
 }

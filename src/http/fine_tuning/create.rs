@@ -19,6 +19,9 @@ use crate::store::{EarlierRequest, RequestKey};
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
 
+/// Most ignored fields that are named, and most characters of each: a client may send any number.
+const MOST_NAMED: usize = 50;
+
 /// Creates a fine-tuning job.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs", tag = "fine-tuning", operation_id = "createFineTuningJob",
@@ -165,10 +168,7 @@ fn new_job(
     let id = ids::new_job_id();
     let mut events =
         vec![NewEvent::message(EventLevel::Info, format!("Created fine-tuning job: {id}"))];
-    for field in &request.unknown_fields {
-        let message = format!("The request's field {field:?} is unknown to hone and was ignored");
-        events.push(NewEvent::message(EventLevel::Warn, message));
-    }
+    events.extend(ignored(&request.unknown_fields));
     for (file, which) in [(Some(training), "training"), (validation, "validation")] {
         let Some(warnings) = file.and_then(|file| file.verdict.as_ref()).map(|v| &v.warnings)
         else {
@@ -216,6 +216,32 @@ fn new_job(
         pause_requested: false,
     };
     (job, events)
+}
+
+/// Says which fields of the request were ignored.
+fn ignored(fields: &[String]) -> Option<NewEvent> {
+    let names: Vec<String> = fields
+        .iter()
+        .take(MOST_NAMED)
+        .map(|field| format!("{:?}", field.chars().take(MOST_NAMED).collect::<String>()))
+        .collect();
+    let message = match (fields.len(), fields.len().saturating_sub(MOST_NAMED)) {
+        (0, _) => return None,
+        (1, _) => {
+            format!("The request's field {} is unknown to hone and was ignored", names.join(", "))
+        }
+        (_, 0) => {
+            format!(
+                "The request's fields {} are unknown to hone and were ignored",
+                names.join(", ")
+            )
+        }
+        (_, more) => format!(
+            "The request's fields {} and {more} more are unknown to hone and were ignored",
+            names.join(", ")
+        ),
+    };
+    Some(NewEvent::message(EventLevel::Warn, message))
 }
 
 /// A seed for a client that states none, in OpenAI's range.

@@ -9,9 +9,10 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::JobObject;
-use crate::http::error::{ApiResult, ErrorBody};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::Query;
 use crate::http::state::AppState;
+use crate::store::MetadataFilter;
 
 /// A page of jobs.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,19 +31,53 @@ pub struct JobList {
     params(
         ("after" = Option<String>, Query, description = "Id of the last job of the page before"),
         ("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
-        ("metadata[k]" = Option<String>, Query, description = "Only jobs with this pair; repeatable")
+        ("metadata[k]" = Option<String>, Query, description = "Only jobs with this pair; repeatable"),
+        ("metadata" = Option<String>, Query, description = "`null`: only jobs without metadata")
     ),
     responses((status = 200, body = JobList), (status = 400, body = ErrorBody))
 )]
 pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json<JobList>> {
-    let mut metadata = BTreeMap::new();
-    for (key, value) in query.pairs() {
-        let inner = key.strip_prefix("metadata[").and_then(|key| key.strip_suffix(']'));
-        if let Some(key) = inner {
-            metadata.insert(key.to_owned(), value.to_owned());
-        }
-    }
-    let page = state.store.list_jobs(&metadata, &query.page(20, MOST)?).await?;
+    let page = state.store.list_jobs(&metadata(&query)?, &query.page(20, MOST)?).await?;
     let data = page.items.into_iter().map(JobObject::from).collect();
     Ok(Json(JobList { object: "list", data, has_more: page.has_more }))
+}
+
+/// The filter by metadata. Clients write it in several ways: `metadata[k]=v` for each pair, a bare
+/// `metadata=null` for jobs without any, a bare `metadata=` for no filter.
+fn metadata(query: &Query) -> ApiResult<MetadataFilter> {
+    let mut pairs = BTreeMap::new();
+    let mut is_absent = false;
+    for (name, value) in query.pairs() {
+        let Some(rest) = name.strip_prefix("metadata") else {
+            continue;
+        };
+        match (rest, value) {
+            ("", "") => continue,
+            ("", "null") => {
+                is_absent = true;
+                continue;
+            }
+            _ => {}
+        }
+        let Some(key) = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) else {
+            let message = format!(
+                "{name}={value} is no filter: write metadata[KEY]=VALUE for each pair, or \
+                 metadata=null for jobs without metadata"
+            );
+            return Err(ApiError::field("metadata", message));
+        };
+        let earlier = pairs.insert(key.to_owned(), value.to_owned());
+        if earlier.is_some_and(|earlier| earlier != value) {
+            let message = format!("the key {key:?} is asked for with two values; no job has both");
+            return Err(ApiError::field(name, message));
+        }
+    }
+    match (is_absent, pairs.is_empty()) {
+        (false, _) => Ok(MetadataFilter::Pairs(pairs)),
+        (true, true) => Ok(MetadataFilter::Absent),
+        (true, false) => Err(ApiError::field(
+            "metadata",
+            "metadata=null and metadata[KEY]=VALUE exclude each other: no job fits both",
+        )),
+    }
 }

@@ -6,7 +6,9 @@ use sqlx::SqliteConnection;
 
 use super::{events, files, models, rows};
 use crate::job::{Job, JobStatus, NewEvent};
-use crate::store::{CancelOutcome, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
+use crate::store::{
+    CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
+};
 
 /// Adds a row. Its files and the model that it continues from must be there: this runs in the
 /// transaction that would otherwise race with their deletion.
@@ -68,10 +70,10 @@ pub(super) async fn by_id(
     row.as_ref().map(rows::job).transpose()
 }
 
-/// One page, newest first, of the jobs that hold every pair of `metadata`.
+/// One page, newest first, of the jobs that `metadata` picks.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
-    metadata: &BTreeMap<String, String>,
+    metadata: &MetadataFilter,
     page: &PageRequest,
 ) -> Result<Page<Job>, StoreError> {
     let before = match &page.after {
@@ -82,9 +84,15 @@ pub(super) async fn list(
             .await?
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
     };
+    let none = BTreeMap::new();
+    let (pairs, is_absent) = match metadata {
+        MetadataFilter::Pairs(pairs) => (pairs, false),
+        MetadataFilter::Absent => (&none, true),
+    };
     let found = sqlx::query(
         "SELECT * FROM jobs
          WHERE position < $1
+           AND ($4 = 0 OR metadata IS NULL)
            AND NOT EXISTS (
                SELECT 1 FROM json_each($2) AS wanted
                WHERE NOT EXISTS (
@@ -93,8 +101,9 @@ pub(super) async fn list(
          ORDER BY position DESC LIMIT $3",
     )
     .bind(before)
-    .bind(rows::to_json("jobs.metadata", metadata)?)
+    .bind(rows::to_json("jobs.metadata", pairs)?)
     .bind(i64::from(page.limit) + 1)
+    .bind(is_absent)
     .fetch_all(connection)
     .await?;
     rows::page(&found, page.limit, rows::job)

@@ -17,7 +17,6 @@ mod request_keys;
 mod rows;
 mod uploads;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -28,8 +27,8 @@ pub use open::{DATABASE_FILE, LOCK_FILE, open};
 
 use super::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply, Order, Page,
-    PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
+    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply, MetadataFilter, Order,
+    Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
 };
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
@@ -192,7 +191,7 @@ impl Store for SqliteStore {
 
     async fn list_jobs(
         &self,
-        metadata: &BTreeMap<String, String>,
+        metadata: &MetadataFilter,
         page: &PageRequest,
     ) -> Result<Page<Job>, StoreError> {
         jobs::list(&mut *self.readers.acquire().await?, metadata, page).await
