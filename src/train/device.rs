@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::backend::candle::reason;
 use crate::device::{Device, DeviceSetting};
 
 /// Why a device cannot be had.
@@ -97,5 +98,5 @@ fn probe(number: usize) -> Result<(), DeviceError> {
 }
 
 fn unusable(device: Device, error: &candle_core::Error) -> DeviceError {
-    DeviceError::Unusable { device, reason: error.to_string() }
+    DeviceError::Unusable { device, reason: reason(error) }
 }

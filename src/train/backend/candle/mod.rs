@@ -75,9 +75,18 @@ pub fn passing_bytes(heads: u64, longest: u64, vocabulary: u64) -> u64 {
     AT_ONCE * 4 * scores.max(loss::HEAD_CHUNK as u64 * vocabulary)
 }
 
+/// What went wrong, without the backtrace that candle adds where `RUST_BACKTRACE` is set: the text goes
+/// to whoever owns the job.
+pub fn reason(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => reason(inner),
+        other => other.to_string(),
+    }
+}
+
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
-        let reason = error.to_string();
+        let reason = reason(&error);
         // As the CUDA driver and cuBLAS say it.
         if reason.contains("OUT_OF_MEMORY") || reason.contains("ALLOC_FAILED") {
             return Self::OutOfMemory { backend: "candle", reason };

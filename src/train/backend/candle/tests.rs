@@ -145,6 +145,26 @@ fn dropout_drops_the_same_elements_as_on_the_cpu() {
 }
 
 #[test]
+fn an_error_of_the_device_is_one_line_and_full_memory_is_told_from_other_faults() {
+    let error = |text: &str| candle_core::Error::WithBacktrace {
+        inner: Box::new(candle_core::Error::Msg(text.to_owned())),
+        backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+    };
+    let lost = EngineError::from(error("DriverError(CUDA_ERROR_DEVICE_UNAVAILABLE, \"busy\")"));
+    assert!(matches!(lost, EngineError::Backend { .. }));
+    assert_eq!(
+        lost.to_string(),
+        "the candle backend failed: DriverError(CUDA_ERROR_DEVICE_UNAVAILABLE, \"busy\")"
+    );
+    for text in ["DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"\")", "CUBLAS_STATUS_ALLOC_FAILED"] {
+        assert!(
+            matches!(EngineError::from(error(text)), EngineError::OutOfMemory { .. }),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn scores_of_long_texts_take_no_more_memory_than_a_block_of_queries() {
     assert_eq!(passing_bytes(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000);
     assert_eq!(passing_bytes(8, 10, 50_000), 6 * 4 * 256 * 50_000, "the head takes more");
