@@ -118,6 +118,9 @@ async fn spool<I: Send + 'static>(
         received += chunk.len() as u64;
         if received > limit.bytes {
             drain(&mut field, limit.bytes).await;
+            // The file is gone when the client hears of it.
+            drop(sender);
+            drop(writer.await);
             let error = ApiError::new(ErrorCode::FileTooLarge, limit.message.clone());
             return Err(error.with_param(field.name().unwrap_or_default()));
         }
