@@ -50,11 +50,13 @@ pub async fn complete(
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<UploadObject>> {
     let completion = upload_request::read_completion(&body)?;
+    // The parts before the upload: one that is still pending then had them all.
+    let parts = state.store.upload_parts(&id).await?;
     let upload = super::find(&state, &id).await?;
     if upload.status != UploadStatus::Pending {
         return completed_before(&state, upload, &completion).await;
     }
-    let parts = in_order(&upload, state.store.upload_parts(&id).await?, &completion.part_ids)?;
+    let parts = in_order(&upload, parts, &completion.part_ids)?;
     let file = match join(&state, &upload, &parts, completion.md5.as_deref()).await? {
         Some(file) => file,
         // A cancel or another completion was faster, and its parts are gone.
