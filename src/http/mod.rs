@@ -54,6 +54,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::resume::resume))
         .routes(routes!(fine_tuning::events::events))
         .routes(routes!(fine_tuning::checkpoints::checkpoints))
+        .routes(routes!(fine_tuning::graders::validate))
+        .routes(routes!(fine_tuning::graders::run))
         .routes(routes!(models::list::list))
         .routes(routes!(models::retrieve::retrieve, models::delete::delete))
         .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::GATEWAY_TIMEOUT, TIMEOUT));
@@ -91,6 +93,8 @@ async fn no_such_route(uri: Uri) -> ApiError {
     let path = uri.path();
     let hint = if path.ends_with("/responses") {
         ": hone answers chat at /v1/chat/completions"
+    } else if path.contains("/fine_tuning/checkpoints/") {
+        ": hone has no projects to share checkpoints with, every client may use every one"
     } else {
         ": /openapi.json lists what there is"
     };

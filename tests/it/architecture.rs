@@ -27,6 +27,7 @@ const DOMAIN: &[&str] = &[
     "device",
     "error_code",
     "file",
+    "graders",
     "hex",
     "ids",
     "job",

@@ -18,6 +18,7 @@ mod golden;
 mod gradients;
 mod http_events;
 mod http_files;
+mod http_graders;
 mod http_idempotency;
 mod http_jobs;
 mod http_models_chat;

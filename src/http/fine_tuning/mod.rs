@@ -5,6 +5,7 @@ pub(super) mod checkpoints;
 pub(super) mod create;
 pub(super) mod events;
 mod follow;
+pub(super) mod graders;
 pub(super) mod list;
 mod object;
 pub(super) mod pause;

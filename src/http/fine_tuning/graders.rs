@@ -1,0 +1,165 @@
+//! Looks at a grader, or runs it on one answer.
+
+use std::time::Instant;
+
+use axum::Json;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use crate::error_code::ErrorCode;
+use crate::graders::run::{Errors, Grade, run as grade};
+use crate::graders::{Grader, GraderError, read};
+use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::extract::JsonObject;
+
+/// A grader, for the OpenAPI document and as the reply.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GraderObject {
+    /// `string_check`, `text_similarity` or `multi`, as OpenAI describes them.
+    #[schema(value_type = Object)]
+    grader: Value,
+}
+
+/// What a client sends, for the OpenAPI document.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct RunGrader {
+    /// The grader.
+    #[schema(value_type = Object)]
+    grader: Value,
+    /// The answer.
+    model_sample: String,
+    /// The row of the data set: `item` in the grader's templates.
+    #[schema(value_type = Option<Object>)]
+    item: Option<Value>,
+}
+
+/// What a grader made of an answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GradeObject {
+    /// The number; 0 when something went wrong.
+    reward: f64,
+    metadata: GradeMetadata,
+    /// The numbers that a `multi` has combined, by name.
+    #[schema(value_type = Object)]
+    sub_rewards: Value,
+    /// Always empty.
+    #[schema(value_type = Object)]
+    model_grader_token_usage_per_model: Value,
+}
+
+/// How it came to it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GradeMetadata {
+    /// Of the grader.
+    name: String,
+    /// Of the grader.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// OpenAI's fourteen keys: which of the things that can go wrong did.
+    #[schema(value_type = Object)]
+    errors: Value,
+    /// Seconds.
+    execution_time: f64,
+    /// The numbers that a `multi` has combined, by name.
+    #[schema(value_type = Object)]
+    scores: Value,
+    /// Always null.
+    token_usage: Option<i64>,
+    /// Always null.
+    sampled_model_name: Option<String>,
+}
+
+/// Looks at a grader.
+#[utoipa::path(
+    post, path = "/fine_tuning/alpha/graders/validate", tag = "fine-tuning",
+    operation_id = "validateGrader",
+    request_body(content = GraderObject, content_type = "application/json"),
+    responses((status = 200, body = GraderObject), (status = 400, body = ErrorBody))
+)]
+pub async fn validate(JsonObject(body): JsonObject) -> ApiResult<Json<GraderObject>> {
+    let given = given(&body)?;
+    read(given, "grader")?;
+    Ok(Json(GraderObject { grader: given.clone() }))
+}
+
+/// Runs a grader on one answer.
+#[utoipa::path(
+    post, path = "/fine_tuning/alpha/graders/run", tag = "fine-tuning", operation_id = "runGrader",
+    request_body(content = RunGrader, content_type = "application/json"),
+    responses((status = 200, body = GradeObject), (status = 400, body = ErrorBody))
+)]
+pub async fn run(JsonObject(body): JsonObject) -> ApiResult<Json<GradeObject>> {
+    let grader = read(given(&body)?, "grader")?;
+    let Some(sample) = body.get("model_sample").and_then(Value::as_str).map(str::to_owned) else {
+        return Err(ApiError::field("model_sample", "model_sample must be a text: the answer"));
+    };
+    let item = match body.get("item") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(item)) => item.clone(),
+        Some(other) => {
+            let message = format!("item is {other}; it must be an object");
+            return Err(ApiError::field("item", message));
+        }
+    };
+    // Long texts take a while to compare.
+    let graded = tokio::task::spawn_blocking(move || {
+        let started = Instant::now();
+        let made = grade(&grader, &sample, &item);
+        as_object(&grader, made, started.elapsed().as_secs_f64())
+    });
+    Ok(Json(graded.await.map_err(ApiError::internal)?))
+}
+
+fn given(body: &Map<String, Value>) -> ApiResult<&Value> {
+    body.get("grader").ok_or_else(|| ApiError::field("grader", "grader is missing"))
+}
+
+fn as_object(grader: &Grader, made: Grade, execution_time: f64) -> GradeObject {
+    let parts: Map<String, Value> =
+        made.parts.into_iter().map(|(name, reward)| (name, json!(reward))).collect();
+    GradeObject {
+        reward: made.reward,
+        metadata: GradeMetadata {
+            name: grader.name.clone(),
+            kind: grader.kind.as_str(),
+            errors: errors(made.errors),
+            execution_time,
+            scores: Value::Object(parts.clone()),
+            token_usage: None,
+            sampled_model_name: None,
+        },
+        sub_rewards: Value::Object(parts),
+        model_grader_token_usage_per_model: json!({}),
+    }
+}
+
+fn errors(errors: Errors) -> Value {
+    json!({
+        "formula_parse_error": errors.formula,
+        "sample_parse_error": errors.sample,
+        "truncated_observation_error": false,
+        "unresponsive_reward_error": false,
+        "invalid_variable_error": errors.variable,
+        "other_error": errors.too_long,
+        "python_grader_server_error": false,
+        "python_grader_server_error_type": null,
+        "python_grader_runtime_error": false,
+        "python_grader_runtime_error_details": null,
+        "model_grader_server_error": false,
+        "model_grader_refusal_error": false,
+        "model_grader_parse_error": false,
+        "model_grader_server_error_details": null,
+    })
+}
+
+impl From<GraderError> for ApiError {
+    fn from(error: GraderError) -> Self {
+        let code = match error.is_unsupported {
+            true => ErrorCode::Unsupported,
+            false => ErrorCode::InvalidRequest,
+        };
+        Self::new(code, error.message).with_param(error.path)
+    }
+}
