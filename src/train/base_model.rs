@@ -42,7 +42,7 @@ impl BaseModel {
         files.retain(|file| file.extension().is_some_and(|end| end == "gguf"));
         match &files[..] {
             [one] => Self::open_gguf(one),
-            _ => Err(malformed(
+            _ => Err(LoadError::malformed(
                 path,
                 format!(
                     "it holds neither a config.json nor exactly one .gguf file, but {} of them",
@@ -57,7 +57,7 @@ impl BaseModel {
         let tokenizer_config = read_json_if_there(&folder.join("tokenizer_config.json"))?;
         let generation = read_json_if_there(&folder.join("generation_config.json"))?;
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|error| io_error(&path, error))?;
+        let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
         let token_text = |key: &str| {
             let value = &tokenizer_config[key];
             value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
@@ -70,7 +70,7 @@ impl BaseModel {
             adds_beginning: tokenizer_config["add_bos_token"].as_bool().unwrap_or(false),
         };
         let mut tokenizer = Tokenizer::from_json(&bytes, special)
-            .map_err(|error| malformed(&path, error.to_string()))?;
+            .map_err(|error| LoadError::malformed(&path, error.to_string()))?;
         // The tokenizer's own end of text comes first: it is what ends a completion.
         let named = token_text("eos_token").and_then(|text| {
             tokenizer.control_tokens().iter().find(|(token, _)| *token == text).map(|(_, id)| *id)
@@ -94,7 +94,7 @@ impl BaseModel {
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
         let opened = gguf::open(path)?;
         let mut tokenizer = Tokenizer::from_json(&opened.tokenizer_json, opened.special)
-            .map_err(|error| malformed(path, error.to_string()))?;
+            .map_err(|error| LoadError::malformed(path, error.to_string()))?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.text_of(id)).unwrap_or_default();
         let beginning = text(tokenizer.special().beginning);
         let end = text(tokenizer.special().ends.first().copied());
@@ -109,17 +109,10 @@ impl BaseModel {
     }
 }
 
-fn io_error(path: &Path, source: std::io::Error) -> LoadError {
-    LoadError::Io { path: path.display().to_string(), source }
-}
-
-fn malformed(path: &Path, reason: String) -> LoadError {
-    LoadError::Malformed { path: path.display().to_string(), reason }
-}
-
 fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(path, format!("not JSON: {error}")))
+    let bytes = std::fs::read(path).map_err(|error| LoadError::io(path, error))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| LoadError::malformed(path, format!("not JSON: {error}")))
 }
 
 fn read_json_if_there(path: &Path) -> Result<Value, LoadError> {
@@ -140,7 +133,7 @@ fn ids(value: &Value) -> Vec<u32> {
 fn template_source(folder: &Path, config: &Value) -> Result<Option<String>, LoadError> {
     let path = folder.join("chat_template.jinja");
     if path.exists() {
-        let text = std::fs::read_to_string(&path).map_err(|error| io_error(&path, error))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| LoadError::io(&path, error))?;
         return Ok(Some(text));
     }
     Ok(match &config["chat_template"] {
@@ -168,7 +161,7 @@ fn compile(
     let control: Vec<String> =
         tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect();
     let template = ChatTemplate::new(&source, &control, beginning, end)
-        .map_err(|error| malformed(path, error.to_string()))?;
+        .map_err(|error| LoadError::malformed(path, error.to_string()))?;
     if let Some(text) = template.end_of_turn() {
         let id = tokenizer.control_tokens().iter().find(|(token, _)| *token == text);
         if let Some(id) = id.map(|(_, id)| *id) {
@@ -181,8 +174,8 @@ fn compile(
 /// The files of a folder, by name.
 fn files_of(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| io_error(folder, error))? {
-        let path = entry.map_err(|error| io_error(folder, error))?.path();
+    for entry in std::fs::read_dir(folder).map_err(|error| LoadError::io(folder, error))? {
+        let path = entry.map_err(|error| LoadError::io(folder, error))?.path();
         if path.is_file() {
             files.push(path);
         }
@@ -198,9 +191,9 @@ fn digest_of(files: &[PathBuf]) -> Result<String, LoadError> {
     for path in files {
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         hash.update([0]);
-        let mut file = File::open(path).map_err(|error| io_error(path, error))?;
+        let mut file = File::open(path).map_err(|error| LoadError::io(path, error))?;
         loop {
-            let count = file.read(&mut buffer).map_err(|error| io_error(path, error))?;
+            let count = file.read(&mut buffer).map_err(|error| LoadError::io(path, error))?;
             if count == 0 {
                 break;
             }

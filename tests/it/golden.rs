@@ -452,13 +452,31 @@ fn missing_extra_and_misshapen_tensors_are_named() {
             Err(error) => error.to_string(),
         };
     config["tie_word_embeddings"] = false.into();
-    assert!(error(&config).contains("\"lm_head.weight\" is missing"));
+    let message = error(&config);
+    assert!(message.contains("1 tensors are missing: \"lm_head.weight\""), "{message}");
     config["tie_word_embeddings"] = true.into();
     config["intermediate_size"] = 100.into();
     assert!(error(&config).contains("instead of [100, 64]"), "{}", error(&config));
     config["intermediate_size"] = 112.into();
     config["num_hidden_layers"] = 1.into();
-    assert!(error(&config).contains("\"model.layers.1.input_layernorm.weight\" is not part"));
+    let message = error(&config);
+    // The first of them by name, and how many more there are.
+    assert!(
+        message
+            .contains("9 tensors are not part of the architecture: \"model.layers.1.input_layer"),
+        "{message}"
+    );
+    assert!(message.ends_with("and 1 more"), "{message}");
+    config["tie_word_embeddings"] = false.into();
+    config["vocab_size"] = 300.into();
+    let message = error(&config);
+    for words in [
+        "1 tensors are missing: \"lm_head.weight\"",
+        "1 tensors have another shape: \"model.embed_tokens.weight\" has [320, 64] instead of [300, 64]",
+        "9 tensors are not part of the architecture",
+    ] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
     config["model_type"] = "mamba".into();
     let message = error(&config);
     assert!(message.contains("mamba") && message.contains("gpt_neox"), "{message}");

@@ -26,6 +26,7 @@ mod http_pause;
 mod http_protocol;
 mod http_uploads;
 mod kills;
+mod loading_safetensors;
 mod models_pull;
 mod real_model;
 mod recipe;

@@ -7,10 +7,7 @@ use super::{AdaptedModule, Block, Decoder, Linear, Mlp, Qkv};
 use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
 use crate::train::config::{ModelConfig, NormKind, Rope};
 use crate::train::engine::LoadEngineError;
-use crate::train::weights::{LoadError, WeightSource};
-
-/// Most problems that an error lists.
-const LISTED: usize = 8;
+use crate::train::weights::{LoadError, WeightSource, listed, transposed};
 
 /// Reads tensors and keeps count of them.
 struct Reader<'a, B: Backend> {
@@ -163,12 +160,12 @@ fn is_known_extra(name: &str, config: &ModelConfig) -> bool {
 /// Compares what there is with what the configuration calls for, before anything is read.
 fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), LoadError> {
     let wanted = wanted(config);
-    let mut problems = Vec::new();
+    let (mut missing, mut misshapen, mut strange) = (Vec::new(), Vec::new(), Vec::new());
     for (name, shape) in &wanted {
         match find(shapes, name) {
-            None => problems.push(format!("{name:?} is missing")),
+            None => missing.push(format!("{name:?}")),
             Some((_, found)) if found != shape => {
-                problems.push(format!("{name:?} has shape {found:?} instead of {shape:?}"));
+                misshapen.push(format!("{name:?} has {found:?} instead of {shape:?}"));
             }
             Some(_) => {}
         }
@@ -177,19 +174,23 @@ fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Result<
         let is_wanted =
             wanted.contains_key(name) || wanted.contains_key(&format!("transformer.{name}"));
         if !is_wanted && !is_known_extra(name, config) {
-            problems.push(format!("{name:?} is not part of the architecture"));
+            strange.push(format!("{name:?}"));
         }
     }
-    if problems.is_empty() {
-        return Ok(());
+    let mut problems = Vec::new();
+    for (what, names) in [
+        ("are missing", missing),
+        ("have another shape", misshapen),
+        ("are not part of the architecture", strange),
+    ] {
+        if !names.is_empty() {
+            problems.push(format!("{} tensors {what}: {}", names.len(), listed(&names, ", ")));
+        }
     }
-    let total = problems.len();
-    problems.truncate(LISTED);
-    let more = match total - problems.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    Err(LoadError::Tensors(format!("{}{more}", problems.join("; "))))
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(LoadError::Tensors(problems.join("; "))),
+    }
 }
 
 /// A tensor by its name; GPT-2's own checkpoints leave out the leading `transformer.`.
@@ -230,7 +231,6 @@ impl<B: Backend> Reader<'_, B> {
     fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadEngineError> {
         let stored = find(&self.shapes, name).map_or(name, |(stored, _)| stored).to_owned();
         let tensor = self.weights.tensor(&stored)?;
-
         let values = tensor.into_f32();
         self.parameters += values.len() as u64;
         Ok(values)
@@ -352,15 +352,4 @@ impl<B: Backend> Reader<'_, B> {
             post_norms,
         })
     }
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    for row in 0..rows {
-        for column in 0..columns {
-            out[column * rows + row] = values[row * columns + column];
-        }
-    }
-    out
 }

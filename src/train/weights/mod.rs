@@ -1,7 +1,16 @@
 //! Weights of a base model, whatever file they lie in, under Hugging Face's names and layouts.
+//!
+//! No reader trusts its file: sizes are compared with the file's length before memory is taken for
+//! them, every tensor's place is checked when the file is opened, and nothing in a file is executed.
 
 pub mod gguf;
+mod places;
 pub mod safetensors;
+mod shards;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 
 use half::{bf16, f16};
 
@@ -35,6 +44,88 @@ pub enum LoadError {
     /// Tensors are missing, or have another shape than the configuration says.
     #[error("the weights do not fit the configuration: {0}")]
     Tensors(String),
+}
+
+impl LoadError {
+    /// A file that cannot be read.
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.display().to_string(), source }
+    }
+
+    /// A file that is not what it should be.
+    pub fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Malformed { path: path.display().to_string(), reason: reason.into() }
+    }
+
+    /// A tensor that nobody has.
+    fn no_tensor(name: &str) -> Self {
+        Self::Tensors(format!("{name:?} is missing"))
+    }
+}
+
+/// Most names that an error lists.
+const LISTED: usize = 8;
+
+/// The first few of `names`, and how many more there are.
+pub(in crate::train) fn listed(names: &[String], between: &str) -> String {
+    let first = names.iter().take(LISTED).cloned().collect::<Vec<String>>().join(between);
+    match names.len().saturating_sub(LISTED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// `count` bytes of a file from `start` on, which lie inside of it.
+fn read_range(path: &Path, start: u64, count: usize) -> Result<Vec<u8>, LoadError> {
+    let io_error = |error| LoadError::io(path, error);
+    let mut file = File::open(path).map_err(io_error)?;
+    file.seek(SeekFrom::Start(start)).map_err(io_error)?;
+    let mut bytes = vec![0u8; count];
+    file.read_exact(&mut bytes).map_err(io_error)?;
+    Ok(bytes)
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+pub(in crate::train) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        for column in 0..columns {
+            out[column * rows + row] = values[row * columns + column];
+        }
+    }
+    out
+}
+
+/// Floats that hone reads as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    /// Bytes of one element.
+    fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Little-endian elements.
+    fn read(self, bytes: &[u8]) -> TensorData {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            Self::F32 => TensorData::F32(
+                bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+            ),
+            Self::F16 => TensorData::F16(pairs().map(|bytes| f16::from_le_bytes(*bytes)).collect()),
+            Self::Bf16 => {
+                TensorData::Bf16(pairs().map(|bytes| bf16::from_le_bytes(*bytes)).collect())
+            }
+        }
+    }
 }
 
 /// Elements of a tensor in host memory, row-major.
