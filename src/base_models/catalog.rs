@@ -21,9 +21,15 @@ pub struct BaseModelEntry {
 }
 
 impl BaseModelEntry {
-    /// `gguf` for a `.gguf` file, `safetensors` for a folder in Hugging Face layout.
+    /// What its weights are: `gguf` for a `.gguf` file; `safetensors`, or `pytorch` without those,
+    /// for a folder in Hugging Face layout.
     pub fn kind(&self) -> &'static str {
-        if is_gguf(&self.path) { "gguf" } else { "safetensors" }
+        if is_gguf(&self.path) {
+            return "gguf";
+        }
+        let mut files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let has_safetensors = files.any(|entry| ends_with(&entry.path(), &["safetensors"]));
+        if has_safetensors { "safetensors" } else { "pytorch" }
     }
 }
 
@@ -124,6 +130,15 @@ fn is_hidden_or_unfinished(name: &str) -> bool {
         || [".partial", ".part", ".incomplete", ".tmp"].iter().any(|end| name.ends_with(end))
 }
 
+/// Endings of the files that hold weights in a folder.
+const WEIGHTS: &[&str] = &["safetensors", "bin", "pt", "pth"];
+
+fn ends_with(path: &Path, endings: &[&str]) -> bool {
+    path.extension()
+        .and_then(|ending| ending.to_str())
+        .is_some_and(|ending| endings.contains(&ending))
+}
+
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
@@ -153,18 +168,18 @@ fn examine(name: &str, path: &Path) -> Result<BaseModelEntry, String> {
 fn model_in_folder(folder: &Path) -> Result<PathBuf, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut gguf_files = Vec::new();
-    let mut has_safetensors = false;
+    let mut has_weights = false;
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         if path.file_name().and_then(|name| name.to_str()).is_none_or(is_hidden_or_unfinished) {
             continue;
         }
-        has_safetensors |= path.extension().is_some_and(|extension| extension == "safetensors");
+        has_weights |= ends_with(&path, WEIGHTS);
         if is_gguf(&path) {
             gguf_files.push(path);
         }
     }
-    if folder.join("config.json").is_file() && has_safetensors {
+    if folder.join("config.json").is_file() && has_weights {
         if !folder.join("tokenizer.json").is_file() {
             return Err("a model folder without tokenizer.json".to_owned());
         }
@@ -172,8 +187,8 @@ fn model_in_folder(folder: &Path) -> Result<PathBuf, String> {
     }
     match gguf_files.len() {
         1 => Ok(gguf_files.remove(0)),
-        0 => Err("a folder with neither config.json, *.safetensors and tokenizer.json, nor a \
-                  .gguf file"
+        0 => Err("a folder with neither config.json, weights (*.safetensors, or PyTorch's *.bin, \
+                  *.pt or *.pth) and tokenizer.json, nor a .gguf file"
             .to_owned()),
         count => Err(format!("a folder with {count} .gguf files: it must hold one")),
     }
@@ -218,6 +233,9 @@ mod tests {
                 "hf/config.json",
                 "hf/model-00001-of-00002.safetensors",
                 "hf/tokenizer.json",
+                "torch/config.json",
+                "torch/pytorch_model.bin",
+                "torch/tokenizer.json",
                 "in-folder/Some-Name.Q4.gguf",
                 "in-folder/LICENSE",
                 "bare.gguf",
@@ -225,14 +243,14 @@ mod tests {
             ],
         );
         let survey = Catalog::new(root.path().to_owned()).survey().unwrap();
-        assert_eq!(ids(&survey), ["SHOUT", "bare", "hf", "in-folder"]);
+        assert_eq!(ids(&survey), ["SHOUT", "bare", "hf", "in-folder", "torch"]);
         assert_eq!(survey.skipped, []);
         let path = |id: &str| survey.models.iter().find(|m| m.id == id).unwrap().path.clone();
         assert_eq!(path("hf"), root.path().join("hf"));
         assert_eq!(path("in-folder"), root.path().join("in-folder/Some-Name.Q4.gguf"));
         assert_eq!(path("bare"), root.path().join("bare.gguf"));
         let kinds: Vec<_> = survey.models.iter().map(BaseModelEntry::kind).collect();
-        assert_eq!(kinds, ["gguf", "gguf", "safetensors", "gguf"]);
+        assert_eq!(kinds, ["gguf", "gguf", "safetensors", "gguf", "pytorch"]);
         assert!(survey.models.iter().all(|entry| entry.created_at > 1_600_000_000));
     }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::template::ChatTemplate;
 use super::tokenizer::{SpecialIds, Tokenizer};
-use super::weights::{LoadError, WeightSource, gguf, safetensors};
+use super::weights::{LoadError, WeightSource, folder, gguf};
 use crate::hex::hex;
 
 /// Everything that one base model's folder or `.gguf` file holds.
@@ -83,7 +83,7 @@ impl BaseModel {
         let end = token_text("eos_token").unwrap_or_default();
         let template = compile(source, &mut tokenizer, &beginning, &end, folder)?;
         Ok(Self {
-            weights: safetensors::open(folder)?,
+            weights: folder::open(folder)?,
             digest: digest_of(&files_of(folder)?)?,
             config,
             tokenizer,

@@ -3,8 +3,11 @@
 //! No reader trusts its file: sizes are compared with the file's length before memory is taken for
 //! them, every tensor's place is checked when the file is opened, and nothing in a file is executed.
 
+pub mod folder;
 pub mod gguf;
+mod pickle;
 mod places;
+pub mod pytorch;
 pub mod safetensors;
 mod shards;
 
