@@ -158,6 +158,22 @@ impl Keys<'_> {
     fn text(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Value::as_str)
     }
+
+    fn numbers(&self, key: &str) -> Result<Vec<f64>, LoadError> {
+        let list = self.get(key).and_then(Value::as_array);
+        let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect());
+        numbers.ok_or_else(|| Self::error(format!("{key:?} is not a list of numbers")))
+    }
+
+    /// How rotary positions are scaled.
+    fn rope_type(&self) -> &str {
+        self.text("rope_type").or_else(|| self.text("type")).unwrap_or("default")
+    }
+
+    /// LongRoPE (Ding et al. 2024), which the first Phi-3 called `su`.
+    fn is_long_rope(&self) -> bool {
+        matches!(self.rope_type(), "longrope" | "su")
+    }
 }
 
 impl ModelConfig {
@@ -278,7 +294,7 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             intermediate: keys.size("intermediate_size")?,
-            context_length: keys.size("max_position_embeddings")?,
+            context_length: context_length(keys)?,
             norm: match family {
                 Family::GptNeox => NormKind::Layer,
                 _ if is_gemma => NormKind::RmsOnePlus,
@@ -414,8 +430,28 @@ fn ropes(
     let theta = pick("rope_theta", theta_key)?.unwrap_or(10_000.0);
     let default_share = if family == Family::GptNeox { 0.25 } else { 1.0 };
     let share = pick("partial_rotary_factor", partial_key)?.unwrap_or(default_share);
-    let rope = rope(&section, theta, share, head_dim)?;
+    let rope = rope(keys, &section, theta, share, head_dim)?;
     Ok(vec![rope; layers])
+}
+
+/// The longest sequence in tokens. LongRoPE turns longer sequences otherwise from their first token
+/// on; hone computes those that the model was first trained for.
+fn context_length(keys: &Keys<'_>) -> Result<usize, LoadError> {
+    let longest = keys.size("max_position_embeddings")?;
+    let parameters = keys.get("rope_parameters").or_else(|| keys.get("rope_scaling"));
+    let Some(section) = parameters.and_then(Value::as_object).map(Keys) else {
+        return Ok(longest);
+    };
+    if !section.is_long_rope() || section.get("short_factor") == section.get("long_factor") {
+        return Ok(longest);
+    }
+    Ok(long_rope_original(keys, &section)?.map_or(longest, |original| longest.min(original)))
+}
+
+/// The longest sequence that a model with LongRoPE was first trained for.
+fn long_rope_original(keys: &Keys<'_>, section: &Keys<'_>) -> Result<Option<usize>, LoadError> {
+    let key = "original_max_position_embeddings";
+    Ok(section.optional_size(key)?.or(keys.optional_size(key)?))
 }
 
 /// Gemma 3 turns sliding and full layers with different bases.
@@ -426,7 +462,7 @@ fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<R
         let part = |name: &str, theta: f64| -> Result<Rope, LoadError> {
             let section = Keys(both.get(name).and_then(Value::as_object).unwrap_or(&empty));
             let theta = section.number("rope_theta")?.unwrap_or(theta);
-            rope(&section, theta, 1.0, head_dim)
+            rope(keys, &section, theta, 1.0, head_dim)
         };
         (part("full_attention", 1e6)?, part("sliding_attention", 1e4)?)
     } else {
@@ -434,7 +470,8 @@ fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<R
         let full_theta = keys.number("rope_theta")?.unwrap_or(1e6);
         let local_theta = keys.number("rope_local_base_freq")?.unwrap_or(1e4);
         let none = Keys(&empty);
-        (rope(&scaling, full_theta, 1.0, head_dim)?, rope(&none, local_theta, 1.0, head_dim)?)
+        let full = rope(keys, &scaling, full_theta, 1.0, head_dim)?;
+        (full, rope(keys, &none, local_theta, 1.0, head_dim)?)
     };
     let slides = slides(keys, Family::Gemma3, layers)?;
     Ok(slides
@@ -443,12 +480,19 @@ fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<R
         .collect())
 }
 
-/// Frequencies θ^(-2i/d), scaled as `rope_type` says.
-fn rope(section: &Keys<'_>, theta: f64, share: f64, head_dim: usize) -> Result<Rope, LoadError> {
+/// Frequencies θ^(-2i/d), scaled as `rope_type` of `section` says.
+fn rope(
+    keys: &Keys<'_>,
+    section: &Keys<'_>,
+    theta: f64,
+    share: f64,
+    head_dim: usize,
+) -> Result<Rope, LoadError> {
     let turning = (head_dim as f64 * share) as usize;
     let base: Vec<f64> =
         (0..turning / 2).map(|i| theta.powf(-(2.0 * i as f64) / turning as f64)).collect();
-    let kind = section.text("rope_type").or_else(|| section.text("type")).unwrap_or("default");
+    let kind = section.rope_type();
+    let mut magnitude = 1.0;
     let need = |key: &str| -> Result<f64, LoadError> {
         section.number(key)?.ok_or_else(|| Keys::error(format!("rope type {kind:?} needs {key:?}")))
     };
@@ -467,16 +511,42 @@ fn rope(section: &Keys<'_>, theta: f64, share: f64, head_dim: usize) -> Result<R
                 .map(|frequency| llama3(frequency, factor, low, high, original))
                 .collect()
         }
+        _ if section.is_long_rope() => {
+            magnitude = long_rope_magnitude(keys, section)?;
+            let divisors = section.numbers("short_factor")?;
+            if divisors.len() != base.len() {
+                return Err(Keys::error(format!(
+                    "\"short_factor\" has {} numbers for {} pairs that turn",
+                    divisors.len(),
+                    base.len()
+                )));
+            }
+            base.into_iter().zip(divisors).map(|(frequency, by)| frequency / by).collect()
+        }
         _ => {
             return Err(Keys::error(format!(
-                "rope type {kind:?} is not supported; hone knows default, linear and llama3"
+                "rope type {kind:?} is not supported; hone knows default, linear, llama3 and longrope"
             )));
         }
     };
     Ok(Rope {
         frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
-        magnitude: 1.0,
+        magnitude,
     })
+}
+
+/// LongRoPE's factor on cosine and sine: √(1 + ln(stretch) / ln(original length)).
+fn long_rope_magnitude(keys: &Keys<'_>, section: &Keys<'_>) -> Result<f32, LoadError> {
+    if let Some(factor) = section.number("attention_factor")? {
+        return Ok(factor as f32);
+    }
+    let longest = keys.size("max_position_embeddings")? as f64;
+    let original = long_rope_original(keys, section)?.map_or(longest, |length| length as f64);
+    let stretch = section.number("factor")?.unwrap_or(longest / original);
+    if stretch <= 1.0 {
+        return Ok(1.0);
+    }
+    Ok((1.0 + stretch.ln() / original.ln()).sqrt() as f32)
 }
 
 /// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, between them it blends.
@@ -490,4 +560,37 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f6
     }
     let blend = (original / wavelength - low) / (high - low);
     (1.0 - blend) * frequency / factor + blend * frequency
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn long_rope_turns_as_in_transformers_up_to_the_length_of_the_first_training() {
+        let mut config = json!({
+            "model_type": "phi3", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 8, "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.7],
+                "long_factor": [1.5, 2.0, 3.0, 4.0],
+            },
+        });
+        let model = ModelConfig::read(&config).unwrap();
+        // Computed by transformers 5.24.
+        let wanted = [1.0, 0.090_909_09, 0.007_692_307_7, 0.000_588_235_27];
+        for (made, wanted) in model.ropes[0].frequencies.iter().zip(wanted) {
+            assert!((made / wanted - 1.0f32).abs() < 1e-6, "{made} {wanted}");
+        }
+        assert!((model.ropes[0].magnitude - 1.154_700_5).abs() < 1e-6);
+        assert_eq!(model.context_length, 64, "beyond it the first tokens would turn otherwise");
+
+        config["rope_scaling"]["short_factor"] = json!([1.0, 1.1]);
+        let error = ModelConfig::read(&config).unwrap_err().to_string();
+        assert!(error.contains("2 numbers for 4 pairs"), "{error}");
+    }
 }
