@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use serde_json::Value;
-
 /// What can be wrong with a tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -126,86 +124,3 @@ fn ceil_char_boundary(text: &str, mut index: usize) -> usize {
     }
     index
 }
-
-/// Builds the `tokenizer.json` of a byte-level BPE from the parts that a GGUF file keeps.
-///
-/// `pre` names the rule that cuts text into words before the merges; an unknown one is an error,
-/// since a wrong rule gives wrong tokens without a sign.
-pub fn byte_level_bpe(
-    tokens: &[String],
-    merges: &[String],
-    control: &[u32],
-    pre: &str,
-) -> Result<Vec<u8>, TokenizerError> {
-    let mut vocabulary = serde_json::Map::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        vocabulary.insert(token.clone(), id.into());
-    }
-    let mut pairs = Vec::with_capacity(merges.len());
-    for merge in merges {
-        let Some((left, right)) = merge.split_once(' ') else {
-            return Err(TokenizerError(format!("the merge {merge:?} is not two tokens")));
-        };
-        pairs.push(serde_json::json!([left, right]));
-    }
-    let added: Vec<Value> = control
-        .iter()
-        .filter_map(|id| {
-            let content = tokens.get(*id as usize)?;
-            Some(serde_json::json!({
-                "id": id, "content": content, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true,
-            }))
-        })
-        .collect();
-    let byte_level = |use_regex: bool| {
-        serde_json::json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-            "use_regex": use_regex,
-        })
-    };
-    let split = |pattern: &str| {
-        serde_json::json!({
-            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-            "invert": false,
-        })
-    };
-    let parts = match pre {
-        "gpt-2" | "default" => vec![byte_level(true)],
-        "smollm" => {
-            let digits = serde_json::json!({"type": "Digits", "individual_digits": true});
-            vec![digits, byte_level(true)]
-        }
-        "llama-bpe" | "llama3" | "llama-v3" => vec![split(LLAMA3_WORDS), byte_level(false)],
-        "qwen2" => vec![split(QWEN2_WORDS), byte_level(false)],
-        _ => {
-            return Err(TokenizerError(format!(
-                "the pre-tokenizer {pre:?} is not known; hone knows gpt-2, smollm, llama-bpe and \
-                 qwen2. Use the model's Hugging Face folder, whose tokenizer.json says how"
-            )));
-        }
-    };
-    let json = serde_json::json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts},
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE", "vocab": vocabulary, "merges": pairs, "fuse_unk": false,
-            "byte_fallback": false, "ignore_merges": pre.starts_with("llama"),
-        },
-    });
-    serde_json::to_vec(&json).map_err(|error| TokenizerError(error.to_string()))
-}
-
-/// How Llama 3 cuts words, from its published `tokenizer.json`.
-const LLAMA3_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
-
-/// How Qwen 2 cuts words: as Llama 3, but digits one by one.
-const QWEN2_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
