@@ -177,6 +177,16 @@ impl Keys<'_> {
 }
 
 impl ModelConfig {
+    /// Whether the MLP multiplies two layers, one of them through the non-linearity.
+    pub fn is_gated(&self) -> bool {
+        !matches!(self.family, Family::Gpt2 | Family::GptNeox)
+    }
+
+    /// Whether attention and MLP are normalised before they join the residual stream.
+    pub fn has_post_norms(&self) -> bool {
+        matches!(self.family, Family::Gemma2 | Family::Gemma3)
+    }
+
     /// Reads `config.json`.
     ///
     /// # Errors

@@ -35,6 +35,13 @@ impl EncodedFile {
         self.sequences.iter().chain(&self.rejected)
     }
 
+    /// Tokens of the longest example, of both answers where it has two.
+    pub fn longest(&self) -> usize {
+        let rejected = self.rejected.iter().map(|sequence| sequence.input_ids.len());
+        let both = self.sequences.iter().zip(rejected.chain(std::iter::repeat(0)));
+        both.map(|(one, other)| one.input_ids.len() + other).max().unwrap_or(0)
+    }
+
     /// Tokens of all sequences together.
     pub fn tokens(&self) -> usize {
         self.all().map(|sequence| sequence.input_ids.len()).sum()

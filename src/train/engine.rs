@@ -309,7 +309,7 @@ pub fn load(
 }
 
 /// The level of instructions that `kind` and the environment ask for.
-fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
+pub(super) fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
     let chosen = Isa::choose();
     let isa = chosen.map_err(|reason| EngineError::Backend { backend: "cpu", reason })?;
     Ok(if kind == BackendKind::CpuF32 { isa.for_f32() } else { isa })

@@ -17,7 +17,7 @@ mod health;
 mod look;
 pub mod lora;
 mod material;
-mod memory;
+pub mod memory;
 mod ordinary;
 pub mod preference;
 mod prepare;

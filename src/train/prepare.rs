@@ -7,13 +7,14 @@ use super::announce;
 use super::base_model::BaseModel;
 use super::checkpoint::Identity;
 use super::config::ModelConfig;
+use super::decoder::pack::longest_shared;
 use super::encode::{EncodedFile, encode_file};
 use super::engine::{BackendKind, Engine, LoraSettings, LoraTarget, load};
 use super::failure::{
     cannot_load, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
     too_few,
 };
-use super::memory;
+use super::memory::{self, estimate::Workload};
 use super::protocol::RunSpec;
 use super::resolve::{self, DataSize, ModelSize, Plan};
 use super::run::Sink;
@@ -87,9 +88,23 @@ pub(super) fn prepare(
     let share = validation.as_ref().map(|file| file.tokens() as f64 / training.tokens() as f64);
     let plan = resolve::resolve(&asked, &DataSize { examples, validation_share: share }, &size);
     sink(plan.progress());
-    memory::check(&base, &training, validation.as_ref(), backend)?;
     let values = &plan.hyperparameters;
     let lora = lora_settings(values);
+    let all = || [Some(&training), validation.as_ref()].into_iter().flatten();
+    let workload = Workload {
+        model: &model,
+        lora: &lora,
+        backend,
+        longest: all().map(EncodedFile::longest).max().unwrap_or(0),
+        // Under dropout every sequence stands for itself.
+        shared: match lora.dropout > 0.0 {
+            true => 0,
+            false => all().map(|file| longest_shared(file.all())).max().unwrap_or(0),
+        },
+        batch_size: values.batch_size as usize,
+    };
+    let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
+    memory::check(&need, memory::free_for(backend))?;
     let mut engine =
         load(&base.config, base.weights.as_ref(), &lora, u64::from(spec.seed), backend)
             .map_err(cannot_load)?;

@@ -28,6 +28,7 @@ mod http_protocol;
 mod http_uploads;
 mod kills;
 mod loading_gguf;
+mod loading_memory;
 mod loading_pytorch;
 mod loading_safetensors;
 mod models_pull;

@@ -13,14 +13,14 @@ use safetensors::SafeTensors;
 use crate::server::chat_lines;
 
 /// A trainer process with a folder for one run.
-struct Trainer {
-    folder: tempfile::TempDir,
-    spec: RunSpec,
+pub struct Trainer {
+    pub folder: tempfile::TempDir,
+    pub spec: RunSpec,
 }
 
 impl Trainer {
     /// A run of 36 steps over twelve examples.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let training_file = folder.path().join("train.jsonl");
         std::fs::write(&training_file, chat_lines(12)).expect("writes");

@@ -46,9 +46,12 @@ impl<B: Backend> Decoder<B> {
             epsilon: config.norm_epsilon,
         };
         let outer = names::outer(config.family);
-        let embedding = reader.matrix(outer.embedding, config.vocabulary, config.hidden)?;
+        // Training runs backward through an embedding only where it is the head, too.
+        let backward = for_training && config.tied;
+        let rows = config.vocabulary;
+        let embedding = reader.matrix(outer.embedding, rows, config.hidden, backward)?;
         let positions = match outer.positions {
-            Some(name) => Some(reader.matrix(name, config.context_length, config.hidden)?),
+            Some(name) => Some(reader.matrix(name, config.context_length, config.hidden, false)?),
             None => None,
         };
         let mut tables = Vec::new();
@@ -71,7 +74,7 @@ impl<B: Backend> Decoder<B> {
         let final_norm = reader.norm(outer.final_norm, config.hidden, config.norm)?;
         let head = match config.tied {
             true => None,
-            false => Some(reader.matrix(outer.head, config.vocabulary, config.hidden)?),
+            false => Some(reader.matrix(outer.head, rows, config.hidden, for_training)?),
         };
         let (modules, parameters) = (reader.modules, reader.parameters);
         Ok(Self {
@@ -132,7 +135,7 @@ fn wanted(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     wanted
 }
 
-fn linears(block: &BlockNames) -> Vec<&LinearName> {
+pub(super) fn linears(block: &BlockNames) -> Vec<&LinearName> {
     let mut all = match &block.qkv {
         QkvNames::Separate(three) => three.iter().collect(),
         QkvNames::Fused(one, _) => vec![one],
@@ -242,9 +245,10 @@ impl<B: Backend> Reader<'_, B> {
         name: &str,
         rows: usize,
         columns: usize,
+        backward: bool,
     ) -> Result<B::Weight, LoadEngineError> {
         let values = self.values(&format!("{name}.weight"))?;
-        Ok(self.backend.weight(rows, columns, &values, None, self.for_training)?)
+        Ok(self.backend.weight(rows, columns, &values, None, backward)?)
     }
 
     fn norm(

@@ -12,6 +12,7 @@ mod load;
 mod names;
 pub mod pack;
 mod saved;
+pub mod size;
 
 use std::ops::Range;
 

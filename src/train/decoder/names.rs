@@ -106,7 +106,7 @@ fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
     let query_width = config.heads * config.head_dim;
     let kv_width = config.kv_heads * config.head_dim;
     let is_phi = config.family == Family::Phi3;
-    let is_gemma = matches!(config.family, Family::Gemma2 | Family::Gemma3);
+    let has_post_norms = config.has_post_norms();
 
     let qkv = if is_phi {
         let all = query_width + 2 * kv_width;
@@ -139,12 +139,12 @@ fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
         output: linear("self_attn.o_proj", hidden, query_width, config.output_bias),
         mlp,
         attention_norm: name("input_layernorm"),
-        mlp_norm: if is_gemma {
+        mlp_norm: if has_post_norms {
             name("pre_feedforward_layernorm")
         } else {
             name("post_attention_layernorm")
         },
-        post_norms: is_gemma
+        post_norms: has_post_norms
             .then(|| [name("post_attention_layernorm"), name("post_feedforward_layernorm")]),
         qk_norms: config.qk_norm.then(|| [name("self_attn.q_norm"), name("self_attn.k_norm")]),
     }

@@ -58,6 +58,15 @@ fn shared(a: &Sequence, b: &Sequence) -> usize {
     pairs.take_while(|(a, b)| a == b).count()
 }
 
+/// Length of the longest beginning that two of the sequences can share in a pass.
+pub fn longest_shared<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> usize {
+    let mut sorted: Vec<&Sequence> = sequences.collect();
+    // Those with the same beginning stand side by side.
+    sorted.sort_unstable_by(|a, b| a.input_ids.cmp(&b.input_ids));
+    let most = sorted.windows(2).map(|pair| shared(pair[0], pair[1])).max().unwrap_or(0);
+    if most < LEAST_SHARED { 0 } else { most }
+}
+
 /// Tokens of a pass as sequences join it.
 #[derive(Clone, Default)]
 struct Count<'a> {

@@ -23,7 +23,7 @@ use crate::train::engine::AdamWStep;
 use crate::train::random::Stream;
 
 /// Rows of logits that exist at once: 128 of 49,152 are 25 MB.
-const HEAD_CHUNK: usize = 128;
+pub const HEAD_CHUNK: usize = 128;
 
 /// The CPU, on the threads of rayon's pool.
 pub struct CpuBackend {
@@ -37,6 +37,12 @@ impl CpuBackend {
     /// A backend on one level of instructions.
     pub fn new(isa: Isa) -> Self {
         Self { isa, pool: Arc::new(Pool::default()), pairs: Mutex::new(Vec::new()) }
+    }
+
+    /// Bytes that a weight of this size takes.
+    pub fn weight_bytes(isa: Isa, outputs: usize, inputs: usize, backward: bool) -> u64 {
+        let back = if backward { Packed::bytes(isa, inputs, outputs) } else { 0 };
+        Packed::bytes(isa, outputs, inputs) + back
     }
 
     /// `result (+)= x · packedᵀ`, in the precision that the matrix is packed in.

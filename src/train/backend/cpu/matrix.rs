@@ -78,6 +78,12 @@ impl Packed {
         Self { outputs, inputs, panels }
     }
 
+    /// Bytes of a packed matrix.
+    pub fn bytes(isa: Isa, outputs: usize, inputs: usize) -> u64 {
+        let depths = if isa == Isa::Bf16 { inputs.div_ceil(2) } else { inputs };
+        (outputs.div_ceil(PANEL) * PANEL * depths * size_of::<u32>()) as u64
+    }
+
     /// Whether products with it take [`Rows::Bf16`].
     pub fn is_bf16(&self) -> bool {
         matches!(self.panels, Panels::Bf16(_))

@@ -1,0 +1,101 @@
+//! What a model of a configuration takes, known before any tensor is read. `train::memory` adds it up.
+
+use super::AdaptedModule;
+use super::load::linears;
+use super::names;
+use crate::train::config::ModelConfig;
+
+/// A frozen matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixSize {
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// Whether training runs backward through it.
+    pub backward: bool,
+}
+
+impl MatrixSize {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.outputs as u64 * self.inputs as u64
+    }
+}
+
+/// Every layer that can be adapted, in the order of [`super::Decoder::modules`].
+pub fn modules(config: &ModelConfig) -> Vec<AdaptedModule> {
+    let mut modules = Vec::new();
+    for layer in 0..config.layers {
+        for linear in linears(&names::block(config, layer)) {
+            modules.push(AdaptedModule {
+                module: linear.module.clone(),
+                layer: layer as u32,
+                outputs: linear.outputs,
+                inputs: linear.inputs,
+            });
+        }
+    }
+    modules
+}
+
+/// Every frozen matrix, in the order in which they are read.
+pub fn matrices(config: &ModelConfig) -> Vec<MatrixSize> {
+    let (vocabulary, hidden) = (config.vocabulary, config.hidden);
+    let of_tokens = |backward: bool| MatrixSize { outputs: vocabulary, inputs: hidden, backward };
+    let mut matrices = vec![of_tokens(config.tied)];
+    if config.learned_positions {
+        let outputs = config.context_length;
+        matrices.push(MatrixSize { outputs, inputs: hidden, backward: false });
+    }
+    for module in modules(config) {
+        let AdaptedModule { outputs, inputs, .. } = module;
+        matrices.push(MatrixSize { outputs, inputs, backward: true });
+    }
+    if !config.tied {
+        matrices.push(of_tokens(true));
+    }
+    matrices
+}
+
+/// Floats of the tables of rotary positions.
+pub fn position_floats(config: &ModelConfig) -> u64 {
+    let mut known = Vec::new();
+    for rope in &config.ropes {
+        if !known.contains(&rope) {
+            known.push(rope);
+        }
+    }
+    let pairs: usize = known.iter().map(|rope| rope.frequencies.len()).sum();
+    2 * (config.context_length * pairs) as u64
+}
+
+/// Floats that a block keeps of each token for its backward pass: what [`super::saved::Saved`] holds,
+/// with `inner` floats of x · aᵀ.
+pub fn kept_floats(config: &ModelConfig, inner: usize) -> u64 {
+    let query_width = config.heads * config.head_dim;
+    let key_width = config.kv_heads * config.head_dim;
+    let mut floats = config.hidden + query_width + 2 * key_width;
+    floats += query_width + config.heads;
+    if config.qk_norm {
+        floats += query_width + key_width;
+    }
+    if !config.parallel_residual {
+        floats += config.hidden;
+    }
+    if config.has_post_norms() {
+        floats += 2 * config.hidden;
+    }
+    floats += if config.is_gated() { 2 } else { 1 } * config.intermediate;
+    (floats + inner) as u64
+}
+
+/// Floats of each token that one block works with beside what is kept: in the backward pass through
+/// the MLP, or through attention.
+pub fn working_floats(config: &ModelConfig) -> u64 {
+    let attention = (config.heads + 2 * config.kv_heads) * config.head_dim;
+    // The gradient that comes, goes and stays, norms computed again, activation and its gradient.
+    let mlp = 5 * config.hidden + 4 * config.intermediate;
+    let attending = 6 * config.hidden + 3 * attention;
+    mlp.max(attending) as u64
+}

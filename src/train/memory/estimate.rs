@@ -1,0 +1,136 @@
+//! What a run holds in memory at its peak, from the configuration alone.
+
+use std::fmt;
+
+use crate::train::backend::candle;
+use crate::train::backend::cpu::backend::{CpuBackend, HEAD_CHUNK};
+use crate::train::config::ModelConfig;
+use crate::train::decoder::size::{self, MatrixSize};
+use crate::train::engine::{BackendKind, EngineError, LoraSettings, TOKENS_AT_ONCE, isa};
+
+/// Copies of the adapter: itself, its gradient and two moments; the next gradient while the last one
+/// is spent; and what a checkpoint takes to write the tensors one after the other.
+const ADAPTER_COPIES: u64 = 8;
+
+/// Buffers are an eighth of a power of two longer than what lies in them at most, a sixteenth on
+/// average, and a few wait for their next use.
+const BUFFER_SLACK: f64 = 1.15;
+
+/// Bytes of a float.
+const FLOAT: u64 = 4;
+
+/// A run, as far as its memory is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    /// The model.
+    pub model: &'a ModelConfig,
+    /// The adapter.
+    pub lora: &'a LoraSettings,
+    /// What computes.
+    pub backend: BackendKind,
+    /// Tokens of the longest example, of both answers where it has two.
+    pub longest: usize,
+    /// Tokens of the longest beginning that examples share, which a pass has beside its own; zero
+    /// where each stands for itself.
+    pub shared: usize,
+    /// Examples in a step.
+    pub batch_size: usize,
+}
+
+/// What a run holds at its peak, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Frozen weights, packed for the way forward and the way back, and tables of positions.
+    pub weights: u64,
+    /// The adapter, its gradients, moments and copies.
+    pub adapter: u64,
+    /// What the blocks keep of every token, and what one of them works with.
+    pub activations: u64,
+    /// The head's logits; with candle all that is made and dropped on the way, such as scores of
+    /// attention.
+    pub logits: u64,
+    /// What reading the tensors takes beyond all weights, before there is anything else.
+    pub reading: u64,
+}
+
+impl Need {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.reading.max(self.adapter + self.activations + self.logits)
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} MiB of weights, {} of activations, {} of adapter and optimiser, {} of logits",
+            self.weights >> 20,
+            self.activations >> 20,
+            self.adapter >> 20,
+            self.logits >> 20
+        )
+    }
+}
+
+/// What `workload` needs.
+///
+/// # Errors
+/// When the environment asks for instructions that this CPU does not have.
+pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
+    let Workload { model, lora, backend, longest, shared, batch_size } = *workload;
+    let modules = size::modules(model);
+    // A choice that leaves nothing is refused when the adapter is made.
+    let selected = lora.target.select(&modules).unwrap_or_else(|_error| vec![true; modules.len()]);
+    let mut adapter = 0;
+    let mut lowest = model.layers;
+    let mut adapted = vec![0; model.layers];
+    for (module, _) in modules.iter().zip(selected).filter(|(_, is_selected)| *is_selected) {
+        adapter += (lora.rank * (module.inputs + module.outputs)) as u64;
+        lowest = lowest.min(module.layer as usize);
+        adapted[module.layer as usize] += 1;
+    }
+
+    let mut weights = 0;
+    let mut reading_peak = 0;
+    for matrix in size::matrices(model) {
+        let MatrixSize { outputs, inputs, backward } = matrix;
+        let floats = FLOAT * matrix.elements();
+        let taken = match backend {
+            BackendKind::Cpu | BackendKind::CpuF32 => {
+                CpuBackend::weight_bytes(isa(backend)?, outputs, inputs, backward)
+            }
+            BackendKind::Candle => floats,
+            BackendKind::Cuda(_) => floats / 2,
+        };
+        // First the file's bytes beside the floats that are made of them, then these floats beside
+        // what the device makes of them.
+        reading_peak = reading_peak.max(weights + floats + floats.max(taken));
+        weights += taken;
+    }
+    weights += FLOAT * size::position_floats(model);
+
+    let in_a_pass = (TOKENS_AT_ONCE + shared).min(longest.saturating_mul(batch_size));
+    let tokens = longest.max(in_a_pass) as u64;
+    let kept: u64 = (lowest..model.layers)
+        .map(|layer| size::kept_floats(model, lora.rank * adapted[layer]))
+        .sum();
+    let floats_per_token = kept + size::working_floats(model);
+    let activations = (BUFFER_SLACK * (FLOAT * tokens * floats_per_token) as f64) as u64;
+    let logits = match backend {
+        // Those of a chunk, and half as much for their gradient as the left side of a product.
+        BackendKind::Cpu | BackendKind::CpuF32 => {
+            FLOAT * 3 / 2 * (HEAD_CHUNK.min(tokens as usize) * model.vocabulary) as u64
+        }
+        BackendKind::Candle | BackendKind::Cuda(_) => {
+            let (heads, vocabulary) = (model.heads as u64, model.vocabulary as u64);
+            candle::passing_bytes(heads, longest as u64, vocabulary)
+        }
+    };
+    // The machine's memory reads for a device of its own.
+    let reading = match backend {
+        BackendKind::Cuda(_) => 0,
+        _ => reading_peak.saturating_sub(weights),
+    };
+    Ok(Need { weights, adapter: FLOAT * ADAPTER_COPIES * adapter, activations, logits, reading })
+}

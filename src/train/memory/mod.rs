@@ -1,0 +1,45 @@
+//! How much memory a run needs, said before any tensor is loaded.
+//!
+//! [`estimate`] adds up what the engine will hold, [`available`] asks the system what is free; a run
+//! that cannot fit is refused with both numbers instead of being killed in the middle.
+
+pub mod available;
+pub mod estimate;
+
+use self::estimate::Need;
+use super::device;
+use super::engine::BackendKind;
+use crate::device::Device;
+use crate::error_code::ErrorCode;
+use crate::job::JobError;
+
+/// Where a run's tensors lie, and how many bytes are free there; `None` where nobody tells.
+pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
+    match backend {
+        BackendKind::Cuda(number) => (Device::Cuda(number), device::free_memory(number)),
+        BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => {
+            (Device::Cpu, available::available())
+        }
+    }
+}
+
+/// Refuses a run that cannot fit into the `free` bytes of its device, with the numbers. A machine or
+/// device that does not tell how much is free is not refused.
+///
+/// # Errors
+/// `out_of_memory`, with what would make the run smaller.
+pub fn check(need: &Need, (place, free): (Device, Option<u64>)) -> Result<(), JobError> {
+    let Some(free) = free.filter(|free| need.total() > *free) else {
+        return Ok(());
+    };
+    Err(JobError {
+        code: ErrorCode::OutOfMemory,
+        message: format!(
+            "training on {place} needs about {} MiB ({need}) and {} MiB are free: choose a smaller \
+             base model, a shorter context_length, a smaller lora_r or a machine with more memory",
+            need.total() >> 20,
+            free >> 20
+        ),
+        param: None,
+    })
+}
