@@ -117,7 +117,9 @@ impl LoadedBase {
         }
         let text = template.render_prompt(&request.messages, &request.tools).map_err(|error| {
             let code = match error {
-                TemplateError::NoTools => ErrorCode::Unsupported,
+                TemplateError::NoTools | TemplateError::NoToolCalls { .. } => {
+                    ErrorCode::Unsupported
+                }
                 _ => ErrorCode::InvalidRequest,
             };
             refuse(code, error.to_string())

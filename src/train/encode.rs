@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 
 use super::base_model::BaseModel;
 use super::engine::Sequence;
-use super::template::TemplateError;
 use crate::dataset::{
     Example, Format, LineFault, LineSplitter, Message, Problem, Problems, parse_example,
 };
@@ -198,12 +197,9 @@ impl Encoder<'_> {
         }
         let rendered = match template.render_for_training(messages, tools) {
             Ok(rendered) => rendered,
-            Err(TemplateError::NotLocated { message_index, reason }) => {
-                self.problem(line, Some(message_index), None, reason);
-                return None;
-            }
             Err(error) => {
-                self.problem(line, None, None, error.to_string());
+                let (message_index, reason) = error.into_parts();
+                self.problem(line, message_index, None, reason);
                 return None;
             }
         };

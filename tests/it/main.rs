@@ -41,5 +41,6 @@ mod store_conformance;
 mod store_random_operations;
 mod store_sqlite;
 mod store_support;
+mod template_families;
 mod templates;
 mod training;

@@ -180,7 +180,7 @@ fn a_span_that_cannot_be_located_is_an_error_and_never_a_guess() {
     };
     let all = |inner: &str| format!("{{% for m in messages %}}{inner}{{% endfor %}}");
     fails(&all("{{ m.content }}\n"), "no end-of-turn token follows");
-    fails(&all("{{ m.content | upper }}<end>"), "does not write");
+    fails(&all("{{ m.content | upper }}<end>"), "changes the assistant's message itself");
     fails(&all("{{ m.content }}{{ m.content }}<end>"), "exactly once");
     fails(&all("{{ m.content | length }}{{ m.content }}<end>"), "changes the text around");
     fails(&all("{% if m.role == 'user' %}{{ m.content }}{% endif %}<end>"), "does not write");
@@ -196,7 +196,7 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
     let tools = [json!({"type": "function", "function": {"name": "add"}})];
     let plain = template("{% for m in messages %}{{ m.content }}<end>{% endfor %}", &["<end>"]);
     let error = plain.render_for_training(&messages(&with_calls), &[]).unwrap_err();
-    assert!(matches!(error, TemplateError::NoTools), "{error}");
+    assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
     let source = "{% if tools %}{{ tools | tojson }}<end>{% endif %}{% for m in messages %}<m>{% if \
                   m.tool_calls %}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}\
                   {% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt \
