@@ -176,7 +176,7 @@ pub fn write(
         .map_err(io_error(work_dir))?;
     let inside = |name: &str| partial.path().join(name);
 
-    peft::write(partial.path(), adapter, &engine.adapter()?)?;
+    peft::write(partial.path(), adapter, &engine.trained()?)?;
     let (first, second) = engine.moments()?;
     for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
         let path = inside(name);
@@ -291,7 +291,7 @@ pub fn restore(folder: &Path, engine: &mut dyn Engine) -> Result<(), CheckpointE
         std::fs::read(&path).map_err(io_error(&path))
     };
     let (_, adapter) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)?;
-    engine.set_adapter(&adapter)?;
+    engine.set_trained(&adapter)?;
     let first = peft::deserialise(&read(FIRST_MOMENTS_FILE)?)?;
     let second = peft::deserialise(&read(SECOND_MOMENTS_FILE)?)?;
     engine.set_moments(&first, &second)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::announce::{note, warn};
 use super::checkpoint;
-use super::failure::{checkpoint_failed, engine_failed, internal};
+use super::failure::{cannot_load, checkpoint_failed, engine_failed, internal};
 use super::health;
 use super::ordinary;
 use super::protocol::Progress;
@@ -27,7 +27,10 @@ impl Run<'_> {
         if let Some((before, after)) = ordinary {
             self.find(health::forgetting(step, before, after), sink);
         }
-        let change = self.engine.mean_change_by_layer().map_err(engine_failed)?;
+        let change = self
+            .engine
+            .mean_change_by_layer(self.prepared.base.weights.as_ref())
+            .map_err(cannot_load)?;
         say_change(&change, sink);
 
         let findings = Findings {

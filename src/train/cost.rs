@@ -10,6 +10,31 @@ use super::engine::Sequence;
 /// the scores again and has four more products of their size.
 const ATTENTION_PASSES: f64 = 3.5;
 
+/// What trains of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Training {
+    /// Nothing.
+    Frozen,
+    /// A LoRA pair.
+    Adapted {
+        /// Its rank.
+        rank: usize,
+    },
+    /// Its own weight.
+    Whole,
+}
+
+/// What trains of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trains {
+    /// Of each of its linear layers.
+    pub modules: Vec<Training>,
+    /// Index of the lowest block that the backward pass runs through.
+    pub lowest_block: usize,
+    /// Whether the head's weight does.
+    pub head: bool,
+}
+
 /// The arithmetic of a model, in floating-point operations; a multiply-add counts as two.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
@@ -19,6 +44,10 @@ pub struct Cost {
     linear_backward: f64,
     /// Of the adapter, for each token forward and backward.
     adapter: f64,
+    /// Of the gradients of the blocks' own weights, for each token.
+    weights: f64,
+    /// How often the head's product is computed backward: once for its input, once for its weight.
+    head_backward: f64,
     /// Of the head, for each loss-bearing token forward; backward takes as much again.
     head: f64,
     /// Of attention in one block, for each pair of a query and a key that it sees, forward.
@@ -28,38 +57,38 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The arithmetic of a model whose linear layers are `modules`, with LoRA of `rank` on those that
-    /// `is_adapted`.
-    pub fn new(
-        config: &ModelConfig,
-        modules: &[AdaptedModule],
-        is_adapted: &[bool],
-        rank: usize,
-    ) -> Self {
-        let lowest = modules.iter().zip(is_adapted).find(|(_, adapted)| **adapted);
-        let lowest = lowest.map_or(u32::MAX, |(module, _)| module.layer);
+    /// The arithmetic of a model whose linear layers are `modules`, of which `trains` says what
+    /// trains.
+    pub fn new(config: &ModelConfig, modules: &[AdaptedModule], trains: &Trains) -> Self {
+        let lowest = trains.lowest_block;
         let mut cost = Self {
             linear: 0.0,
             linear_backward: 0.0,
             adapter: 0.0,
+            weights: 0.0,
+            head_backward: if trains.head { 2.0 } else { 1.0 },
             head: 2.0 * (config.vocabulary * config.hidden) as f64,
             pair: 4.0 * (config.heads * config.head_dim) as f64,
             blocks: Vec::with_capacity(config.layers),
         };
-        for (module, is_adapted) in modules.iter().zip(is_adapted) {
+        for (module, trains) in modules.iter().zip(&trains.modules) {
             let size = (module.outputs * module.inputs) as f64;
             cost.linear += 2.0 * size;
-            if module.layer >= lowest {
+            if module.layer as usize >= lowest {
                 cost.linear_backward += 2.0 * size;
             }
-            if *is_adapted {
+            match trains {
+                Training::Frozen => {}
                 // Two products forward, four backward.
-                cost.adapter += 6.0 * (rank * (module.outputs + module.inputs)) as f64;
+                Training::Adapted { rank } => {
+                    cost.adapter += 6.0 * (rank * (module.outputs + module.inputs)) as f64;
+                }
+                Training::Whole => cost.weights += 2.0 * size,
             }
         }
         for layer in 0..config.layers {
             let window = config.windows.get(layer).copied().flatten();
-            cost.blocks.push((window, layer as u32 >= lowest));
+            cost.blocks.push((window, layer >= lowest));
         }
         cost
     }
@@ -68,8 +97,9 @@ impl Cost {
     pub fn of_training(&self, sequence: &Sequence) -> f64 {
         let tokens = sequence.input_ids.len();
         let targets = sequence.targets();
-        let mut sum = tokens as f64 * (self.linear + self.linear_backward + self.adapter)
-            + targets as f64 * 2.0 * self.head;
+        let mut sum = tokens as f64
+            * (self.linear + self.linear_backward + self.adapter + self.weights)
+            + targets as f64 * (1.0 + self.head_backward) * self.head;
         for (window, is_backward) in &self.blocks {
             let passes = if *is_backward { ATTENTION_PASSES } else { 1.0 };
             sum += passes * self.pair * pairs(tokens, *window);

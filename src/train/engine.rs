@@ -1,5 +1,5 @@
-//! The public face of the engine: a base model with a LoRA adapter on one device. The trainer,
-//! the server and the golden tests all go through it.
+//! The public face of the engine: a model on one device and what trains of it or beside it. The
+//! trainer, the server and the golden tests all go through it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,11 +15,13 @@ use super::decoder::adapter::Adapter;
 use super::decoder::backward::Weighing;
 use super::decoder::decode::KvCache;
 use super::decoder::pack::{self, PackedBatch};
+use super::decoder::trained::Trained;
 use super::device::{self, DeviceError};
 pub use super::lora::{LoraSettings, LoraTarget};
 use super::preference;
 pub use super::preference::{Preference, PreferenceOutcome};
 use super::random::Stream;
+pub use super::tuning::Tuning;
 use super::weights::{LoadError, WeightSource};
 use crate::device::Device;
 
@@ -46,8 +48,17 @@ pub enum EngineError {
         reason: String,
     },
     /// Tensors that do not fit this model.
-    #[error("the adapter does not fit the model: {0}")]
-    Adapter(String),
+    #[error("the tensors do not fit the model: {0}")]
+    Tensors(String),
+    /// Asked for what the backend does not do.
+    #[error("the {backend} backend trains LoRA alone, not the model's own weights")]
+    FrozenWeights {
+        /// Which backend.
+        backend: &'static str,
+    },
+    /// The model as it was before it trained is asked for, and its own weights have moved.
+    #[error("the model's own weights have been trained: the base is not there any more")]
+    BaseIsGone,
     /// A sequence that the model cannot take.
     #[error("{0}")]
     Sequence(String),
@@ -163,8 +174,8 @@ impl LossSums {
     }
 }
 
-/// Named tensors of an adapter or of its moments, under the keys of PEFT's
-/// `adapter_model.safetensors`; shape and row-major values.
+/// What trains, or its gradients or moments: shape and row-major values, beside LoRA under the keys
+/// of PEFT's `adapter_model.safetensors`, else under Hugging Face's names and in their layouts.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// One AdamW step (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
@@ -180,13 +191,13 @@ pub struct AdamWStep {
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled by min(1, clip / (norm + 1e-6)), over all adapter tensors together.
+    /// Gradients are scaled by min(1, clip / (norm + 1e-6)), over all tensors that train together.
     pub clip: f64,
     /// Number of this step, from 1, for the bias correction.
     pub step: u64,
 }
 
-/// A base model with a LoRA adapter on one device.
+/// A model on one device and what trains: a LoRA adapter beside it, or tensors of its own.
 ///
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
@@ -217,25 +228,29 @@ pub trait Engine: Send {
         beta: f64,
     ) -> Result<Vec<PreferenceOutcome>, EngineError>;
 
-    /// Log-probability of each sequence's loss-bearing tokens, in nats, with the adapter or under
-    /// the base alone.
+    /// Log-probability of each sequence's loss-bearing tokens, in nats, under the model as it is now
+    /// or, without `trained`, under the base alone.
+    ///
+    /// # Errors
+    /// [`EngineError::BaseIsGone`] without `trained`, when the model's own weights have moved.
     fn log_probabilities(
         &mut self,
         batch: &[&Sequence],
-        with_adapter: bool,
+        trained: bool,
     ) -> Result<Vec<f64>, EngineError>;
 
     /// Continues a text with the likeliest token each time, up to `most` tokens or one of `ends`,
-    /// which is not part of the answer; with the adapter or with the base alone.
+    /// which is not part of the answer; with the model as it is now or, without `trained`, the base
+    /// alone, as [`Engine::log_probabilities`].
     fn continue_greedily(
         &mut self,
         prompt: &[u32],
         most: usize,
         ends: &[u32],
-        with_adapter: bool,
+        trained: bool,
     ) -> Result<Vec<u32>, EngineError>;
 
-    /// Clips the gradients, moves the adapter by one AdamW step, forgets the gradients, and
+    /// Clips the gradients, moves what trains by one AdamW step, forgets the gradients, and
     /// returns their global norm before clipping (NaN or infinite when a gradient is: then nothing
     /// has moved).
     fn step(&mut self, step: &AdamWStep) -> Result<f64, EngineError>;
@@ -243,13 +258,13 @@ pub trait Engine: Send {
     /// The gradients that have added up.
     fn gradients(&self) -> Result<NamedTensors, EngineError>;
 
-    /// The adapter's tensors.
-    fn adapter(&self) -> Result<NamedTensors, EngineError>;
+    /// The tensors that train.
+    fn trained(&self) -> Result<NamedTensors, EngineError>;
 
-    /// Replaces the adapter's tensors; keys and shapes must be those of [`Engine::adapter`].
-    fn set_adapter(&mut self, tensors: &NamedTensors) -> Result<(), EngineError>;
+    /// Replaces the tensors that train; keys and shapes must be those of [`Engine::trained`].
+    fn set_trained(&mut self, tensors: &NamedTensors) -> Result<(), EngineError>;
 
-    /// Adam's first and second moments, under the adapter's keys.
+    /// Adam's first and second moments, under the keys of [`Engine::trained`].
     fn moments(&self) -> Result<(NamedTensors, NamedTensors), EngineError>;
 
     /// Replaces both moments.
@@ -263,12 +278,16 @@ pub trait Engine: Send {
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError>;
 
     /// PEFT's names of the adapted modules in the order of the decoder
-    /// (`model.layers.0.self_attn.q_proj` …), for `adapter_config.json`.
+    /// (`model.layers.0.self_attn.q_proj` …), for `adapter_config.json`; none without LoRA.
     fn adapted_modules(&self) -> Vec<String>;
 
-    /// Mean |ΔW| of each block's adapted weights, by the block's index, where ΔW = scale · B · A is
-    /// what the adapter adds to a weight. Blocks without adapted weights are left out.
-    fn mean_change_by_layer(&self) -> Result<Vec<(u32, f64)>, EngineError>;
+    /// Mean |ΔW| of each block's trained weights, by the block's index, where ΔW is what the adapter
+    /// adds to a weight (scale · B · A), or how far a weight is from what `base` has, which is read
+    /// again. Blocks in which nothing trains are left out.
+    fn mean_change_by_layer(
+        &self,
+        base: &dyn WeightSource,
+    ) -> Result<Vec<(u32, f64)>, LoadEngineError>;
 
     /// Trainable and total parameters.
     fn parameter_counts(&self) -> (u64, u64);
@@ -278,12 +297,13 @@ pub trait Engine: Send {
 
     /// What computes, for messages.
     fn backend_name(&self) -> &'static str;
+
+    /// Whether the base alone can be asked at any time: not where its own weights move.
+    fn keeps_base(&self) -> bool;
 }
 
-/// Loads a base model with a fresh adapter, for training.
-///
-/// # Errors
-/// An unknown architecture; missing, extra or misshapen tensors, by name; a device that fails.
+/// Loads a base model with a fresh LoRA adapter, for training: [`load_tuned`] with
+/// [`Tuning::Lora`].
 pub fn load(
     config: &serde_json::Value,
     weights: &dyn WeightSource,
@@ -291,19 +311,35 @@ pub fn load(
     seed: u64,
     kind: BackendKind,
 ) -> Result<Box<dyn Engine>, LoadEngineError> {
+    load_tuned(config, weights, &Tuning::Lora(lora.clone()), seed, kind)
+}
+
+/// Loads a base model for training what `tuning` says.
+///
+/// # Errors
+/// An unknown architecture; missing, extra or misshapen tensors, by name; layers that the model does
+/// not have; a device that fails, or whose backend does not train the model's own weights
+/// ([`Tuning::needs_weights`]).
+pub fn load_tuned(
+    config: &serde_json::Value,
+    weights: &dyn WeightSource,
+    tuning: &Tuning,
+    seed: u64,
+    kind: BackendKind,
+) -> Result<Box<dyn Engine>, LoadEngineError> {
     let config = ModelConfig::read(config)?;
     match kind {
         BackendKind::Candle => {
             let backend = CandleBackend::new(candle_core::Device::Cpu);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
         }
         BackendKind::Cuda(number) => {
             let backend = CandleBackend::new(device::open(number)?);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
         }
         BackendKind::Cpu | BackendKind::CpuF32 => {
             let backend = CpuBackend::new(isa(kind)?);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, lora, seed)?))
+            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
         }
     }
 }
@@ -322,12 +358,14 @@ pub const TOKENS_AT_ONCE: usize = 1024;
 /// [`Engine`] on one backend.
 struct TrainingEngine<B: Backend> {
     decoder: Decoder<B>,
-    lora: LoraSettings,
+    tuning: Tuning,
     seed: u64,
-    adapter: Adapter<B>,
-    gradients: Adapter<B>,
-    first_moments: Adapter<B>,
-    second_moments: Adapter<B>,
+    trained: Trained<B>,
+    gradients: Trained<B>,
+    first_moments: Trained<B>,
+    second_moments: Trained<B>,
+    /// Whether the model's own weights are no longer the base's.
+    has_moved: bool,
 }
 
 impl<B: Backend> TrainingEngine<B> {
@@ -335,17 +373,46 @@ impl<B: Backend> TrainingEngine<B> {
         backend: B,
         config: ModelConfig,
         weights: &dyn WeightSource,
-        lora: &LoraSettings,
+        tuning: &Tuning,
         seed: u64,
     ) -> Result<Self, LoadEngineError> {
-        let decoder = Decoder::load(backend, config, weights, true)?;
-        let selected = lora.target.select(decoder.modules()).map_err(LoadEngineError::Target)?;
-        let adapter = Adapter::new(&decoder, lora, &selected, seed)?;
-        let gradients = adapter.zeros_like(&decoder, lora.rank)?;
-        let first_moments = adapter.zeros_like(&decoder, lora.rank)?;
-        let second_moments = adapter.zeros_like(&decoder, lora.rank)?;
-        let lora = lora.clone();
-        Ok(Self { decoder, lora, seed, adapter, gradients, first_moments, second_moments })
+        if tuning.needs_weights() && !backend.trains_weights() {
+            return Err(EngineError::FrozenWeights { backend: backend.name() }.into());
+        }
+        let mut decoder = Decoder::load(backend, config, weights, true)?;
+        let trained = Trained::new(&decoder, weights, tuning, seed)?;
+        // The device holds the values once where it can share them.
+        decoder.take_in(&trained)?;
+        let gradients = trained.zeros_like(&decoder)?;
+        let first_moments = trained.zeros_like(&decoder)?;
+        let second_moments = trained.zeros_like(&decoder)?;
+        let (tuning, has_moved) = (tuning.clone(), false);
+        Ok(Self {
+            decoder,
+            tuning,
+            seed,
+            trained,
+            gradients,
+            first_moments,
+            second_moments,
+            has_moved,
+        })
+    }
+
+    /// What to run beside the decoder for the model as it is now, or for the base alone.
+    fn adapter_or_base(&self, trained: bool) -> Result<Option<&Adapter<B>>, EngineError> {
+        match trained {
+            true => Ok(self.trained.adapter()),
+            false if self.has_moved => Err(EngineError::BaseIsGone),
+            false => Ok(None),
+        }
+    }
+
+    /// Brings the values that train to where the forward pass reads them.
+    fn take_in_trained(&mut self) -> Result<(), EngineError> {
+        self.has_moved |= self.trained.is_in_place();
+        self.decoder.take_in(&self.trained)?;
+        self.trained.bring_tensors(&self.decoder)
     }
 
     /// Items of one or more sequences in packed passes, as [`Engine::cut`] cuts them. `draws` decide
@@ -386,7 +453,7 @@ impl<B: Backend> TrainingEngine<B> {
 
     /// Draws for the dropout of the sequences of a step, from number `first` on.
     fn draws(&self, step: u64, first: usize) -> impl FnMut() -> Option<Stream> + use<B> {
-        let is_dropping = self.lora.dropout > 0.0;
+        let is_dropping = self.tuning.dropout() > 0.0;
         let stream = Stream::new(self.seed, "dropout", step);
         let mut next = first as u64;
         move || {
@@ -394,28 +461,11 @@ impl<B: Backend> TrainingEngine<B> {
             is_dropping.then(|| stream.child(next - 1))
         }
     }
-
-    /// Replaces the tensors of `into`, which must have the keys and shapes of the adapter.
-    fn replace(
-        decoder: &Decoder<B>,
-        lora: &LoraSettings,
-        into: &mut Adapter<B>,
-        tensors: &NamedTensors,
-    ) -> Result<(), EngineError> {
-        let made = Adapter::from_named(decoder, lora, tensors)?;
-        if made.parameters(decoder) != into.parameters(decoder) {
-            return Err(EngineError::Adapter(
-                "it does not have a tensor for each adapted layer".to_owned(),
-            ));
-        }
-        *into = made;
-        Ok(())
-    }
 }
 
 impl<B: Backend> Engine for TrainingEngine<B> {
     fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
-        pack::cut(items, TOKENS_AT_ONCE, self.lora.dropout == 0.0)
+        pack::cut(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
     }
 
     fn accumulate(
@@ -427,7 +477,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         let factor = 1.0 / part.total.max(1) as f32;
         for pass in self.passes_of(batch, self.draws(part.step, part.first))? {
             let losses = self.decoder.losses_and_gradients(
-                &self.adapter,
+                &self.trained,
                 &pass,
                 Weighing::Even(factor),
                 &mut self.gradients,
@@ -454,7 +504,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 preference::factors(&outcomes, &pass.owned, losses.len(), beta, part.total)
             };
             self.decoder.losses_and_gradients(
-                &self.adapter,
+                &self.trained,
                 &pass,
                 Weighing::ByLoss(&mut weigh),
                 &mut self.gradients,
@@ -467,7 +517,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, EngineError> {
         let mut sums = Vec::with_capacity(batch.len());
         for pass in self.passes_of(batch, || None)? {
-            let losses = self.decoder.losses(Some(&self.adapter), &pass)?;
+            let losses = self.decoder.losses(self.trained.adapter(), &pass)?;
             sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
         }
         Ok(sums)
@@ -482,7 +532,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         let pairs = preference::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
         for pass in self.passes(&groups, || None)? {
-            let losses = self.decoder.losses(Some(&self.adapter), &pass)?;
+            let losses = self.decoder.losses(self.trained.adapter(), &pass)?;
             let these = &batch[made.len()..];
             made.extend(preference::outcomes(these, &pass.owned, &losses, beta));
         }
@@ -492,9 +542,9 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn log_probabilities(
         &mut self,
         batch: &[&Sequence],
-        with_adapter: bool,
+        trained: bool,
     ) -> Result<Vec<f64>, EngineError> {
-        let adapter = with_adapter.then_some(&self.adapter);
+        let adapter = self.adapter_or_base(trained)?;
         let mut made = Vec::with_capacity(batch.len());
         for pass in self.passes_of(batch, || None)? {
             let losses = self.decoder.losses(adapter, &pass)?;
@@ -510,9 +560,9 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         prompt: &[u32],
         most: usize,
         ends: &[u32],
-        with_adapter: bool,
+        trained: bool,
     ) -> Result<Vec<u32>, EngineError> {
-        let adapter = with_adapter.then_some(&self.adapter);
+        let adapter = self.adapter_or_base(trained)?;
         let mut cache = self.decoder.new_cache()?;
         let mut logits = self.decoder.extend(adapter, &mut cache, prompt)?;
         let mut written = Vec::new();
@@ -534,24 +584,22 @@ impl<B: Backend> Engine for TrainingEngine<B> {
 
     fn step(&mut self, step: &AdamWStep) -> Result<f64, EngineError> {
         let backend = self.decoder.backend();
-        let gradients: Vec<&B::Matrix> =
-            self.gradients.pairs().flat_map(|pair| [&pair.a, &pair.b]).collect();
+        let gradients: Vec<&B::Matrix> = self.gradients.matrices().collect();
         let norm = backend.sum_of_squares(&gradients)?.sqrt();
         if norm.is_finite() {
             let factor = (step.clip / (norm + 1e-6)).min(1.0);
             let tensors = self
-                .adapter
-                .pairs_mut()
-                .zip(self.gradients.pairs())
-                .zip(self.first_moments.pairs_mut())
-                .zip(self.second_moments.pairs_mut());
-            for (((pair, gradient), first), second) in tensors {
-                let (a, b) = (&gradient.a, &gradient.b);
-                backend.adamw(&mut pair.a, a, &mut first.a, &mut second.a, step, factor)?;
-                backend.adamw(&mut pair.b, b, &mut first.b, &mut second.b, step, factor)?;
+                .trained
+                .matrices_mut()
+                .zip(self.gradients.matrices())
+                .zip(self.first_moments.matrices_mut())
+                .zip(self.second_moments.matrices_mut());
+            for (((parameter, gradient), first), second) in tensors {
+                backend.adamw(parameter, gradient, first, second, step, factor)?;
             }
+            self.take_in_trained()?;
         }
-        self.gradients = self.gradients.zeros_like(&self.decoder, self.lora.rank)?;
+        self.gradients = self.gradients.zeros_like(&self.decoder)?;
         Ok(norm)
     }
 
@@ -559,12 +607,13 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         self.gradients.named(&self.decoder)
     }
 
-    fn adapter(&self) -> Result<NamedTensors, EngineError> {
-        self.adapter.named(&self.decoder)
+    fn trained(&self) -> Result<NamedTensors, EngineError> {
+        self.trained.named(&self.decoder)
     }
 
-    fn set_adapter(&mut self, tensors: &NamedTensors) -> Result<(), EngineError> {
-        Self::replace(&self.decoder, &self.lora, &mut self.adapter, tensors)
+    fn set_trained(&mut self, tensors: &NamedTensors) -> Result<(), EngineError> {
+        self.trained.replace(&self.decoder, &self.tuning, tensors)?;
+        self.take_in_trained()
     }
 
     fn moments(&self) -> Result<(NamedTensors, NamedTensors), EngineError> {
@@ -577,31 +626,41 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         first: &NamedTensors,
         second: &NamedTensors,
     ) -> Result<(), EngineError> {
-        Self::replace(&self.decoder, &self.lora, &mut self.first_moments, first)?;
-        Self::replace(&self.decoder, &self.lora, &mut self.second_moments, second)
+        self.first_moments.replace(&self.decoder, &self.tuning, first)?;
+        self.second_moments.replace(&self.decoder, &self.tuning, second)
     }
 
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError> {
-        self.decoder.logits(Some(&self.adapter), input_ids)
+        self.decoder.logits(self.trained.adapter(), input_ids)
     }
 
     fn adapted_modules(&self) -> Vec<String> {
-        let modules = self.decoder.modules().iter().zip(&self.adapter.pairs);
+        let Some(adapter) = self.trained.adapter() else { return Vec::new() };
+        let modules = self.decoder.modules().iter().zip(&adapter.pairs);
         modules.filter(|(_, pair)| pair.is_some()).map(|(one, _)| one.module.clone()).collect()
     }
 
-    fn mean_change_by_layer(&self) -> Result<Vec<(u32, f64)>, EngineError> {
-        self.adapter.mean_change_by_layer(&self.decoder)
+    fn mean_change_by_layer(
+        &self,
+        base: &dyn WeightSource,
+    ) -> Result<Vec<(u32, f64)>, LoadEngineError> {
+        self.trained.mean_change_by_layer(&self.decoder, base)
+    }
+
+    fn keeps_base(&self) -> bool {
+        !self.trained.is_in_place()
     }
 
     fn parameter_counts(&self) -> (u64, u64) {
-        let trainable = self.adapter.parameters(&self.decoder);
-        (trainable, trainable + self.decoder.parameters())
+        let trainable = self.trained.parameters(&self.decoder);
+        match self.trained.is_in_place() {
+            true => (trainable, self.decoder.parameters()),
+            false => (trainable, trainable + self.decoder.parameters()),
+        }
     }
 
     fn cost(&self) -> Cost {
-        let is_adapted: Vec<bool> = self.adapter.pairs.iter().map(Option::is_some).collect();
-        Cost::new(self.decoder.config(), self.decoder.modules(), &is_adapted, self.lora.rank)
+        self.decoder.cost(&self.trained)
     }
 
     fn backend_name(&self) -> &'static str {

@@ -18,6 +18,9 @@ pub struct LoraSettings {
     pub dropout: f64,
     /// What is adapted.
     pub target: LoraTarget,
+    /// Modules that train in full beside the adapter, by the last parts of their paths: the embedding
+    /// and the head (PEFT's `modules_to_save`).
+    pub saved_modules: Vec<String>,
 }
 
 /// Which linear layers of the blocks are adapted; all of them by default.
@@ -33,7 +36,8 @@ impl LoraSettings {
     /// Plain LoRA on all linear layers.
     pub fn new(rank: usize, alpha: f64) -> Self {
         let target = LoraTarget::default();
-        Self { rank, alpha, is_rank_stabilised: false, dropout: 0.0, target }
+        let saved_modules = Vec::new();
+        Self { rank, alpha, is_rank_stabilised: false, dropout: 0.0, target, saved_modules }
     }
 
     /// The shape of a finished adapter; which layers it adapts, its tensors say.

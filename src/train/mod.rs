@@ -30,5 +30,6 @@ pub mod schedule;
 mod start;
 pub mod template;
 pub mod tokenizer;
+pub mod tuning;
 mod watch;
 pub mod weights;

@@ -109,7 +109,7 @@ pub(super) fn prepare(
         load(&base.config, base.weights.as_ref(), &lora, u64::from(spec.seed), backend)
             .map_err(cannot_load)?;
     if let Some(start) = &start {
-        engine.set_adapter(&start.tensors).map_err(engine_failed)?;
+        engine.set_trained(&start.tensors).map_err(engine_failed)?;
     }
     announce::statistics(&training, engine.as_ref(), sink);
 

@@ -27,9 +27,12 @@ const LOGITS: f64 = 1e-5;
 /// between float32 and float64.
 const FINAL: f64 = 5e-3;
 
-struct Case {
-    name: String,
-    folder: PathBuf,
+/// One case folder.
+pub struct Case {
+    /// The folder's name.
+    pub name: String,
+    /// Where it lies.
+    pub folder: PathBuf,
     description: Value,
     tensors: BTreeMap<String, (Vec<usize>, Tensor)>,
 }
@@ -39,7 +42,8 @@ enum Tensor {
     Integers(Vec<i64>),
 }
 
-fn cases() -> Vec<Case> {
+/// Every case.
+pub fn cases() -> Vec<Case> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
     let root = std::env::var_os("HONE_GOLDEN_DIR").map_or(default, PathBuf::from);
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
@@ -73,7 +77,8 @@ fn read_case(folder: &Path) -> Case {
     Case { name, folder: folder.to_owned(), description, tensors }
 }
 
-fn read_json(path: &Path) -> Value {
+/// A file that holds JSON.
+pub fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -104,7 +109,7 @@ impl Case {
     }
 
     /// The rows of a batch without their padding.
-    fn sequences(&self, prefix: &str) -> Vec<Sequence> {
+    pub fn sequences(&self, prefix: &str) -> Vec<Sequence> {
         let ids = self.integers(&format!("{prefix}input_ids"));
         let seen = self.integers(&format!("{prefix}attention_mask"));
         let labels = self.integers(&format!("{prefix}labels"));
@@ -195,7 +200,7 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
     let want = f64::from(case.floats("base_loss")[0]);
     assert!(relative(base.loss / base.tokens as f64, want) <= LOSS, "{name}: base loss {base:?}");
 
-    engine.set_adapter(&case.named("lora_init.")).unwrap();
+    engine.set_trained(&case.named("lora_init.")).unwrap();
     for (row, sequence) in sequences.iter().enumerate() {
         check_logits(case, "lora_logits", row, &engine.logits(&sequence.input_ids).unwrap());
     }
@@ -216,7 +221,7 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
         let want = f64::from(case.floats("step_grad_norms")[index]);
         assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
     }
-    let adapter = engine.adapter().unwrap();
+    let adapter = engine.trained().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
         let off = distance(&adapter[&key].1, &want);
         assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");
@@ -247,7 +252,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
     let beta = case.description["beta"].as_f64().unwrap();
     let chosen = case.sequences("chosen_");
     let rejected = case.sequences("rejected_");
-    engine.set_adapter(&case.named("lora_init.")).unwrap();
+    engine.set_trained(&case.named("lora_init.")).unwrap();
     // The base is asked through the engine whose adapter is not neutral.
     let reference = |engine: &mut dyn Engine, side: &[Sequence], wanted: &str| {
         let side: Vec<&Sequence> = side.iter().collect();
@@ -301,7 +306,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
         let want = f64::from(case.floats("step_grad_norms")[index]);
         assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
     }
-    let adapter = engine.adapter().unwrap();
+    let adapter = engine.trained().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
         let off = distance(&adapter[&key].1, &want);
         assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");

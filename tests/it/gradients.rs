@@ -6,7 +6,8 @@ use std::path::Path;
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
 use hone::train::engine::{
-    BackendKind, Engine, LoraSettings, LoraTarget, LossSums, NamedTensors, Part, Sequence, load,
+    BackendKind, Engine, LoraSettings, LoraTarget, LossSums, NamedTensors, Part, Sequence, Tuning,
+    load, load_tuned,
 };
 use hone::train::weights::safetensors;
 
@@ -27,8 +28,8 @@ fn difference(found: &NamedTensors, wanted: &NamedTensors) -> f64 {
 fn engine(base: &BaseModel, kind: BackendKind, target: LoraTarget) -> Box<dyn Engine> {
     let lora = LoraSettings { target, ..LoraSettings::new(4, 8.0) };
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
-    let adapter = shaken(engine.adapter().expect("reads"));
-    engine.set_adapter(&adapter).expect("fits");
+    let adapter = shaken(engine.trained().expect("reads"));
+    engine.set_trained(&adapter).expect("fits");
     engine
 }
 
@@ -95,19 +96,19 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
         ] {
             let modules = names.map(|names| names.into_iter().map(str::to_owned).collect());
             let mut chosen = engine(&base, kind, LoraTarget { modules, layers });
-            let adapter = chosen.adapter().expect("reads");
+            let adapter = chosen.trained().expect("reads");
             assert_eq!(adapter.len(), 2 * chosen.adapted_modules().len());
 
             // The whole adapter with the same tensors where chosen, and no effect elsewhere.
             let mut whole = engine(&base, kind, LoraTarget::default());
-            let mut all = whole.adapter().expect("reads");
+            let mut all = whole.trained().expect("reads");
             for (key, (_, values)) in &mut all {
                 match adapter.get(key) {
                     Some((_, chosen)) => values.clone_from(chosen),
                     None => values.fill(0.0),
                 }
             }
-            whole.set_adapter(&all).expect("fits");
+            whole.set_trained(&all).expect("fits");
             let tokens = sequence.input_ids.len() as u64 - 1;
             let found = accumulate(chosen.as_mut(), &[&sequence], Part::whole(1, tokens));
             let wanted = accumulate(whole.as_mut(), &[&sequence], Part::whole(1, tokens));
@@ -149,8 +150,8 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let made = |lora: &LoraSettings| {
             let mut engine =
                 load(&base.config, base.weights.as_ref(), lora, 3, kind).expect("loads");
-            let adapter = shaken(engine.adapter().expect("reads"));
-            engine.set_adapter(&adapter).expect("fits");
+            let adapter = shaken(engine.trained().expect("reads"));
+            engine.set_trained(&adapter).expect("fits");
             engine
         };
         let mut engine = made(&dropping);
@@ -179,13 +180,13 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let mut moved = [0.0, 0.0];
         for (moved, sign) in moved.iter_mut().zip([1.0, -1.0]) {
             let mut engine = made(&dropping);
-            let mut adapter = engine.adapter().expect("reads");
+            let mut adapter = engine.trained().expect("reads");
             for (key, (_, values)) in &mut adapter {
                 for (value, slope) in values.iter_mut().zip(&whole[key].1) {
                     *value += (sign * distance) as f32 * slope;
                 }
             }
-            engine.set_adapter(&adapter).expect("fits");
+            engine.set_trained(&adapter).expect("fits");
             let sums = accumulate(engine.as_mut(), &all, part);
             *moved = sums.loss / sums.tokens as f64;
         }
@@ -216,12 +217,17 @@ fn a_shared_beginning_changes_no_loss_and_no_gradient() {
         let sequences = [of(3, 24, 40, 9), of(3, 24, 41, 12), of(3, 18, 50, 7), of(60, 5, 61, 8)];
         let all: Vec<&Sequence> = sequences.iter().collect();
         let total: u64 = sequences.iter().map(Sequence::targets).sum();
-        for kind in [BackendKind::CpuF32, BackendKind::Candle] {
+        let lora = Tuning::Lora(LoraSettings::new(4, 8.0));
+        for (kind, tuning) in [
+            (BackendKind::CpuF32, &lora),
+            (BackendKind::Candle, &lora),
+            (BackendKind::Candle, &Tuning::Full),
+        ] {
             let made = || {
-                let lora = LoraSettings::new(4, 8.0);
-                let mut engine = load(&config, weights.as_ref(), &lora, 3, kind).expect("loads");
-                let adapter = shaken(engine.adapter().expect("reads"));
-                engine.set_adapter(&adapter).expect("fits");
+                let mut engine =
+                    load_tuned(&config, weights.as_ref(), tuning, 3, kind).expect("loads");
+                let trained = shaken(engine.trained().expect("reads"));
+                engine.set_trained(&trained).expect("fits");
                 engine
             };
             let mut plain = made();
@@ -242,7 +248,7 @@ fn a_shared_beginning_changes_no_loss_and_no_gradient() {
             let [found, wanted] =
                 [&sharing, &plain].map(|engine| engine.gradients().expect("reads"));
             let apart = difference(&found, &wanted);
-            assert!(apart <= 1e-5, "{family} {kind:?}: {apart:.1e}");
+            assert!(apart <= 1e-5, "{family} {kind:?} {tuning:?}: {apart:.1e}");
         }
     }
 }

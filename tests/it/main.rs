@@ -44,3 +44,4 @@ mod store_support;
 mod template_families;
 mod templates;
 mod training;
+mod tuning;

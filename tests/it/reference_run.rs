@@ -52,7 +52,7 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind).expect("loads");
     let bytes = std::fs::read(folder.join("gsm8k_init_adapter/adapter_model.safetensors"));
     let start = peft::deserialise(&bytes.expect("the adapter")).expect("an adapter");
-    engine.set_adapter(&start).expect("it fits");
+    engine.set_trained(&start).expect("it fits");
 
     let training = folder.join("gsm8k-train-2000.jsonl");
     let training = encode_file(&training, &base, 1024).expect("encodes");

@@ -109,9 +109,9 @@ pub struct LoraPair<B: Backend> {
 pub trait Backend: Send + Sized + 'static {
     /// A matrix of 32-bit floats on the device.
     type Matrix: Send;
-    /// A frozen linear layer, `[outputs, inputs]` with an optional bias, laid out as the device likes.
+    /// A linear layer, `[outputs, inputs]` with an optional bias, laid out as the device likes.
     type Weight: Send;
-    /// A frozen row of floats.
+    /// A row of floats.
     type Vector: Send;
     /// Row numbers, token ids or positions on the device.
     type Indexes: Send;
@@ -135,11 +135,11 @@ pub trait Backend: Send + Sized + 'static {
     fn rows(&self, matrix: &Self::Matrix) -> usize;
     /// A second matrix with the same values.
     fn copy(&self, matrix: &Self::Matrix) -> Outcome<Self::Matrix>;
-    /// A frozen row.
+    /// A row.
     fn vector(&self, values: &[f32]) -> Outcome<Self::Vector>;
     /// Indexes from host values.
     fn indexes(&self, values: &[u32]) -> Outcome<Self::Indexes>;
-    /// A frozen linear layer from `[outputs, inputs]`; `backward` says whether gradients of its
+    /// A linear layer from `[outputs, inputs]`; `backward` says whether gradients of its
     /// input will be asked for.
     fn weight(
         &self,
@@ -312,6 +312,79 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Outcome<(Self::Losses, Option<Self::Matrix>)>;
     /// The losses, for the host: waits until the device has computed them.
     fn row_losses(&self, losses: &Self::Losses) -> Outcome<Vec<RowLoss>>;
+
+    // ---- training the model's own weights, for backends that do
+
+    /// Whether the operations of this section are there; [`super::engine::load_tuned`] asks first.
+    fn trains_weights(&self) -> bool {
+        false
+    }
+    /// Adds gradientᵀ · x to `into`: the gradient of a linear layer's weight, `[outputs, inputs]`.
+    fn weight_gradient(
+        &self,
+        _gradient: &Self::Matrix,
+        _x: &Self::Matrix,
+        _into: &mut Self::Matrix,
+    ) -> Outcome<()> {
+        Err(frozen(self))
+    }
+    /// Adds the sum of the gradient's rows, which are as long as that of `into` (several in one row
+    /// of the matrix for per-head norms): the gradient of a bias, `[1, outputs]`.
+    fn bias_gradient(&self, _gradient: &Self::Matrix, _into: &mut Self::Matrix) -> Outcome<()> {
+        Err(frozen(self))
+    }
+    /// Adds the gradient of a norm's weight, `[1, width]`, where `x` is what the norm read. It is
+    /// Gemma's as well, whose stored weight is that of the norm less one.
+    fn norm_weight_gradient(
+        &self,
+        _gradient: &Self::Matrix,
+        _x: &Self::Matrix,
+        _norm: &Norm<Self>,
+        _into: &mut Self::Matrix,
+    ) -> Outcome<()> {
+        Err(frozen(self))
+    }
+    /// Adds the gradient's rows, times `scale`, to the rows of `into` at `ids`: the backward of
+    /// [`Backend::embed`] towards the table.
+    fn embed_gradient(
+        &self,
+        _gradient: &Self::Matrix,
+        _ids: &Self::Indexes,
+        _scale: f32,
+        _into: &mut Self::Matrix,
+    ) -> Outcome<()> {
+        Err(frozen(self))
+    }
+    /// As [`Backend::head_loss`] with `factors`, and adds the gradient of the head's weight to
+    /// `into`.
+    fn head_loss_and_gradient(
+        &self,
+        _x: &Self::Matrix,
+        _head: &Self::Weight,
+        _targets: &Self::Indexes,
+        _soft_cap: Option<f32>,
+        _factors: &[f32],
+        _into: &mut Self::Matrix,
+    ) -> Outcome<(Self::Losses, Option<Self::Matrix>)> {
+        Err(frozen(self))
+    }
+    /// Puts other values into a linear layer, those of `values` (`[outputs, inputs]`) and of `bias`
+    /// (`[1, outputs]`) where they are given.
+    fn replace_weight(
+        &self,
+        _weight: &mut Self::Weight,
+        _values: Option<&Self::Matrix>,
+        _bias: Option<&Self::Matrix>,
+    ) -> Outcome<()> {
+        Err(frozen(self))
+    }
+    /// The one row of `row`, with `plus` added to each element: what a norm multiplies with or adds.
+    fn vector_of(&self, _row: &Self::Matrix, _plus: f32) -> Outcome<Self::Vector> {
+        Err(frozen(self))
+    }
+
+    // ---- the optimiser
+
     /// Sum of the squares of all elements of all `matrices`.
     fn sum_of_squares(&self, matrices: &[&Self::Matrix]) -> Outcome<f64>;
     /// One AdamW step of one tensor; the gradient is scaled by `gradient_factor` first.
@@ -324,4 +397,9 @@ pub trait Backend: Send + Sized + 'static {
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()>;
+}
+
+/// What a backend says that carries the model's own weights frozen.
+fn frozen<B: Backend>(backend: &B) -> EngineError {
+    EngineError::FrozenWeights { backend: backend.name() }
 }

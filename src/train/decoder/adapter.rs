@@ -1,10 +1,12 @@
-//! A LoRA adapter of a decoder (Hu et al. 2021): a pair of matrices for each adapted layer.
+//! A LoRA adapter of a decoder (Hu et al. 2021): a pair of matrices for each adapted layer, and an
+//! embedding and a head of its own where these train beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
 use super::Decoder;
+use super::tensors::Part;
 use crate::train::backend::{Backend, LoraPair, Outcome};
 use crate::train::engine::{EngineError, LoraSettings, NamedTensors};
 use crate::train::random::Stream;
@@ -17,11 +19,18 @@ pub struct Adapter<B: Backend> {
     pub(super) scale: f32,
     /// Share of the inputs that training drops.
     pub(super) dropout: f32,
+    /// Stands in the place of the model's embedding.
+    pub(super) embedding: Option<B::Weight>,
+    /// Stands in the place of the model's head.
+    pub(super) head: Option<B::Weight>,
 }
+
+/// What PEFT puts before the paths of a model's modules in `adapter_model.safetensors`.
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// The key of A (or B) of `module` in PEFT's `adapter_model.safetensors`.
 fn key(module: &str, matrix: &str) -> String {
-    format!("base_model.model.{module}.lora_{matrix}.weight")
+    format!("{PREFIX}{module}.lora_{matrix}.weight")
 }
 
 impl<B: Backend> Adapter<B> {
@@ -51,26 +60,33 @@ impl<B: Backend> Adapter<B> {
                 b: backend.zeros(module.outputs, settings.rank)?,
             }));
         }
-        Ok(Self { pairs, scale: settings.scale(), dropout: settings.dropout as f32 })
+        Ok(Self::of_pairs(pairs, settings))
     }
 
-    /// Zeros in the shape of `self`: gradients or moments.
-    pub fn zeros_like(&self, decoder: &Decoder<B>, rank: usize) -> Outcome<Self> {
+    fn of_pairs(pairs: Vec<Option<LoraPair<B>>>, settings: &LoraSettings) -> Self {
+        let (scale, dropout) = (settings.scale(), settings.dropout as f32);
+        Self { pairs, scale, dropout, embedding: None, head: None }
+    }
+
+    /// Zeros in the shape of the pairs: gradients or moments.
+    pub fn zeros_like(&self, decoder: &Decoder<B>) -> Outcome<Self> {
         let backend = decoder.backend();
         let mut pairs = Vec::with_capacity(self.pairs.len());
         for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
             pairs.push(match pair {
                 None => None,
-                Some(_) => Some(LoraPair {
-                    a: backend.zeros(rank, module.inputs)?,
-                    b: backend.zeros(module.outputs, rank)?,
-                }),
+                Some(pair) => {
+                    let rank = backend.rows(&pair.a);
+                    let a = backend.zeros(rank, module.inputs)?;
+                    Some(LoraPair { a, b: backend.zeros(module.outputs, rank)? })
+                }
             });
         }
-        Ok(Self { pairs, scale: self.scale, dropout: self.dropout })
+        let (scale, dropout) = (self.scale, self.dropout);
+        Ok(Self { pairs, scale, dropout, embedding: None, head: None })
     }
 
-    /// The tensors under PEFT's keys.
+    /// The pairs' tensors under PEFT's keys.
     pub fn named(&self, decoder: &Decoder<B>) -> Outcome<NamedTensors> {
         let backend = decoder.backend();
         let mut named = NamedTensors::new();
@@ -85,13 +101,43 @@ impl<B: Backend> Adapter<B> {
         Ok(named)
     }
 
-    /// An adapter from tensors under PEFT's keys. Layers without tensors stay as they are; a layer
-    /// with one of its two, another shape, or a key that names no layer is an error.
+    /// An adapter to answer with, from tensors under PEFT's keys. Layers without tensors stay as
+    /// they are; a layer with one of its two, another shape, or a key that names no layer is an
+    /// error.
     pub fn from_named(
         decoder: &Decoder<B>,
         settings: &LoraSettings,
         tensors: &NamedTensors,
     ) -> Outcome<Self> {
+        let (mut made, mut used) = Self::pairs_from_named(decoder, settings, tensors)?;
+        for tensor in decoder.tensors() {
+            let slot = match tensor.part {
+                Part::Embedding if !decoder.config().tied => &mut made.embedding,
+                Part::Head => &mut made.head,
+                _ => continue,
+            };
+            let key = format!("{PREFIX}{}", tensor.name);
+            let Some(found) = tensors.get(&key) else { continue };
+            let values = tensor.taken(&key, found)?;
+            let (rows, columns) = (tensor.rows, tensor.columns);
+            *slot = Some(decoder.backend().weight(rows, columns, &values, None, false)?);
+            used += 1;
+        }
+        if used != tensors.len() {
+            return Err(EngineError::Tensors(stranger(decoder, tensors)));
+        }
+        if used == 0 {
+            return Err(EngineError::Tensors("it holds no tensors".to_owned()));
+        }
+        Ok(made)
+    }
+
+    /// The pairs from tensors under PEFT's keys, and how many of these they took.
+    pub(super) fn pairs_from_named(
+        decoder: &Decoder<B>,
+        settings: &LoraSettings,
+        tensors: &NamedTensors,
+    ) -> Outcome<(Self, usize)> {
         let backend = decoder.backend();
         let mut pairs = Vec::with_capacity(decoder.modules().len());
         let mut used = 0;
@@ -109,7 +155,7 @@ impl<B: Backend> Adapter<B> {
             let wanted = [[settings.rank, module.inputs], [module.outputs, settings.rank]];
             for ((key, found), wanted) in [(&key_a, a), (&key_b, b)].into_iter().zip(wanted) {
                 if found.0 != wanted || found.1.len() != wanted[0] * wanted[1] {
-                    return Err(EngineError::Adapter(format!(
+                    return Err(EngineError::Tensors(format!(
                         "{key:?} has shape {:?} instead of {wanted:?}",
                         found.0
                     )));
@@ -121,25 +167,10 @@ impl<B: Backend> Adapter<B> {
                 b: backend.matrix(module.outputs, settings.rank, &b.1)?,
             }));
         }
-        if used != tensors.len() {
-            let known: std::collections::BTreeSet<String> = decoder
-                .modules()
-                .iter()
-                .flat_map(|module| [key(&module.module, "A"), key(&module.module, "B")])
-                .collect();
-            let stranger = tensors.keys().find(|key| !known.contains(*key));
-            return Err(EngineError::Adapter(format!(
-                "{:?} names no layer of the model",
-                stranger.map_or("", |key| key)
-            )));
-        }
-        if used == 0 {
-            return Err(EngineError::Adapter("it holds no tensors".to_owned()));
-        }
-        Ok(Self { pairs, scale: settings.scale(), dropout: settings.dropout as f32 })
+        Ok((Self::of_pairs(pairs, settings), used))
     }
 
-    /// Number of trainable parameters.
+    /// Number of the pairs' parameters.
     pub fn parameters(&self, decoder: &Decoder<B>) -> u64 {
         let mut count = 0;
         for (pair, module) in self.pairs.iter().zip(decoder.modules()) {
@@ -192,6 +223,18 @@ fn sum_of_product(a: &[f32], b: &[f32], inputs: usize) -> f64 {
     rows.iter().sum()
 }
 
+/// What is wrong with tensors of which some are not taken.
+pub(super) fn stranger<B: Backend>(decoder: &Decoder<B>, tensors: &NamedTensors) -> String {
+    let of_pairs = decoder.modules().iter().map(|module| &module.module);
+    let of_pairs = of_pairs.flat_map(|module| [key(module, "A"), key(module, "B")]);
+    let known: BTreeSet<String> =
+        of_pairs.chain(decoder.tensors().iter().map(|tensor| tensor.name.clone())).collect();
+    match tensors.keys().find(|key| !known.contains(*key)) {
+        Some(key) => format!("{key:?} names no layer of the model"),
+        None => "there are tensors of layers that do not train".to_owned(),
+    }
+}
+
 fn missing(key: &str) -> EngineError {
-    EngineError::Adapter(format!("{key:?} is missing, though its partner is there"))
+    EngineError::Tensors(format!("{key:?} is missing, though its partner is there"))
 }

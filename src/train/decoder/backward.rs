@@ -1,13 +1,14 @@
 //! Losses over a packed batch, and backward through the blocks by hand.
 //!
-//! Frozen weights get no gradients. Nothing runs below the lowest block that has a LoRA pair, and in
-//! that block nothing below the layers that have one.
+//! Frozen weights get no gradients. Nothing runs below the lowest block in which something trains, and
+//! in that block nothing below the layers that do.
 
 use super::adapter::Adapter;
 use super::forward::{Beside, Sight};
 use super::pack::PackedBatch;
 use super::saved::Saved;
-use super::{Block, Decoder, Linear, Mlp, Qkv};
+use super::trained::Trained;
+use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
 use crate::train::backend::{Backend, Outcome, RowLoss, Segment};
 
 /// How much each row's loss counts in what is differentiated.
@@ -53,8 +54,8 @@ impl<B: Backend> Decoder<B> {
         let (x, _) = self.run_blocks(&beside, &there.ids, &there.positions, sight, None)?;
         let rows = self.backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
-        let normed = self.backend.norm(&rows, &self.final_norm)?;
-        self.backend.row_losses(&self.head_losses(&normed, &there, None)?.0)
+        let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
+        self.backend.row_losses(&self.head_losses(adapter, &normed, &there)?)
     }
 
     /// Losses of the rows that count; adds the gradients of their weighed sum to `gradients`. The
@@ -62,10 +63,10 @@ impl<B: Backend> Decoder<B> {
     /// for the host in between; where they decide on the weights, they must be read before.
     pub fn losses_and_gradients(
         &self,
-        adapter: &Adapter<B>,
+        trained: &Trained<B>,
         batch: &PackedBatch,
         weighing: Weighing<'_>,
-        gradients: &mut Adapter<B>,
+        gradients: &mut Trained<B>,
     ) -> Outcome<Vec<RowLoss>> {
         if batch.targets.is_empty() {
             if let Weighing::ByLoss(weigh) = weighing {
@@ -74,37 +75,43 @@ impl<B: Backend> Decoder<B> {
             return Ok(Vec::new());
         }
         let backend = &self.backend;
-        let lowest = self.lowest_adapted_block(adapter);
+        let adapter = trained.adapter();
+        let to_input = self.trains_input(trained);
+        let lowest = if to_input { 0 } else { self.lowest_trained_block(trained) };
         let there = OnDevice::new(backend, batch)?;
         let sight = Sight::Segments(&batch.segments);
         let beside = Beside::dropping(self, adapter, &batch.draws)?;
-        let (x, mut saved) =
+        let (x, saved) =
             self.run_blocks(&beside, &there.ids, &there.positions, sight, Some(lowest))?;
         let rows = backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
-        let normed = backend.norm(&rows, &self.final_norm)?;
+        let normed = backend.norm(&rows, &self.final_norm.norm)?;
         let mut read = None;
         let factors = match weighing {
             Weighing::Even(factor) => vec![factor; batch.targets.len()],
             Weighing::ByLoss(weigh) => {
-                let losses = backend.row_losses(&self.head_losses(&normed, &there, None)?.0)?;
+                let losses = backend.row_losses(&self.head_losses(adapter, &normed, &there)?)?;
                 weigh(read.insert(losses))
             }
         };
-        let (losses, gradient) = self.head_losses(&normed, &there, Some(&factors))?;
+        let (head, cap) = (self.head(adapter), self.config.logit_cap);
+        let (losses, gradient) = match gradients.tensors.get_mut(self.places.head) {
+            None => backend.head_loss(&normed, head, &there.targets, cap, Some(&factors))?,
+            Some(into) => backend.head_loss_and_gradient(
+                &normed,
+                head,
+                &there.targets,
+                cap,
+                &factors,
+                into,
+            )?,
+        };
         drop(normed);
         if let Some(gradient) = gradient {
-            let gradient = backend.norm_backward(gradient, &rows, &self.final_norm)?;
-            let mut gradient = backend.spread_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
-            let seen = (&there.positions, &batch.segments[..]);
-            for (layer, block) in self.blocks.iter().enumerate().rev() {
-                let Some(saved) = saved.pop() else { break };
-                let below = layer > lowest;
-                let made =
-                    self.block_backward(block, saved, gradient, &beside, gradients, seen, below)?;
-                let Some(made) = made else { break };
-                gradient = made;
-            }
+            let gradient = self.norm_backward(&self.final_norm, gradient, &rows, gradients)?;
+            let gradient = backend.spread_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
+            let lowest = (!to_input).then_some(lowest);
+            self.blocks_backward(saved, gradient, &beside, gradients, (&there, batch), lowest)?;
         }
         match read {
             Some(losses) => Ok(losses),
@@ -112,33 +119,66 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// Losses of the head over rows behind the last norm, and the gradient of these rows.
-    fn head_losses(
+    /// Backward through the blocks down to `lowest`; without one, to what stands before them.
+    fn blocks_backward(
         &self,
-        normed: &B::Matrix,
-        there: &OnDevice<B>,
-        factors: Option<&[f32]>,
-    ) -> Outcome<(B::Losses, Option<B::Matrix>)> {
-        let cap = self.config.logit_cap;
-        self.backend.head_loss(normed, self.head(), &there.targets, cap, factors)
+        mut saved: Vec<Saved<B>>,
+        mut gradient: B::Matrix,
+        beside: &Beside<'_, B>,
+        gradients: &mut Trained<B>,
+        (there, batch): (&OnDevice<B>, &PackedBatch),
+        lowest: Option<usize>,
+    ) -> Outcome<()> {
+        let backend = &self.backend;
+        let seen = (&there.positions, &batch.segments[..]);
+        for (layer, block) in self.blocks.iter().enumerate().rev() {
+            let Some(saved) = saved.pop() else { return Ok(()) };
+            let below = lowest.is_none_or(|lowest| layer > lowest);
+            let made =
+                self.block_backward(block, saved, gradient, beside, gradients, seen, below)?;
+            let Some(made) = made else { return Ok(()) };
+            gradient = made;
+        }
+        if let Some(into) = gradients.tensors.get_mut(self.places.embedding) {
+            backend.embed_gradient(&gradient, &there.ids, self.config.embedding_scale, into)?;
+        }
+        if let Some(place) = self.places.positions
+            && let Some(into) = gradients.tensors.get_mut(place)
+        {
+            backend.embed_gradient(&gradient, &there.positions, 1.0, into)?;
+        }
+        Ok(())
     }
 
-    /// Index of the first block with a LoRA pair.
-    fn lowest_adapted_block(&self, adapter: &Adapter<B>) -> usize {
-        let has = |linear: &Linear<B>| adapter.pairs[linear.pair].is_some();
-        let lowest = self.blocks.iter().position(|block| {
-            let in_attention = match &block.qkv {
-                Qkv::Separate(three) => three.iter().any(has),
-                Qkv::Fused(one, _) => has(one),
-            };
-            let in_mlp = match &block.mlp {
-                Mlp::Gated { gate, up, .. } => has(gate) || has(up),
-                Mlp::FusedGated { gate_up, .. } => has(gate_up),
-                Mlp::Plain { up, .. } => has(up),
-            };
-            in_attention || in_mlp || has(&block.output) || has(block.mlp.down())
-        });
-        lowest.unwrap_or(self.blocks.len())
+    /// Losses of the head over rows behind the last norm.
+    fn head_losses(
+        &self,
+        adapter: Option<&Adapter<B>>,
+        normed: &B::Matrix,
+        there: &OnDevice<B>,
+    ) -> Outcome<B::Losses> {
+        let (head, cap) = (self.head(adapter), self.config.logit_cap);
+        Ok(self.backend.head_loss(normed, head, &there.targets, cap, None)?.0)
+    }
+
+    /// The gradient of what a norm read; adds those of its weight and bias where they train.
+    fn norm_backward(
+        &self,
+        layer: &NormLayer<B>,
+        gradient: B::Matrix,
+        x: &B::Matrix,
+        gradients: &mut Trained<B>,
+    ) -> Outcome<B::Matrix> {
+        let (backend, norm) = (&self.backend, &layer.norm);
+        if let Some(into) = gradients.tensors.get_mut(layer.place) {
+            backend.norm_weight_gradient(&gradient, x, norm, into)?;
+        }
+        if norm.bias.is_some()
+            && let Some(into) = gradients.tensors.get_mut(layer.place + 1)
+        {
+            backend.bias_gradient(&gradient, into)?;
+        }
+        backend.norm_backward(gradient, x, norm)
     }
 
     /// The gradient of the block's input when `below` blocks want it; adds to `gradients` on the way.
@@ -150,7 +190,7 @@ impl<B: Backend> Decoder<B> {
         saved: Saved<B>,
         gradient: B::Matrix,
         beside: &Beside<'_, B>,
-        gradients: &mut Adapter<B>,
+        gradients: &mut Trained<B>,
         (positions, segments): (&B::Indexes, &[Segment]),
         below: bool,
     ) -> Outcome<Option<B::Matrix>> {
@@ -178,14 +218,14 @@ impl<B: Backend> Decoder<B> {
         // The MLP.
         let mlp_gradient = match (&block.post_norms, &before_mlp_post_norm) {
             (Some([_, norm]), Some(before)) => {
-                Some(backend.norm_backward(backend.copy(&gradient)?, before, norm)?)
+                Some(pass.norm(norm, backend.copy(&gradient)?, before)?)
             }
             _ => None,
         };
         let mlp_input = middle.as_ref().unwrap_or(&x);
         let from_mlp =
             pass.mlp(block, mlp_gradient.as_ref().unwrap_or(&gradient), mlp_input, gate, up)?;
-        let through_mlp = backend.norm_backward(from_mlp, mlp_input, &block.mlp_norm)?;
+        let through_mlp = pass.norm(&block.mlp_norm, from_mlp, mlp_input)?;
 
         // The gradient that reaches attention's output, and the one that stays in the stream.
         let is_parallel = self.config.parallel_residual;
@@ -195,7 +235,7 @@ impl<B: Backend> Decoder<B> {
         }
         let output_gradient = match (&block.post_norms, &before_attention_post_norm) {
             (Some([norm, _]), Some(before)) => {
-                Some(backend.norm_backward(backend.copy(&stream)?, before, norm)?)
+                Some(pass.norm(norm, backend.copy(&stream)?, before)?)
             }
             _ => None,
         };
@@ -220,15 +260,18 @@ impl<B: Backend> Decoder<B> {
         if let (Some([query_norm, key_norm]), Some([raw_queries, raw_keys])) =
             (&block.qk_norms, &raw_queries_and_keys)
         {
-            query_gradient = backend.norm_backward(query_gradient, raw_queries, query_norm)?;
-            key_gradient = backend.norm_backward(key_gradient, raw_keys, key_norm)?;
+            query_gradient = pass.norm(query_norm, query_gradient, raw_queries)?;
+            key_gradient = pass.norm(key_norm, key_gradient, raw_keys)?;
         }
         let made = [query_gradient, key_gradient, value_gradient];
-        let from_attention = pass.qkv(block, &made, &x, below)?;
-        let Some(from_attention) = from_attention else {
+        let wanted = below || pass.gradients.tensors.get(block.attention_norm.place).is_some();
+        let Some(from_attention) = pass.qkv(block, &made, &x, wanted)? else {
             return Ok(None);
         };
-        let through_attention = backend.norm_backward(from_attention, &x, &block.attention_norm)?;
+        let through_attention = pass.norm(&block.attention_norm, from_attention, &x)?;
+        if !below {
+            return Ok(None);
+        }
         backend.add(&mut stream, &through_attention)?;
         if is_parallel {
             backend.add(&mut stream, &through_mlp)?;
@@ -237,17 +280,27 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-/// One block's backward pass: where LoRA gradients go.
+/// One block's backward pass: where the gradients of what trains go.
 struct Pass<'a, B: Backend> {
     decoder: &'a Decoder<B>,
     beside: &'a Beside<'a, B>,
-    gradients: &'a mut Adapter<B>,
+    gradients: &'a mut Trained<B>,
     inner: &'a std::collections::BTreeMap<usize, B::Matrix>,
 }
 
 impl<B: Backend> Pass<'_, B> {
-    /// Adds the gradient of a layer's input to `into` (or makes it), and its LoRA gradients to
-    /// theirs.
+    /// The gradient of what a norm read; adds those of its weight and bias where they train.
+    fn norm(
+        &mut self,
+        layer: &NormLayer<B>,
+        gradient: B::Matrix,
+        x: &B::Matrix,
+    ) -> Outcome<B::Matrix> {
+        self.decoder.norm_backward(layer, gradient, x, self.gradients)
+    }
+
+    /// Adds the gradient of a layer's input to `into` (or makes it), and the gradients of what
+    /// trains of it to theirs.
     fn linear(
         &mut self,
         linear: &Linear<B>,
@@ -257,8 +310,34 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Outcome<B::Matrix> {
         let backend = &self.decoder.backend;
         let mut into = backend.linear_backward(gradient, &linear.weight, into)?;
+        self.own(linear, gradient, x)?;
         self.lora(linear, gradient, x, Some(&mut into))?;
         Ok(into)
+    }
+
+    /// Adds the gradients of what trains of a layer whose input's gradient nobody wants.
+    fn linear_alone(
+        &mut self,
+        linear: &Linear<B>,
+        gradient: &B::Matrix,
+        x: &B::Matrix,
+    ) -> Outcome<()> {
+        self.own(linear, gradient, x)?;
+        self.lora(linear, gradient, x, None)
+    }
+
+    /// Adds the gradients of a layer's own weight and bias where they train.
+    fn own(&mut self, linear: &Linear<B>, gradient: &B::Matrix, x: &B::Matrix) -> Outcome<()> {
+        let (backend, tensors) = (&self.decoder.backend, &mut self.gradients.tensors);
+        if let Some(into) = tensors.get_mut(linear.place) {
+            backend.weight_gradient(gradient, x, into)?;
+        }
+        if let Some(place) = linear.bias_place
+            && let Some(into) = tensors.get_mut(place)
+        {
+            backend.bias_gradient(gradient, into)?;
+        }
+        Ok(())
     }
 
     fn lora(
@@ -272,7 +351,8 @@ impl<B: Backend> Pass<'_, B> {
             return Ok(());
         };
         let pair = adapter.pairs[linear.pair].as_ref();
-        let gradients = self.gradients.pairs[linear.pair].as_mut();
+        let gradients = self.gradients.adapter.as_mut();
+        let gradients = gradients.and_then(|adapter| adapter.pairs[linear.pair].as_mut());
         let inner = self.inner.get(&linear.pair);
         let (Some(pair), Some(gradients), Some(inner)) = (pair, gradients, inner) else {
             return Ok(());
@@ -312,7 +392,7 @@ impl<B: Backend> Pass<'_, B> {
         drop(active);
         let (gate, up) = backend.activate_backward(curve, gate, up, &active_gradient)?;
         drop(active_gradient);
-        let normed = backend.norm(mlp_input, &block.mlp_norm)?;
+        let normed = backend.norm(mlp_input, &block.mlp_norm.norm)?;
         match (&block.mlp, up) {
             (Mlp::Gated { gate: gate_linear, up: up_linear, .. }, Some(up)) => {
                 let into = self.linear(gate_linear, &gate, &normed, None)?;
@@ -345,7 +425,7 @@ impl<B: Backend> Pass<'_, B> {
         wanted: bool,
     ) -> Outcome<Option<B::Matrix>> {
         let backend = &self.decoder.backend;
-        let normed = backend.norm(x, &block.attention_norm)?;
+        let normed = backend.norm(x, &block.attention_norm.norm)?;
         match &block.qkv {
             Qkv::Separate(three) => {
                 let mut into = None;
@@ -353,7 +433,7 @@ impl<B: Backend> Pass<'_, B> {
                     if wanted {
                         into = Some(self.linear(linear, gradient, &normed, into)?);
                     } else {
-                        self.lora(linear, gradient, &normed, None)?;
+                        self.linear_alone(linear, gradient, &normed)?;
                     }
                 }
                 Ok(into)
@@ -367,7 +447,7 @@ impl<B: Backend> Pass<'_, B> {
                 if wanted {
                     return Ok(Some(self.linear(linear, &all, &normed, None)?));
                 }
-                self.lora(linear, &all, &normed, None)?;
+                self.linear_alone(linear, &all, &normed)?;
                 Ok(None)
             }
         }

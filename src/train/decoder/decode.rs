@@ -40,7 +40,7 @@ impl<B: Backend> Decoder<B> {
         cache.length += ids.len();
         let last = self.backend.indexes(&[ids.len() as u32 - 1])?;
         let last = self.backend.take_rows(&x, &last)?;
-        self.logits_of(&last)
+        self.logits_of(adapter, &last)
     }
 
     /// Logits of every position of one sequence, `[tokens, vocabulary]`.
@@ -48,7 +48,7 @@ impl<B: Backend> Decoder<B> {
         self.check(0, ids)?;
         let segments = [Segment::alone(0..ids.len())];
         let x = self.run_text(adapter, ids, 0, Sight::Segments(&segments))?;
-        self.logits_of(&x)
+        self.logits_of(adapter, &x)
     }
 
     /// The residual stream behind the last block, of one text whose first token here stands at
@@ -65,9 +65,9 @@ impl<B: Backend> Decoder<B> {
         Ok(self.run_blocks(&Beside::plain(adapter), &ids, &positions, sight, None)?.0)
     }
 
-    fn logits_of(&self, x: &B::Matrix) -> Outcome<Vec<f32>> {
-        let normed = self.backend.norm(x, &self.final_norm)?;
-        let logits = self.backend.logits(&normed, self.head(), self.config.logit_cap)?;
+    fn logits_of(&self, adapter: Option<&Adapter<B>>, x: &B::Matrix) -> Outcome<Vec<f32>> {
+        let normed = self.backend.norm(x, &self.final_norm.norm)?;
+        let logits = self.backend.logits(&normed, self.head(adapter), self.config.logit_cap)?;
         self.backend.values(&logits)
     }
 

@@ -39,12 +39,13 @@ impl<'a, B: Backend> Beside<'a, B> {
     /// An adapter with dropout, on which `draws` decide, one for each row; none without draws.
     pub(super) fn dropping(
         decoder: &Decoder<B>,
-        adapter: &'a Adapter<B>,
+        adapter: Option<&'a Adapter<B>>,
         draws: &[Stream],
     ) -> Outcome<Self> {
-        if draws.is_empty() || adapter.dropout == 0.0 {
-            return Ok(Self::plain(Some(adapter)));
-        }
+        let dropping = adapter.filter(|adapter| !draws.is_empty() && adapter.dropout > 0.0);
+        let Some(adapter) = dropping else {
+            return Ok(Self::plain(adapter));
+        };
         let mut pairs = Vec::new();
         let mut layers = Vec::new();
         for (pair, module) in decoder.modules().iter().enumerate() {
@@ -86,7 +87,8 @@ impl<B: Backend> Decoder<B> {
         keep_from: Option<usize>,
     ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
         let backend = &self.backend;
-        let mut x = backend.embed(&self.embedding, ids, self.config.embedding_scale)?;
+        let mut x =
+            backend.embed(self.embedding(beside.adapter), ids, self.config.embedding_scale)?;
         if let Some(table) = &self.positions {
             backend.add(&mut x, &backend.embed(table, positions, 1.0)?)?;
         }
@@ -115,12 +117,13 @@ impl<B: Backend> Decoder<B> {
         let backend = &self.backend;
         let mut inner: Inner<B> = keep.then(BTreeMap::new);
 
-        let normed = backend.norm(&x, &block.attention_norm)?;
+        let normed = backend.norm(&x, &block.attention_norm.norm)?;
         let [mut queries, mut keys, values] = self.qkv(block, &normed, beside, &mut inner)?;
         drop(normed);
         let mut raw_queries_and_keys = None;
         if let Some([query_norm, key_norm]) = &block.qk_norms {
-            let normed = [backend.norm(&queries, query_norm)?, backend.norm(&keys, key_norm)?];
+            let normed =
+                [backend.norm(&queries, &query_norm.norm)?, backend.norm(&keys, &key_norm.norm)?];
             raw_queries_and_keys = Some([queries, keys]);
             [queries, keys] = normed;
         }
@@ -150,13 +153,13 @@ impl<B: Backend> Decoder<B> {
         match &block.post_norms {
             None => backend.add(&mut next, &output)?,
             Some([norm, _]) => {
-                backend.add(&mut next, &backend.norm(&output, norm)?)?;
+                backend.add(&mut next, &backend.norm(&output, &norm.norm)?)?;
                 before_attention_post_norm = Some(output);
             }
         }
 
         let mlp_input = if self.config.parallel_residual { &x } else { &next };
-        let normed = backend.norm(mlp_input, &block.mlp_norm)?;
+        let normed = backend.norm(mlp_input, &block.mlp_norm.norm)?;
         let (gate, up) = self.mlp_in(&block.mlp, &normed, beside, &mut inner)?;
         drop(normed);
         let active = backend.activate(self.curve(), &gate, up.as_ref())?;
@@ -169,7 +172,7 @@ impl<B: Backend> Decoder<B> {
         let mut before_post_norms = None;
         match (&block.post_norms, before_attention_post_norm) {
             (Some([_, norm]), Some(first)) => {
-                backend.add(&mut next, &backend.norm(&down, norm)?)?;
+                backend.add(&mut next, &backend.norm(&down, &norm.norm)?)?;
                 before_post_norms = Some([first, down]);
             }
             _ => backend.add(&mut next, &down)?,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::names::{self, BlockNames, Layout, LinearName, MlpNames, QkvNames};
-use super::{AdaptedModule, Block, Decoder, Linear, Mlp, Qkv};
+use super::tensors::{ModelTensor, Part};
+use super::{AdaptedModule, Block, Decoder, Linear, Mlp, NormLayer, OuterPlaces, Qkv};
 use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
 use crate::train::config::{ModelConfig, NormKind, Rope};
 use crate::train::engine::LoadEngineError;
@@ -15,9 +16,9 @@ struct Reader<'a, B: Backend> {
     weights: &'a dyn WeightSource,
     shapes: BTreeMap<String, Vec<usize>>,
     modules: Vec<AdaptedModule>,
+    tensors: Vec<ModelTensor>,
     /// The block that is being read.
     layer: u32,
-    parameters: u64,
     for_training: bool,
     layer_norm: NormKind,
     epsilon: f32,
@@ -39,8 +40,8 @@ impl<B: Backend> Decoder<B> {
             weights,
             shapes,
             modules: Vec::new(),
+            tensors: Vec::new(),
             layer: 0,
-            parameters: 0,
             for_training,
             layer_norm: config.norm,
             epsilon: config.norm_epsilon,
@@ -49,10 +50,16 @@ impl<B: Backend> Decoder<B> {
         // Training runs backward through an embedding only where it is the head, too.
         let backward = for_training && config.tied;
         let rows = config.vocabulary;
-        let embedding = reader.matrix(outer.embedding, rows, config.hidden, backward)?;
-        let positions = match outer.positions {
-            Some(name) => Some(reader.matrix(name, config.context_length, config.hidden, false)?),
-            None => None,
+        let (embedding, embedding_place) =
+            reader.matrix(outer.embedding, Part::Embedding, rows, config.hidden, backward)?;
+        let (positions, positions_place) = match outer.positions {
+            Some(name) => {
+                let length = config.context_length;
+                let (table, place) =
+                    reader.matrix(name, Part::Positions, length, config.hidden, false)?;
+                (Some(table), Some(place))
+            }
+            None => (None, None),
         };
         let mut tables = Vec::new();
         let mut known: Vec<&Rope> = Vec::new();
@@ -71,12 +78,22 @@ impl<B: Backend> Decoder<B> {
             };
             blocks.push(reader.block(&config, layer, rope)?);
         }
-        let final_norm = reader.norm(outer.final_norm, config.hidden, config.norm)?;
-        let head = match config.tied {
-            true => None,
-            false => Some(reader.matrix(outer.head, rows, config.hidden, for_training)?),
+        let final_norm =
+            reader.norm(outer.final_norm, Part::FinalNorm, config.hidden, config.norm)?;
+        let (head, head_place) = match config.tied {
+            true => (None, embedding_place),
+            false => {
+                let (head, place) =
+                    reader.matrix(outer.head, Part::Head, rows, config.hidden, for_training)?;
+                (Some(head), place)
+            }
         };
-        let (modules, parameters) = (reader.modules, reader.parameters);
+        let (modules, tensors) = (reader.modules, reader.tensors);
+        let places = OuterPlaces {
+            embedding: embedding_place,
+            positions: positions_place,
+            head: head_place,
+        };
         Ok(Self {
             backend,
             config,
@@ -87,7 +104,8 @@ impl<B: Backend> Decoder<B> {
             final_norm,
             head,
             modules,
-            parameters,
+            tensors,
+            places,
         })
     }
 }
@@ -230,34 +248,39 @@ fn table<B: Backend>(
 }
 
 impl<B: Backend> Reader<'_, B> {
-    /// Values of a tensor whose shape has been checked.
-    fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadEngineError> {
-        let stored = find(&self.shapes, name).map_or(name, |(stored, _)| stored).to_owned();
-        let tensor = self.weights.tensor(&stored)?;
-        let values = tensor.into_f32();
-        self.parameters += values.len() as u64;
-        Ok(values)
+    /// Reads a tensor whose shape has been checked, and gives it the next place: its values in the
+    /// decoder's layout.
+    fn read(&mut self, tensor: ModelTensor) -> Result<(Vec<f32>, usize), LoadEngineError> {
+        let stored = find(&self.shapes, &tensor.name).map(|(stored, _)| stored.clone());
+        let tensor = ModelTensor { stored: stored.unwrap_or(tensor.stored), ..tensor };
+        let values = tensor.values(self.weights)?;
+        self.tensors.push(tensor);
+        Ok((values, self.tensors.len() - 1))
     }
 
     /// An embedding or a head.
     fn matrix(
         &mut self,
         name: &str,
+        part: Part,
         rows: usize,
         columns: usize,
         backward: bool,
-    ) -> Result<B::Weight, LoadEngineError> {
-        let values = self.values(&format!("{name}.weight"))?;
-        Ok(self.backend.weight(rows, columns, &values, None, backward)?)
+    ) -> Result<(B::Weight, usize), LoadEngineError> {
+        let tensor = ModelTensor::matrix(format!("{name}.weight"), part, rows, columns);
+        let (values, place) = self.read(tensor)?;
+        Ok((self.backend.weight(rows, columns, &values, None, backward)?, place))
     }
 
     fn norm(
         &mut self,
         name: &str,
+        part: Part,
         width: usize,
         kind: NormKind,
-    ) -> Result<Norm<B>, LoadEngineError> {
-        let mut weight = self.values(&format!("{name}.weight"))?;
+    ) -> Result<NormLayer<B>, LoadEngineError> {
+        let (mut weight, place) =
+            self.read(ModelTensor::row(format!("{name}.weight"), part, width))?;
         if kind == NormKind::RmsOnePlus {
             for value in &mut weight {
                 *value += 1.0;
@@ -265,23 +288,31 @@ impl<B: Backend> Reader<'_, B> {
         }
         let bias = match kind {
             NormKind::Layer => {
-                let bias = self.values(&format!("{name}.bias"))?;
+                let (bias, _) = self.read(ModelTensor::row(format!("{name}.bias"), part, width))?;
                 Some(self.backend.vector(&bias)?)
             }
             _ => None,
         };
         let weight = self.backend.vector(&weight)?;
-        Ok(Norm { weight, bias, width, kind, epsilon: self.epsilon })
+        let norm = Norm { weight, bias, width, kind, epsilon: self.epsilon };
+        Ok(NormLayer { norm, place })
     }
 
     fn linear(&mut self, name: &LinearName) -> Result<Linear<B>, LoadEngineError> {
-        let mut values = self.values(&format!("{}.weight", name.module))?;
-        if name.layout == Layout::Conv1d {
-            values = transposed(&values, name.inputs, name.outputs);
-        }
-        let bias = match name.has_bias {
-            true => Some(self.values(&format!("{}.bias", name.module))?),
-            false => None,
+        let part = Part::Block(self.layer);
+        let weight_name = format!("{}.weight", name.module);
+        let weight = ModelTensor {
+            is_transposed: name.layout == Layout::Conv1d,
+            ..ModelTensor::matrix(weight_name, part, name.outputs, name.inputs)
+        };
+        let (values, place) = self.read(weight)?;
+        let (bias, bias_place) = match name.has_bias {
+            true => {
+                let bias_name = format!("{}.bias", name.module);
+                let (bias, place) = self.read(ModelTensor::row(bias_name, part, name.outputs))?;
+                (Some(bias), Some(place))
+            }
+            false => (None, None),
         };
         let weight = self.backend.weight(
             name.outputs,
@@ -296,7 +327,7 @@ impl<B: Backend> Reader<'_, B> {
             outputs: name.outputs,
             inputs: name.inputs,
         });
-        Ok(Linear { weight, pair: self.modules.len() - 1 })
+        Ok(Linear { weight, pair: self.modules.len() - 1, place, bias_place })
     }
 
     fn block(
@@ -328,17 +359,19 @@ impl<B: Backend> Reader<'_, B> {
             }
         };
         let kind = self.layer_norm;
+        let part = Part::Block(self.layer);
         let mut pair = |names: &Option<[String; 2]>, width: usize| match names {
             None => Ok(None),
             Some([first, second]) => {
-                let both = [self.norm(first, width, kind)?, self.norm(second, width, kind)?];
+                let both =
+                    [self.norm(first, part, width, kind)?, self.norm(second, part, width, kind)?];
                 Ok::<_, LoadEngineError>(Some(both))
             }
         };
         let post_norms = pair(&names.post_norms, config.hidden)?;
         let qk_norms = pair(&names.qk_norms, config.head_dim)?;
         Ok(Block {
-            attention_norm: self.norm(&names.attention_norm, config.hidden, kind)?,
+            attention_norm: self.norm(&names.attention_norm, part, config.hidden, kind)?,
             qkv,
             qk_norms,
             rope,
@@ -351,7 +384,7 @@ impl<B: Backend> Reader<'_, B> {
                 soft_cap: config.score_cap,
             },
             output,
-            mlp_norm: self.norm(&names.mlp_norm, config.hidden, kind)?,
+            mlp_norm: self.norm(&names.mlp_norm, part, config.hidden, kind)?,
             mlp,
             post_norms,
         })

@@ -13,17 +13,40 @@ mod names;
 pub mod pack;
 mod saved;
 pub mod size;
+pub mod tensors;
+pub mod trained;
 
 use std::ops::Range;
 
 use super::backend::{AttentionShape, Backend, Norm, RopeTable};
 use super::config::{Activation, ModelConfig};
+use adapter::Adapter;
+use tensors::ModelTensor;
 
 /// One linear layer of a block.
 struct Linear<B: Backend> {
     weight: B::Weight,
     /// Index of its LoRA pair in an adapter of this model.
     pair: usize,
+    /// Index of its weight among the model's tensors.
+    place: usize,
+    /// That of its bias.
+    bias_place: Option<usize>,
+}
+
+/// One norm.
+struct NormLayer<B: Backend> {
+    norm: Norm<B>,
+    /// Index of its weight among the model's tensors; that of its bias, where it has one, comes next.
+    place: usize,
+}
+
+/// Indexes of the matrices around the blocks among the model's tensors.
+struct OuterPlaces {
+    embedding: usize,
+    positions: Option<usize>,
+    /// The embedding's when it is the head.
+    head: usize,
 }
 
 /// How queries, keys and values are made.
@@ -41,16 +64,16 @@ enum Mlp<B: Backend> {
 
 /// One block.
 struct Block<B: Backend> {
-    attention_norm: Norm<B>,
+    attention_norm: NormLayer<B>,
     qkv: Qkv<B>,
-    qk_norms: Option<[Norm<B>; 2]>,
+    qk_norms: Option<[NormLayer<B>; 2]>,
     /// Index into the decoder's tables; `None` without rotary positions.
     rope: Option<usize>,
     attention: AttentionShape,
     output: Linear<B>,
-    mlp_norm: Norm<B>,
+    mlp_norm: NormLayer<B>,
     mlp: Mlp<B>,
-    post_norms: Option<[Norm<B>; 2]>,
+    post_norms: Option<[NormLayer<B>; 2]>,
 }
 
 /// A linear layer that an adapter adapts: its module path and shape.
@@ -81,11 +104,12 @@ pub struct Decoder<B: Backend> {
     positions: Option<B::Weight>,
     tables: Vec<RopeTable<B>>,
     blocks: Vec<Block<B>>,
-    final_norm: Norm<B>,
+    final_norm: NormLayer<B>,
     /// `None` when the embedding is the head.
     head: Option<B::Weight>,
     modules: Vec<AdaptedModule>,
-    parameters: u64,
+    tensors: Vec<ModelTensor>,
+    places: OuterPlaces,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -104,13 +128,25 @@ impl<B: Backend> Decoder<B> {
         &self.modules
     }
 
-    /// Parameters of the base model.
-    pub fn parameters(&self) -> u64 {
-        self.parameters
+    /// Every tensor of the model, in the order in which they are read.
+    pub fn tensors(&self) -> &[ModelTensor] {
+        &self.tensors
     }
 
-    fn head(&self) -> &B::Weight {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    /// Parameters of the base model.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.elements() as u64).sum()
+    }
+
+    /// The embedding that `adapter` brings, else the model's own.
+    fn embedding<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> &'a B::Weight {
+        adapter.and_then(|adapter| adapter.embedding.as_ref()).unwrap_or(&self.embedding)
+    }
+
+    /// The head that `adapter` brings, else the model's own.
+    fn head<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> &'a B::Weight {
+        let own = self.head.as_ref().unwrap_or(&self.embedding);
+        adapter.and_then(|adapter| adapter.head.as_ref()).unwrap_or(own)
     }
 
     fn curve(&self) -> Activation {

@@ -59,7 +59,7 @@ fn golden(family: &str) -> PathBuf {
 fn engine(
     family: &str,
     layers: usize,
-    dropout: f64,
+    tuning: &Tuning,
     backend: CandleBackend,
 ) -> TrainingEngine<CandleBackend> {
     let text = std::fs::read(golden(family).join("config.json")).expect("reads");
@@ -71,9 +71,12 @@ fn engine(
         config["layer_types"] = json!(types);
     }
     let weights = Repeated { one: safetensors::open(&golden(family)).expect("opens"), layers };
-    let lora = LoraSettings { dropout, ..LoraSettings::new(4, 8.0) };
     let config = ModelConfig::read(&config).expect("a configuration");
-    TrainingEngine::load(backend, config, &weights, &lora, 1).expect("loads")
+    TrainingEngine::load(backend, config, &weights, tuning, 1).expect("loads")
+}
+
+fn lora(dropout: f64) -> Tuning {
+    Tuning::Lora(LoraSettings { dropout, ..LoraSettings::new(4, 8.0) })
 }
 
 fn sequences() -> Vec<Sequence> {
@@ -112,17 +115,23 @@ fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
 }
 
 #[test]
-fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_the_number_of_layers() {
+fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_trains_in_how_many_layers() {
     for family in ["llama", "mistral", "gemma2", "qwen3", "phi3", "gpt2", "gpt_neox"] {
-        for layers in [1, 2, 5] {
+        for (layers, tuning) in [
+            (1, lora(0.0)),
+            (5, lora(0.0)),
+            (1, Tuning::Full),
+            (5, Tuning::Full),
+            (5, Tuning::LastLayers(2)),
+        ] {
             let backend = CandleBackend::new(candle_core::Device::Cpu);
-            let mut engine = engine(family, layers, 0.0, backend);
+            let mut engine = engine(family, layers, &tuning, backend);
             let first = moved(&mut engine, |engine| step(engine, 1));
             // Token ids, positions, loss rows, targets and factors; once also the positions that
             // masks of attention are made of.
-            assert_eq!(first, Transfers { up: 6, down: 2 }, "{family} {layers}");
+            assert_eq!(first, Transfers { up: 6, down: 2 }, "{family} {layers} {tuning:?}");
             let second = moved(&mut engine, |engine| step(engine, 2));
-            assert_eq!(second, Transfers { up: 5, down: 2 }, "{family} {layers}");
+            assert_eq!(second, Transfers { up: 5, down: 2 }, "{family} {layers} {tuning:?}");
         }
     }
 }
@@ -131,7 +140,7 @@ fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_the_number_of
 fn dropout_moves_the_masks_of_all_layers_at_once() {
     for layers in [1, 5] {
         let backend = CandleBackend::new(candle_core::Device::Cpu);
-        let mut engine = engine("llama", layers, 0.1, backend);
+        let mut engine = engine("llama", layers, &lora(0.1), backend);
         step(&mut engine, 1);
         let second = moved(&mut engine, |engine| step(engine, 2));
         // The masks' bits, and what a byte of them means.
@@ -143,16 +152,16 @@ fn dropout_moves_the_masks_of_all_layers_at_once() {
 fn losses_that_decide_on_factors_come_down_once() {
     for layers in [1, 5] {
         let backend = CandleBackend::new(candle_core::Device::Cpu);
-        let mut engine = engine("llama", layers, 0.0, backend);
+        let mut engine = engine("llama", layers, &lora(0.0), backend);
         step(&mut engine, 1);
         let sequences = sequences();
         let batch: Vec<&Sequence> = sequences.iter().collect();
         let pass = engine.passes_of(&batch, || None).expect("fits").remove(0);
         let moved = moved(&mut engine, |engine| {
             let mut weigh = |losses: &[RowLoss]| losses.iter().map(|row| row.loss).collect();
-            let TrainingEngine { decoder, adapter, gradients, .. } = engine;
+            let TrainingEngine { decoder, trained, gradients, .. } = engine;
             let weighing = Weighing::ByLoss(&mut weigh);
-            decoder.losses_and_gradients(adapter, &pass, weighing, gradients).expect("computes");
+            decoder.losses_and_gradients(trained, &pass, weighing, gradients).expect("computes");
         });
         assert_eq!(moved, Transfers { up: 5, down: 1 }, "{layers}");
     }
@@ -162,15 +171,16 @@ fn losses_that_decide_on_factors_come_down_once() {
 fn frozen_weights_in_bfloat16_give_nearly_the_same_gradients() {
     let gradients = |precision| {
         let device = candle_core::Device::Cpu;
-        let mut engine = engine("llama", 2, 0.0, CandleBackend::with_precision(device, precision));
+        let mut engine =
+            engine("llama", 2, &lora(0.0), CandleBackend::with_precision(device, precision));
         // A fresh adapter's B is zero, and so are the gradients of its A.
-        let mut adapter = engine.adapter().expect("reads");
+        let mut adapter = engine.trained().expect("reads");
         for (_shape, values) in adapter.values_mut().filter(|(shape, _)| shape[1] == 4) {
             for (at, value) in values.iter_mut().enumerate() {
                 *value = (at % 7) as f32 * 0.05 - 0.15;
             }
         }
-        engine.set_adapter(&adapter).expect("fits");
+        engine.set_trained(&adapter).expect("fits");
         let sequences = sequences();
         let batch: Vec<&Sequence> = sequences.iter().collect();
         engine.accumulate(&batch, Part::whole(1, 77)).expect("computes");

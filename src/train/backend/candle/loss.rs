@@ -10,7 +10,8 @@ use crate::train::backend::{Outcome, RowLoss};
 pub const HEAD_CHUNK: usize = 256;
 
 /// Loss and whether the target has the largest logit (0 or 1) of each row, `[rows, 2]`; with
-/// `factors` the gradient of x too.
+/// `factors` the gradient of x too, and that of the head's weight is added to `head_gradient` where it
+/// is given.
 pub fn head_loss(
     crossing: &Crossing,
     x: &Tensor,
@@ -18,6 +19,7 @@ pub fn head_loss(
     targets: &Tensor,
     soft_cap: Option<f32>,
     factors: Option<&[f32]>,
+    mut head_gradient: Option<&mut Tensor>,
 ) -> Outcome<(Tensor, Option<Tensor>)> {
     let rows = targets.dim(0)?;
     let targets = targets.unsqueeze(1)?;
@@ -30,7 +32,8 @@ pub fn head_loss(
     for first in (0..rows).step_by(HEAD_CHUNK) {
         let length = HEAD_CHUNK.min(rows - first);
         let targets = targets.narrow(0, first, length)?;
-        let logits = soft_capped(head.forward(&x.narrow(0, first, length)?)?, soft_cap)?;
+        let x = x.narrow(0, first, length)?;
+        let logits = soft_capped(head.forward(&x)?, soft_cap)?;
         let most = logits.max_keepdim(D::Minus1)?;
         let shifted = logits.broadcast_sub(&most)?.exp()?;
         let sums = shifted.sum_keepdim(D::Minus1)?;
@@ -46,6 +49,9 @@ pub fn head_loss(
             .broadcast_mul(&factors.narrow(0, first, length)?)?;
         if let Some(cap) = soft_cap {
             slopes = (slopes * (1.0 - (logits / f64::from(cap))?.sqr()?)?)?;
+        }
+        if let Some(into) = &mut head_gradient {
+            **into = (&**into + slopes.t()?.matmul(&x)?)?;
         }
         gradients.push(times(&slopes, &head.weight)?);
     }

@@ -3,7 +3,8 @@
 //!
 //! # On a CUDA device
 //!
-//! Frozen weights are bfloat16; products with them take both sides in bfloat16, add up in 32 bits
+//! Weights of the model are bfloat16, also where they train, which moves a copy of them in 32-bit
+//! floats; products with them take both sides in bfloat16, add up in 32 bits
 //! and round their result to bfloat16, as `torch.autocast` does. The residual stream, norms,
 //! attention, LoRA, gradients and Adam's moments are 32-bit floats. On a CPU everything is.
 //!
@@ -49,7 +50,7 @@ pub struct CandleBackend {
     precision: DType,
 }
 
-/// A frozen linear layer: `[outputs, inputs]` and its bias.
+/// A linear layer: `[outputs, inputs]` and its bias.
 pub struct Weight {
     weight: Tensor,
     bias: Option<Tensor>,
@@ -476,11 +477,86 @@ impl Backend for CandleBackend {
         soft_cap: Option<f32>,
         factors: Option<&[f32]>,
     ) -> Outcome<(Tensor, Option<Tensor>)> {
-        loss::head_loss(&self.crossing, x, head, targets, soft_cap, factors)
+        loss::head_loss(&self.crossing, x, head, targets, soft_cap, factors, None)
     }
 
     fn row_losses(&self, losses: &Tensor) -> Outcome<Vec<RowLoss>> {
         loss::read(&self.crossing, losses)
+    }
+
+    fn trains_weights(&self) -> bool {
+        true
+    }
+
+    fn weight_gradient(&self, gradient: &Tensor, x: &Tensor, into: &mut Tensor) -> Outcome<()> {
+        *into = (&*into + gradient.t()?.matmul(x)?)?;
+        Ok(())
+    }
+
+    fn bias_gradient(&self, gradient: &Tensor, into: &mut Tensor) -> Outcome<()> {
+        let rows = gradient.reshape(((), into.dim(1)?))?;
+        *into = (&*into + rows.sum_keepdim(0)?)?;
+        Ok(())
+    }
+
+    fn norm_weight_gradient(
+        &self,
+        gradient: &Tensor,
+        x: &Tensor,
+        norm: &Norm<Self>,
+        into: &mut Tensor,
+    ) -> Outcome<()> {
+        let x = x.reshape(((), norm.width))?;
+        let (mean, inverse) = statistics(&x, norm)?;
+        let normalised = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?;
+        let gradient = gradient.reshape(((), norm.width))?;
+        *into = (&*into + (gradient * normalised)?.sum_keepdim(0)?)?;
+        Ok(())
+    }
+
+    fn embed_gradient(
+        &self,
+        gradient: &Tensor,
+        ids: &Tensor,
+        scale: f32,
+        into: &mut Tensor,
+    ) -> Outcome<()> {
+        let rows = (gradient * f64::from(scale))?.contiguous()?;
+        *into = into.index_add(ids, &rows, 0)?;
+        Ok(())
+    }
+
+    fn head_loss_and_gradient(
+        &self,
+        x: &Tensor,
+        head: &Weight,
+        targets: &Tensor,
+        soft_cap: Option<f32>,
+        factors: &[f32],
+        into: &mut Tensor,
+    ) -> Outcome<(Tensor, Option<Tensor>)> {
+        let factors = Some(factors);
+        loss::head_loss(&self.crossing, x, head, targets, soft_cap, factors, Some(into))
+    }
+
+    fn replace_weight(
+        &self,
+        weight: &mut Weight,
+        values: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> Outcome<()> {
+        // In the same precision they are shared, not copied: tensors are immutable.
+        if let Some(values) = values {
+            weight.weight = values.to_dtype(self.precision)?;
+        }
+        if let Some(bias) = bias {
+            weight.bias = Some(bias.flatten_all()?);
+        }
+        Ok(())
+    }
+
+    fn vector_of(&self, row: &Tensor, plus: f32) -> Outcome<Tensor> {
+        Ok((row.flatten_all()? + f64::from(plus))?)
     }
 
     fn sum_of_squares(&self, matrices: &[&Tensor]) -> Outcome<f64> {

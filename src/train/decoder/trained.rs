@@ -1,0 +1,276 @@
+//! What trains: a LoRA adapter, tensors of the model itself, or both. Gradients and moments have the
+//! same shape.
+
+use super::adapter::{Adapter, PREFIX, stranger};
+use super::tensors::{Part, Tensors};
+use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
+use crate::train::backend::{Backend, Outcome};
+use crate::train::config::NormKind;
+use crate::train::cost::{Cost, Training, Trains};
+use crate::train::engine::{EngineError, LoadEngineError, NamedTensors};
+use crate::train::tuning::Tuning;
+use crate::train::weights::WeightSource;
+
+/// Everything that trains of one model, on a device.
+pub struct Trained<B: Backend> {
+    /// `None` where the model's own tensors train alone.
+    pub(super) adapter: Option<Adapter<B>>,
+    /// Tensors of the model itself; none of them with plain LoRA.
+    pub(super) tensors: Tensors<B>,
+}
+
+impl<B: Backend> Trained<B> {
+    /// What `tuning` asks for, as it begins: a fresh adapter, the tensors as `weights` has them.
+    ///
+    /// # Errors
+    /// A layer or tensor that the model does not have, with those that it has.
+    pub fn new(
+        decoder: &Decoder<B>,
+        weights: &dyn WeightSource,
+        tuning: &Tuning,
+        seed: u64,
+    ) -> Result<Self, LoadEngineError> {
+        let selected = tuning.select(decoder.tensors()).map_err(LoadEngineError::Target)?;
+        let mut adapter = None;
+        if let Tuning::Lora(lora) = tuning {
+            let modules = lora.target.select(decoder.modules()).map_err(LoadEngineError::Target)?;
+            adapter = Some(Adapter::new(decoder, lora, &modules, seed)?);
+        }
+        let tensors = Tensors::read(decoder, weights, &selected)?;
+        let mut made = Self { adapter, tensors };
+        made.bring_tensors(decoder)?;
+        Ok(made)
+    }
+
+    /// Zeros in the shape of `self`: gradients or moments.
+    pub fn zeros_like(&self, decoder: &Decoder<B>) -> Outcome<Self> {
+        let adapter = match &self.adapter {
+            Some(adapter) => Some(adapter.zeros_like(decoder)?),
+            None => None,
+        };
+        Ok(Self { adapter, tensors: self.tensors.zeros_like(decoder)? })
+    }
+
+    /// The adapter beside the model, where there is one.
+    pub fn adapter(&self) -> Option<&Adapter<B>> {
+        self.adapter.as_ref()
+    }
+
+    /// Whether the model's own tensors train, in the place of an adapter.
+    pub fn is_in_place(&self) -> bool {
+        self.adapter.is_none()
+    }
+
+    /// What stands before Hugging Face's names: PEFT's prefix beside an adapter.
+    fn prefix(&self) -> &'static str {
+        if self.adapter.is_some() { PREFIX } else { "" }
+    }
+
+    /// All tensors, an adapter's under PEFT's keys, else under Hugging Face's names.
+    pub fn named(&self, decoder: &Decoder<B>) -> Outcome<NamedTensors> {
+        let mut named = self.tensors.named(decoder, self.prefix())?;
+        if let Some(adapter) = &self.adapter {
+            named.extend(adapter.named(decoder)?);
+        }
+        Ok(named)
+    }
+
+    /// Replaces every tensor; keys and shapes must be those of [`Trained::named`].
+    pub fn replace(
+        &mut self,
+        decoder: &Decoder<B>,
+        tuning: &Tuning,
+        named: &NamedTensors,
+    ) -> Outcome<()> {
+        let (tensors, mut taken) = self.tensors.from_named(decoder, self.prefix(), named)?;
+        let mut pairs = None;
+        if let (Tuning::Lora(lora), Some(adapter)) = (tuning, &self.adapter) {
+            let (made, used) = Adapter::pairs_from_named(decoder, lora, named)?;
+            if made.parameters(decoder) != adapter.parameters(decoder) {
+                return Err(EngineError::Tensors(
+                    "there is not a tensor for each adapted layer".to_owned(),
+                ));
+            }
+            taken += used;
+            pairs = Some(made);
+        }
+        if taken != named.len() {
+            return Err(EngineError::Tensors(stranger(decoder, named)));
+        }
+        (self.adapter, self.tensors) = (pairs, tensors);
+        Ok(())
+    }
+
+    /// Gives the adapter the embedding and head that train beside it. Called whenever they change.
+    pub fn bring_tensors(&mut self, decoder: &Decoder<B>) -> Outcome<()> {
+        let Some(adapter) = &mut self.adapter else { return Ok(()) };
+        for (place, tensor) in decoder.tensors().iter().enumerate() {
+            let Some(matrix) = self.tensors.get(place) else { continue };
+            let slot = match tensor.part {
+                Part::Embedding => &mut adapter.embedding,
+                Part::Head => &mut adapter.head,
+                _ => continue,
+            };
+            let backend = decoder.backend();
+            if slot.is_none() {
+                let values = backend.values(matrix)?;
+                *slot = Some(backend.weight(tensor.rows, tensor.columns, &values, None, true)?);
+            }
+            if let Some(weight) = slot {
+                backend.replace_weight(weight, Some(matrix), None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of trained parameters.
+    pub fn parameters(&self, decoder: &Decoder<B>) -> u64 {
+        let of_adapter = self.adapter.as_ref().map_or(0, |adapter| adapter.parameters(decoder));
+        of_adapter + self.tensors.parameters(decoder)
+    }
+
+    /// Mean |ΔW| of the weights that train, by block: what an adapter adds to a weight, or how far
+    /// the weight is from that in `weights`.
+    pub fn mean_change_by_layer(
+        &self,
+        decoder: &Decoder<B>,
+        weights: &dyn WeightSource,
+    ) -> Result<Vec<(u32, f64)>, LoadEngineError> {
+        match &self.adapter {
+            Some(adapter) => Ok(adapter.mean_change_by_layer(decoder)?),
+            None => self.tensors.mean_change_by_layer(decoder, weights),
+        }
+    }
+
+    /// Every matrix, always in the same order.
+    pub fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
+        let pairs = self.adapter.iter().flat_map(Adapter::pairs);
+        pairs.flat_map(|pair| [&pair.a, &pair.b]).chain(self.tensors.matrices())
+    }
+
+    /// Every matrix, in the order of [`Trained::matrices`].
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut B::Matrix> {
+        let pairs = self.adapter.iter_mut().flat_map(Adapter::pairs_mut);
+        let pairs = pairs.flat_map(|pair| [&mut pair.a, &mut pair.b]);
+        pairs.chain(self.tensors.matrices_mut())
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Takes in the tensors of the model itself that have trained.
+    pub fn take_in(&mut self, trained: &Trained<B>) -> Outcome<()> {
+        if !trained.is_in_place() {
+            return Ok(());
+        }
+        let (backend, tensors) = (&self.backend, &trained.tensors);
+        let values = tensors.get(self.places.embedding);
+        backend.replace_weight(&mut self.embedding, values, None)?;
+        if let (Some(table), Some(place)) = (&mut self.positions, self.places.positions) {
+            backend.replace_weight(table, tensors.get(place), None)?;
+        }
+        for block in &mut self.blocks {
+            for linear in block.linears_mut() {
+                let bias = linear.bias_place.and_then(|place| tensors.get(place));
+                backend.replace_weight(&mut linear.weight, tensors.get(linear.place), bias)?;
+            }
+            for norm in block.norms_mut() {
+                norm.take_in(backend, tensors)?;
+            }
+        }
+        self.final_norm.take_in(backend, tensors)?;
+        if let Some(head) = &mut self.head {
+            backend.replace_weight(head, tensors.get(self.places.head), None)?;
+        }
+        Ok(())
+    }
+
+    /// The first block in which something trains; the number of blocks when none does.
+    pub(super) fn lowest_trained_block(&self, trained: &Trained<B>) -> usize {
+        let has_pair = |linear: &Linear<B>| {
+            trained.adapter.as_ref().is_some_and(|adapter| adapter.pairs[linear.pair].is_some())
+        };
+        let of_adapter =
+            self.blocks.iter().position(|block| block.linears().into_iter().any(has_pair));
+        let of_tensors = self.tensors.iter().enumerate().filter_map(|(place, tensor)| {
+            let Part::Block(layer) = tensor.part else { return None };
+            trained.tensors.get(place).map(|_| layer as usize)
+        });
+        of_adapter.into_iter().chain(of_tensors).min().unwrap_or(self.blocks.len())
+    }
+
+    /// The arithmetic of training this.
+    pub fn cost(&self, trained: &Trained<B>) -> Cost {
+        let mut modules = Vec::with_capacity(self.modules.len());
+        for linear in self.blocks.iter().flat_map(Block::linears) {
+            let pair = trained.adapter.as_ref().and_then(|all| all.pairs[linear.pair].as_ref());
+            modules.push(match pair {
+                Some(pair) => Training::Adapted { rank: self.backend.rows(&pair.a) },
+                None if trained.tensors.get(linear.place).is_some() => Training::Whole,
+                None => Training::Frozen,
+            });
+        }
+        let lowest_block =
+            if self.trains_input(trained) { 0 } else { self.lowest_trained_block(trained) };
+        let head = trained.tensors.get(self.places.head).is_some();
+        Cost::new(&self.config, &self.modules, &Trains { modules, lowest_block, head })
+    }
+
+    /// Whether what stands before the blocks trains.
+    pub(super) fn trains_input(&self, trained: &Trained<B>) -> bool {
+        let places = [Some(self.places.embedding), self.places.positions];
+        // The embedding of a tied model counts as its input as well.
+        places.into_iter().flatten().any(|place| trained.tensors.get(place).is_some())
+    }
+}
+
+impl<B: Backend> NormLayer<B> {
+    fn take_in(&mut self, backend: &B, tensors: &Tensors<B>) -> Outcome<()> {
+        if let Some(weight) = tensors.get(self.place) {
+            let plus = if self.norm.kind == NormKind::RmsOnePlus { 1.0 } else { 0.0 };
+            self.norm.weight = backend.vector_of(weight, plus)?;
+        }
+        if self.norm.bias.is_some()
+            && let Some(bias) = tensors.get(self.place + 1)
+        {
+            self.norm.bias = Some(backend.vector_of(bias, 0.0)?);
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn linears(&self) -> Vec<&Linear<B>> {
+        let mut all = match &self.qkv {
+            Qkv::Separate(three) => three.iter().collect(),
+            Qkv::Fused(one, _) => vec![one],
+        };
+        all.push(&self.output);
+        match &self.mlp {
+            Mlp::Gated { gate, up, down } => all.extend([gate, up, down]),
+            Mlp::FusedGated { gate_up, down } => all.extend([gate_up, down]),
+            Mlp::Plain { up, down } => all.extend([up, down]),
+        }
+        all
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
+        let mut all = match &mut self.qkv {
+            Qkv::Separate(three) => three.iter_mut().collect(),
+            Qkv::Fused(one, _) => vec![one],
+        };
+        all.push(&mut self.output);
+        match &mut self.mlp {
+            Mlp::Gated { gate, up, down } => all.extend([gate, up, down]),
+            Mlp::FusedGated { gate_up, down } => all.extend([gate_up, down]),
+            Mlp::Plain { up, down } => all.extend([up, down]),
+        }
+        all
+    }
+
+    fn norms_mut(&mut self) -> impl Iterator<Item = &mut NormLayer<B>> {
+        let pairs = [&mut self.qk_norms, &mut self.post_norms];
+        [&mut self.attention_norm, &mut self.mlp_norm]
+            .into_iter()
+            .chain(pairs.into_iter().flatten().flatten())
+    }
+}
