@@ -172,6 +172,30 @@ impl Method {
     }
 }
 
+/// What of a model trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TuningMode {
+    /// A LoRA adapter beside it.
+    #[default]
+    Lora,
+    /// Every weight.
+    Full,
+    /// The last blocks, the final norm, and the head where it is not the embedding.
+    LastLayers,
+}
+
+impl TuningMode {
+    /// The spelling on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Full => "full",
+            Self::LastLayers => "last_layers",
+        }
+    }
+}
+
 /// Blocks of a model, as a client names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -201,6 +225,12 @@ pub struct Hyperparameters {
     /// Absolute peak learning rate; excludes the multiplier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
+    /// What trains: a LoRA adapter when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningMode>,
+    /// How many of the last blocks train, with [`TuningMode::LastLayers`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning_layers: Option<u32>,
     /// Rank of the LoRA matrices, 1..=256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_r: Option<u32>,
@@ -268,13 +298,21 @@ pub struct ResolvedHyperparameters {
     pub learning_rate_multiplier: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Rank of the LoRA matrices.
-    pub lora_r: u32,
-    /// LoRA's alpha.
-    pub lora_alpha: f64,
-    /// Share of each adapted layer's input that LoRA does not see in a training step.
+    /// What trains. The values of LoRA, from here on, are there with [`TuningMode::Lora`] alone.
     #[serde(default)]
-    pub lora_dropout: f64,
+    pub tuning: TuningMode,
+    /// How many of the last blocks train, with [`TuningMode::LastLayers`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning_layers: Option<u32>,
+    /// Rank of the LoRA matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<u32>,
+    /// LoRA's alpha.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Share of each adapted layer's input that LoRA does not see in a training step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_dropout: Option<f64>,
     /// Names of the linear layers that are adapted; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_target_modules: Option<Vec<String>>,
@@ -282,8 +320,8 @@ pub struct ResolvedHyperparameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_layers: Option<Vec<u32>>,
     /// Whether LoRA's output is scaled by alpha / √r.
-    #[serde(default)]
-    pub use_rslora: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_rslora: Option<bool>,
     /// Share of the steps that warm up.
     pub warmup_ratio: f64,
     /// AdamW's decoupled weight decay.

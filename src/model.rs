@@ -1,8 +1,8 @@
-//! A fine-tuned model as the product sees it: a base model's id and an adapter.
+//! A fine-tuned model as the product sees it: an adapter beside a base model, or a whole model.
 
 use serde::{Deserialize, Serialize};
 
-/// A model that a job made: its name, and where its adapter lies.
+/// A model that a job made: its name, and where its files lie.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TunedModel {
     /// `ft:<base>:<organisation>:<suffix>:<id8>`, and `…:ckpt-step-<n>` for a checkpoint.
@@ -13,12 +13,24 @@ pub struct TunedModel {
     pub base_model: String,
     /// The job that made it.
     pub job_id: String,
-    /// File id of `adapter_config.json` (PEFT layout).
-    pub adapter_config_file: String,
-    /// File id of `adapter_model.safetensors` (PEFT layout).
-    pub adapter_weights_file: String,
+    /// Whether it is a model of its own (Hugging Face layout); else an adapter (PEFT layout), which
+    /// needs its base.
+    pub is_whole: bool,
+    /// File id of `config.json`, or of `adapter_config.json`.
+    pub config_file: String,
+    /// File id of `model.safetensors`, or of `adapter_model.safetensors`.
+    pub weights_file: String,
+    /// File ids of what else a whole model has, its tokenizer for one.
+    pub other_files: Vec<String>,
     /// Whether it is a checkpoint: those resolve by name and are not listed.
     pub is_checkpoint: bool,
+}
+
+impl TunedModel {
+    /// Ids of all its files, the configuration first.
+    pub fn files(&self) -> impl Iterator<Item = &String> {
+        [&self.config_file, &self.weights_file].into_iter().chain(&self.other_files)
+    }
 }
 
 /// The name of the model that a job makes: `ft:<base>:<organisation>:<suffix>:<id8>`.

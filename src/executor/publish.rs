@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Tools;
-use crate::artifacts::metrics_csv;
-use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::artifacts::{metrics_csv, model, peft};
 use crate::blobs::{BlobError, result_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::hex::hex;
 use crate::ids;
-use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
+use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics, TuningMode};
 use crate::model::{TunedModel, checkpoint_name, tuned_model_name};
 use crate::store::{Claim, StoreError, Success};
 use crate::train::report;
@@ -32,8 +31,8 @@ pub(super) enum PublishError {
 
 /// What the trainer says when it is done.
 pub(super) struct Finished {
-    /// Holds the adapter.
-    pub(super) adapter_directory: PathBuf,
+    /// The checkpoint that is the result.
+    pub(super) directory: PathBuf,
     /// The results CSV.
     pub(super) metrics_csv: PathBuf,
     /// The report.
@@ -59,17 +58,9 @@ pub(super) async fn checkpoint(
 ) -> Result<(), PublishError> {
     let step = metrics.step;
     let name = checkpoint_name(&model_name(job), step);
-    let files = adapter(tools, claim, directory, &format!("step-{step}")).await?;
-    let [config, weights] = &files;
-    let model = TunedModel {
-        id: name.clone(),
-        created_at: tools.clock.now(),
-        base_model: job.model.clone(),
-        job_id: job.id.clone(),
-        adapter_config_file: config.id.clone(),
-        adapter_weights_file: weights.id.clone(),
-        is_checkpoint: true,
-    };
+    let files = model_files(tools, claim, job, directory, &format!("step-{step}")).await?;
+    let result_files: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
+    let model = tuned_model(tools, job, name.clone(), &result_files, true);
     let row = JobCheckpoint {
         id: ids::new_checkpoint_id(),
         created_at: model.created_at,
@@ -77,7 +68,7 @@ pub(super) async fn checkpoint(
         model_name: name.clone(),
         step,
         metrics: metrics.clone(),
-        result_files: vec![config.id.clone(), weights.id.clone()],
+        result_files,
     };
     let event =
         NewEvent::message(EventLevel::Info, format!("Checkpoint created at step {step}: {name}"));
@@ -119,46 +110,76 @@ pub(super) async fn success(
         metrics_csv::FILE_NAME,
     )
     .await?;
-    let [config, weights] = adapter(tools, claim, &finished.adapter_directory, "final").await?;
+    let mut files = model_files(tools, claim, job, &finished.directory, "final").await?;
+    let ids: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
     let report =
         store_file(tools, claim, &finished.report, report::FILE_NAME, report::FILE_NAME).await?;
-    let model = TunedModel {
-        id: model_name(job),
-        created_at: tools.clock.now(),
-        base_model: job.model.clone(),
-        job_id: job.id.clone(),
-        adapter_config_file: config.id.clone(),
-        adapter_weights_file: weights.id.clone(),
-        is_checkpoint: false,
-    };
+    let model = tuned_model(tools, job, model_name(job), &ids, false);
+    files.insert(0, csv);
+    files.push(report);
     let events = vec![
         NewEvent::message(EventLevel::Info, format!("New fine-tuned model created: {}", model.id)),
         NewEvent::message(EventLevel::Info, "The job has successfully completed"),
     ];
     Ok(Success {
         model,
-        result_files: [&csv, &config, &weights, &report].map(|file| file.id.clone()).to_vec(),
-        files: vec![csv, config, weights, report],
+        result_files: files.iter().map(|file| file.id.clone()).collect(),
+        files,
         trained_tokens: i64::try_from(finished.trained_tokens).unwrap_or(i64::MAX),
         trained_steps: finished.trained_steps,
         events,
     })
 }
 
-/// Stores the two files of an adapter below `place`; its configuration comes first.
-async fn adapter(
+/// Stores the files of what a checkpoint holds for use below `place`: an adapter, or a whole model.
+/// The configuration comes first, then the weights, then what else there is.
+async fn model_files(
     tools: &Tools,
     claim: &Claim,
+    job: &Job,
     directory: &Path,
     place: &str,
-) -> Result<[FileRecord; 2], BlobError> {
-    let config_key = format!("{place}/{CONFIG_FILE}");
-    let config_path = directory.join(CONFIG_FILE);
-    let config = store_file(tools, claim, &config_path, &config_key, CONFIG_FILE).await?;
-    let weights_key = format!("{place}/{WEIGHTS_FILE}");
-    let weights_path = directory.join(WEIGHTS_FILE);
-    let weights = store_file(tools, claim, &weights_path, &weights_key, WEIGHTS_FILE).await?;
-    Ok([config, weights])
+) -> Result<Vec<FileRecord>, BlobError> {
+    let (folder, mut names) = match is_whole(job) {
+        false => (directory.to_owned(), vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
+        true => (directory.join(model::FOLDER), vec![model::CONFIG_FILE, model::WEIGHTS_FILE]),
+    };
+    if is_whole(job) {
+        names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
+    }
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        let key = format!("{place}/{name}");
+        files.push(store_file(tools, claim, &folder.join(name), &key, name).await?);
+    }
+    Ok(files)
+}
+
+/// Whether the job makes whole models.
+fn is_whole(job: &Job) -> bool {
+    job.hyperparameters.tuning.unwrap_or_default() != TuningMode::Lora
+}
+
+/// A model of `job` whose files are stored, in the order of [`model_files`].
+fn tuned_model(
+    tools: &Tools,
+    job: &Job,
+    id: String,
+    files: &[String],
+    is_checkpoint: bool,
+) -> TunedModel {
+    let file = |index: usize| files.get(index).cloned().unwrap_or_default();
+    TunedModel {
+        id,
+        created_at: tools.clock.now(),
+        base_model: job.model.clone(),
+        job_id: job.id.clone(),
+        is_whole: is_whole(job),
+        config_file: file(0),
+        weights_file: file(1),
+        other_files: files.iter().skip(2).cloned().collect(),
+        is_checkpoint,
+    }
 }
 
 /// Stores one file and makes its row.

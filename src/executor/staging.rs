@@ -4,19 +4,18 @@ use std::path::{Path, PathBuf};
 
 use super::ending::Ending;
 use super::{ExecutorError, Tools};
-use crate::artifacts::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::base_models::BaseModelEntry;
 use crate::blobs::BlobError;
 use crate::error_code::ErrorCode;
 use crate::file::FileRecord;
 use crate::job::{DataFile, Job};
+use crate::model::TunedModel;
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
 
 /// Puts everything into place that the trainer needs, and says where it is. What cannot be put
 /// into place ends the job, or its attempt.
 pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
-    let base_model = find_base_model(tools, job)?;
     let folder = folder(tools, &job.id);
     let work_dir = folder.join("run");
     make_folder(job, &work_dir).await?;
@@ -28,10 +27,15 @@ pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
         fetch(tools, job, file_id, DataFile::Validation, &to).await?;
         validation_file = Some(to);
     }
-    let mut continue_from = None;
-    if let Some(model) = &job.continue_from {
-        continue_from = Some(fetch_adapter(tools, job, model, &folder).await?);
-    }
+    let start = match &job.continue_from {
+        Some(model) => Some(fetch_model(tools, job, model, &folder).await?),
+        None => None,
+    };
+    // A whole model stands in the place of the base; an adapter stands beside it.
+    let (base_model, continue_from) = match start {
+        Some((model, start)) if model.is_whole => (start, None),
+        start => (find_base_model(tools, job)?, start.map(|(_, folder)| folder)),
+    };
     Ok(RunSpec {
         base_model,
         base_model_id: job.model.clone(),
@@ -108,13 +112,13 @@ fn find_base_model(tools: &Tools, job: &Job) -> Result<PathBuf, Ending> {
     })
 }
 
-/// Puts the adapter that the job continues from into a folder of its own.
-async fn fetch_adapter(
+/// Puts the files of the model that the job continues from into a folder of its own.
+async fn fetch_model(
     tools: &Tools,
     job: &Job,
     model: &str,
     folder: &Path,
-) -> Result<PathBuf, Ending> {
+) -> Result<(TunedModel, PathBuf), Ending> {
     let gone = || {
         let message = format!("the model {model:?}, which the job continues from, is gone");
         Ending::failed(ErrorCode::ModelNotFound, message, Some("model"))
@@ -124,15 +128,14 @@ async fn fetch_adapter(
     let Some(tuned) = tuned else { return Err(gone()) };
     let to = folder.join("start");
     make_folder(job, &to).await?;
-    for (file_id, name) in
-        [(&tuned.adapter_config_file, CONFIG_FILE), (&tuned.adapter_weights_file, WEIGHTS_FILE)]
-    {
+    for file_id in tuned.files() {
         let file = tools.store.file(file_id).await;
         let file = file.map_err(|error| lookup_failed(job, file_id, &error))?;
         let Some(file) = file else { return Err(gone()) };
-        fetch_blob(tools, job, &file, &to.join(name), gone).await?;
+        // The name is one that we gave it when it was published.
+        fetch_blob(tools, job, &file, &to.join(&file.filename), gone).await?;
     }
-    Ok(to)
+    Ok((tuned, to))
 }
 
 async fn fetch(

@@ -190,7 +190,7 @@ async fn listen(
                 None => return Last::Died,
                 Some(Heard::Garbled(reason)) => return Last::Garbled(reason),
                 Some(Heard::Progress(progress)) => {
-                    if let Some(last) = handle(tools, job, trainer, report, progress).await {
+                    if let Some(last) = handle(tools, job, trainer, report, *progress).await {
                         return last;
                     }
                 }
@@ -272,15 +272,9 @@ async fn handle(
                 }
             }
         }
-        Progress::Finished {
-            adapter_directory,
-            metrics_csv,
-            report,
-            trained_steps,
-            trained_tokens,
-        } => {
+        Progress::Finished { directory, metrics_csv, report, trained_steps, trained_tokens } => {
             let finished =
-                Finished { adapter_directory, metrics_csv, report, trained_steps, trained_tokens };
+                Finished { directory, metrics_csv, report, trained_steps, trained_tokens };
             return Some(Last::Finished(finished));
         }
         Progress::Cancelled { step } => {

@@ -35,7 +35,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// What was heard from a trainer.
 pub(super) enum Heard {
     /// A message.
-    Progress(Progress),
+    Progress(Box<Progress>),
     /// Something that is no message, and why.
     Garbled(String),
 }
@@ -206,7 +206,7 @@ async fn read_messages(stdout: ChildStdout, heard: mpsc::Sender<Heard>) {
                 return;
             }),
             Ok(_) => match serde_json::from_slice(&line) {
-                Ok(progress) => Heard::Progress(progress),
+                Ok(progress) => Heard::Progress(Box::new(progress)),
                 Err(error) => Heard::Garbled(format!(
                     "{error}: {}",
                     String::from_utf8_lossy(&line[..line.len().min(LAST_WORDS_SHOWN)]).trim()

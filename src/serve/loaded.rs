@@ -1,12 +1,12 @@
-//! A base model in memory and the adapters attached to it. Owned by [`super::worker`].
+//! A model in memory and the adapters attached to it. Owned by [`super::worker`].
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{AdapterSource, ChatRequest, ServeError};
+use super::{AdapterSource, BaseSource, ChatRequest, ServeError};
 use crate::artifacts::peft;
-use crate::base_models::BaseModelEntry;
 use crate::error_code::ErrorCode;
 use crate::train::base_model::BaseModel;
 use crate::train::encode::{control_token_in, control_token_message};
@@ -19,7 +19,7 @@ use crate::train::tokenizer::Tokenizer;
 /// Adapters that stay attached; the one unused for longest makes room.
 const ATTACHED_ADAPTERS: usize = 8;
 
-/// One base model, ready to answer.
+/// One model, ready to answer.
 pub(super) struct LoadedBase {
     id: String,
     model: BaseModel,
@@ -29,15 +29,30 @@ pub(super) struct LoadedBase {
 }
 
 impl LoadedBase {
-    /// The base that `wanted` names, loaded into `slot` if another one or none is there.
+    /// The model that `wanted` names, loaded into `slot` if another one or none is there; `runtime`
+    /// runs the future that fetches its files.
     pub(super) fn ensure<'a>(
         slot: &'a mut Option<LoadedBase>,
-        wanted: &BaseModelEntry,
+        wanted: BaseSource,
+        runtime: &Handle,
     ) -> Result<&'a mut LoadedBase, ServeError> {
-        if slot.as_ref().is_none_or(|loaded| loaded.id != wanted.id) {
+        let id = match &wanted {
+            BaseSource::Entry(entry) => &entry.id,
+            BaseSource::Made { id, .. } => id,
+        };
+        if slot.as_ref().is_none_or(|loaded| loaded.id != *id) {
             // The old one's memory is free before the new one takes its own.
             *slot = None;
-            *slot = Some(Self::load(wanted)?);
+            *slot = Some(match wanted {
+                BaseSource::Entry(entry) => Self::load(&entry.id, &entry.path)?,
+                BaseSource::Made { id, load } => {
+                    let folder = runtime.block_on(load).map_err(|reason| ServeError {
+                        code: ErrorCode::InternalError,
+                        message: format!("the files of {id:?} cannot be fetched: {reason}"),
+                    })?;
+                    Self::load(&id, folder.path())?
+                }
+            });
         }
         slot.as_mut().ok_or_else(|| ServeError {
             code: ErrorCode::InternalError,
@@ -45,16 +60,16 @@ impl LoadedBase {
         })
     }
 
-    fn load(wanted: &BaseModelEntry) -> Result<Self, ServeError> {
+    fn load(id: &str, path: &Path) -> Result<Self, ServeError> {
         let cannot = |reason: String| ServeError {
             code: ErrorCode::InvalidModel,
-            message: format!("the base model {:?} cannot be used: {reason}", wanted.id),
+            message: format!("the model {id:?} cannot be used: {reason}"),
         };
-        let model = BaseModel::open(&wanted.path).map_err(|error| cannot(error.to_string()))?;
+        let model = BaseModel::open(path).map_err(|error| cannot(error.to_string()))?;
         let responder = Responder::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
             .map_err(|error| cannot(error.to_string()))?;
-        tracing::info!(model = wanted.id, "base model loaded for answering");
-        Ok(Self { id: wanted.id.clone(), model, responder, adapters: Vec::new() })
+        tracing::info!(model = id, "model loaded for answering");
+        Ok(Self { id: id.to_owned(), model, responder, adapters: Vec::new() })
     }
 
     /// The adapter, attached if it is not yet; `runtime` runs the future that fetches its bytes.

@@ -1,7 +1,7 @@
 //! Stage 5: answer chat with a base model and an adapter.
 //!
-//! Called by `http::chat`. The base model is loaded at the first request for it and kept; adapters
-//! attach to it without reloading it.
+//! Called by `http::chat`. A base model, or a whole model that a job made, is loaded at the first
+//! request for it and kept; adapters attach to a base without reloading it.
 
 mod generate;
 mod loaded;
@@ -9,6 +9,7 @@ mod worker;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,10 +34,23 @@ pub struct AdapterSource {
     pub load: BoxFuture<'static, Result<AdapterBytes, String>>,
 }
 
+/// A model that stands by itself.
+pub enum BaseSource {
+    /// One of the models folder.
+    Entry(BaseModelEntry),
+    /// One that a job made, whose files are fetched only when it is not loaded yet.
+    Made {
+        /// The fine-tuned model's or checkpoint's name.
+        id: String,
+        /// Brings the files, into a folder that goes when it is dropped.
+        load: BoxFuture<'static, Result<TempDir, String>>,
+    },
+}
+
 /// The model that a request names.
 pub struct ModelSource {
-    /// The base model.
-    pub base: BaseModelEntry,
+    /// The base model, or the whole model itself.
+    pub base: BaseSource,
     /// The adapter of a fine-tuned model or checkpoint.
     pub adapter: Option<AdapterSource>,
 }
@@ -111,7 +125,7 @@ pub struct ModelServer {
 
 impl ModelServer {
     /// Starts the thread; nothing is loaded before the first request. `runtime` runs the futures
-    /// that fetch adapters.
+    /// that fetch models.
     pub fn start(runtime: Handle) -> std::io::Result<Self> {
         let (inbox, requests) = mpsc::channel(WAITING_REQUESTS);
         std::thread::Builder::new()

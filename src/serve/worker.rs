@@ -18,7 +18,7 @@ pub(super) struct Work {
     pub reply: oneshot::Sender<Result<ChatReply, ServeError>>,
 }
 
-/// Serves `inbox` until it closes. `runtime` runs the futures that fetch adapters.
+/// Serves `inbox` until it closes. `runtime` runs the futures that fetch models.
 pub(super) fn run(mut inbox: mpsc::Receiver<Work>, runtime: &Handle) {
     let mut base: Option<LoadedBase> = None;
     while let Some(work) = inbox.blocking_recv() {
@@ -43,7 +43,7 @@ fn answer(
     request: &ChatRequest,
     wanted: &dyn Fn() -> bool,
 ) -> Result<Option<ChatReply>, ServeError> {
-    let loaded = LoadedBase::ensure(base, &source.base)?;
+    let loaded = LoadedBase::ensure(base, source.base, runtime)?;
     let adapter = match source.adapter {
         Some(adapter) => Some(loaded.attach(adapter, runtime)?),
         None => None,

@@ -1,7 +1,7 @@
 //! What a run says of its data before it begins.
 
 use super::encode::EncodedFile;
-use super::engine::{Engine, Sequence};
+use super::engine::{BackendKind, Engine, Sequence, Tuning};
 use super::protocol::Progress;
 use super::run::Sink;
 use crate::dataset::MAX_LISTED_PROBLEMS;
@@ -48,7 +48,33 @@ pub(super) fn too_long(file: &EncodedFile, which: &str, context: usize, sink: &m
     note(sink, EventLevel::Warn, message, Some(data));
 }
 
-/// Says what the data and the adapter come to.
+/// The backend that the run takes: another one than `wanted`, and a sentence that says so, where that
+/// does not train what `tuning` asks for.
+pub(super) fn backend(tuning: &Tuning, wanted: BackendKind, sink: &mut Sink<'_>) -> BackendKind {
+    let is_frozen = matches!(wanted, BackendKind::Cpu | BackendKind::CpuF32);
+    if !tuning.needs_weights() || !is_frozen {
+        return wanted;
+    }
+    let message = "The run computes with candle in 32-bit floats, slower than LoRA alone would: \
+                   hone's own kernels for the CPU keep the model's weights as they are"
+        .to_owned();
+    note(sink, EventLevel::Info, message, None);
+    BackendKind::Candle
+}
+
+/// Says that the head does not train, where one could think that it does.
+pub(super) fn tied_head(tuning: &Tuning, is_tied: bool, sink: &mut Sink<'_>) {
+    if !is_tied || !matches!(tuning, Tuning::LastLayers(_)) {
+        return;
+    }
+    let message =
+        "The model's head is its embedding, which stays as it is: the input of the first \
+                   blocks would change with it. tuning \"full\" trains it"
+            .to_owned();
+    note(sink, EventLevel::Info, message, None);
+}
+
+/// Says what the data and what trains come to.
 pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
     let tokens = training.tokens();
     let learnt: u64 = training.all().map(Sequence::targets).sum();

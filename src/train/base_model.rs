@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::template::ChatTemplate;
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{LoadError, WeightSource, folder, gguf};
+use crate::artifacts::model::COMPANIONS;
 use crate::hex::hex;
 
 /// Everything that one base model's folder or `.gguf` file holds.
@@ -24,6 +25,8 @@ pub struct BaseModel {
     pub template: Option<ChatTemplate>,
     /// SHA-256 over the model's files, lower-case hex.
     pub digest: String,
+    /// The folder or `.gguf` file.
+    path: PathBuf,
 }
 
 impl BaseModel {
@@ -85,6 +88,7 @@ impl BaseModel {
         Ok(Self {
             weights: folder::open(folder)?,
             digest: digest_of(&files_of(folder)?)?,
+            path: folder.to_owned(),
             config,
             tokenizer,
             template,
@@ -105,7 +109,56 @@ impl BaseModel {
             tokenizer,
             template,
             digest: digest_of(&[path.to_owned()])?,
+            path: path.to_owned(),
         })
+    }
+
+    /// The files that a model made of this one has beside its configuration and weights, by name.
+    pub fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
+        if self.path.is_file() {
+            return self.companions_from_gguf();
+        }
+        let mut files = Vec::new();
+        for name in COMPANIONS {
+            let path = self.path.join(name);
+            if path.is_file() {
+                let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+                files.push(((*name).to_owned(), bytes));
+            }
+        }
+        Ok(files)
+    }
+
+    /// What the one file says of tokens, template and stops, in Hugging Face's files.
+    fn companions_from_gguf(&self) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
+        let opened = gguf::open(&self.path)?;
+        let special = self.tokenizer.special();
+        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.text_of(id));
+        let tokenizer_config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": text(opened.special.beginning),
+            "eos_token": text(opened.special.ends.first().copied()),
+            "add_bos_token": opened.special.adds_beginning,
+            "clean_up_tokenization_spaces": false,
+            "model_max_length": self.config["max_position_embeddings"],
+        });
+        let generation = serde_json::json!({
+            "bos_token_id": opened.special.beginning,
+            "eos_token_id": special.ends,
+        });
+        let json = |value: &Value| {
+            serde_json::to_vec_pretty(value)
+                .map_err(|error| LoadError::malformed(&self.path, error.to_string()))
+        };
+        let mut files = vec![
+            ("generation_config.json".to_owned(), json(&generation)?),
+            ("tokenizer.json".to_owned(), opened.tokenizer_json),
+            ("tokenizer_config.json".to_owned(), json(&tokenizer_config)?),
+        ];
+        if let Some(template) = opened.template {
+            files.push(("chat_template.jinja".to_owned(), template.into_bytes()));
+        }
+        Ok(files)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Checkpoints: everything that a run needs to go on bit for bit, in a folder that is there whole or
 //! not at all.
 //!
-//! A checkpoint is `step-<n>/` in the run's work folder: the adapter in PEFT layout, both moments,
-//! `state.json`, and `manifest.json` with the SHA-256 of each, written last into a temporary folder
+//! A checkpoint is `step-<n>/` in the run's work folder: what trains, ready for use (an adapter in
+//! PEFT layout, or the whole model in the folder `model`), both moments, `state.json`, and `manifest.json` with the SHA-256 of each, written last into a temporary folder
 //! that is then renamed. A folder whose manifest does not verify is passed over.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,10 @@ use sha2::{Digest, Sha256};
 
 use super::engine::{Engine, EngineError};
 use super::health::Finding;
+use super::product::{self, Product};
 use super::watch::Watch;
-use crate::artifacts::peft::{self, AdapterConfig, PeftError};
+use super::weights::LoadError;
+use crate::artifacts::peft::{self, PeftError};
 use crate::atomic_file;
 use crate::hex::hex;
 use crate::job::{ResolvedHyperparameters, StepMetrics};
@@ -44,6 +46,9 @@ pub enum CheckpointError {
     /// The engine cannot give or take its state.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The weights of a model cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// A checkpoint is damaged.
     #[error("{0}")]
     Damaged(String),
@@ -160,7 +165,7 @@ pub fn folder(work_dir: &Path, step: u64) -> PathBuf {
 pub fn write(
     work_dir: &Path,
     engine: &dyn Engine,
-    adapter: &AdapterConfig,
+    product: &Product<'_>,
     state: &State,
 ) -> Result<PathBuf, CheckpointError> {
     let target = folder(work_dir, state.step);
@@ -176,7 +181,7 @@ pub fn write(
         .map_err(io_error(work_dir))?;
     let inside = |name: &str| partial.path().join(name);
 
-    peft::write(partial.path(), adapter, &engine.trained()?)?;
+    let mut names = product.write(partial.path(), engine)?;
     let (first, second) = engine.moments()?;
     for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
         let path = inside(name);
@@ -186,10 +191,10 @@ pub fn write(
     atomic_file::write(&path, &to_json(state)?).map_err(io_error(&path))?;
 
     let mut manifest = BTreeMap::new();
-    for name in
-        [peft::CONFIG_FILE, peft::WEIGHTS_FILE, FIRST_MOMENTS_FILE, SECOND_MOMENTS_FILE, STATE_FILE]
-    {
-        manifest.insert(name, sha256_of(&inside(name))?);
+    names.extend([FIRST_MOMENTS_FILE, SECOND_MOMENTS_FILE, STATE_FILE].map(str::to_owned));
+    for name in names {
+        let sha256 = sha256_of(&inside(&name))?;
+        manifest.insert(name, sha256);
     }
     let path = inside(MANIFEST_FILE);
     atomic_file::write(&path, &to_json(&manifest)?).map_err(io_error(&path))?;
@@ -284,15 +289,14 @@ fn read_state(folder: &Path) -> Result<State, CheckpointError> {
         .map_err(|error| CheckpointError::Damaged(format!("{}: {error}", path.display())))
 }
 
-/// Puts a checkpoint's adapter and moments into the engine.
+/// Puts what trains, as a checkpoint has it, and the moments into the engine.
 pub fn restore(folder: &Path, engine: &mut dyn Engine) -> Result<(), CheckpointError> {
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(io_error(&path))
     };
-    let (_, adapter) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)?;
-    engine.set_trained(&adapter)?;
     let first = peft::deserialise(&read(FIRST_MOMENTS_FILE)?)?;
+    engine.set_trained(&product::read(folder, &first)?)?;
     let second = peft::deserialise(&read(SECOND_MOMENTS_FILE)?)?;
     engine.set_moments(&first, &second)?;
     Ok(())

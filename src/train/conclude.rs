@@ -18,12 +18,15 @@ impl Run<'_> {
     /// Writes what the run leaves.
     pub(super) fn conclude(&mut self, sink: &mut Sink<'_>) -> Result<Progress, JobError> {
         let last = self.checkpoint()?;
-        let (step, adapter_directory) = self.choose(last, sink)?;
+        let (step, directory) = self.choose(last, sink)?;
         let texts = ordinary::sequences(&self.prepared.base, self.prepared.context);
-        let mut loss = |with_adapter: bool| {
-            ordinary::loss(self.engine, &texts, with_adapter).map_err(engine_failed)
+        let mut loss =
+            |trained: bool| ordinary::loss(self.engine, &texts, trained).map_err(engine_failed);
+        let before = match &self.before {
+            Some(before) => before.ordinary,
+            None => loss(false)?,
         };
-        let ordinary = loss(false)?.zip(loss(true)?);
+        let ordinary = before.zip(loss(true)?);
         if let Some((before, after)) = ordinary {
             self.find(health::forgetting(step, before, after), sink);
         }
@@ -51,7 +54,7 @@ impl Run<'_> {
         let csv = metrics_csv::render(&self.state.metrics);
         let metrics_csv = self.write(metrics_csv::FILE_NAME, csv.as_bytes())?;
         Ok(Progress::Finished {
-            adapter_directory,
+            directory,
             metrics_csv,
             report,
             trained_steps: self.state.step,
@@ -59,7 +62,7 @@ impl Run<'_> {
         })
     }
 
-    /// The step and the folder of the checkpoint that becomes the model, whose adapter is in the
+    /// The step and the folder of the checkpoint that becomes the model, which is in the
     /// engine then: that of the lowest validation loss, the last one without a validation file.
     fn choose(&mut self, last: PathBuf, sink: &mut Sink<'_>) -> Result<(u64, PathBuf), JobError> {
         let now = self.state.step;

@@ -15,6 +15,7 @@ use super::decoder::adapter::Adapter;
 use super::decoder::backward::Weighing;
 use super::decoder::decode::KvCache;
 use super::decoder::pack::{self, PackedBatch};
+use super::decoder::tensors::ModelTensor;
 use super::decoder::trained::Trained;
 use super::device::{self, DeviceError};
 pub use super::lora::{LoraSettings, LoraTarget};
@@ -288,6 +289,9 @@ pub trait Engine: Send {
         &self,
         base: &dyn WeightSource,
     ) -> Result<Vec<(u32, f64)>, LoadEngineError>;
+
+    /// Every tensor of the model, whether it trains or not.
+    fn tensors(&self) -> &[ModelTensor];
 
     /// Trainable and total parameters.
     fn parameter_counts(&self) -> (u64, u64);
@@ -645,6 +649,10 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         base: &dyn WeightSource,
     ) -> Result<Vec<(u32, f64)>, LoadEngineError> {
         self.trained.mean_change_by_layer(&self.decoder, base)
+    }
+
+    fn tensors(&self) -> &[ModelTensor] {
+        self.decoder.tensors()
     }
 
     fn keeps_base(&self) -> bool {

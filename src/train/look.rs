@@ -1,9 +1,12 @@
 //! Looks at how a run goes: the validation file, and the signs that something goes wrong.
 
 use super::announce::note;
+use super::engine::Engine;
 use super::failure::engine_failed;
 use super::health::{self, Finding};
 use super::material::Measured;
+use super::ordinary;
+use super::prepare::Prepared;
 use super::run::{Run, Sink};
 use super::watch::Look;
 use crate::job::{EventLevel, JobError, StepMetrics};
@@ -13,6 +16,24 @@ const SAMPLES: usize = 3;
 
 /// Most tokens of such an answer.
 const SAMPLE_TOKENS: usize = 48;
+
+/// What the base alone was like, which is asked before its own weights move.
+pub(super) struct Before {
+    /// Its loss on ordinary text.
+    pub ordinary: Option<f64>,
+    /// Whether it repeated itself.
+    repeats: bool,
+}
+
+impl Before {
+    /// Asks the engine while it still holds the base.
+    pub(super) fn ask(prepared: &Prepared, engine: &mut dyn Engine) -> Result<Self, JobError> {
+        let texts = ordinary::sequences(&prepared.base, prepared.context);
+        let ordinary = ordinary::loss(engine, &texts, false).map_err(engine_failed)?;
+        let answers = answers(prepared, engine, false)?;
+        Ok(Self { ordinary, repeats: health::collapse(0, &answers).is_some() })
+    }
+}
 
 impl Run<'_> {
     /// Every so many steps and at the ends of epochs, measures the whole validation file, and writes
@@ -92,26 +113,22 @@ impl Run<'_> {
         if !is_epoch_end {
             return Ok(());
         }
-        let found = health::collapse(metrics.step, &self.answers(true)?);
+        let found = health::collapse(metrics.step, &answers(self.prepared, self.engine, true)?);
+        if found.is_none() {
+            return Ok(());
+        }
         // A base model that repeats itself was like that before.
-        if found.is_some() && health::collapse(metrics.step, &self.answers(false)?).is_none() {
+        let repeated = match &self.before {
+            Some(before) => before.repeats,
+            None => {
+                let answers = answers(self.prepared, self.engine, false)?;
+                health::collapse(metrics.step, &answers).is_some()
+            }
+        };
+        if !repeated {
             self.find(found, sink);
         }
         Ok(())
-    }
-
-    /// Greedy answers to a few training prompts, of the model as it is or of the base alone.
-    fn answers(&mut self, with_adapter: bool) -> Result<Vec<Vec<u32>>, JobError> {
-        let ends = &self.prepared.base.tokenizer.special().ends;
-        let mut answers = Vec::new();
-        for prompt in self.prepared.prompts(SAMPLES) {
-            if prompt.len() + SAMPLE_TOKENS > self.prepared.context {
-                continue;
-            }
-            let answer = self.engine.continue_greedily(prompt, SAMPLE_TOKENS, ends, with_adapter);
-            answers.push(answer.map_err(engine_failed)?);
-        }
-        Ok(answers)
     }
 
     /// Says a finding, unless its sign was found before.
@@ -124,6 +141,24 @@ impl Run<'_> {
         note(sink, EventLevel::Warn, finding.message.clone(), Some(data));
         self.state.health.push(finding);
     }
+}
+
+/// Greedy answers to a few training prompts, of the model as it is or of the base alone.
+fn answers(
+    prepared: &Prepared,
+    engine: &mut dyn Engine,
+    trained: bool,
+) -> Result<Vec<Vec<u32>>, JobError> {
+    let ends = &prepared.base.tokenizer.special().ends;
+    let mut answers = Vec::new();
+    for prompt in prepared.prompts(SAMPLES) {
+        if prompt.len() + SAMPLE_TOKENS > prepared.context {
+            continue;
+        }
+        let answer = engine.continue_greedily(prompt, SAMPLE_TOKENS, ends, trained);
+        answers.push(answer.map_err(engine_failed)?);
+    }
+    Ok(answers)
 }
 
 fn sum_of(measured: &[Measured]) -> Measured {

@@ -73,11 +73,11 @@ impl From<PreferenceOutcome> for Measured {
 
 impl<'a> Material<'a> {
     /// The examples of `file`; with `beta` they are preferences, whose answers the model as it is now
-    /// is asked for here, once, with its adapter or without.
+    /// is asked for here, once, as it is or as its base alone.
     pub(super) fn new(
         file: &'a EncodedFile,
         beta: Option<f64>,
-        with_adapter: bool,
+        trained: bool,
         engine: &mut dyn Engine,
     ) -> Result<Self, EngineError> {
         let Some(beta) = beta else {
@@ -85,7 +85,7 @@ impl<'a> Material<'a> {
         };
         let mut log_probabilities = Vec::with_capacity(file.sequences.len());
         for pair in file.sequences.iter().zip(&file.rejected) {
-            let made = engine.log_probabilities(&[pair.0, pair.1], with_adapter)?;
+            let made = engine.log_probabilities(&[pair.0, pair.1], trained)?;
             log_probabilities.extend_from_slice(made.as_chunks::<2>().0);
         }
         let preferences = Some(References { beta, log_probabilities });

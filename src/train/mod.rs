@@ -21,6 +21,7 @@ pub mod memory;
 mod ordinary;
 pub mod preference;
 mod prepare;
+pub mod product;
 pub mod protocol;
 pub mod random;
 pub mod report;

@@ -22,17 +22,17 @@ pub(super) fn sequences(base: &BaseModel, context: usize) -> Vec<Sequence> {
     made
 }
 
-/// Mean loss in nats a token, of the base alone or with the adapter; `None` without texts.
+/// Mean loss in nats a token, of the base alone or of the model as it is; `None` without texts.
 pub(super) fn loss(
     engine: &mut dyn Engine,
     texts: &[Sequence],
-    with_adapter: bool,
+    trained: bool,
 ) -> Result<Option<f64>, EngineError> {
     let targets: usize = texts.iter().map(|text| text.input_ids.len() - 1).sum();
     if targets == 0 {
         return Ok(None);
     }
     let batch: Vec<&Sequence> = texts.iter().collect();
-    let log_probabilities = engine.log_probabilities(&batch, with_adapter)?;
+    let log_probabilities = engine.log_probabilities(&batch, trained)?;
     Ok(Some(-log_probabilities.iter().sum::<f64>() / targets as f64))
 }

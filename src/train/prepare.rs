@@ -9,19 +9,20 @@ use super::checkpoint::Identity;
 use super::config::ModelConfig;
 use super::decoder::pack::longest_shared;
 use super::encode::{EncodedFile, encode_file};
-use super::engine::{BackendKind, Engine, LoraSettings, LoraTarget, load};
+use super::engine::{BackendKind, Engine, LoraSettings, LoraTarget, Tuning, load_tuned};
 use super::failure::{
     cannot_load, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
     too_few,
 };
 use super::memory::{self, estimate::Workload};
+use super::product::Product;
 use super::protocol::RunSpec;
 use super::resolve::{self, DataSize, ModelSize, Plan};
 use super::run::Sink;
 use super::start::Start;
 use crate::artifacts::peft::AdapterConfig;
 use crate::dataset::MIN_EXAMPLES;
-use crate::job::{DataFile, JobError, ResolvedHyperparameters};
+use crate::job::{DataFile, JobError, ResolvedHyperparameters, TuningMode};
 
 /// A run that can begin.
 pub(super) struct Prepared {
@@ -35,8 +36,8 @@ pub(super) struct Prepared {
     pub plan: Plan,
     /// What the run is.
     pub identity: Identity,
-    /// How the adapter's files describe it.
-    pub adapter: AdapterConfig,
+    /// How an adapter's files describe it; `None` where the model's own weights train.
+    pub adapter: Option<AdapterConfig>,
     /// Whether the run begins with the adapter of an earlier job.
     pub is_continued: bool,
     /// Size of the vocabulary.
@@ -89,15 +90,16 @@ pub(super) fn prepare(
     let plan = resolve::resolve(&asked, &DataSize { examples, validation_share: share }, &size);
     sink(plan.progress());
     let values = &plan.hyperparameters;
-    let lora = lora_settings(values);
+    let tuning = tuning(values);
+    let backend = announce::backend(&tuning, backend, sink);
     let all = || [Some(&training), validation.as_ref()].into_iter().flatten();
     let workload = Workload {
         model: &model,
-        lora: &lora,
+        tuning: &tuning,
         backend,
         longest: all().map(EncodedFile::longest).max().unwrap_or(0),
         // Under dropout every sequence stands for itself.
-        shared: match lora.dropout > 0.0 {
+        shared: match tuning.dropout() > 0.0 {
             true => 0,
             false => all().map(|file| longest_shared(file.all())).max().unwrap_or(0),
         },
@@ -105,9 +107,10 @@ pub(super) fn prepare(
     };
     let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
     memory::check(&need, memory::free_for(backend))?;
-    let mut engine =
-        load(&base.config, base.weights.as_ref(), &lora, u64::from(spec.seed), backend)
-            .map_err(cannot_load)?;
+    let weights = base.weights.as_ref();
+    let mut engine = load_tuned(&base.config, weights, &tuning, u64::from(spec.seed), backend)
+        .map_err(cannot_load)?;
+    announce::tied_head(&tuning, model.tied, sink);
     if let Some(start) = &start {
         engine.set_trained(&start.tensors).map_err(engine_failed)?;
     }
@@ -121,18 +124,21 @@ pub(super) fn prepare(
         seed: spec.seed,
         hyperparameters: values.clone(),
     };
-    let adapter = AdapterConfig {
-        lora_dropout: lora.dropout,
-        layers_to_transform: lora.target.layers.clone(),
-        use_rslora: lora.is_rank_stabilised,
-        ..AdapterConfig::new(
-            &spec.base_model_id,
-            lora.rank,
-            lora.alpha,
-            &engine.adapted_modules(),
-            base.config["model_type"] == "gpt2",
-        )
-    };
+    let mut adapter = None;
+    if let Tuning::Lora(lora) = &tuning {
+        adapter = Some(AdapterConfig {
+            lora_dropout: lora.dropout,
+            layers_to_transform: lora.target.layers.clone(),
+            use_rslora: lora.is_rank_stabilised,
+            ..AdapterConfig::new(
+                &spec.base_model_id,
+                lora.rank,
+                lora.alpha,
+                &engine.adapted_modules(),
+                base.config["model_type"] == "gpt2",
+            )
+        });
+    }
     let prepared = Prepared {
         base,
         training,
@@ -147,19 +153,35 @@ pub(super) fn prepare(
     Ok((prepared, engine))
 }
 
+fn tuning(values: &ResolvedHyperparameters) -> Tuning {
+    match values.tuning {
+        TuningMode::Lora => Tuning::Lora(lora_settings(values)),
+        TuningMode::Full => Tuning::Full,
+        TuningMode::LastLayers => {
+            Tuning::LastLayers(values.tuning_layers.unwrap_or_default() as usize)
+        }
+    }
+}
+
 fn lora_settings(values: &ResolvedHyperparameters) -> LoraSettings {
+    let rank = values.lora_r.unwrap_or_default() as usize;
     LoraSettings {
-        is_rank_stabilised: values.use_rslora,
-        dropout: values.lora_dropout,
+        is_rank_stabilised: values.use_rslora.unwrap_or_default(),
+        dropout: values.lora_dropout.unwrap_or_default(),
         target: LoraTarget {
             modules: values.lora_target_modules.clone(),
             layers: values.lora_layers.clone(),
         },
-        ..LoraSettings::new(values.lora_r as usize, values.lora_alpha)
+        ..LoraSettings::new(rank, values.lora_alpha.unwrap_or_default())
     }
 }
 
 impl Prepared {
+    /// What the checkpoints of the run hold for use.
+    pub(super) fn product(&self) -> Product<'_> {
+        self.adapter.as_ref().map_or(Product::Model(&self.base), Product::Adapter)
+    }
+
     /// The beginnings of `most` examples up to their first learnt token, spread over the file: what
     /// the model is asked when it shall write by itself. No beginning comes twice.
     pub(super) fn prompts(&self, most: usize) -> Vec<&[u32]> {

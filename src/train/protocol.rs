@@ -88,15 +88,16 @@ pub enum Progress {
     Checkpoint {
         /// Numbers of its step, with the validation over the whole file where there is one.
         metrics: StepMetrics,
-        /// Holds `adapter_config.json` and `adapter_model.safetensors` among others.
+        /// Holds `adapter_config.json` and `adapter_model.safetensors` among others or, where the
+        /// model's own weights train, the folder `model`.
         directory: PathBuf,
         /// Steps whose checkpoints the user does not need any more.
         superseded: Vec<u64>,
     },
     /// Training is done.
     Finished {
-        /// Holds `adapter_config.json` and `adapter_model.safetensors`.
-        adapter_directory: PathBuf,
+        /// The checkpoint that is the result.
+        directory: PathBuf,
         /// The results CSV.
         metrics_csv: PathBuf,
         /// The report.

@@ -1,13 +1,23 @@
 //! Turns what a client asked for into numbers, and says why each number is what it is.
 
 use super::protocol::Progress;
-use crate::job::{Auto, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters, Schedule};
+use crate::job::{
+    Auto, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters, Schedule, TuningMode,
+};
 
 /// Learning rate when none is asked for.
 pub const DEFAULT_LEARNING_RATE: f64 = 2e-4;
 
 /// Longest example when none is asked for, in tokens; shorter where the model's own context is.
 pub const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
+
+/// Learning rates where the model's own weights train, for answers and for preferences: a tenth of
+/// LoRA's, whose pairs begin at zero and have far to go, while a pretrained weight is almost where it
+/// should be.
+pub const DEFAULT_WEIGHTS_LEARNING_RATES: [f64; 2] = [2e-5, 5e-6];
+
+/// How many of the last blocks train when the client does not say: one in so many, at least one.
+const BLOCKS_FOR_ONE: u32 = 4;
 
 const DEFAULT_RANK: u32 = 8;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
@@ -22,6 +32,9 @@ const DEFAULT_BETA: f64 = 0.1;
 const DEFAULT_PATIENCE: u32 = 5;
 const DEFAULT_THRESHOLD: f64 = 0.001;
 const DEFAULT_SAVE_TOTAL_LIMIT: u32 = 10;
+
+/// The same for whole models, which are large.
+const DEFAULT_WHOLE_MODELS_LIMIT: u32 = 2;
 
 /// Most looks at the whole validation file in an epoch when the client does not say.
 const MOST_LOOKS: f64 = 4.0;
@@ -118,9 +131,18 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
             size as u32
         }
     };
+    let tuning = asked.tuning.unwrap_or_default();
+    let (rates, whose) = match tuning {
+        TuningMode::Lora => {
+            ([DEFAULT_LEARNING_RATE, DEFAULT_DPO_LEARNING_RATE], "hone's default for LoRA")
+        }
+        TuningMode::Full | TuningMode::LastLayers => {
+            (DEFAULT_WEIGHTS_LEARNING_RATES, "a tenth of LoRA's, because pretrained weights move,")
+        }
+    };
     let default_rate = match asked.method {
-        Method::Supervised => DEFAULT_LEARNING_RATE,
-        Method::Dpo => DEFAULT_DPO_LEARNING_RATE,
+        Method::Supervised => rates[0],
+        Method::Dpo => rates[1],
     };
     let (learning_rate, learning_rate_multiplier) =
         match (asked.learning_rate, asked.learning_rate_multiplier) {
@@ -129,7 +151,7 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
             (None, Auto::Auto) => {
                 explanations.push(format!(
                     "learning_rate_multiplier is 1: the learning rate rises to {default_rate:e}, \
-                     hone's default for LoRA with the method {:?}",
+                     {whose} with the method {:?}",
                     asked.method.as_str()
                 ));
                 (default_rate, 1.0)
@@ -149,7 +171,27 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         }
     });
     let beta = (asked.method == Method::Dpo).then(|| asked.beta.unwrap_or(DEFAULT_BETA));
-    let lora_r = asked.lora_r.unwrap_or(DEFAULT_RANK);
+    let tuning_layers = (tuning == TuningMode::LastLayers).then(|| {
+        asked.tuning_layers.unwrap_or_else(|| {
+            let blocks = model.layers.div_ceil(BLOCKS_FOR_ONE);
+            explanations.push(format!(
+                "tuning_layers is {blocks}: a quarter of the model's {} blocks",
+                model.layers
+            ));
+            blocks
+        })
+    });
+    let is_lora = tuning == TuningMode::Lora;
+    let save_total_limit = asked.save_total_limit.unwrap_or_else(|| match is_lora {
+        true => DEFAULT_SAVE_TOTAL_LIMIT,
+        false => {
+            explanations.push(format!(
+                "save_total_limit is {DEFAULT_WHOLE_MODELS_LIMIT}: every checkpoint is a whole model"
+            ));
+            DEFAULT_WHOLE_MODELS_LIMIT
+        }
+    });
+    let lora_r = is_lora.then(|| asked.lora_r.unwrap_or(DEFAULT_RANK));
     let context_length = context_length(asked, model.context);
     if asked.context_length.is_some_and(|length| length > context_length) {
         explanations.push(format!(
@@ -163,12 +205,14 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         batch_size,
         learning_rate_multiplier,
         learning_rate,
+        tuning,
+        tuning_layers,
         lora_r,
-        lora_alpha: asked.lora_alpha.unwrap_or(2.0 * f64::from(lora_r)),
-        lora_dropout: asked.lora_dropout.unwrap_or(0.0),
+        lora_alpha: lora_r.map(|rank| asked.lora_alpha.unwrap_or(2.0 * f64::from(rank))),
+        lora_dropout: is_lora.then(|| asked.lora_dropout.unwrap_or(0.0)),
         lora_target_modules: asked.lora_target_modules.clone(),
         lora_layers: asked.lora_layers.as_ref().map(|layers| layer_indexes(layers, model.layers)),
-        use_rslora: asked.use_rslora.unwrap_or(false),
+        use_rslora: is_lora.then(|| asked.use_rslora.unwrap_or(false)),
         warmup_ratio: asked.warmup_ratio.unwrap_or(DEFAULT_WARMUP_RATIO),
         weight_decay: asked.weight_decay.unwrap_or(DEFAULT_WEIGHT_DECAY),
         max_grad_norm: asked.max_grad_norm.unwrap_or(DEFAULT_MAX_GRAD_NORM),
@@ -178,7 +222,7 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         early_stopping_patience: asked.early_stopping_patience.unwrap_or(DEFAULT_PATIENCE),
         early_stopping_threshold: asked.early_stopping_threshold.unwrap_or(DEFAULT_THRESHOLD),
         save_steps: asked.save_steps,
-        save_total_limit: asked.save_total_limit.unwrap_or(DEFAULT_SAVE_TOTAL_LIMIT),
+        save_total_limit,
     };
     let states_looks = !asked.eval_steps.is_auto()
         || asked.early_stopping_patience.is_some()
@@ -205,6 +249,9 @@ fn layer_indexes(asked: &LoraLayers, layers: u32) -> Vec<u32> {
 
 /// What is wrong with the blocks that a client names.
 pub fn unknown_layer(asked: &Hyperparameters, layers: u32) -> Option<String> {
+    if let Some(count) = asked.tuning_layers.filter(|count| *count > layers) {
+        return Some(format!("tuning_layers is {count}, and the model has {layers} blocks"));
+    }
     match asked.lora_layers.as_ref()? {
         LoraLayers::Last(count) if *count > layers => {
             Some(format!("lora_layers is {count}, and the model has {layers} blocks"))
@@ -227,6 +274,25 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
         Schedule::Cosine => "falls along a cosine",
         Schedule::Constant => "stays",
     };
+    let what = match values.tuning {
+        TuningMode::Lora => describe_lora(values),
+        TuningMode::Full => "All weights train".to_owned(),
+        TuningMode::LastLayers => format!(
+            "The last {} blocks, the final norm and the head train",
+            values.tuning_layers.unwrap_or_default()
+        ),
+    };
+    format!(
+        "{what}; AdamW with weight decay {}, gradients clipped at norm {}; the learning rate warms up \
+         over {} % of the steps and {schedule}; examples of up to {} tokens",
+        values.weight_decay,
+        values.max_grad_norm,
+        values.warmup_ratio * 100.0,
+        values.context_length
+    )
+}
+
+fn describe_lora(values: &ResolvedHyperparameters) -> String {
     let modules = match &values.lora_target_modules {
         None => "all linear layers".to_owned(),
         Some(names) => names.join(", "),
@@ -235,21 +301,15 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
         None => String::new(),
         Some(layers) => format!(" of {} blocks", layers.len()),
     };
-    let scale = if values.use_rslora { ", scaled by alpha/√r," } else { "" };
-    let dropout = match values.lora_dropout {
+    let scale = if values.use_rslora == Some(true) { ", scaled by alpha/√r," } else { "" };
+    let dropout = match values.lora_dropout.unwrap_or_default() {
         0.0 => String::new(),
         rate => format!(" and dropout {rate}"),
     };
     format!(
-        "LoRA with r={} and alpha={}{scale}{dropout} on {modules}{blocks}; AdamW with weight decay {}, gradients \
-         clipped at norm {}; the learning rate warms up over {} % of the steps and {schedule}; \
-         examples of up to {} tokens",
-        values.lora_r,
-        values.lora_alpha,
-        values.weight_decay,
-        values.max_grad_norm,
-        values.warmup_ratio * 100.0,
-        values.context_length
+        "LoRA with r={} and alpha={}{scale}{dropout} on {modules}{blocks}",
+        values.lora_r.unwrap_or_default(),
+        values.lora_alpha.unwrap_or_default()
     )
 }
 
@@ -328,6 +388,23 @@ mod tests {
         assert!(refusal.contains("31") && refusal.contains("30 blocks"), "{refusal}");
         let refusal = unknown_layer(&ask(LoraLayers::These(vec![1, 30])), 30).expect("0 to 29");
         assert!(refusal.contains("names block 30") && refusal.contains("0 to 29"), "{refusal}");
+    }
+
+    #[test]
+    fn the_models_own_weights_move_at_a_tenth_of_loras_rate() {
+        let ask = |tuning, method| {
+            let asked = Hyperparameters { tuning: Some(tuning), method, ..Default::default() };
+            resolve(&asked, &data(100), &SIZE)
+        };
+        let full = ask(TuningMode::Full, Method::Supervised);
+        assert_eq!(full.hyperparameters.learning_rate, 2e-5);
+        assert!(full.explanations.iter().any(|text| text.contains("a tenth of LoRA's")));
+        let values = ask(TuningMode::LastLayers, Method::Dpo).hyperparameters;
+        assert_eq!(values.learning_rate, 5e-6);
+        assert_eq!((values.tuning_layers, values.lora_r, values.lora_alpha), (Some(8), None, None));
+        let asked = Hyperparameters { tuning_layers: Some(31), ..Default::default() };
+        let refusal = unknown_layer(&asked, 30).expect("there are 30");
+        assert!(refusal.contains("tuning_layers is 31"), "{refusal}");
     }
 
     #[test]

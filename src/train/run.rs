@@ -12,6 +12,7 @@ use super::announce::{note, warn};
 use super::checkpoint::{self, State};
 use super::engine::{AdamWStep, BackendKind, Engine, Part};
 use super::failure::{checkpoint_failed, engine_failed};
+use super::look::Before;
 use super::material::{Material, Measured};
 use super::prepare::{Prepared, prepare};
 use super::protocol::{Control, Progress, RunSpec};
@@ -67,6 +68,8 @@ pub(super) struct Run<'a> {
     pub(super) validation: Option<Material<'a>>,
     pub(super) state: State,
     pub(super) engine: &'a mut dyn Engine,
+    /// What the base was like, where its own weights train and it cannot be asked later.
+    pub(super) before: Option<Before>,
     /// The epoch whose order is at hand, and the order.
     order: (u64, Vec<usize>),
     /// Checkpoints that were announced and whose files nobody has copied yet.
@@ -89,6 +92,10 @@ impl<'a> Run<'a> {
         let training = material(&prepared.training)?;
         let validation = prepared.validation.as_ref().map(material).transpose()?;
         let state = State::new(prepared.identity.clone(), training.len());
+        let mut before = None;
+        if !engine.keeps_base() {
+            before = Some(Before::ask(prepared, engine)?);
+        }
         Ok(Self {
             spec,
             prepared,
@@ -96,6 +103,7 @@ impl<'a> Run<'a> {
             validation,
             state,
             engine,
+            before,
             order: (u64::MAX, Vec::new()),
             unpublished: BTreeSet::new(),
             ordered: None,
@@ -301,7 +309,7 @@ impl<'a> Run<'a> {
 
     pub(super) fn checkpoint(&mut self) -> Result<PathBuf, JobError> {
         let Self { spec, prepared, state, engine, .. } = self;
-        checkpoint::write(&spec.work_dir, &**engine, &prepared.adapter, state)
+        checkpoint::write(&spec.work_dir, &**engine, &prepared.product(), state)
             .map_err(checkpoint_failed)
     }
 

@@ -6,7 +6,7 @@ use super::checkpoint::sha256_of;
 use super::engine::NamedTensors;
 use super::failure::{checkpoint_failed, internal, no_such_target};
 use crate::artifacts::peft::{self, AdapterConfig};
-use crate::job::{Hyperparameters, JobError, LoraLayers};
+use crate::job::{Hyperparameters, JobError, LoraLayers, TuningMode};
 
 /// An adapter in PEFT layout, read.
 pub(super) struct Start {
@@ -36,6 +36,7 @@ impl Start {
     /// A stated value that the adapter does not have: its shape cannot change on the way.
     pub(super) fn settle(&self, asked: &mut Hyperparameters) -> Result<(), JobError> {
         let config = &self.config;
+        settle(&mut asked.tuning, TuningMode::Lora, "tuning")?;
         let rank = u32::try_from(config.r).unwrap_or(u32::MAX);
         settle(&mut asked.lora_r, rank, "lora_r")?;
         settle(&mut asked.lora_alpha, config.lora_alpha, "lora_alpha")?;

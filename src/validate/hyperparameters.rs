@@ -4,20 +4,16 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 use crate::error_code::ErrorCode;
-use crate::job::{Auto, Hyperparameters, LoraLayers, Method, Schedule};
+use crate::job::{Auto, Hyperparameters, LoraLayers, Method, Schedule, TuningMode};
 
-/// Every name that hone knows: OpenAI's three first.
+/// Names that hone knows with every way of tuning: OpenAI's three first.
 pub const KNOWN: &[&str] = &[
     "n_epochs",
     "batch_size",
     "learning_rate_multiplier",
     "learning_rate",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "lora_layers",
-    "use_rslora",
+    "tuning",
+    "tuning_layers",
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
@@ -32,6 +28,10 @@ pub const KNOWN: &[&str] = &[
 
 /// Names that hone knows with the method `dpo` alone.
 const KNOWN_WITH_DPO: &[&str] = &["beta"];
+
+/// Names that hone knows with the tuning `lora` alone.
+const KNOWN_WITH_LORA: &[&str] =
+    &["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_layers", "use_rslora"];
 
 /// Most names of layers.
 const MOST_MODULES: usize = 64;
@@ -50,7 +50,7 @@ pub fn read(
     method: Method,
 ) -> Result<Hyperparameters, Refusal> {
     let fields = Fields { path, object };
-    let mut known = KNOWN.to_vec();
+    let mut known = [KNOWN, KNOWN_WITH_LORA].concat();
     if method == Method::Dpo {
         known.extend(KNOWN_WITH_DPO);
     }
@@ -70,6 +70,8 @@ pub fn read(
         batch_size: auto(fields.whole("batch_size", 1..=256)?),
         learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", above(0.0))?),
         learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
+        tuning: fields.tuning()?,
+        tuning_layers: fields.whole("tuning_layers", 1..=1024)?,
         lora_r: fields.whole("lora_r", 1..=256)?,
         lora_alpha: fields.number("lora_alpha", above(0.0))?,
         lora_dropout: fields.number("lora_dropout", Range { most: 0.9, ..from(0.0) })?,
@@ -91,6 +93,20 @@ pub fn read(
     if has_multiplier && read.learning_rate.is_some() {
         let message = "learning_rate and learning_rate_multiplier exclude each other: send one";
         return Err(fields.refuse("learning_rate", message.to_owned()));
+    }
+    let tuning = read.tuning.unwrap_or_default();
+    let stray = KNOWN_WITH_LORA.iter().find(|name| fields.chosen(name).is_some());
+    if let (true, Some(name)) = (tuning != TuningMode::Lora, stray) {
+        let message =
+            format!("{name} belongs to tuning \"lora\"; this job's is {:?}", tuning.as_str());
+        return Err(fields.refuse(name, message));
+    }
+    if tuning != TuningMode::LastLayers && read.tuning_layers.is_some() {
+        let message = format!(
+            "tuning_layers belongs to tuning \"last_layers\"; this job's is {:?}",
+            tuning.as_str()
+        );
+        return Err(fields.refuse("tuning_layers", message));
     }
     Ok(read)
 }
@@ -190,6 +206,21 @@ impl Fields<'_> {
         match value.as_bool() {
             Some(value) => Ok(Some(value)),
             None => Err(self.refuse(name, format!("{name} is {value}; it can be true or false"))),
+        }
+    }
+
+    fn tuning(&self) -> Result<Option<TuningMode>, Refusal> {
+        const NAME: &str = "tuning";
+        let Some(value) = self.chosen(NAME) else {
+            return Ok(None);
+        };
+        let modes = [TuningMode::Lora, TuningMode::Full, TuningMode::LastLayers];
+        match modes.into_iter().find(|mode| value == mode.as_str()) {
+            Some(mode) => Ok(Some(mode)),
+            None => {
+                let message = format!("{NAME} is {value}; it can be lora, full or last_layers");
+                Err(self.refuse(NAME, message))
+            }
         }
     }
 
@@ -314,6 +345,23 @@ mod tests {
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));
         }
         assert_eq!(read_json(json!({"n_epochs": 3.0})).map(|h| h.n_epochs), Ok(Auto::Value(3)));
+    }
+
+    #[test]
+    fn values_of_another_way_of_tuning_are_refused() {
+        let read = read_json(json!({"tuning": "last_layers", "tuning_layers": 2}));
+        let read = read.expect("they belong together");
+        assert_eq!((read.tuning, read.tuning_layers), (Some(TuningMode::LastLayers), Some(2)));
+        for (values, name) in [
+            (json!({"tuning": "full", "lora_r": 8}), "lora_r"),
+            (json!({"tuning": "last_layers", "lora_dropout": 0.1}), "lora_dropout"),
+            (json!({"tuning": "full", "tuning_layers": 2}), "tuning_layers"),
+            (json!({"tuning_layers": 2}), "tuning_layers"),
+            (json!({"tuning": "qlora"}), "tuning"),
+        ] {
+            let refusal = read_json(values).expect_err(name);
+            assert_eq!(refusal.param, format!("hyperparameters.{name}"));
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn adapter_digest(workshop: &Workshop, job: &Job) -> String {
     assert_eq!(job.status, JobStatus::Succeeded, "{:?}", job.error);
     let name = job.fine_tuned_model.as_ref().expect("a succeeded job names its model");
     let model = workshop.store.model(name).await.expect("reads").expect("the model is there");
-    let file = workshop.store.file(&model.adapter_weights_file).await.expect("reads");
+    let file = workshop.store.file(&model.weights_file).await.expect("reads");
     file.expect("the adapter is there").sha256
 }
 

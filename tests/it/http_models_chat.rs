@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, TINY, chat_lines};
 
-fn ask(model: &str, more: Value) -> Value {
+/// A question to a model, with further fields.
+pub fn ask(model: &str, more: Value) -> Value {
     let mut body = json!({"model": model, "max_tokens": 8, "temperature": 0,
         "messages": [{"role": "user", "content": "What comes after 3?"}]});
     for (key, value) in more.as_object().expect("an object") {

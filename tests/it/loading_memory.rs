@@ -16,7 +16,7 @@ use hone::train::config::ModelConfig;
 use hone::train::decoder::pack::longest_shared;
 use hone::train::decoder::size;
 use hone::train::encode::encode_file;
-use hone::train::engine::{BackendKind, LoraSettings, load};
+use hone::train::engine::{BackendKind, LoraSettings, Tuning, load};
 use hone::train::memory::available::available_under;
 use hone::train::memory::check;
 use hone::train::memory::estimate::{Need, Workload, estimate};
@@ -86,10 +86,10 @@ fn needed(trainer: &Trainer) -> Need {
         panic!("{values:?}")
     };
     let (longest, shared) = (file.longest(), longest_shared(file.all()));
-    let lora = LoraSettings::new(rank as usize, 16.0);
+    let tuning = Tuning::Lora(LoraSettings::new(rank as usize, 16.0));
     let backend = BackendKind::Cpu;
     let batch_size = batch_size as usize;
-    estimate(&Workload { model: &model, lora: &lora, backend, longest, shared, batch_size })
+    estimate(&Workload { model: &model, tuning: &tuning, backend, longest, shared, batch_size })
         .unwrap()
 }
 

@@ -45,3 +45,4 @@ mod template_families;
 mod templates;
 mod training;
 mod tuning;
+mod whole_models;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hone::artifacts::peft;
-use hone::job::{Auto, Hyperparameters, LoraLayers};
+use hone::job::{Auto, Hyperparameters, LoraLayers, TuningMode};
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
 use hone::train::engine::{BackendKind, LoraSettings, Responder};
@@ -80,19 +80,26 @@ fn the_demo_teaches_a_real_model_and_shows_it() {
 
 /// Logits of the first examples of a file, as a safetensors file for PEFT to be compared with.
 fn write_logits(base: &Path, adapter: &Path, examples: &Path, target: &Path) {
+    write_logits_of(base, Some(adapter), examples, target);
+}
+
+/// The same with an adapter or without.
+fn write_logits_of(base: &Path, adapter: Option<&Path>, examples: &Path, target: &Path) {
     let base = BaseModel::open(base).expect("opens");
     let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
     let responder = responder.expect("loads");
-    let bytes = |name| std::fs::read(adapter.join(name)).expect("it was downloaded");
-    let (config, tensors) =
-        peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
-    let lora = LoraSettings::of_peft(&config);
-    let attached = responder.attach(&lora, &tensors).expect("attaches");
+    let attached = adapter.map(|adapter| {
+        let bytes = |name| std::fs::read(adapter.join(name)).expect("it was downloaded");
+        let (config, tensors) =
+            peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
+        let lora = LoraSettings::of_peft(&config);
+        responder.attach(&lora, &tensors).expect("attaches")
+    });
     let examples = encode_file(examples, &base, 2048).expect("encodes");
     let mut tensors = peft::Tensors::new();
     for (number, sequence) in examples.sequences.iter().take(4).enumerate() {
         let ids = &sequence.input_ids;
-        let logits = responder.logits(Some(&attached), ids).expect("computes");
+        let logits = responder.logits(attached.as_ref(), ids).expect("computes");
         let shape = vec![ids.len(), logits.len() / ids.len()];
         tensors.insert(format!("logits.{number}"), (shape, logits));
         let ids = ids.iter().map(|id| *id as f32).collect::<Vec<f32>>();
@@ -120,37 +127,68 @@ fn the_openai_sdk_drives_a_whole_job_and_peft_computes_the_same_logits() {
     succeed(compare.args([&gguf, &out, &logits]));
 }
 
+/// A run of the tiny model; where its result lies.
+fn tiny_run(folder: &Path, base_model: &Path, hyperparameters: Hyperparameters) -> PathBuf {
+    let examples = folder.join("train.jsonl");
+    std::fs::write(&examples, chat_lines(12)).expect("writes");
+    let spec = RunSpec {
+        base_model: base_model.to_owned(),
+        base_model_id: "tiny-llama".to_owned(),
+        continue_from: None,
+        training_file: examples,
+        validation_file: None,
+        work_dir: folder.join("run"),
+        seed: 1,
+        hyperparameters,
+    };
+    let mut last = None;
+    run(&spec, BackendKind::CpuF32, &mut |progress| last = Some(progress), &mut || None);
+    match last {
+        Some(Progress::Finished { directory, .. }) => directory,
+        other => panic!("it did not finish: {other:?}"),
+    }
+}
+
+/// Lets PEFT load the adapter onto the base and compute the same as hone, on the run's examples.
+fn compare_with_peft(python: &Path, folder: &Path, base_model: &Path, adapter: &Path) {
+    let logits = folder.join("logits.safetensors");
+    write_logits(base_model, adapter, &folder.join("train.jsonl"), &logits);
+    let mut compare = script(python, "peft_compare.py");
+    succeed(compare.args([base_model, adapter, &logits]));
+}
+
 #[test]
 fn peft_computes_the_same_with_chosen_layers_and_a_rank_stabilised_scale() {
     let Some(python) = given("HONE_TEST_PYTHON") else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let examples = folder.path().join("train.jsonl");
-    std::fs::write(&examples, chat_lines(12)).expect("writes");
     let base_model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
-    let spec = RunSpec {
-        base_model: base_model.clone(),
-        base_model_id: "tiny-llama".to_owned(),
-        continue_from: None,
-        training_file: examples.clone(),
-        validation_file: None,
-        work_dir: folder.path().join("run"),
-        seed: 1,
-        hyperparameters: Hyperparameters {
-            n_epochs: Auto::Value(20),
-            learning_rate: Some(1e-2),
-            lora_target_modules: Some(vec!["q_proj".to_owned(), "down_proj".to_owned()]),
-            lora_layers: Some(LoraLayers::Last(1)),
-            use_rslora: Some(true),
-            ..Hyperparameters::default()
-        },
+    let hyperparameters = Hyperparameters {
+        n_epochs: Auto::Value(20),
+        learning_rate: Some(1e-2),
+        lora_target_modules: Some(vec!["q_proj".to_owned(), "down_proj".to_owned()]),
+        lora_layers: Some(LoraLayers::Last(1)),
+        use_rslora: Some(true),
+        ..Hyperparameters::default()
     };
-    let mut last = None;
-    run(&spec, BackendKind::CpuF32, &mut |progress| last = Some(progress), &mut || None);
-    let Some(Progress::Finished { adapter_directory, .. }) = last else {
-        panic!("it did not finish: {last:?}");
+    let adapter = tiny_run(folder.path(), &base_model, hyperparameters);
+    compare_with_peft(&python, folder.path(), &base_model, &adapter);
+}
+
+#[test]
+fn transformers_computes_the_same_with_a_whole_model() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let base_model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let hyperparameters = Hyperparameters {
+        n_epochs: Auto::Value(5),
+        learning_rate: Some(3e-3),
+        tuning: Some(TuningMode::Full),
+        ..Hyperparameters::default()
     };
-    let logits = folder.path().join("logits.safetensors");
-    write_logits(&base_model, &adapter_directory, &examples, &logits);
+    let model = tiny_run(folder.path(), &base_model, hyperparameters).join("model");
+    let (examples, logits) =
+        (folder.path().join("train.jsonl"), folder.path().join("logits.safetensors"));
+    write_logits_of(&model, None, &examples, &logits);
     let mut compare = script(&python, "peft_compare.py");
-    succeed(compare.args([&base_model, &adapter_directory, &logits]));
+    succeed(compare.args([&base_model, &model, &logits]));
 }

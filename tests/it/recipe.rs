@@ -93,13 +93,12 @@ struct Left {
 }
 
 fn left(said: &[Progress]) -> Left {
-    let Some(Progress::Finished { adapter_directory, report, trained_steps, .. }) = said.last()
-    else {
+    let Some(Progress::Finished { directory, report, trained_steps, .. }) = said.last() else {
         panic!("it did not finish: {:?}", said.last());
     };
     let report = std::fs::read(report).expect("reads");
     let mut left = Left {
-        adapter: adapter_directory.clone(),
+        adapter: directory.clone(),
         report: serde_json::from_slice(&report).expect("JSON"),
         steps: Vec::new(),
         announced: Vec::new(),

@@ -7,7 +7,7 @@ use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
 use hone::job::{
     Auto, Hyperparameters, Job, JobCheckpoint, JobStatus, Method, ResolvedHyperparameters,
-    Schedule, StepMetrics,
+    Schedule, StepMetrics, TuningMode,
 };
 use hone::model::{TunedModel, checkpoint_name};
 use hone::store::{Claim, PageRequest, Store, Success, sqlite};
@@ -131,12 +131,14 @@ pub fn resolved() -> ResolvedHyperparameters {
         batch_size: 1,
         learning_rate_multiplier: 1.0,
         learning_rate: 2e-4,
-        lora_r: 8,
-        lora_alpha: 16.0,
-        lora_dropout: 0.0,
+        tuning: TuningMode::Lora,
+        tuning_layers: None,
+        lora_r: Some(8),
+        lora_alpha: Some(16.0),
+        lora_dropout: Some(0.0),
         lora_target_modules: None,
         lora_layers: None,
-        use_rslora: false,
+        use_rslora: Some(false),
         warmup_ratio: 0.03,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
@@ -190,8 +192,10 @@ fn model(job_id: &str, name: &str, is_checkpoint: bool) -> (TunedModel, Vec<File
         created_at: START,
         base_model: "tiny".to_owned(),
         job_id: job_id.to_owned(),
-        adapter_config_file: files[0].id.clone(),
-        adapter_weights_file: files[1].id.clone(),
+        is_whole: false,
+        config_file: files[0].id.clone(),
+        weights_file: files[1].id.clone(),
+        other_files: Vec::new(),
         is_checkpoint,
     };
     (model, files)

@@ -47,12 +47,12 @@ impl Trainer {
     }
 
     /// Runs to the end.
-    fn run(&self) -> Vec<Progress> {
+    pub fn run(&self) -> Vec<Progress> {
         self.run_on(2, None)
     }
 
     /// Runs with so many threads; asks for a stop after the given step.
-    fn run_on(&self, threads: usize, stop_after: Option<u64>) -> Vec<Progress> {
+    pub fn run_on(&self, threads: usize, stop_after: Option<u64>) -> Vec<Progress> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hone"))
             .arg("trainer")
             .env("RAYON_NUM_THREADS", threads.to_string())
@@ -84,7 +84,8 @@ impl Trainer {
     }
 }
 
-fn steps(said: &[Progress]) -> Vec<&StepMetrics> {
+/// The numbers of every step.
+pub fn steps(said: &[Progress]) -> Vec<&StepMetrics> {
     let mut steps = Vec::new();
     for progress in said {
         if let Progress::Step { metrics, .. } = progress {
@@ -94,7 +95,8 @@ fn steps(said: &[Progress]) -> Vec<&StepMetrics> {
     steps
 }
 
-fn notes(said: &[Progress], wanted: EventLevel) -> Vec<&str> {
+/// What was said at a level.
+pub fn notes(said: &[Progress], wanted: EventLevel) -> Vec<&str> {
     let mut notes = Vec::new();
     for progress in said {
         if let Progress::Note { level, message, .. } = progress
@@ -109,14 +111,15 @@ fn notes(said: &[Progress], wanted: EventLevel) -> Vec<&str> {
 /// The finished adapter's bytes.
 fn adapter(said: &[Progress]) -> Vec<u8> {
     match said.last() {
-        Some(Progress::Finished { adapter_directory, .. }) => {
-            std::fs::read(adapter_directory.join("adapter_model.safetensors")).expect("reads")
+        Some(Progress::Finished { directory, .. }) => {
+            std::fs::read(directory.join("adapter_model.safetensors")).expect("reads")
         }
         other => panic!("it did not finish: {other:?}"),
     }
 }
 
-fn failure(said: &[Progress]) -> &JobError {
+/// Why it failed.
+pub fn failure(said: &[Progress]) -> &JobError {
     match said.last() {
         Some(Progress::Failed { error }) => error,
         other => panic!("it did not fail: {other:?}"),

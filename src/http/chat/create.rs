@@ -5,6 +5,7 @@ use axum::extract::State;
 use futures_util::FutureExt;
 use serde::Serialize;
 use serde_json::Value;
+use tempfile::TempDir;
 use utoipa::ToSchema;
 
 use super::request;
@@ -16,7 +17,7 @@ use crate::http::models::no_such_model;
 use crate::http::state::AppState;
 use crate::ids;
 use crate::model::TunedModel;
-use crate::serve::{AdapterBytes, AdapterSource, ChatReply, FinishReason, ModelSource};
+use crate::serve::{AdapterBytes, AdapterSource, BaseSource, ChatReply, FinishReason, ModelSource};
 
 /// `object: "chat.completion"`.
 #[derive(Debug, Serialize, ToSchema)]
@@ -112,14 +113,19 @@ pub async fn create(
     Ok(Json(completion(model, state.clock.now(), reply)))
 }
 
-/// The base model and the adapter that a name stands for.
+/// The model, and the adapter beside it, that a name stands for.
 async fn source(state: &AppState, name: &str) -> ApiResult<ModelSource> {
     if let Some(base) = state.base_models.find(name).map_err(ApiError::internal)? {
-        return Ok(ModelSource { base, adapter: None });
+        return Ok(ModelSource { base: BaseSource::Entry(base), adapter: None });
     }
     let Some(model) = state.store.model(name).await? else {
         return Err(no_such_model(state, name).await?);
     };
+    if model.is_whole {
+        let load = fetch(state.clone(), model.clone()).boxed();
+        let base = BaseSource::Made { id: model.id, load };
+        return Ok(ModelSource { base, adapter: None });
+    }
     let base: Option<BaseModelEntry> =
         state.base_models.find(&model.base_model).map_err(ApiError::internal)?;
     let Some(base) = base else {
@@ -130,7 +136,22 @@ async fn source(state: &AppState, name: &str) -> ApiResult<ModelSource> {
         return Err(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"));
     };
     let load = load(state.clone(), model.clone()).boxed();
-    Ok(ModelSource { base, adapter: Some(AdapterSource { id: model.id, load }) })
+    let adapter = Some(AdapterSource { id: model.id, load });
+    Ok(ModelSource { base: BaseSource::Entry(base), adapter })
+}
+
+/// The files of a whole model, in a folder that goes when it is dropped.
+async fn fetch(state: AppState, model: TunedModel) -> Result<TempDir, String> {
+    let folder =
+        tempfile::tempdir_in(state.blobs.spool_dir()).map_err(|error| error.to_string())?;
+    for id in model.files() {
+        let file = state.store.file(id).await.map_err(|error| error.to_string())?;
+        let file = file.ok_or_else(|| format!("its file {id:?} is gone"))?;
+        // The name is one that we gave it when it was published.
+        let to = folder.path().join(&file.filename);
+        state.blobs.fetch_to(&file.blob_key, &to).await.map_err(|error| error.to_string())?;
+    }
+    Ok(folder)
 }
 
 /// The bytes of a model's adapter.
@@ -141,8 +162,8 @@ async fn load(state: AppState, model: TunedModel) -> Result<AdapterBytes, String
         state.blobs.bytes(&file.blob_key).await.map_err(|error| error.to_string())
     };
     Ok(AdapterBytes {
-        config: bytes(&model.adapter_config_file).await?,
-        weights: bytes(&model.adapter_weights_file).await?,
+        config: bytes(&model.config_file).await?,
+        weights: bytes(&model.weights_file).await?,
     })
 }
 

@@ -14,7 +14,7 @@ use crate::http::extract::JsonObject;
 use crate::http::models::no_such_model;
 use crate::http::state::AppState;
 use crate::ids;
-use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent};
+use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent, TuningMode};
 use crate::store::{EarlierRequest, RequestKey};
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
@@ -47,7 +47,8 @@ pub async fn create(
         return of_earlier(earlier, key);
     }
     let request = job_request::read(&body)?;
-    let origin = origin(&state, &request.model).await?;
+    let tuning = request.hyperparameters.tuning.unwrap_or_default();
+    let origin = origin(&state, &request.model, tuning).await?;
     let training = data_file(&state, &request.training_file, DataFile::Training).await?;
     let validation = match &request.validation_file {
         Some(id) => Some(data_file(&state, id, DataFile::Validation).await?),
@@ -123,9 +124,36 @@ struct Origin {
     continue_from: Option<String>,
 }
 
-/// What `model` names: a base model, or a fine-tuned model or checkpoint whose base is there.
-async fn origin(state: &AppState, model: &str) -> ApiResult<Origin> {
+/// What `model` names: a base model, or a fine-tuned model or checkpoint whose base is there, if it
+/// needs one.
+async fn origin(state: &AppState, model: &str, tuning: TuningMode) -> ApiResult<Origin> {
     let tuned = state.store.model(model).await?;
+    let refused = |message: String| {
+        let error = ApiError::new(ErrorCode::InvalidHyperparameter, message);
+        Err(error.with_param("hyperparameters.tuning"))
+    };
+    if let Some(tuned) = &tuned {
+        match (tuned.is_whole, tuning) {
+            (true, TuningMode::Lora) => {
+                return refused(format!(
+                    "{model:?} is a whole model and no adapter: go on from it with tuning \"full\" \
+                     or \"last_layers\""
+                ));
+            }
+            (false, TuningMode::Full | TuningMode::LastLayers) => {
+                return refused(format!(
+                    "{model:?} is an adapter beside {:?}: go on from it with tuning \"lora\", or \
+                     train the base model itself",
+                    tuned.base_model
+                ));
+            }
+            (true, _) => {
+                let (base_model, id) = (tuned.base_model.clone(), tuned.id.clone());
+                return Ok(Origin { base_model, continue_from: Some(id) });
+            }
+            (false, TuningMode::Lora) => {}
+        }
+    }
     let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);
     if state.base_models.find(base_model).map_err(ApiError::internal)?.is_none() {
         return Err(no_such_model(state, base_model).await?);

@@ -27,7 +27,7 @@ pub struct JobObject {
     status: JobStatus,
     training_file: String,
     validation_file: Option<String>,
-    /// Metrics CSV first, then the adapter.
+    /// Metrics CSV first, then the adapter or the whole model.
     result_files: Vec<String>,
     /// Null while running.
     trained_tokens: Option<i64>,
@@ -149,7 +149,7 @@ pub struct CheckpointObject {
     fine_tuned_model_checkpoint: String,
     step_number: u64,
     metrics: CheckpointMetrics,
-    /// The adapter as of this step.
+    /// The adapter or the whole model as of this step.
     result_files: Vec<String>,
 }
 

@@ -121,7 +121,8 @@ pub(super) async fn delete(
         return Ok(DeleteFileOutcome::UsedByJob(job));
     }
     let model: Option<String> = sqlx::query_scalar(
-        "SELECT id FROM models WHERE adapter_config_file = $1 OR adapter_weights_file = $1
+        "SELECT id FROM models WHERE config_file = $1 OR weights_file = $1
+             OR id IN (SELECT model_name FROM model_files WHERE file_id = $1)
          ORDER BY position LIMIT 1",
     )
     .bind(id)
@@ -144,7 +145,8 @@ pub(super) async fn remove_expired(
         "DELETE FROM files WHERE NOT ",
         is_there!(),
         " AND NOT EXISTS (SELECT 1 FROM models
-             WHERE adapter_config_file = files.id OR adapter_weights_file = files.id)
+             WHERE config_file = files.id OR weights_file = files.id)
+         AND NOT EXISTS (SELECT 1 FROM model_files WHERE file_id = files.id)
          RETURNING blob_key"
     ))
     .bind(now)

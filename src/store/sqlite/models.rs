@@ -1,6 +1,6 @@
 //! SQL of fine-tuned models and their checkpoints.
 
-use sqlx::SqliteConnection;
+use sqlx::{Row, SqliteConnection};
 
 use super::rows;
 use crate::model::TunedModel;
@@ -12,19 +12,28 @@ pub(super) async fn insert(
     model: &TunedModel,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO models (id, created_at, base_model, job_id, adapter_config_file,
-                             adapter_weights_file, is_checkpoint)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO models (id, created_at, base_model, job_id, config_file, weights_file,
+                             is_checkpoint, is_whole)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(&model.id)
     .bind(model.created_at)
     .bind(&model.base_model)
     .bind(&model.job_id)
-    .bind(&model.adapter_config_file)
-    .bind(&model.adapter_weights_file)
+    .bind(&model.config_file)
+    .bind(&model.weights_file)
     .bind(model.is_checkpoint)
-    .execute(connection)
+    .bind(model.is_whole)
+    .execute(&mut *connection)
     .await?;
+    for (position, file) in (0i64..).zip(&model.other_files) {
+        sqlx::query("INSERT INTO model_files (model_name, position, file_id) VALUES ($1, $2, $3)")
+            .bind(&model.id)
+            .bind(position)
+            .bind(file)
+            .execute(&mut *connection)
+            .await?;
+    }
     Ok(())
 }
 
@@ -35,17 +44,46 @@ pub(super) async fn by_id(
 ) -> Result<Option<TunedModel>, StoreError> {
     let row = sqlx::query("SELECT * FROM models WHERE id = $1")
         .bind(id)
-        .fetch_optional(connection)
+        .fetch_optional(&mut *connection)
         .await?;
-    row.as_ref().map(rows::model).transpose()
+    let Some(mut model) = row.as_ref().map(rows::model).transpose()? else {
+        return Ok(None);
+    };
+    add_other_files(connection, &mut model).await?;
+    Ok(Some(model))
+}
+
+/// Reads what else a whole model has.
+async fn add_other_files(
+    connection: &mut SqliteConnection,
+    model: &mut TunedModel,
+) -> Result<(), StoreError> {
+    if !model.is_whole {
+        return Ok(());
+    }
+    let found =
+        sqlx::query("SELECT file_id FROM model_files WHERE model_name = $1 ORDER BY position")
+            .bind(&model.id)
+            .fetch_all(connection)
+            .await?;
+    for row in &found {
+        model.other_files.push(row.try_get("file_id")?);
+    }
+    Ok(())
 }
 
 /// Every model that is no checkpoint, newest first.
 pub(super) async fn list(connection: &mut SqliteConnection) -> Result<Vec<TunedModel>, StoreError> {
     let found = sqlx::query("SELECT * FROM models WHERE is_checkpoint = 0 ORDER BY position DESC")
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
-    found.iter().map(rows::model).collect()
+    let mut models = Vec::with_capacity(found.len());
+    for row in &found {
+        let mut model = rows::model(row)?;
+        add_other_files(connection, &mut model).await?;
+        models.push(model);
+    }
+    Ok(models)
 }
 
 /// Fails with [`StoreError::MissingModel`] when there is no model `id`.
@@ -78,7 +116,7 @@ pub(super) async fn delete(
     if let Some(job) = job {
         return Ok(DeleteModelOutcome::UsedByJob(job));
     }
-    // Rows of `checkpoints` go with their model, by the foreign key.
+    // Rows of `checkpoints` and `model_files` go with their model, by the foreign key.
     sqlx::query("DELETE FROM models WHERE id = $1 OR job_id = $2")
         .bind(id)
         .bind(all_of)

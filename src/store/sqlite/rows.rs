@@ -201,15 +201,17 @@ pub(super) fn checkpoint(row: &SqliteRow) -> Result<JobCheckpoint, StoreError> {
     })
 }
 
-/// A row of `models`.
+/// A row of `models`; other files stand in rows of their own.
 pub(super) fn model(row: &SqliteRow) -> Result<TunedModel, StoreError> {
     Ok(TunedModel {
         id: row.try_get("id")?,
         created_at: row.try_get("created_at")?,
         base_model: row.try_get("base_model")?,
         job_id: row.try_get("job_id")?,
-        adapter_config_file: row.try_get("adapter_config_file")?,
-        adapter_weights_file: row.try_get("adapter_weights_file")?,
+        is_whole: row.try_get("is_whole")?,
+        config_file: row.try_get("config_file")?,
+        weights_file: row.try_get("weights_file")?,
+        other_files: Vec::new(),
         is_checkpoint: row.try_get("is_checkpoint")?,
     })
 }

@@ -8,7 +8,7 @@ use super::{AdaptedModule, Block, Decoder, Linear, Mlp, NormLayer, OuterPlaces, 
 use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
 use crate::train::config::{ModelConfig, NormKind, Rope};
 use crate::train::engine::LoadEngineError;
-use crate::train::weights::{LoadError, WeightSource, listed, transposed};
+use crate::train::weights::{LoadError, WeightSource, listed};
 
 /// Reads tensors and keeps count of them.
 struct Reader<'a, B: Backend> {

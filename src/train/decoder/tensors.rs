@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Decoder;
 use crate::train::backend::{Backend, Outcome};
 use crate::train::engine::{EngineError, LoadEngineError, NamedTensors};
-use crate::train::weights::{LoadError, WeightSource};
+use crate::train::weights::{LoadError, WeightSource, transposed};
 
 /// Which part of a model a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct ModelTensor {
     /// Hugging Face's name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
     /// Its name in the file at hand.
-    pub(super) stored: String,
+    pub stored: String,
     /// What it belongs to.
     pub part: Part,
     /// Rows in the decoder: outputs of a layer, tokens of an embedding, 1 for a bias or a norm.
@@ -106,17 +106,6 @@ impl ModelTensor {
             false => values,
         }
     }
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    for row in 0..rows {
-        for column in 0..columns {
-            out[column * rows + row] = values[row * columns + column];
-        }
-    }
-    out
 }
 
 /// A matrix for each of a model's tensors that trains, in the decoder's layout.

@@ -6,11 +6,15 @@ use crate::train::backend::candle;
 use crate::train::backend::cpu::backend::{CpuBackend, HEAD_CHUNK};
 use crate::train::config::ModelConfig;
 use crate::train::decoder::size::{self, MatrixSize};
-use crate::train::engine::{BackendKind, EngineError, LoraSettings, TOKENS_AT_ONCE, isa};
+use crate::train::engine::{BackendKind, EngineError, TOKENS_AT_ONCE, Tuning, isa};
 
 /// Copies of the adapter: itself, its gradient and two moments; the next gradient while the last one
 /// is spent; and what a checkpoint takes to write the tensors one after the other.
 const ADAPTER_COPIES: u64 = 8;
+
+/// Copies of each of the model's own weights that trains: its value beside the one that computes, its
+/// gradient and the next one, two moments, and what a checkpoint writes.
+const WEIGHT_COPIES: u64 = 6;
 
 /// Buffers are an eighth of a power of two longer than what lies in them at most, a sixteenth on
 /// average, and a few wait for their next use.
@@ -24,8 +28,8 @@ const FLOAT: u64 = 4;
 pub struct Workload<'a> {
     /// The model.
     pub model: &'a ModelConfig,
-    /// The adapter.
-    pub lora: &'a LoraSettings,
+    /// What trains.
+    pub tuning: &'a Tuning,
     /// What computes.
     pub backend: BackendKind,
     /// Tokens of the longest example, of both answers where it has two.
@@ -78,18 +82,8 @@ impl fmt::Display for Need {
 /// # Errors
 /// When the environment asks for instructions that this CPU does not have.
 pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
-    let Workload { model, lora, backend, longest, shared, batch_size } = *workload;
-    let modules = size::modules(model);
-    // A choice that leaves nothing is refused when the adapter is made.
-    let selected = lora.target.select(&modules).unwrap_or_else(|_error| vec![true; modules.len()]);
-    let mut adapter = 0;
-    let mut lowest = model.layers;
-    let mut adapted = vec![0; model.layers];
-    for (module, _) in modules.iter().zip(selected).filter(|(_, is_selected)| *is_selected) {
-        adapter += (lora.rank * (module.inputs + module.outputs)) as u64;
-        lowest = lowest.min(module.layer as usize);
-        adapted[module.layer as usize] += 1;
-    }
+    let Workload { model, tuning, backend, longest, shared, batch_size } = *workload;
+    let Trained { bytes: adapter, lowest, inner } = trained(model, tuning);
 
     let mut weights = 0;
     let mut reading_peak = 0;
@@ -112,9 +106,8 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
 
     let in_a_pass = (TOKENS_AT_ONCE + shared).min(longest.saturating_mul(batch_size));
     let tokens = longest.max(in_a_pass) as u64;
-    let kept: u64 = (lowest..model.layers)
-        .map(|layer| size::kept_floats(model, lora.rank * adapted[layer]))
-        .sum();
+    let kept: u64 =
+        (lowest..model.layers).map(|layer| size::kept_floats(model, inner[layer])).sum();
     let floats_per_token = kept + size::working_floats(model);
     let activations = (BUFFER_SLACK * (FLOAT * tokens * floats_per_token) as f64) as u64;
     let logits = match backend {
@@ -132,5 +125,49 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
         BackendKind::Cuda(_) => 0,
         _ => reading_peak.saturating_sub(weights),
     };
-    Ok(Need { weights, adapter: FLOAT * ADAPTER_COPIES * adapter, activations, logits, reading })
+    Ok(Need { weights, adapter, activations, logits, reading })
+}
+
+/// What trains, as far as memory is concerned.
+struct Trained {
+    /// With gradients, moments and copies.
+    bytes: u64,
+    /// The lowest block that the backward pass runs through.
+    lowest: usize,
+    /// Floats that LoRA keeps of each token in each block.
+    inner: Vec<usize>,
+}
+
+fn trained(model: &ModelConfig, tuning: &Tuning) -> Trained {
+    let mut inner = vec![0; model.layers];
+    let table = (model.vocabulary * model.hidden) as u64;
+    let modules = size::modules(model);
+    let in_blocks = |from: usize| -> u64 {
+        let blocks = modules.iter().filter(|module| module.layer as usize >= from);
+        blocks.map(|module| (module.outputs * module.inputs) as u64).sum()
+    };
+    let own = |floats: u64| FLOAT * WEIGHT_COPIES * floats;
+    let lora = match tuning {
+        Tuning::Full => {
+            let outer = table * if model.tied { 1 } else { 2 };
+            return Trained { bytes: own(in_blocks(0) + outer), lowest: 0, inner };
+        }
+        Tuning::LastLayers(count) => {
+            let lowest = model.layers.saturating_sub(*count);
+            let head = if model.tied { 0 } else { table };
+            return Trained { bytes: own(in_blocks(lowest) + head), lowest, inner };
+        }
+        Tuning::Lora(lora) => lora,
+    };
+    // A choice that leaves nothing is refused when the adapter is made.
+    let selected = lora.target.select(&modules).unwrap_or_else(|_error| vec![true; modules.len()]);
+    let mut floats = 0;
+    let mut lowest = model.layers;
+    for (module, _) in modules.iter().zip(selected).filter(|(_, is_selected)| *is_selected) {
+        floats += (lora.rank * (module.inputs + module.outputs)) as u64;
+        lowest = lowest.min(module.layer as usize);
+        inner[module.layer as usize] += lora.rank;
+    }
+    let saved = own(lora.saved_modules.len() as u64 * table);
+    Trained { bytes: FLOAT * ADAPTER_COPIES * floats + saved, lowest, inner }
 }
