@@ -231,6 +231,9 @@ pub struct Hyperparameters {
     /// How many of the last blocks train, with [`TuningMode::LastLayers`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tuning_layers: Option<u32>,
+    /// Modules that train in full beside LoRA, such as `lm_head`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules_to_save: Option<Vec<String>>,
     /// Rank of the LoRA matrices, 1..=256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_r: Option<u32>,
@@ -304,6 +307,9 @@ pub struct ResolvedHyperparameters {
     /// How many of the last blocks train, with [`TuningMode::LastLayers`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuning_layers: Option<u32>,
+    /// Modules that train in full beside LoRA; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_to_save: Option<Vec<String>>,
     /// Rank of the LoRA matrices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_r: Option<u32>,

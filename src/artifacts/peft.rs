@@ -54,6 +54,9 @@ pub struct AdapterConfig {
     /// Indexes of the blocks they stand in; null for all.
     #[serde(default)]
     pub layers_to_transform: Option<Vec<u32>>,
+    /// Last parts of the paths of modules that are stored whole beside the pairs.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
     /// Whether the base stores these layers as `[inputs, outputs]` (GPT-2).
     pub fan_in_fan_out: bool,
     /// `none`: biases are not trained.
@@ -88,6 +91,7 @@ impl AdapterConfig {
             lora_dropout: 0.0,
             target_modules: names.into_iter().map(str::to_owned).collect(),
             layers_to_transform: None,
+            modules_to_save: None,
             fan_in_fan_out,
             bias: "none".to_owned(),
             use_rslora: false,

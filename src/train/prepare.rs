@@ -130,6 +130,7 @@ pub(super) fn prepare(
             lora_dropout: lora.dropout,
             layers_to_transform: lora.target.layers.clone(),
             use_rslora: lora.is_rank_stabilised,
+            modules_to_save: values.modules_to_save.clone(),
             ..AdapterConfig::new(
                 &spec.base_model_id,
                 lora.rank,
@@ -168,6 +169,7 @@ fn lora_settings(values: &ResolvedHyperparameters) -> LoraSettings {
     LoraSettings {
         is_rank_stabilised: values.use_rslora.unwrap_or_default(),
         dropout: values.lora_dropout.unwrap_or_default(),
+        saved_modules: values.modules_to_save.clone().unwrap_or_default(),
         target: LoraTarget {
             modules: values.lora_target_modules.clone(),
             layers: values.lora_layers.clone(),

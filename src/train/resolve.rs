@@ -207,6 +207,7 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         learning_rate,
         tuning,
         tuning_layers,
+        modules_to_save: asked.modules_to_save.clone(),
         lora_r,
         lora_alpha: lora_r.map(|rank| asked.lora_alpha.unwrap_or(2.0 * f64::from(rank))),
         lora_dropout: is_lora.then(|| asked.lora_dropout.unwrap_or(0.0)),
@@ -306,8 +307,12 @@ fn describe_lora(values: &ResolvedHyperparameters) -> String {
         0.0 => String::new(),
         rate => format!(" and dropout {rate}"),
     };
+    let saved = match &values.modules_to_save {
+        None => String::new(),
+        Some(names) => format!(", and {} in full", names.join(" and ")),
+    };
     format!(
-        "LoRA with r={} and alpha={}{scale}{dropout} on {modules}{blocks}",
+        "LoRA with r={} and alpha={}{scale}{dropout} on {modules}{blocks}{saved}",
         values.lora_r.unwrap_or_default(),
         values.lora_alpha.unwrap_or_default()
     )

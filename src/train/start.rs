@@ -49,6 +49,19 @@ impl Start {
             config.target_modules.clone(),
             "lora_target_modules",
         )?;
+        match &config.modules_to_save {
+            Some(names) => {
+                settle(&mut asked.modules_to_save, names.clone(), "modules_to_save")?;
+            }
+            None if asked.modules_to_save.is_some() => {
+                return Err(no_such_target(
+                    "modules_to_save is stated, and the model that the job continues from has \
+                     none: leave it out"
+                        .to_owned(),
+                ));
+            }
+            None => {}
+        }
         match &config.layers_to_transform {
             Some(layers) => {
                 let layers = LoraLayers::These(layers.clone());

@@ -30,11 +30,21 @@ pub const KNOWN: &[&str] = &[
 const KNOWN_WITH_DPO: &[&str] = &["beta"];
 
 /// Names that hone knows with the tuning `lora` alone.
-const KNOWN_WITH_LORA: &[&str] =
-    &["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_layers", "use_rslora"];
+const KNOWN_WITH_LORA: &[&str] = &[
+    "modules_to_save",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_layers",
+    "use_rslora",
+];
 
 /// Most names of layers.
 const MOST_MODULES: usize = 64;
+
+/// PEFT's word for every linear layer of the blocks.
+const ALL_LINEAR: &str = "all-linear";
 
 /// Most indexes of blocks.
 const MOST_LAYERS: usize = 1024;
@@ -72,10 +82,15 @@ pub fn read(
         learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
         tuning: fields.tuning()?,
         tuning_layers: fields.whole("tuning_layers", 1..=1024)?,
+        modules_to_save: fields.names("modules_to_save", None, "[\"lm_head\"]")?,
         lora_r: fields.whole("lora_r", 1..=256)?,
         lora_alpha: fields.number("lora_alpha", above(0.0))?,
         lora_dropout: fields.number("lora_dropout", Range { most: 0.9, ..from(0.0) })?,
-        lora_target_modules: fields.modules()?,
+        lora_target_modules: fields.names(
+            "lora_target_modules",
+            Some(ALL_LINEAR),
+            "[\"q_proj\", \"v_proj\"]",
+        )?,
         lora_layers: fields.layers()?,
         use_rslora: fields.switch("use_rslora")?,
         warmup_ratio: fields.number("warmup_ratio", Range { most: 1.0, ..from(0.0) })?,
@@ -224,10 +239,15 @@ impl Fields<'_> {
         }
     }
 
-    /// Names of layers; `"all-linear"`, PEFT's word, leaves it open.
-    fn modules(&self) -> Result<Option<Vec<String>>, Refusal> {
-        const NAME: &str = "lora_target_modules";
-        let Some(value) = self.chosen(NAME).filter(|value| *value != "all-linear") else {
+    /// Names of layers, such as `example`; the word `open` leaves it open.
+    fn names(
+        &self,
+        name: &str,
+        open: Option<&str>,
+        example: &str,
+    ) -> Result<Option<Vec<String>>, Refusal> {
+        let is_open = |value: &&Value| open.is_some_and(|open| *value == open);
+        let Some(value) = self.chosen(name).filter(|value| !is_open(value)) else {
             return Ok(None);
         };
         let names: Option<Vec<String>> = value
@@ -236,11 +256,11 @@ impl Fields<'_> {
         match names.filter(|names| (1..=MOST_MODULES).contains(&names.len())) {
             Some(names) => Ok(Some(names)),
             None => {
+                let open = open.map_or(String::new(), |open| format!("{open:?} or "));
                 let message = format!(
-                    "{NAME} is {value}; it must be \"all-linear\" or a list of layer names such as \
-                     [\"q_proj\", \"v_proj\"]"
+                    "{name} is {value}; it must be {open}a list of layer names such as {example}"
                 );
-                Err(self.refuse(NAME, message))
+                Err(self.refuse(name, message))
             }
         }
     }
@@ -352,12 +372,16 @@ mod tests {
         let read = read_json(json!({"tuning": "last_layers", "tuning_layers": 2}));
         let read = read.expect("they belong together");
         assert_eq!((read.tuning, read.tuning_layers), (Some(TuningMode::LastLayers), Some(2)));
+        let read = read_json(json!({"tuning": "lora", "modules_to_save": ["lm_head"]}));
+        assert_eq!(read.map(|read| read.modules_to_save), Ok(Some(vec!["lm_head".to_owned()])));
         for (values, name) in [
             (json!({"tuning": "full", "lora_r": 8}), "lora_r"),
             (json!({"tuning": "last_layers", "lora_dropout": 0.1}), "lora_dropout"),
+            (json!({"tuning": "full", "modules_to_save": ["lm_head"]}), "modules_to_save"),
             (json!({"tuning": "full", "tuning_layers": 2}), "tuning_layers"),
             (json!({"tuning_layers": 2}), "tuning_layers"),
             (json!({"tuning": "qlora"}), "tuning"),
+            (json!({"modules_to_save": []}), "modules_to_save"),
         ] {
             let refusal = read_json(values).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));

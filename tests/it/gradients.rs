@@ -34,7 +34,7 @@ fn engine(base: &BaseModel, kind: BackendKind, target: LoraTarget) -> Box<dyn En
 }
 
 /// A fresh adapter's B is zero, which would leave the gradient of A zero too.
-fn shaken(mut adapter: NamedTensors) -> NamedTensors {
+pub fn shaken(mut adapter: NamedTensors) -> NamedTensors {
     for (key, (_, values)) in &mut adapter {
         for (place, value) in values.iter_mut().enumerate() {
             *value += (((key.len() * 31 + place) % 17) as f32 - 8.0) / 400.0;

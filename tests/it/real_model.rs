@@ -14,6 +14,8 @@ use hone::train::protocol::{Progress, RunSpec};
 use hone::train::run::run;
 
 use crate::server::{Server, chat_lines};
+use crate::training::Trainer;
+use crate::whole_models::untied;
 
 const MODEL: &str = "smollm2-135m-instruct";
 
@@ -172,6 +174,22 @@ fn peft_computes_the_same_with_chosen_layers_and_a_rank_stabilised_scale() {
     };
     let adapter = tiny_run(folder.path(), &base_model, hyperparameters);
     compare_with_peft(&python, folder.path(), &base_model, &adapter);
+}
+
+#[test]
+fn peft_computes_the_same_with_an_embedding_and_a_head_beside_lora() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let mut trainer = Trainer::new();
+    let base_model = untied(&mut trainer);
+    let folder = trainer.folder.path();
+    let hyperparameters = Hyperparameters {
+        n_epochs: Auto::Value(10),
+        learning_rate: Some(1e-2),
+        modules_to_save: Some(vec!["embed_tokens".to_owned(), "lm_head".to_owned()]),
+        ..Hyperparameters::default()
+    };
+    let adapter = tiny_run(folder, &base_model, hyperparameters);
+    compare_with_peft(&python, folder, &base_model, &adapter);
 }
 
 #[test]

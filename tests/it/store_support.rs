@@ -133,6 +133,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         learning_rate: 2e-4,
         tuning: TuningMode::Lora,
         tuning_layers: None,
+        modules_to_save: None,
         lora_r: Some(8),
         lora_alpha: Some(16.0),
         lora_dropout: Some(0.0),

@@ -2,11 +2,13 @@
 //! those of the loss, and nothing else moves.
 
 use hone::train::engine::{
-    AdamWStep, BackendKind, Engine, LossSums, NamedTensors, Part, Sequence, Tuning, load_tuned,
+    AdamWStep, BackendKind, Engine, LoraSettings, LossSums, NamedTensors, Part, Sequence, Tuning,
+    load_tuned,
 };
 use hone::train::weights::{WeightSource, safetensors};
 
 use crate::golden::{Case, cases, read_json};
+use crate::gradients::shaken;
 
 /// A gradient along a direction, of finite differences of 32-bit losses, relative to the gradient's
 /// norm.
@@ -306,4 +308,42 @@ fn what_cannot_train_is_refused() {
     tensors.insert("model.nrom.weight".to_owned(), held);
     let error = engine.set_trained(&tensors).expect_err("a stranger").to_string();
     assert!(error.contains("\"model.nrom.weight\" names no"), "{error}");
+}
+
+#[test]
+fn modules_beside_lora_have_the_gradients_of_the_loss_and_others_stay_frozen() {
+    let mut checked = 0;
+    for case in supervised().into_iter().filter(|case| !is_tied(case)) {
+        let names: &[&str] = match case.name.as_str() {
+            "gpt_neox" => &["embed_in", "embed_out"],
+            _ => &["embed_tokens", "lm_head"],
+        };
+        for chosen in [&names[..1], &names[1..], names] {
+            let saved_modules = chosen.iter().map(|name| (*name).to_owned()).collect();
+            let lora = LoraSettings { saved_modules, ..LoraSettings::new(2, 4.0) };
+            let tuning = Tuning::Lora(lora);
+            let mut engine = engine(&case, &tuning);
+            let start = shaken(engine.trained().expect("reads"));
+            let saved: Vec<&String> = start.keys().filter(|key| !key.contains(".lora_")).collect();
+            assert_eq!(saved.len(), chosen.len(), "{} {saved:?}", case.name);
+            for name in chosen {
+                let is_named = |key: &&&String| {
+                    let end = format!("{name}.weight");
+                    key.starts_with("base_model.model.") && key.ends_with(&end)
+                };
+                assert!(saved.iter().any(|key| is_named(&key)), "{name} {saved:?}");
+            }
+            engine.set_trained(&start).expect("fits");
+            check_slopes_from(&case, engine.as_mut());
+            checked += 1;
+
+            // The base alone does not know of what trains beside it.
+            let sequences = case.sequences("");
+            let batch: Vec<&Sequence> = sequences.iter().collect();
+            let base = engine.log_probabilities(&batch, false).expect("computes");
+            ten_steps(engine.as_mut(), &batch, 2);
+            assert_eq!(engine.log_probabilities(&batch, false).expect("computes"), base);
+        }
+    }
+    assert!(checked >= 12, "four architectures or more keep the head apart");
 }

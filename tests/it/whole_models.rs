@@ -8,7 +8,7 @@ use hone::dataset::{Message, Role};
 use hone::error_code::ErrorCode;
 use hone::job::{Auto, EventLevel, TuningMode};
 use hone::train::base_model::BaseModel;
-use hone::train::engine::{BackendKind, Responder};
+use hone::train::engine::{BackendKind, LoraSettings, Responder};
 use hone::train::protocol::Progress;
 use serde_json::{Value, json};
 
@@ -127,6 +127,95 @@ fn what_the_model_does_not_have_is_refused() {
     let error = failure(&said);
     assert_eq!(error.code, ErrorCode::InvalidHyperparameter);
     assert!(error.message.contains("tuning_layers is 3"), "{}", error.message);
+
+    let mut run = trainer(TuningMode::Lora);
+    run.spec.hyperparameters.modules_to_save = Some(vec!["lm_head".to_owned()]);
+    let said = run.run();
+    let message = &failure(&said).message;
+    assert!(message.contains("the model's embedding is its head"), "{message}");
+    untied(&mut run);
+    run.spec.hyperparameters.modules_to_save = Some(vec!["embed_out".to_owned()]);
+    let said = run.run();
+    let message = &failure(&said).message;
+    assert!(message.contains("\"embed_out\"; of this model embed_tokens and lm_head"), "{message}");
+}
+
+/// Gives the run a copy of the tiny model whose head is a matrix of its own.
+pub fn untied(trainer: &mut Trainer) -> PathBuf {
+    let folder = trainer.folder.path().join("untied");
+    std::fs::create_dir_all(&folder).expect("makes");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tiny().join(name), folder.join(name)).expect("copies");
+    }
+    let config = std::fs::read(tiny().join("config.json")).expect("reads");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    config["tie_word_embeddings"] = false.into();
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("writes");
+    let weights = std::fs::read(tiny().join("model.safetensors")).expect("reads");
+    let mut weights = peft::deserialise(&weights).expect("32-bit floats");
+    let mut head = weights["model.embed_tokens.weight"].clone();
+    head.1.reverse();
+    weights.insert("lm_head.weight".to_owned(), head);
+    let weights = peft::serialise(&weights).expect("serialises");
+    std::fs::write(folder.join("model.safetensors"), weights).expect("writes");
+    trainer.spec.base_model = folder.clone();
+    folder
+}
+
+#[test]
+fn saved_modules_train_beside_lora_and_what_is_not_named_is_not_stored() {
+    let mut run = trainer(TuningMode::Lora);
+    let base = untied(&mut run);
+    run.spec.hyperparameters.modules_to_save = Some(vec!["lm_head".to_owned()]);
+    let said = run.run();
+    let infos = notes(&said, EventLevel::Info).join("\n");
+    assert!(infos.contains("computes with candle in 32-bit floats"), "{infos}");
+    let Some(Progress::Finished { directory, .. }) = said.last() else { panic!("it finishes") };
+    let bytes = |name: &str| std::fs::read(directory.join(name)).expect("reads");
+    let (config, tensors) =
+        peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
+    assert_eq!(config.modules_to_save, Some(vec!["lm_head".to_owned()]));
+    let whole: Vec<&String> = tensors.keys().filter(|key| !key.contains(".lora_")).collect();
+    assert_eq!(whole, ["base_model.model.lm_head.weight"]);
+    let weights = std::fs::read(base.join("model.safetensors")).expect("reads");
+    let weights = peft::deserialise(&weights).expect("32-bit floats");
+    assert_ne!(tensors[whole[0]].1, weights["lm_head.weight"].1, "it has trained");
+
+    // Answering with the adapter takes the head with it.
+    let model = BaseModel::open(&base).expect("opens");
+    let responder =
+        Responder::load(&model.config, model.weights.as_ref(), BackendKind::CpuF32).expect("loads");
+    let lora = LoraSettings::of_peft(&config);
+    let logits = |tensors| {
+        let attached = responder.attach(&lora, tensors).expect("attaches");
+        responder.logits(Some(&attached), &[3, 4, 5]).expect("computes")
+    };
+    let with = logits(&tensors);
+    let mut pairs = tensors.clone();
+    pairs.remove("base_model.model.lm_head.weight");
+    assert_ne!(with, logits(&pairs));
+    // The same in whole: the pairs on a base with that head.
+    let mut moved = weights.clone();
+    moved.insert("lm_head.weight".to_owned(), tensors["base_model.model.lm_head.weight"].clone());
+    let folder = run.folder.path().join("moved");
+    std::fs::create_dir(&folder).expect("makes");
+    let bytes = peft::serialise(&moved).expect("serialises");
+    std::fs::write(folder.join("model.safetensors"), bytes).expect("writes");
+    let moved = hone::train::weights::safetensors::open(&folder).expect("opens");
+    let other = Responder::load(&model.config, moved.as_ref(), BackendKind::CpuF32).expect("loads");
+    let attached = other.attach(&lora, &pairs).expect("attaches");
+    assert_eq!(with, other.logits(Some(&attached), &[3, 4, 5]).expect("computes"));
+
+    // And training goes on from it.
+    run.spec.continue_from = Some(directory.clone());
+    run.spec.work_dir = run.folder.path().join("next");
+    run.spec.hyperparameters.modules_to_save = None;
+    let next = run.run();
+    let (first, last) = (steps(&next)[0].train_loss, steps(&said)[35].train_loss);
+    assert!(first < 2.0 * last + 0.1, "{first} {last}");
+    run.spec.hyperparameters.modules_to_save = Some(vec!["embed_tokens".to_owned()]);
+    let message = failure(&run.run()).message.clone();
+    assert!(message.contains("modules_to_save is [\"embed_tokens\"]"), "{message}");
 }
 
 /// Names of a list of files.
