@@ -18,7 +18,10 @@ const WEIGHT_COPIES: u64 = 6;
 
 /// Buffers are an eighth of a power of two longer than what lies in them at most, a sixteenth on
 /// average, and a few wait for their next use.
-const BUFFER_SLACK: f64 = 1.15;
+const BUFFER_SLACK: f64 = 1.2;
+
+/// What threads, code and the allocator take beside all that.
+const OTHER: u64 = 8 * 1024 * 1024;
 
 /// Bytes of a float.
 const FLOAT: u64 = 4;
@@ -60,7 +63,7 @@ pub struct Need {
 impl Need {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.reading.max(self.adapter + self.activations + self.logits)
+        OTHER + self.weights + self.reading.max(self.adapter + self.activations + self.logits)
     }
 }
 
@@ -108,8 +111,11 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
     let tokens = longest.max(in_a_pass) as u64;
     let kept: u64 =
         (lowest..model.layers).map(|layer| size::kept_floats(model, inner[layer])).sum();
-    let floats_per_token = kept + size::working_floats(model);
-    let activations = (BUFFER_SLACK * (FLOAT * tokens * floats_per_token) as f64) as u64;
+    let working = size::working_floats(model);
+    // Texts that the model is measured on fill a pass, however short the examples are.
+    let measured = TOKENS_AT_ONCE.min(model.context_length) as u64;
+    let floats = (tokens * (kept + working)).max(measured * working);
+    let activations = (BUFFER_SLACK * (FLOAT * floats) as f64) as u64;
     let logits = match backend {
         // Those of a chunk, and half as much for their gradient as the left side of a product.
         BackendKind::Cpu | BackendKind::CpuF32 => {
