@@ -10,7 +10,7 @@ use ::safetensors::Dtype;
 use ::safetensors::tensor::{TensorView, serialize_to_file};
 use hone::device::Device;
 use hone::error_code::ErrorCode;
-use hone::job::Auto;
+use hone::job::{Auto, TuningMode};
 use hone::train::base_model::BaseModel;
 use hone::train::config::ModelConfig;
 use hone::train::decoder::pack::longest_shared;
@@ -78,12 +78,16 @@ fn needed(trainer: &Trainer) -> Need {
     let model = ModelConfig::read(&base.config).unwrap();
     let file = encode_file(&trainer.spec.training_file, &base, model.context_length).unwrap();
     let values = &trainer.spec.hyperparameters;
-    let (Some(rank), Auto::Value(batch_size)) = (values.lora_r, values.batch_size) else {
-        panic!("{values:?}")
-    };
+    let Auto::Value(batch_size) = values.batch_size else { panic!("{values:?}") };
     let (longest, shared) = (file.longest(), longest_shared(file.all()));
-    let tuning = Tuning::Lora(LoraSettings::new(rank as usize, 16.0));
-    let backend = BackendKind::Cpu;
+    // The model's own weights train with candle.
+    let (tuning, backend) = match (values.tuning, values.lora_r) {
+        (Some(TuningMode::Full), _) => (Tuning::Full, BackendKind::Candle),
+        (_, rank) => {
+            let rank = rank.unwrap() as usize;
+            (Tuning::Lora(LoraSettings::new(rank, 16.0)), BackendKind::Cpu)
+        }
+    };
     let batch_size = batch_size as usize;
     estimate(&Workload { model: &model, tuning: &tuning, backend, longest, shared, batch_size })
         .unwrap()
@@ -185,6 +189,21 @@ fn what_a_run_takes_at_its_peak_is_what_was_said_before() {
         config["vocab_size"] = 16384.into();
     });
     compare(&weights, "weights", empty);
+}
+
+#[test]
+fn what_training_all_weights_takes_is_what_was_said_before() {
+    let empty = peak(&trainer(10, 8));
+    let mut trainer = with_model(trainer(10, 8), |config| {
+        config["hidden_size"] = 256.into();
+        config["intermediate_size"] = 768.into();
+        config["num_hidden_layers"] = 4.into();
+        config["head_dim"] = 64.into();
+        config["vocab_size"] = 4096.into();
+    });
+    trainer.spec.hyperparameters.tuning = Some(TuningMode::Full);
+    trainer.spec.hyperparameters.lora_r = None;
+    compare(&trainer, "all weights", empty);
 }
 
 #[test]
