@@ -1,7 +1,7 @@
 //! `hone bench train`: how fast training is on this machine, and what it needs, on work like a job's.
 //!
-//! The fields of `--json` are those of the PyTorch script that hone is compared with
-//! (`benches/peft_baseline.py`), so that both can be read by the same program.
+//! The fields of `--json` are those that a PyTorch training loop's script would print of itself
+//! (`tokens_per_s`, `peak_rss_gb`, `losses` …), so that both can be read by the same program.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

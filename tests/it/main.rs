@@ -10,6 +10,7 @@
 )]
 
 mod architecture;
+mod bench;
 mod device;
 mod executor_faults;
 mod executor_jobs;

@@ -246,7 +246,7 @@ mod tests {
         let other = of(2, 1500, 3, 100);
         let tuned: Vec<[&Sequence; 1]> = tuned.iter().map(|sequence| [sequence]).collect();
         let mut items: Vec<&[&Sequence]> = tuned.iter().map(|item| item.as_slice()).collect();
-        assert_eq!(cut(&items, 1000, true), [0..8]);
+        assert!(matches!(&cut(&items, 1000, true)[..], [all] if *all == (0..8)));
         assert_eq!(cut(&items, 600, true), [0..6, 6..8]);
         assert_eq!(cut(&items, 1000, false).len(), 8);
         let other = [&other];
