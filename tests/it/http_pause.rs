@@ -1,6 +1,6 @@
 //! `…/pause` and `…/resume`: the device is free within a step, and no byte of the result differs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hone::train::random::Stream;
 use reqwest::Method;
@@ -129,14 +129,27 @@ async fn a_paused_job_can_be_cancelled_and_its_work_folder_goes() {
 #[tokio::test]
 async fn a_pause_that_races_with_the_end_pauses_the_job_or_says_that_it_is_too_late() {
     let server = Server::start();
+    let hyperparameters = json!({"n_epochs": 1, "batch_size": 2});
+    // What one job takes from its creation to its end on this machine, with all that runs beside.
+    let begun = Instant::now();
+    let id = server.create_job(&chat_lines(12), hyperparameters.clone()).await;
+    server.ended(&id, "succeeded").await;
+    let whole = begun.elapsed().as_secs_f64();
+
     let moments = Stream::new(17, "pauses", 0);
     let (mut paused, mut too_late) = (0, 0);
     for number in 0..12 {
-        let id = server.create_job(&chat_lines(12), json!({"n_epochs": 1, "batch_size": 2})).await;
-        server.until(&id, |job| job["status"] != "queued").await;
-        // From the start of the trainer to a little after its end.
-        let wait = if number == 0 { 3000 } else { moments.bits(number) % 400 };
-        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let id = server.create_job(&chat_lines(12), hyperparameters.clone()).await;
+        // From the creation of the job to a little after its end; the first certainly before it,
+        // the last after it.
+        match number {
+            0 => {}
+            11 => drop(server.ended(&id, "succeeded").await),
+            _ => {
+                let part = (moments.bits(number) % 1000) as f64 / 1000.0;
+                tokio::time::sleep(Duration::from_secs_f64(1.2 * part * whole)).await;
+            }
+        }
         let reply = ask(&server, &id, "pause").await;
         if reply.status == 200 {
             assert_eq!(reply.ok()["status"], "paused");
