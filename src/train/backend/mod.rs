@@ -105,6 +105,37 @@ pub struct LoraPair<B: Backend> {
     pub b: B::Matrix,
 }
 
+/// A linear layer and its pair, where it has one.
+pub struct Adapted<'a, B: Backend> {
+    /// The layer.
+    pub weight: &'a B::Weight,
+    /// What LoRA puts beside it.
+    pub pair: Option<&'a LoraPair<B>>,
+}
+
+/// An adapted layer on the way back.
+pub struct AdaptedBackward<'a, B: Backend> {
+    /// The gradient of the layer's result.
+    pub gradient: &'a B::Matrix,
+    /// The layer.
+    pub weight: &'a B::Weight,
+    /// Its pair, where it has one.
+    pub pair: Option<PairBackward<'a, B>>,
+}
+
+/// A LoRA pair on the way back.
+pub struct PairBackward<'a, B: Backend> {
+    /// The pair.
+    pub pair: &'a LoraPair<B>,
+    /// x · aᵀ, as forward returned it.
+    pub inner: &'a B::Matrix,
+    /// Where its gradients are added.
+    pub gradients: &'a mut LoraPair<B>,
+}
+
+/// A result and, where there is a pair, x · aᵀ.
+pub type AdaptedResult<B> = (<B as Backend>::Matrix, Option<<B as Backend>::Matrix>);
+
 /// A device and how it computes.
 pub trait Backend: Send + Sized + 'static {
     /// A matrix of 32-bit floats on the device.
@@ -210,6 +241,43 @@ pub trait Backend: Send + Sized + 'static {
         gradients: &mut LoraPair<Self>,
         into: Option<&mut Self::Matrix>,
     ) -> Outcome<()>;
+    /// Adapted layers that read the same x, three at most, each as [`Backend::linear`] and then
+    /// [`Backend::lora`] compute it.
+    fn linears<const COUNT: usize>(
+        &self,
+        x: &Self::Matrix,
+        layers: [Adapted<'_, Self>; COUNT],
+        scale: f32,
+    ) -> [Outcome<AdaptedResult<Self>>; COUNT] {
+        layers.map(|layer| {
+            let mut y = self.linear(x, layer.weight)?;
+            let inner = match layer.pair {
+                Some(pair) => Some(self.lora(x, pair, scale, &mut y)?),
+                None => None,
+            };
+            Ok((y, inner))
+        })
+    }
+    /// Backward of [`Backend::linears`]: adds the gradients of the pairs to theirs, and returns that of
+    /// x where it is wanted.
+    fn linears_backward(
+        &self,
+        x: &Self::Matrix,
+        layers: &mut [AdaptedBackward<'_, Self>],
+        scale: f32,
+        wanted: bool,
+    ) -> Outcome<Option<Self::Matrix>> {
+        let mut into = None;
+        for AdaptedBackward { gradient, weight, pair } in layers {
+            if wanted {
+                into = Some(self.linear_backward(gradient, weight, into)?);
+            }
+            if let Some(PairBackward { pair, inner, gradients }) = pair {
+                self.lora_backward(gradient, x, inner, pair, scale, gradients, into.as_mut())?;
+            }
+        }
+        Ok(into)
+    }
     /// The masks of a pass for inverted dropout (Srivastava et al. 2014), one for each of `layers`: a
     /// number that tells the layers apart, and the columns of its input. An element is zero with
     /// probability `rate`, and divided by 1 - `rate` otherwise. Row r of a layer is decided by the

@@ -9,7 +9,8 @@ use super::pack::PackedBatch;
 use super::saved::Saved;
 use super::trained::Trained;
 use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
-use crate::train::backend::{Backend, Outcome, RowLoss, Segment};
+use crate::train::backend::{AdaptedBackward, Backend, Outcome, PairBackward, RowLoss, Segment};
+use crate::train::engine::EngineError;
 
 /// How much each row's loss counts in what is differentiated.
 pub enum Weighing<'a> {
@@ -240,7 +241,7 @@ impl<B: Backend> Decoder<B> {
             _ => None,
         };
         let output_gradient = output_gradient.as_ref().unwrap_or(&stream);
-        let attended_gradient = pass.linear(&block.output, output_gradient, &attended, None)?;
+        let attended_gradient = pass.linear(&block.output, output_gradient, &attended)?;
         let [mut query_gradient, mut key_gradient, value_gradient] = backend.attention_backward(
             &attended_gradient,
             &queries,
@@ -299,31 +300,78 @@ impl<B: Backend> Pass<'_, B> {
         self.decoder.norm_backward(layer, gradient, x, self.gradients)
     }
 
-    /// Adds the gradient of a layer's input to `into` (or makes it), and the gradients of what
-    /// trains of it to theirs.
+    /// The gradient of what a layer read; adds the gradients of what trains of it to theirs.
     fn linear(
         &mut self,
         linear: &Linear<B>,
         gradient: &B::Matrix,
         x: &B::Matrix,
-        into: Option<B::Matrix>,
     ) -> Outcome<B::Matrix> {
-        let backend = &self.decoder.backend;
-        let mut into = backend.linear_backward(gradient, &linear.weight, into)?;
-        self.own(linear, gradient, x)?;
-        self.lora(linear, gradient, x, Some(&mut into))?;
-        Ok(into)
+        self.linears_to_input(&[(linear, gradient)], x)
     }
 
-    /// Adds the gradients of what trains of a layer whose input's gradient nobody wants.
-    fn linear_alone(
+    /// The gradient of what several layers read.
+    fn linears_to_input(
         &mut self,
-        linear: &Linear<B>,
-        gradient: &B::Matrix,
+        linears: &[(&Linear<B>, &B::Matrix)],
         x: &B::Matrix,
-    ) -> Outcome<()> {
-        self.own(linear, gradient, x)?;
-        self.lora(linear, gradient, x, None)
+    ) -> Outcome<B::Matrix> {
+        let made = self.linears(linears, x, true)?;
+        made.ok_or_else(|| EngineError::Backend {
+            backend: self.decoder.backend.name(),
+            reason: "it computed no gradient of a layer's input".to_owned(),
+        })
+    }
+
+    /// The gradient of what several layers read, where it is wanted; adds the gradients of what trains
+    /// of them to theirs.
+    fn linears(
+        &mut self,
+        linears: &[(&Linear<B>, &B::Matrix)],
+        x: &B::Matrix,
+        wanted: bool,
+    ) -> Outcome<Option<B::Matrix>> {
+        for (linear, gradient) in linears {
+            self.own(linear, gradient, x)?;
+        }
+        let backend = &self.decoder.backend;
+        if self.beside.is_dropping() {
+            // Each pair has read a copy of its own.
+            let mut into = None;
+            for (linear, gradient) in linears {
+                if wanted {
+                    into = Some(backend.linear_backward(gradient, &linear.weight, into)?);
+                }
+                self.lora_dropping(linear, gradient, x, into.as_mut())?;
+            }
+            return Ok(into);
+        }
+        let scale = self.beside.adapter.map_or(0.0, |adapter| adapter.scale);
+        // The gradients of several pairs change at once: they are taken out meanwhile.
+        let mut taken = Vec::with_capacity(linears.len());
+        for (linear, _) in linears {
+            let pairs = self.gradients.adapter.as_mut().map(|adapter| &mut adapter.pairs);
+            taken.push(pairs.and_then(|pairs| pairs[linear.pair].take()));
+        }
+        let mut layers = Vec::with_capacity(linears.len());
+        for ((linear, gradient), gradients) in linears.iter().zip(&mut taken) {
+            let pair = self.beside.adapter.and_then(|adapter| adapter.pairs[linear.pair].as_ref());
+            let inner = self.inner.get(&linear.pair);
+            let pair = match (pair, inner, gradients.as_mut()) {
+                (Some(pair), Some(inner), Some(gradients)) => {
+                    Some(PairBackward { pair, inner, gradients })
+                }
+                _ => None,
+            };
+            layers.push(AdaptedBackward { gradient: *gradient, weight: &linear.weight, pair });
+        }
+        let made = backend.linears_backward(x, &mut layers, scale, wanted);
+        for ((linear, _), gradients) in linears.iter().zip(taken) {
+            if let Some(adapter) = self.gradients.adapter.as_mut() {
+                adapter.pairs[linear.pair] = gradients;
+            }
+        }
+        made
     }
 
     /// Adds the gradients of a layer's own weight and bias where they train.
@@ -340,7 +388,8 @@ impl<B: Backend> Pass<'_, B> {
         Ok(())
     }
 
-    fn lora(
+    /// Adds the gradients of a pair under dropout, and that of its input to `into`.
+    fn lora_dropping(
         &mut self,
         linear: &Linear<B>,
         gradient: &B::Matrix,
@@ -359,17 +408,16 @@ impl<B: Backend> Pass<'_, B> {
         };
         let backend = &self.decoder.backend;
         let scale = adapter.scale;
-        let Some(dropped) = self.beside.dropped(backend, x, linear.pair)? else {
-            return backend.lora_backward(gradient, x, inner, pair, scale, gradients, into);
-        };
+        let dropped = self.beside.dropped(backend, x, linear.pair)?;
+        let x_dropped = dropped.as_ref().unwrap_or(x);
         let Some(into) = into else {
-            return backend.lora_backward(gradient, &dropped, inner, pair, scale, gradients, None);
+            return backend.lora_backward(gradient, x_dropped, inner, pair, scale, gradients, None);
         };
         // What LoRA did not see gets no gradient through it.
         let module = &self.decoder.modules[linear.pair];
         let mut made = backend.zeros(backend.rows(x), module.inputs)?;
         let made_into = Some(&mut made);
-        backend.lora_backward(gradient, &dropped, inner, pair, scale, gradients, made_into)?;
+        backend.lora_backward(gradient, x_dropped, inner, pair, scale, gradients, made_into)?;
         if let Some(made) = self.beside.dropped(backend, &made, linear.pair)? {
             backend.add(into, &made)?;
         }
@@ -388,22 +436,22 @@ impl<B: Backend> Pass<'_, B> {
         let decoder = self.decoder;
         let (backend, curve) = (&decoder.backend, decoder.curve());
         let active = backend.activate(curve, &gate, up.as_ref())?;
-        let active_gradient = self.linear(block.mlp.down(), gradient, &active, None)?;
+        let active_gradient = self.linear(block.mlp.down(), gradient, &active)?;
         drop(active);
         let (gate, up) = backend.activate_backward(curve, gate, up, &active_gradient)?;
         drop(active_gradient);
         let normed = backend.norm(mlp_input, &block.mlp_norm.norm)?;
         match (&block.mlp, up) {
             (Mlp::Gated { gate: gate_linear, up: up_linear, .. }, Some(up)) => {
-                let into = self.linear(gate_linear, &gate, &normed, None)?;
-                self.linear(up_linear, &up, &normed, Some(into))
+                let both = [(gate_linear, &gate), (up_linear, &up)];
+                self.linears_to_input(&both, &normed)
             }
             (Mlp::FusedGated { gate_up, .. }, Some(up)) => {
                 let [gate_columns, up_columns] = decoder.gate_up_columns();
                 let mut both = backend.zeros(backend.rows(&gate), up_columns.end)?;
                 backend.put_columns(&mut both, &[gate_columns], &gate)?;
                 backend.put_columns(&mut both, &[up_columns], &up)?;
-                self.linear(gate_up, &both, &normed, None)
+                self.linear(gate_up, &both, &normed)
             }
             (mlp, _) => {
                 let first = match mlp {
@@ -411,7 +459,7 @@ impl<B: Backend> Pass<'_, B> {
                     Mlp::FusedGated { gate_up, .. } => gate_up,
                     Mlp::Plain { up, .. } => up,
                 };
-                self.linear(first, &gate, &normed, None)
+                self.linear(first, &gate, &normed)
             }
         }
     }
@@ -427,16 +475,9 @@ impl<B: Backend> Pass<'_, B> {
         let backend = &self.decoder.backend;
         let normed = backend.norm(x, &block.attention_norm.norm)?;
         match &block.qkv {
-            Qkv::Separate(three) => {
-                let mut into = None;
-                for (linear, gradient) in three.iter().zip(gradients) {
-                    if wanted {
-                        into = Some(self.linear(linear, gradient, &normed, into)?);
-                    } else {
-                        self.linear_alone(linear, gradient, &normed)?;
-                    }
-                }
-                Ok(into)
+            Qkv::Separate([q, k, v]) => {
+                let [of_q, of_k, of_v] = gradients;
+                self.linears(&[(q, of_q), (k, of_k), (v, of_v)], &normed, wanted)
             }
             Qkv::Fused(linear, columns) => {
                 let width = columns.iter().flatten().map(|range| range.end).max().unwrap_or(0);
@@ -444,11 +485,7 @@ impl<B: Backend> Pass<'_, B> {
                 for (gradient, columns) in gradients.iter().zip(columns) {
                     backend.put_columns(&mut all, columns, gradient)?;
                 }
-                if wanted {
-                    return Ok(Some(self.linear(linear, &all, &normed, None)?));
-                }
-                self.linear_alone(linear, &all, &normed)?;
-                Ok(None)
+                self.linears(&[(linear, &all)], &normed, wanted)
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::adapter::Adapter;
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
-use crate::train::backend::{Backend, Outcome, Segment};
+use crate::train::backend::{Adapted, Backend, Outcome, Segment};
 use crate::train::random::Stream;
 
 /// How the tokens of a pass see each other.
@@ -56,6 +56,11 @@ impl<'a, B: Backend> Beside<'a, B> {
         }
         let masks = decoder.backend.masks(draws, &layers, adapter.dropout)?;
         Ok(Self { adapter: Some(adapter), masks: pairs.into_iter().zip(masks).collect() })
+    }
+
+    /// Whether dropout takes a part of the input of any pair.
+    pub(super) fn is_dropping(&self) -> bool {
+        !self.masks.is_empty()
     }
 
     /// What the pair of index `pair` reads of its layer's input: a masked copy under dropout.
@@ -148,35 +153,27 @@ impl<B: Backend> Decoder<B> {
         let output = self.apply(&block.output, &attended, beside, &mut inner)?;
 
         // Attention joins the residual stream, through its own norm where it has one.
-        let mut next = backend.copy(&x)?;
-        let mut before_attention_post_norm = None;
-        match &block.post_norms {
-            None => backend.add(&mut next, &output)?,
-            Some([norm, _]) => {
-                backend.add(&mut next, &backend.norm(&output, &norm.norm)?)?;
-                before_attention_post_norm = Some(output);
-            }
+        let (mut middle, mut before_attention_post_norm) = (output, None);
+        if let Some([norm, _]) = &block.post_norms {
+            let normed = backend.norm(&middle, &norm.norm)?;
+            before_attention_post_norm = Some(std::mem::replace(&mut middle, normed));
         }
+        backend.add(&mut middle, &x)?;
 
-        let mlp_input = if self.config.parallel_residual { &x } else { &next };
+        let mlp_input = if self.config.parallel_residual { &x } else { &middle };
         let normed = backend.norm(mlp_input, &block.mlp_norm.norm)?;
         let (gate, up) = self.mlp_in(&block.mlp, &normed, beside, &mut inner)?;
         drop(normed);
         let active = backend.activate(self.curve(), &gate, up.as_ref())?;
         let down = self.apply(block.mlp.down(), &active, beside, &mut inner)?;
         drop(active);
-        let middle = match keep && !self.config.parallel_residual {
-            true => Some(backend.copy(&next)?),
-            false => None,
-        };
-        let mut before_post_norms = None;
-        match (&block.post_norms, before_attention_post_norm) {
-            (Some([_, norm]), Some(first)) => {
-                backend.add(&mut next, &backend.norm(&down, &norm.norm)?)?;
-                before_post_norms = Some([first, down]);
-            }
-            _ => backend.add(&mut next, &down)?,
+        let (mut next, mut before_post_norms) = (down, None);
+        if let (Some([_, norm]), Some(first)) = (&block.post_norms, before_attention_post_norm) {
+            let normed = backend.norm(&next, &norm.norm)?;
+            before_post_norms = Some([first, std::mem::replace(&mut next, normed)]);
         }
+        backend.add(&mut next, &middle)?;
+        let middle = (!self.config.parallel_residual).then_some(middle);
 
         let saved = inner.map(|inner| Saved {
             x,
@@ -204,11 +201,10 @@ impl<B: Backend> Decoder<B> {
         inner: &mut Inner<B>,
     ) -> Outcome<[B::Matrix; 3]> {
         match &block.qkv {
-            Qkv::Separate([q, k, v]) => Ok([
-                self.apply(q, normed, beside, inner)?,
-                self.apply(k, normed, beside, inner)?,
-                self.apply(v, normed, beside, inner)?,
-            ]),
+            Qkv::Separate([q, k, v]) => {
+                let [q, k, v] = self.apply_all([q, k, v], normed, beside, inner);
+                Ok([q?, k?, v?])
+            }
             Qkv::Fused(linear, [q, k, v]) => {
                 let all = self.apply(linear, normed, beside, inner)?;
                 let backend = &self.backend;
@@ -231,8 +227,8 @@ impl<B: Backend> Decoder<B> {
     ) -> Outcome<(B::Matrix, Option<B::Matrix>)> {
         match mlp {
             Mlp::Gated { gate, up, .. } => {
-                let gate = self.apply(gate, normed, beside, inner)?;
-                Ok((gate, Some(self.apply(up, normed, beside, inner)?)))
+                let [gate, up] = self.apply_all([gate, up], normed, beside, inner);
+                Ok((gate?, Some(up?)))
             }
             Mlp::FusedGated { gate_up, .. } => {
                 let both = self.apply(gate_up, normed, beside, inner)?;
@@ -259,18 +255,45 @@ impl<B: Backend> Decoder<B> {
         beside: &Beside<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<B::Matrix> {
-        let mut y = self.backend.linear(x, &linear.weight)?;
-        if let Some(adapter) = beside.adapter
-            && let Some(pair) = &adapter.pairs[linear.pair]
-        {
-            let dropped = beside.dropped(&self.backend, x, linear.pair)?;
-            let x = dropped.as_ref().unwrap_or(x);
-            let between = self.backend.lora(x, pair, adapter.scale, &mut y)?;
-            if let Some(inner) = inner {
-                inner.insert(linear.pair, between);
+        let [y] = self.apply_all([linear], x, beside, inner);
+        y
+    }
+
+    /// Linear layers that read the same input, with their LoRA pairs.
+    fn apply_all<const COUNT: usize>(
+        &self,
+        linears: [&Linear<B>; COUNT],
+        x: &B::Matrix,
+        beside: &Beside<'_, B>,
+        inner: &mut Inner<B>,
+    ) -> [Outcome<B::Matrix>; COUNT] {
+        let backend = &self.backend;
+        let scale = beside.adapter.map_or(0.0, |adapter| adapter.scale);
+        let pair_of = |linear: &Linear<B>| beside.adapter?.pairs[linear.pair].as_ref();
+        let made = if beside.is_dropping() {
+            // Each pair reads a copy of its own.
+            linears.map(|linear| {
+                let mut y = backend.linear(x, &linear.weight)?;
+                let Some(pair) = pair_of(linear) else { return Ok((y, None)) };
+                let dropped = beside.dropped(backend, x, linear.pair)?;
+                let x = dropped.as_ref().unwrap_or(x);
+                let between = backend.lora(x, pair, scale, &mut y)?;
+                Ok((y, Some(between)))
+            })
+        } else {
+            let layers =
+                linears.map(|linear| Adapted { weight: &linear.weight, pair: pair_of(linear) });
+            backend.linears(x, layers, scale)
+        };
+        let mut pairs = linears.iter().map(|linear| linear.pair);
+        made.map(|made| {
+            let pair = pairs.next();
+            let (y, between) = made?;
+            if let (Some(pair), Some(between), Some(inner)) = (pair, between, inner.as_mut()) {
+                inner.insert(pair, between);
             }
-        }
-        Ok(y)
+            Ok(y)
+        })
     }
 }
 

@@ -51,11 +51,12 @@ fn sharable(sequence: &Sequence) -> usize {
     first.unwrap_or_else(|| sequence.input_ids.len().saturating_sub(1))
 }
 
-/// Length of the beginning that two sequences can share.
+/// Length of the beginning that two sequences can share: an even number, so that what a token comes to
+/// does not depend on what else is in the pass, to the last bit.
 fn shared(a: &Sequence, b: &Sequence) -> usize {
     let limit = sharable(a).min(sharable(b));
     let pairs = a.input_ids.iter().zip(&b.input_ids).take(limit);
-    pairs.take_while(|(a, b)| a == b).count()
+    pairs.take_while(|(a, b)| a == b).count() / 2 * 2
 }
 
 /// Length of the longest beginning that two of the sequences can share in a pass.
@@ -144,6 +145,7 @@ impl Packer<'_> {
                 self.leaf(only, from, before);
                 continue;
             }
+            let common = common / 2 * 2;
             let rows = self.append(members[0], from..common);
             self.batch.segments.push(Segment { rows: rows.clone(), before: before.to_vec() });
             self.branch(&members, common, &[before, &[rows]].concat());

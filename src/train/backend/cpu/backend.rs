@@ -1,42 +1,43 @@
 //! [`Backend`] on the CPU's kernels.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::activation::{self, Curve};
-use super::attention::{self, Gradients, Inputs, Shape};
+use super::attention::backward::{self, Gradients, Made};
+use super::attention::{self, Inputs, Shape};
 use super::isa::Isa;
+use super::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
 use super::loss;
-use super::matrix::{Packed, Padded, Rows, Store, product, times_packed, to_pairs};
+use super::matrix::Packed;
 use super::memory::{Matrix, Pool};
 use super::norm;
 use super::rope;
-use super::tile::Left;
+use super::tile::Store;
 use super::vector;
 use crate::train::backend::{
-    AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss, Segment,
+    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Norm, Outcome,
+    RopeTable, RowLoss, Segment,
 };
 use crate::train::config::{Activation, NormKind};
-use crate::train::engine::AdamWStep;
+use crate::train::engine::{AdamWStep, EngineError};
 use crate::train::random::Stream;
 
-/// Rows of logits that exist at once: 128 of 49,152 are 25 MB.
-pub const HEAD_CHUNK: usize = 128;
+/// Rows of logits that exist at once: 256 of 49,152 are 50 MB.
+pub const HEAD_CHUNK: usize = 256;
 
 /// The CPU, on the threads of rayon's pool.
 pub struct CpuBackend {
     isa: Isa,
     pool: Arc<Pool>,
-    /// Left sides of products as bfloat16 pairs; one product runs at a time.
-    pairs: Mutex<Vec<u32>>,
 }
 
 impl CpuBackend {
     /// A backend on one level of instructions.
     pub fn new(isa: Isa) -> Self {
-        Self { isa, pool: Arc::new(Pool::default()), pairs: Mutex::new(Vec::new()) }
+        Self { isa, pool: Arc::new(Pool::default()) }
     }
 
     /// Bytes that a weight of this size takes.
@@ -45,15 +46,27 @@ impl CpuBackend {
         Packed::bytes(isa, outputs, inputs) + back
     }
 
-    /// `result (+)= x · packedᵀ`, in the precision that the matrix is packed in.
-    fn times(&self, x: &[f32], packed: &Packed, store: Store, result: &mut [f32]) {
-        if !packed.is_bf16() {
-            times_packed(self.isa, Rows::F32(x), packed, store, result);
-            return;
-        }
-        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
-        to_pairs(x, packed.inputs, &mut pairs);
-        times_packed(self.isa, Rows::Bf16(&pairs), packed, store, result);
+    /// `result = x · packedᵀ`.
+    fn times(&self, x: Rows<'_>, packed: &Packed, result: &mut [f32]) {
+        let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
+        let mut results = [Results { y: result, inner: &mut [] }];
+        linear::forward(self.isa, x, &layers, Store::Overwrite, &mut results);
+    }
+
+    fn forward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedPair {
+        PackedPair::forward(self.isa, &self.pool, &pair.a, &pair.b, scale)
+    }
+
+    fn backward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedPair {
+        PackedPair::backward(self.isa, &self.pool, &pair.a, &pair.b, scale)
+    }
+
+    /// Wᵀ, for the way back.
+    fn back<'a>(&self, weight: &'a Weight) -> Outcome<&'a Packed> {
+        weight.backward.as_ref().ok_or_else(|| EngineError::Backend {
+            backend: self.name(),
+            reason: "the model was loaded for answering, not for training".to_owned(),
+        })
     }
 
     fn filled(&self, rows: usize, columns: usize, value: f32) -> Matrix {
@@ -89,14 +102,8 @@ fn kernel_shape(shape: &AttentionShape) -> Shape {
     Shape { heads, kv_heads, head_dim, scale, window, soft_cap }
 }
 
-/// Rows of a matrix as the left side of a product.
-fn by_row(matrix: &Matrix) -> Left<'_> {
-    Left { values: matrix.values(), start: 0, row_stride: matrix.columns(), depth_stride: 1 }
-}
-
-/// Columns of a matrix as the rows of a left side.
-fn by_column(matrix: &Matrix) -> Left<'_> {
-    Left { values: matrix.values(), start: 0, row_stride: 1, depth_stride: matrix.columns() }
+fn rows(matrix: &Matrix) -> Rows<'_> {
+    Rows { values: matrix.values(), columns: matrix.columns() }
 }
 
 /// Copies the columns in `ranges` between rows of `wide` and rows of `narrow`.
@@ -168,8 +175,9 @@ impl Backend for CpuBackend {
         bias: Option<&[f32]>,
         backward: bool,
     ) -> Outcome<Weight> {
-        let forward = Packed::new(self.isa, values, outputs, inputs, inputs, 1);
-        let backward = backward.then(|| Packed::new(self.isa, values, inputs, outputs, 1, inputs));
+        let (isa, pool) = (self.isa, &self.pool);
+        let forward = Packed::of_rows(isa, pool, values, outputs, inputs);
+        let backward = backward.then(|| Packed::of_columns(isa, pool, values, inputs, outputs));
         Ok(Weight { forward, backward, bias: bias.map(<[f32]>::to_vec) })
     }
 
@@ -244,13 +252,8 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: &Matrix, weight: &Weight) -> Outcome<Matrix> {
-        let mut y = self.pool.take(x.rows(), weight.forward.outputs);
-        self.times(x.values(), &weight.forward, Store::Overwrite, y.values_mut());
-        if let Some(bias) = &weight.bias {
-            let rows = y.values_mut().par_chunks_exact_mut(bias.len()).with_min_len(16);
-            rows.for_each(|row| vector::add_scaled(self.isa, row, bias, 1.0));
-        }
-        Ok(y)
+        let [made] = self.linears(x, [Adapted { weight, pair: None }], 0.0);
+        Ok(made?.0)
     }
 
     fn linear_backward(
@@ -259,23 +262,13 @@ impl Backend for CpuBackend {
         weight: &Weight,
         into: Option<Matrix>,
     ) -> Outcome<Matrix> {
-        let Some(packed) = &weight.backward else {
-            return Err(crate::train::engine::EngineError::Backend {
-                backend: self.name(),
-                reason: "the model was loaded for answering, not for training".to_owned(),
-            });
-        };
-        match into {
-            Some(mut into) => {
-                self.times(gradient.values(), packed, Store::Add(1.0), into.values_mut());
-                Ok(into)
-            }
-            None => {
-                let mut made = self.pool.take(gradient.rows(), packed.outputs);
-                self.times(gradient.values(), packed, Store::Overwrite, made.values_mut());
-                Ok(made)
-            }
-        }
+        let packed = self.back(weight)?;
+        let store = if into.is_some() { Store::Add(1.0) } else { Store::Overwrite };
+        let mut into = into.unwrap_or_else(|| self.pool.take(gradient.rows(), packed.outputs));
+        let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
+        let result = Some(into.values_mut());
+        linear::backward(self.isa, &[rows(gradient)], &layers, store, result, &mut [&mut []]);
+        Ok(into)
     }
 
     fn lora(
@@ -285,15 +278,11 @@ impl Backend for CpuBackend {
         scale: f32,
         y: &mut Matrix,
     ) -> Outcome<Matrix> {
-        let rank = pair.a.rows();
-        let mut inner = self.pool.take(x.rows(), rank);
-        let a = Padded::transposed(pair.a.values(), pair.a.columns());
-        let depth = x.columns();
-        product(self.isa, depth, by_row(x), &a, rank, Store::Overwrite, inner.values_mut());
-        let b = Padded::transposed(pair.b.values(), rank);
-        let columns = y.columns();
-        let store = Store::Add(scale);
-        product(self.isa, rank, by_row(&inner), &b, columns, store, y.values_mut());
+        let mut inner = self.pool.take(x.rows(), pair.a.rows());
+        let layers =
+            [Layer { weight: None, bias: None, pair: Some(self.forward_pair(pair, scale)) }];
+        let mut results = [Results { y: y.values_mut(), inner: inner.values_mut() }];
+        linear::forward(self.isa, rows(x), &layers, Store::Add(1.0), &mut results);
         Ok(inner)
     }
 
@@ -307,27 +296,97 @@ impl Backend for CpuBackend {
         gradients: &mut LoraPair<Self>,
         into: Option<&mut Matrix>,
     ) -> Outcome<()> {
-        let (rank, tokens) = (pair.a.rows(), x.rows());
-        let store = Store::Add(scale);
-        let right = Padded::rows(inner.values(), rank);
-        let b = gradients.b.values_mut();
-        product(self.isa, tokens, by_column(gradient), &right, rank, store, b);
-
-        let mut inner_gradient = self.pool.take(tokens, rank);
-        let b = Padded::rows(pair.b.values(), rank);
-        let (depth, made) = (gradient.columns(), inner_gradient.values_mut());
-        product(self.isa, depth, by_row(gradient), &b, rank, Store::Overwrite, made);
-
-        let right = Padded::rows(x.values(), x.columns());
-        let a = gradients.a.values_mut();
-        product(self.isa, tokens, by_column(&inner_gradient), &right, x.columns(), store, a);
-        if let Some(into) = into {
-            let a = Padded::rows(pair.a.values(), x.columns());
-            let columns = into.columns();
-            let left = by_row(&inner_gradient);
-            product(self.isa, rank, left, &a, columns, store, into.values_mut());
-        }
+        let mut inner_gradient = self.pool.take(x.rows(), pair.a.rows());
+        let layers =
+            [Layer { weight: None, bias: None, pair: Some(self.backward_pair(pair, scale)) }];
+        let (store, into) = (Store::Add(1.0), into.map(Matrix::values_mut));
+        let made = &mut [inner_gradient.values_mut()];
+        linear::backward(self.isa, &[rows(gradient)], &layers, store, into, made);
+        linear::pair_gradients(
+            self.isa,
+            &self.pool,
+            rows(x),
+            rows(gradient),
+            inner,
+            &inner_gradient,
+            scale,
+            gradients.a.values_mut(),
+            gradients.b.values_mut(),
+        );
         Ok(())
+    }
+
+    fn linears<const COUNT: usize>(
+        &self,
+        x: &Matrix,
+        layers: [Adapted<'_, Self>; COUNT],
+        scale: f32,
+    ) -> [Outcome<AdaptedResult<Self>>; COUNT] {
+        let mut made = layers.each_ref().map(|layer| {
+            let y = self.pool.take(x.rows(), layer.weight.forward.outputs);
+            let inner = layer.pair.map(|pair| self.pool.take(x.rows(), pair.a.rows()));
+            (y, inner)
+        });
+        let layers = layers.map(|layer| Layer {
+            weight: Some(&layer.weight.forward),
+            bias: layer.weight.bias.as_deref(),
+            pair: layer.pair.map(|pair| self.forward_pair(pair, scale)),
+        });
+        let mut results = made.each_mut().map(|(y, inner)| Results {
+            y: y.values_mut(),
+            inner: inner.as_mut().map_or(&mut [], Matrix::values_mut),
+        });
+        linear::forward(self.isa, rows(x), &layers, Store::Overwrite, &mut results);
+        made.map(Ok)
+    }
+
+    fn linears_backward(
+        &self,
+        x: &Matrix,
+        layers: &mut [AdaptedBackward<'_, Self>],
+        scale: f32,
+        wanted: bool,
+    ) -> Outcome<Option<Matrix>> {
+        let mut gradients = [Rows { values: &[], columns: 0 }; MOST_LAYERS];
+        let mut packed = [const { Layer::NOTHING }; MOST_LAYERS];
+        let mut inner = [const { None }; MOST_LAYERS];
+        for (index, layer) in layers.iter().enumerate() {
+            gradients[index] = rows(layer.gradient);
+            packed[index].weight = Some(self.back(layer.weight)?);
+            let Some(pair) = &layer.pair else { continue };
+            packed[index].pair = Some(self.backward_pair(pair.pair, scale));
+            inner[index] = Some(self.pool.take(x.rows(), pair.pair.a.rows()));
+        }
+        let mut into = wanted.then(|| self.pool.take(x.rows(), x.columns()));
+        let mut inner_values = inner.each_mut().map(|inner| {
+            inner.as_mut().map_or(&mut [][..], |inner: &mut Matrix| inner.values_mut())
+        });
+        let count = layers.len();
+        linear::backward(
+            self.isa,
+            &gradients[..count],
+            &packed[..count],
+            Store::Overwrite,
+            into.as_mut().map(Matrix::values_mut),
+            &mut inner_values[..count],
+        );
+        for ((layer, gradient), inner_gradient) in layers.iter_mut().zip(gradients).zip(&inner) {
+            let (Some(pair), Some(inner_gradient)) = (&mut layer.pair, inner_gradient) else {
+                continue;
+            };
+            linear::pair_gradients(
+                self.isa,
+                &self.pool,
+                rows(x),
+                gradient,
+                pair.inner,
+                inner_gradient,
+                scale,
+                pair.gradients.a.values_mut(),
+                pair.gradients.b.values_mut(),
+            );
+        }
+        Ok(into)
     }
 
     fn masks(&self, draws: &[Stream], layers: &[(u64, usize)], rate: f32) -> Outcome<Vec<Mask>> {
@@ -445,11 +504,19 @@ impl Backend for CpuBackend {
         shape: &AttentionShape,
     ) -> Outcome<(Matrix, Matrix)> {
         let mut output = self.pool.take(queries.rows(), queries.columns());
-        let mut log_sums = self.pool.take(queries.rows(), shape.heads);
+        let mut log_sums = self.pool.take(shape.heads, queries.rows());
         let (queries, keys, values) = (queries.values(), keys.values(), values.values());
         let inputs = Inputs { queries, keys, values };
         let (into, sums) = (output.values_mut(), log_sums.values_mut());
-        attention::forward(self.isa, &inputs, segments, &kernel_shape(shape), into, sums);
+        attention::forward::forward(
+            self.isa,
+            &self.pool,
+            &inputs,
+            segments,
+            &kernel_shape(shape),
+            into,
+            sums,
+        );
         Ok((output, log_sums))
     }
 
@@ -474,14 +541,15 @@ impl Backend for CpuBackend {
             keys: key_gradient.values_mut(),
             values: value_gradient.values_mut(),
         };
-        attention::backward(
+        let made_forward =
+            Made { output: output.values(), log_sums: saved.values(), gradient: gradient.values() };
+        backward::backward(
             self.isa,
+            &self.pool,
             &inputs,
             segments,
             &kernel_shape(shape),
-            output.values(),
-            saved.values(),
-            gradient.values(),
+            made_forward,
             gradients,
         );
         Ok(made)
@@ -531,9 +599,9 @@ impl Backend for CpuBackend {
         for first in (0..targets.len()).step_by(HEAD_CHUNK) {
             let rows = (targets.len() - first).min(HEAD_CHUNK);
             let columns = x.columns();
-            let chunk = &x.values()[first * columns..][..rows * columns];
+            let chunk = Rows { values: &x.values()[first * columns..][..rows * columns], columns };
             let mut logits = self.pool.take(rows, head.forward.outputs);
-            self.times(chunk, &head.forward, Store::Overwrite, logits.values_mut());
+            self.times(chunk, &head.forward, logits.values_mut());
             loss::cross_entropy(
                 self.isa,
                 logits.values_mut(),
@@ -544,7 +612,8 @@ impl Backend for CpuBackend {
             );
             if let (Some(gradient), Some(packed)) = (&mut gradient, &head.backward) {
                 let into = &mut gradient.values_mut()[first * columns..][..rows * columns];
-                self.times(logits.values(), packed, Store::Overwrite, into);
+                let logits = Rows { values: logits.values(), columns: logits.columns() };
+                self.times(logits, packed, into);
             }
         }
         Ok((losses, gradient))

@@ -1,302 +1,299 @@
-//! Matrix products over whole matrices, on all threads.
-//!
-//! Work is cut into blocks of the result that no two threads share; each element's sum runs in the
-//! order of its depth, so the number of threads never changes a bit.
+//! Frozen and small matrices packed for products, and products over whole panels of them.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::isa::Isa;
-use super::tile::{Left, PANEL, Right, TILE_ROWS, Tile, UNIT, multiply, multiply_bf16};
+use super::memory::{Matrix, Pool};
+use super::tile::{Left, Place, Right, Store, Target, Term, UNIT, multiply, tile_rows};
+use super::words::{across, along, numbers_in_word, read, words};
 
-/// Most rows of the result in one task: their A, in bfloat16 or float, stays in the second-level
-/// cache beside one panel of B.
-const MOST_ROWS: usize = 96;
+/// Most columns of a panel: three units, which with eight rows make 24 sums of 32 registers.
+pub const PANEL: usize = 3 * UNIT;
 
-/// A frozen matrix, packed once for products `x · Wᵀ`: panels of [`PANEL`] outputs, the depth
-/// running slowest within a panel, zeros behind the last output.
+/// Words that one round over a panel runs along: a panel's part stays in the second-level cache while
+/// the rows pass.
+const DEPTH: usize = 1024;
+
+/// Most terms of one round.
+pub const TERMS: usize = 8;
+
+/// Words of a panel that are worth a task of their own.
+const PANEL_TASK: usize = 64 * 1024;
+
+/// A matrix of `outputs × inputs`, packed for products `x · Wᵀ`: panels of outputs, the depth running
+/// slowest within a panel, zeros behind the last output.
 pub struct Packed {
     /// Columns of the product.
     pub outputs: usize,
-    /// Depth of the product.
+    /// Numbers along the depth of the product.
     pub inputs: usize,
-    panels: Panels,
-}
-
-enum Panels {
-    /// Two consecutive depths in one word, the earlier in the low half.
-    Bf16(Vec<u32>),
-    F32(Vec<f32>),
-}
-
-/// The left side of a product with a [`Packed`] matrix, in the precision that it is packed in.
-pub enum Rows<'a> {
-    /// As [`to_pairs`] makes them.
-    Bf16(&'a [u32]),
-    /// Row-major.
-    F32(&'a [f32]),
+    isa: Isa,
+    /// Columns of a panel.
+    width: usize,
+    words: Matrix,
 }
 
 impl Packed {
-    /// Packs a matrix of `outputs × inputs` whose element (output, input) is
-    /// `values[output * output_stride + input * input_stride]`: both W and Wᵀ pack from the same
-    /// values.
-    pub fn new(
+    /// Packs `values` of `[outputs, inputs]`, to stay.
+    pub fn of_rows(
         isa: Isa,
+        pool: &Arc<Pool>,
         values: &[f32],
         outputs: usize,
         inputs: usize,
-        output_stride: usize,
-        input_stride: usize,
     ) -> Self {
-        let panel_count = outputs.div_ceil(PANEL);
-        let element = |output: usize, input: usize| {
-            if output < outputs && input < inputs {
-                values[output * output_stride + input * input_stride]
-            } else {
-                0.0
+        let (width, count) = size(isa, outputs, inputs);
+        let mut packed = Self { outputs, inputs, isa, width, words: pool.take_exactly(1, count) };
+        packed.fill_from_rows(values);
+        packed
+    }
+
+    /// Packs the transpose of `values`, which is `[inputs, outputs]`, to stay.
+    pub fn of_columns(
+        isa: Isa,
+        pool: &Arc<Pool>,
+        values: &[f32],
+        outputs: usize,
+        inputs: usize,
+    ) -> Self {
+        let (width, count) = size(isa, outputs, inputs);
+        let mut packed = Self { outputs, inputs, isa, width, words: pool.take_exactly(1, count) };
+        packed.fill_from_columns(values);
+        packed
+    }
+
+    /// As [`Packed::of_rows`] for one pass: its memory goes round.
+    pub fn rows_for_now(isa: Isa, pool: &Arc<Pool>, values: &[f32], inputs: usize) -> Self {
+        let outputs = values.len() / inputs.max(1);
+        let (width, count) = size(isa, outputs, inputs);
+        let mut packed = Self { outputs, inputs, isa, width, words: pool.take(1, count) };
+        packed.fill_from_rows(values);
+        packed
+    }
+
+    /// As [`Packed::of_columns`] for one pass: its memory goes round.
+    pub fn columns_for_now(isa: Isa, pool: &Arc<Pool>, values: &[f32], outputs: usize) -> Self {
+        let inputs = values.len() / outputs.max(1);
+        let (width, count) = size(isa, outputs, inputs);
+        let mut packed = Self { outputs, inputs, isa, width, words: pool.take(1, count) };
+        packed.fill_from_columns(values);
+        packed
+    }
+
+    fn fill_from_rows(&mut self, values: &[f32]) {
+        /// Words that are made at once.
+        const PART: usize = 256;
+        let Self { outputs, inputs, isa, width, .. } = *self;
+        self.each_panel(|panel, words| {
+            if (panel + 1) * width > outputs {
+                words.fill(0);
             }
-        };
-        let panels = if isa == Isa::Bf16 {
-            let pairs = inputs.div_ceil(2);
-            let mut panels = vec![0u32; panel_count * pairs * PANEL];
-            panels.par_chunks_mut(pairs * PANEL).enumerate().for_each(|(panel, words)| {
-                for (index, word) in words.iter_mut().enumerate() {
-                    let (pair, column) = (index / PANEL, panel * PANEL + index % PANEL);
-                    *word = pack_pair(element(column, 2 * pair), element(column, 2 * pair + 1));
+            let mut part = [0; PART];
+            for column in 0..width.min(outputs - panel * width) {
+                let row = &values[(panel * width + column) * inputs..][..inputs];
+                let parts = row.chunks(PART * numbers_in_word(isa));
+                for (row, into) in parts.zip(words.chunks_mut(PART * width)) {
+                    let count = row.len().div_ceil(numbers_in_word(isa));
+                    along(isa, row, &mut part[..count]);
+                    for (depth, word) in part[..count].iter().enumerate() {
+                        into[depth * width + column] = *word;
+                    }
                 }
-            });
-            Panels::Bf16(panels)
-        } else {
-            let mut panels = vec![0f32; panel_count * inputs * PANEL];
-            panels.par_chunks_mut(inputs * PANEL).enumerate().for_each(|(panel, floats)| {
-                for (index, float) in floats.iter_mut().enumerate() {
-                    *float = element(panel * PANEL + index % PANEL, index / PANEL);
-                }
-            });
-            Panels::F32(panels)
-        };
-        Self { outputs, inputs, panels }
+            }
+        });
+    }
+
+    fn fill_from_columns(&mut self, values: &[f32]) {
+        let Self { outputs, inputs, isa, width, .. } = *self;
+        let per_word = numbers_in_word(isa);
+        self.each_panel(|panel, words| {
+            let first = panel * width;
+            let columns = width.min(outputs - first);
+            for (depth, into) in words.chunks_exact_mut(width).enumerate() {
+                let row = |number: usize| &values[number * outputs + first..][..columns];
+                let second = (per_word == 2 && 2 * depth + 1 < inputs).then(|| row(2 * depth + 1));
+                across(isa, row(depth * per_word), second, into);
+                into[columns..].fill(0);
+            }
+        });
+    }
+
+    /// Calls `fill` with each panel's index and words.
+    fn each_panel(&mut self, fill: impl Fn(usize, &mut [u32]) + Sync) {
+        let count = self.width * words(self.isa, self.inputs);
+        let panels = self.words.words_mut().par_chunks_exact_mut(count.max(1));
+        let at_once = (PANEL_TASK / count.max(1)).max(1);
+        panels.enumerate().with_min_len(at_once).for_each(|(panel, words)| fill(panel, words));
     }
 
     /// Bytes of a packed matrix.
     pub fn bytes(isa: Isa, outputs: usize, inputs: usize) -> u64 {
-        let depths = if isa == Isa::Bf16 { inputs.div_ceil(2) } else { inputs };
-        (outputs.div_ceil(PANEL) * PANEL * depths * size_of::<u32>()) as u64
+        (size(isa, outputs, inputs).1 * size_of::<u32>()) as u64
     }
 
-    /// Whether products with it take [`Rows::Bf16`].
-    pub fn is_bf16(&self) -> bool {
-        matches!(self.panels, Panels::Bf16(_))
+    /// Number of panels.
+    pub fn panels(&self) -> usize {
+        self.outputs.div_ceil(self.width)
     }
-}
 
-impl Packed {
+    /// Words along the depth.
+    pub fn depth(&self) -> usize {
+        words(self.isa, self.inputs)
+    }
+
     /// The matrix's own row `output`, as it is packed.
     pub fn read_row(&self, output: usize, into: &mut [f32]) {
-        let column = output % PANEL;
-        match &self.panels {
-            Panels::Bf16(panels) => {
-                let pairs = self.inputs.div_ceil(2);
-                let panel = &panels[output / PANEL * pairs * PANEL..][..pairs * PANEL];
-                for (index, value) in into.iter_mut().enumerate() {
-                    let word = panel[index / 2 * PANEL + column];
-                    let bits = if index % 2 == 0 { word << 16 } else { word & 0xffff_0000 };
-                    *value = f32::from_bits(bits);
-                }
-            }
-            Panels::F32(panels) => {
-                let panel = &panels[output / PANEL * self.inputs * PANEL..][..self.inputs * PANEL];
-                for (index, value) in into.iter_mut().enumerate() {
-                    *value = panel[index * PANEL + column];
-                }
-            }
-        }
+        let start = output / self.width * self.depth() * self.width + output % self.width;
+        read(self.isa, self.words.words(), start, self.width, into);
     }
 }
 
-/// bfloat16 bits of two floats, rounded to nearest even, the first in the low half.
-fn pack_pair(low: f32, high: f32) -> u32 {
-    let low = half::bf16::from_f32(low).to_bits();
-    let high = half::bf16::from_f32(high).to_bits();
-    u32::from(low) | (u32::from(high) << 16)
+/// Columns of a panel, and words of all panels.
+fn size(isa: Isa, outputs: usize, inputs: usize) -> (usize, usize) {
+    let width = outputs.next_multiple_of(UNIT).min(PANEL);
+    (width, outputs.div_ceil(width.max(1)) * width * words(isa, inputs))
 }
 
-/// Rows of `inputs` floats as rows of ⌈inputs / 2⌉ bfloat16 pairs.
-pub fn to_pairs(values: &[f32], inputs: usize, pairs: &mut Vec<u32>) {
-    let width = inputs.div_ceil(2);
-    let rows = values.len() / inputs.max(1);
-    pairs.resize(rows * width, 0);
-    let rows_of_pairs = pairs.par_chunks_mut(width.max(1)).with_min_len(16);
-    rows_of_pairs.zip(values.par_chunks(inputs.max(1))).for_each(|(words, floats)| {
-        for (word, pair) in words.iter_mut().zip(floats.chunks(2)) {
-            *word = pack_pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
-        }
-    });
+/// Rows of words beside the matrix that they are multiplied with.
+#[derive(Clone, Copy, Default)]
+pub struct Factor<'a> {
+    /// The rows.
+    pub left: Left<'a>,
+    /// The matrix; without one it adds nothing.
+    pub packed: Option<&'a Packed>,
 }
 
-/// What a product does with what stands in the result.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Store {
-    /// Replaces it.
-    Overwrite,
-    /// Adds `factor` times the product to it.
-    Add(f32),
-}
-
-/// `result[rows, outputs] (+)= x[rows, inputs] · Wᵀ`.
-pub fn times_packed(isa: Isa, x: Rows<'_>, packed: &Packed, store: Store, result: &mut [f32]) {
-    let outputs = packed.outputs;
-    let rows = result.len() / outputs.max(1);
-    if rows == 1 {
-        // One token: the weights stream through once, so threads share the outputs.
-        let per_task = (outputs.div_ceil(PANEL)).div_ceil(4 * rayon::current_num_threads()).max(1);
-        result.par_chunks_mut(per_task * PANEL).enumerate().for_each(|(task, part)| {
-            let first_panel = task * per_task;
-            block(isa, &x, 0, 1, packed, first_panel, store, part, part.len());
-        });
-        return;
-    }
-    let block_rows = rows_per_task(rows);
-    result.par_chunks_mut(block_rows * outputs).enumerate().for_each(|(task, part)| {
-        let height = part.len() / outputs;
-        block(isa, &x, task * block_rows, height, packed, 0, store, part, outputs);
-    });
-}
-
-/// Rows of one task: few enough that every thread has several, in whole tiles.
-fn rows_per_task(rows: usize) -> usize {
-    let fair = rows.div_ceil(4 * rayon::current_num_threads());
-    fair.next_multiple_of(TILE_ROWS).min(MOST_ROWS)
-}
-
-/// One block of the result: `height` rows from `first_row`, `width` columns from `first_panel`.
-#[expect(clippy::too_many_arguments, reason = "the coordinates of a block in three matrices")]
-fn block(
-    isa: Isa,
-    x: &Rows<'_>,
-    first_row: usize,
-    height: usize,
-    packed: &Packed,
-    first_panel: usize,
-    store: Store,
-    part: &mut [f32],
-    width: usize,
-) {
-    let mut tile: Tile = [0.0; TILE_ROWS * PANEL];
-    for panel in 0..width.div_ceil(PANEL) {
-        let columns = (width - panel * PANEL).min(PANEL);
-        for row in (0..height).step_by(TILE_ROWS) {
-            let rows = (height - row).min(TILE_ROWS);
-            match (&packed.panels, x) {
-                (Panels::Bf16(panels), Rows::Bf16(x)) => {
-                    let pairs = packed.inputs.div_ceil(2);
-                    let a = &x[(first_row + row) * pairs..];
-                    let panel = &panels[(first_panel + panel) * pairs * PANEL..];
-                    multiply_bf16(rows, pairs, a, panel, &mut tile);
-                }
-                (Panels::F32(panels), Rows::F32(x)) => {
-                    let inputs = packed.inputs;
-                    let a = Left {
-                        values: x,
-                        start: (first_row + row) * inputs,
-                        row_stride: inputs,
-                        depth_stride: 1,
-                    };
-                    let start = (first_panel + panel) * inputs * PANEL;
-                    let b = Right { values: panels, start, stride: PANEL };
-                    multiply(isa, rows, PANEL / UNIT, inputs, a, b, &mut tile);
-                }
-                _ => unreachable!("the left side is made in the precision of the packed matrix"),
-            }
-            keep(&tile, rows, columns, store, part, row * width + panel * PANEL, width);
-        }
-    }
-}
-
-/// Moves a tile into the result.
-fn keep(
-    tile: &Tile,
-    rows: usize,
-    columns: usize,
-    store: Store,
-    result: &mut [f32],
-    start: usize,
-    width: usize,
-) {
-    for row in 0..rows {
-        let from = &tile[row * PANEL..][..columns];
-        let into = &mut result[start + row * width..][..columns];
-        match store {
-            Store::Overwrite => into.copy_from_slice(from),
-            Store::Add(factor) => {
-                for (into, from) in into.iter_mut().zip(from) {
-                    *into += factor * from;
-                }
-            }
-        }
-    }
-}
-
-/// Rows of floats whose length is whole units, as [`multiply`] wants its right side.
-pub struct Padded<'a> {
-    values: std::borrow::Cow<'a, [f32]>,
-    stride: usize,
-}
-
-impl<'a> Padded<'a> {
-    /// `values` as rows of `columns`; copied only where the rows are not whole units.
-    pub fn rows(values: &'a [f32], columns: usize) -> Self {
-        if columns.is_multiple_of(UNIT) {
-            return Self { values: values.into(), stride: columns };
-        }
-        let stride = columns.next_multiple_of(UNIT);
-        let mut copy = vec![0.0; values.len() / columns * stride];
-        for (into, from) in copy.chunks_exact_mut(stride).zip(values.chunks_exact(columns)) {
-            into[..columns].copy_from_slice(from);
-        }
-        Self { values: copy.into(), stride }
-    }
-
-    /// The transpose of `values`, which has rows of `columns`.
-    pub fn transposed(values: &[f32], columns: usize) -> Self {
-        let rows = values.len() / columns;
-        let stride = rows.next_multiple_of(UNIT);
-        let mut copy = vec![0.0; columns * stride];
-        for (row, from) in values.chunks_exact(columns).enumerate() {
-            for (column, value) in from.iter().enumerate() {
-                copy[column * stride + row] = *value;
-            }
-        }
-        Self { values: copy.into(), stride }
-    }
-}
-
-/// `result[rows, columns] (+)= Σ_depth a(row, depth) · b[depth]`, in 32-bit floats.
-pub fn product(
-    isa: Isa,
+/// The terms of a round as they pile up.
+struct Round<'a> {
+    terms: [Term<'a>; TERMS],
+    count: usize,
     depth: usize,
-    a: Left<'_>,
-    b: &Padded<'_>,
-    columns: usize,
+}
+
+/// `target[rows, panels] (+)= Σ left · packedᵀ` over `factors`, whose matrices have panels of the same
+/// columns. `place` says where the row begins that the first panel of all would begin, and the
+/// distance between rows; its `columns` are those of the whole product.
+///
+/// # Safety
+/// Nothing else reads or writes these rows of these panels meanwhile.
+pub unsafe fn add_up(
+    isa: Isa,
+    rows: usize,
+    factors: &[Factor<'_>],
+    panels: Range<usize>,
     store: Store,
+    target: &Target<'_>,
+    place: Place,
+) {
+    let Some(width) = factors.iter().find_map(|factor| Some(factor.packed?.width)) else { return };
+    for panel in panels {
+        let mut round = Round { terms: [Term::default(); TERMS], count: 0, depth: 0 };
+        let mut store = store;
+        let place = Place {
+            start: place.start + panel * width,
+            columns: width.min(place.columns - panel * width),
+            ..place
+        };
+        for (index, Factor { left, packed }) in factors.iter().enumerate() {
+            let Some(packed) = packed else { continue };
+            let all = packed.depth();
+            let mut from = 0;
+            while from < all {
+                let depth = (all - from).min(DEPTH);
+                let left = Left { start: left.start + from * left.depth_stride, ..*left };
+                let start = (panel * all + from) * width;
+                let right = Right { words: packed.words.words(), start, stride: width };
+                round.terms[round.count] = Term { left, right, depth };
+                round.count += 1;
+                round.depth += depth;
+                from += depth;
+                let is_last = from == all && index + 1 == factors.len();
+                if is_last || round.count == TERMS || round.depth >= DEPTH {
+                    let terms = &round.terms[..round.count];
+                    // SAFETY: the caller's promise, for this panel.
+                    unsafe { pass(isa, rows, terms, store, target, place) };
+                    // What comes after adds to what is there, with the factor of the whole.
+                    if store == Store::Overwrite {
+                        store = Store::Add(1.0);
+                    }
+                    (round.count, round.depth) = (0, 0);
+                }
+            }
+        }
+    }
+}
+
+/// `target (+)= Σ terms` for any number of rows: a tile after the other.
+///
+/// # Safety
+/// Nothing else reads or writes the rows of `place` meanwhile.
+pub unsafe fn pass(
+    isa: Isa,
+    rows: usize,
+    terms: &[Term<'_>],
+    store: Store,
+    target: &Target<'_>,
+    place: Place,
+) {
+    let height = tile_rows(place.columns.div_ceil(UNIT));
+    let mut moved = [Term::default(); TERMS];
+    let moved = &mut moved[..terms.len()];
+    for row in (0..rows).step_by(height) {
+        for (moved, term) in moved.iter_mut().zip(terms) {
+            *moved = Term { left: term.left.from_row(row), ..*term };
+        }
+        let place = Place { start: place.start + row * place.stride, ..place };
+        // SAFETY: the caller's promise, for these rows.
+        unsafe { multiply(isa, (rows - row).min(height), moved, store, target, place) };
+    }
+}
+
+/// `result[rows, columns] += factor · leftᵀ · right` in 32-bit floats, for `left` of
+/// `[depth, rows]` and `right` of `[depth, columns]`: a gradient summed over tokens.
+pub fn add_outer(
+    isa: Isa,
+    left: &[f32],
+    rows: usize,
+    right: &[f32],
+    columns: usize,
+    factor: f32,
     result: &mut [f32],
 ) {
-    if result.is_empty() {
+    if rows == 0 || columns == 0 {
         return;
     }
-    let block_rows = rows_per_task(result.len() / columns);
-    result.par_chunks_mut(block_rows * columns).enumerate().for_each(|(task, part)| {
-        let mut tile: Tile = [0.0; TILE_ROWS * PANEL];
-        let height = part.len() / columns;
-        for column in (0..columns).step_by(PANEL) {
-            let width = (columns - column).min(PANEL);
-            let right = Right { values: &b.values, start: column, stride: b.stride };
-            for row in (0..height).step_by(TILE_ROWS) {
-                let rows = (height - row).min(TILE_ROWS);
-                let start = a.start + (task * block_rows + row) * a.row_stride;
-                let left = Left { start, ..a };
-                multiply(isa, rows, width.div_ceil(UNIT), depth, left, right, &mut tile);
-                keep(&tile, rows, width, store, part, row * columns + column, columns);
+    let depth = left.len() / rows;
+    let (left, right) = (bytemuck::cast_slice(left), bytemuck::cast_slice(right));
+    let target = Target::new(result);
+    (0..columns.div_ceil(PANEL)).into_par_iter().for_each(|panel| {
+        let first = panel * PANEL;
+        let wide = (columns - first).min(PANEL);
+        // What does not fill a unit comes last and alone: the right side has no zeros behind its rows.
+        let whole = wide / UNIT * UNIT;
+        if whole > 0 {
+            let term = Term {
+                left: Left { words: left, start: 0, row_stride: 1, depth_stride: rows },
+                right: Right { words: right, start: first, stride: columns },
+                depth,
+            };
+            let place = Place { start: first, stride: columns, columns: whole };
+            // SAFETY: each task has columns of its own.
+            unsafe {
+                pass(isa.for_f32(), rows, &[term], Store::Add(factor), &target, place);
+            }
+        }
+        for column in first + whole..first + wide {
+            for row in 0..rows {
+                let mut sum = 0.0f32;
+                for token in 0..depth {
+                    let element = f32::from_bits(left[token * rows + row]);
+                    sum = element.mul_add(f32::from_bits(right[token * columns + column]), sum);
+                }
+                // SAFETY: each task has columns of its own.
+                unsafe { target.part(row * columns + column, 1)[0] += factor * sum };
             }
         }
     });

@@ -52,6 +52,11 @@ impl Pool {
         Matrix { rows, columns, buffer, pool: Arc::clone(self) }
     }
 
+    /// As [`Pool::take`] for what stays: of zeros, and not a float longer than it needs.
+    pub fn take_exactly(self: &Arc<Self>, rows: usize, columns: usize) -> Matrix {
+        Matrix { rows, columns, buffer: vec![0.0; rows * columns], pool: Arc::clone(self) }
+    }
+
     fn give(&self, buffer: Vec<f32>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(buffer.len()).or_default().push(buffer);
@@ -93,6 +98,16 @@ impl Matrix {
     /// The elements.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.buffer[..self.rows * self.columns]
+    }
+
+    /// The elements as words.
+    pub fn words(&self) -> &[u32] {
+        bytemuck::cast_slice(self.values())
+    }
+
+    /// The elements as words.
+    pub fn words_mut(&mut self) -> &mut [u32] {
+        bytemuck::cast_slice_mut(self.values_mut())
     }
 
     /// Puts the rows of `more` below its own.

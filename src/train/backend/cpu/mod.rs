@@ -7,13 +7,16 @@ mod adamw;
 pub mod attention;
 pub mod backend;
 pub mod isa;
+pub mod linear;
 pub mod loss;
 pub mod matrix;
 pub mod memory;
 pub mod norm;
 pub mod rope;
+mod scratch;
 pub mod tile;
 pub mod vector;
+mod words;
 
 #[cfg(test)]
 mod tests;

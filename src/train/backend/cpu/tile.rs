@@ -1,31 +1,35 @@
 //! The innermost loops of every matrix product: one tile of the result at a time, held in registers.
 //!
-//! A tile has up to [`TILE_ROWS`] rows and up to [`PANEL`] columns, in units of [`UNIT`]. It is the sum
-//! over `depth` of an element of A (any strides) times a row of B (contiguous, any stride between).
-//! Sums run in the order of the depth, whatever the number of threads, so results repeat exactly.
+//! A tile has some rows and up to four [`UNIT`]s of columns, 24 registers of sums together. It is the
+//! sum of [`Term`]s, each over `depth` words: an element of the left side (any strides) times a row of
+//! the right side (contiguous, any stride between). Sums run in the order of the terms and their
+//! depth, whatever the number of threads, so results repeat exactly.
+
+use std::marker::PhantomData;
 
 use super::isa::Isa;
-
-/// Most rows of a tile.
-pub const TILE_ROWS: usize = 8;
 
 /// Columns of one AVX-512 register; widths of tiles are whole units.
 pub const UNIT: usize = 16;
 
-/// Most columns of a tile, and the columns of a packed panel: three units, which with eight rows
-/// makes 24 sums of 32 registers.
-pub const PANEL: usize = 3 * UNIT;
+/// Most units of a tile.
+pub const MOST_UNITS: usize = 4;
 
-/// Accumulated tile; a row begins every [`PANEL`] floats, however many columns are in use.
-pub type Tile = [f32; TILE_ROWS * PANEL];
+/// Most rows of a tile, whatever its width.
+const MOST_ROWS: usize = 8;
 
-/// Where the elements of A lie: element (row, depth) at `start + row * row_stride + depth *
+/// Rows of a tile of so many units that fill the registers: 24 sums of 32 registers.
+pub fn tile_rows(units: usize) -> usize {
+    if units == MOST_UNITS { 6 } else { MOST_ROWS }
+}
+
+/// Where the words of the left side lie: word (row, depth) at `start + row * row_stride + depth *
 /// depth_stride`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Left<'a> {
-    /// The elements.
-    pub values: &'a [f32],
-    /// Index of element (0, 0).
+    /// The words.
+    pub words: &'a [u32],
+    /// Index of word (0, 0).
     pub start: usize,
     /// Distance between rows.
     pub row_stride: usize,
@@ -33,106 +37,172 @@ pub struct Left<'a> {
     pub depth_stride: usize,
 }
 
-/// Where the rows of B lie: row `depth` at `start + depth * stride`, as long as the tile is wide.
-#[derive(Debug, Clone, Copy)]
+impl Left<'_> {
+    /// The same from row `row` on.
+    pub fn from_row(self, row: usize) -> Self {
+        Self { start: self.start + row * self.row_stride, ..self }
+    }
+}
+
+/// Where the rows of the right side lie: row `depth` at `start + depth * stride`, as long as the tile
+/// is wide in whole units.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Right<'a> {
-    /// The elements.
-    pub values: &'a [f32],
-    /// Index of element (0, 0).
+    /// The words.
+    pub words: &'a [u32],
+    /// Index of word (0, 0).
     pub start: usize,
     /// Distance along the depth.
     pub stride: usize,
 }
 
-/// Computes one tile in 32-bit floats: the first `units * UNIT` columns of `rows` rows of `tile` are
-/// overwritten.
-///
-/// # Panics
-/// When `rows`, `units`, strides and depth reach outside of the slices.
-pub fn multiply(
-    isa: Isa,
-    rows: usize,
-    units: usize,
-    depth: usize,
-    a: Left<'_>,
-    b: Right<'_>,
-    tile: &mut Tile,
-) {
-    if rows == 0 || depth == 0 {
-        tile[..rows * PANEL].fill(0.0);
-        return;
+/// One product of those whose sum a tile is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Term<'a> {
+    /// Left side.
+    pub left: Left<'a>,
+    /// Right side.
+    pub right: Right<'a>,
+    /// Words that it runs over.
+    pub depth: usize,
+}
+
+/// What a product does with what stands in the result.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Store {
+    /// Replaces it.
+    Overwrite,
+    /// Adds `factor` times the product to it.
+    Add(f32),
+}
+
+/// A result that several tasks write to, each its own part.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    first: *mut f32,
+    length: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is reached only through `unsafe` functions whose callers promise that no two tasks touch
+// the same elements.
+unsafe impl Send for Target<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Target<'_> {}
+
+impl<'a> Target<'a> {
+    /// All of `values`.
+    pub fn new(values: &'a mut [f32]) -> Self {
+        Self { first: values.as_mut_ptr(), length: values.len(), borrowed: PhantomData }
     }
-    // The kernels read without bounds checks; these lines are what makes that sound.
-    let last_a = a.start + (rows - 1) * a.row_stride + (depth - 1) * a.depth_stride;
-    let end_of_b = b.start + (depth - 1) * b.stride + units * UNIT;
-    assert!(rows <= TILE_ROWS && (1..=3).contains(&units));
-    assert!(last_a < a.values.len() && end_of_b <= b.values.len());
-    match isa.for_f32() {
-        // SAFETY: the level was found on this CPU, and the assertions bound every access.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe {
-            match units {
-                3 => x86::avx512_f32::<3>(rows, depth, a, b, tile),
-                2 => x86::avx512_f32::<2>(rows, depth, a, b, tile),
-                _ => x86::avx512_f32::<1>(rows, depth, a, b, tile),
-            }
-        },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::avx2_f32(rows, units, depth, a, b, tile) },
-        _ => portable_f32(rows, units, depth, a, b, tile),
+
+    /// `length` elements from `start`.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes them while the slice lives.
+    ///
+    /// # Panics
+    /// When they reach beyond the end.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "each task has its own elements, as the caller promises"
+    )]
+    pub unsafe fn part(&self, start: usize, length: usize) -> &mut [f32] {
+        assert!(start + length <= self.length);
+        // SAFETY: within the borrowed slice, and the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(start), length) }
     }
 }
 
-/// Plain Rust for every other CPU.
-fn portable_f32(
+/// The part of a [`Target`] that a tile covers: its rows begin `stride` apart from `start` on and are
+/// `columns` long.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Index of the first element.
+    pub start: usize,
+    /// Distance between rows.
+    pub stride: usize,
+    /// Elements of a row.
+    pub columns: usize,
+}
+
+/// Computes one tile of `rows` rows.
+///
+/// # Safety
+/// Nothing else reads or writes the elements of `place` meanwhile.
+///
+/// # Panics
+/// When the tile has more sums than there are registers, or anything reaches outside of its slice.
+pub unsafe fn multiply(
+    isa: Isa,
     rows: usize,
-    units: usize,
-    depth: usize,
-    a: Left<'_>,
-    b: Right<'_>,
-    tile: &mut Tile,
+    terms: &[Term<'_>],
+    store: Store,
+    target: &Target<'_>,
+    place: Place,
 ) {
-    let columns = units * UNIT;
-    for row in 0..rows {
-        tile[row * PANEL..][..columns].fill(0.0);
+    if rows == 0 || place.columns == 0 {
+        return;
     }
-    for k in 0..depth {
-        let b_row = &b.values[b.start + k * b.stride..][..columns];
-        for row in 0..rows {
-            let left = a.values[a.start + row * a.row_stride + k * a.depth_stride];
-            let sums = &mut tile[row * PANEL..][..columns];
-            for (sum, right) in sums.iter_mut().zip(b_row) {
-                *sum += left * right;
+    // The kernels read and write without bounds checks; these lines are what makes that sound.
+    let units = place.columns.div_ceil(UNIT);
+    assert!(units <= MOST_UNITS && rows <= tile_rows(units));
+    assert!(place.start + (rows - 1) * place.stride + place.columns <= target.length);
+    for Term { left, right, depth } in terms {
+        let Some(last) = depth.checked_sub(1) else { continue };
+        let last_left = left.start + (rows - 1) * left.row_stride + last * left.depth_stride;
+        let end_of_right = right.start + last * right.stride + units * UNIT;
+        assert!(last_left < left.words.len() && end_of_right <= right.words.len());
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: within the target by the assertion.
+        let out = unsafe { target.first.add(place.start) };
+        // SAFETY: the level was found on this CPU, and the assertions bound every access.
+        unsafe {
+            match isa {
+                Isa::Bf16 => return x86::bf16(rows, units, terms, store, out, place),
+                Isa::Avx512 => return x86::avx512(rows, units, terms, store, out, place),
+                _ => {}
+            }
+        }
+    }
+    let mut tile = [0.0; MOST_ROWS * MOST_UNITS * UNIT];
+    match isa {
+        // SAFETY: as above; the tile has room for every row of whole units.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86::avx2(rows, units, terms, &mut tile) },
+        _ => portable(rows, units, terms, &mut tile),
+    }
+    for (row, from) in tile.chunks_exact(MOST_UNITS * UNIT).take(rows).enumerate() {
+        // SAFETY: a row of the place, which is the caller's.
+        let into = unsafe { target.part(place.start + row * place.stride, place.columns) };
+        match store {
+            Store::Overwrite => into.copy_from_slice(&from[..place.columns]),
+            Store::Add(factor) => {
+                for (into, from) in into.iter_mut().zip(from) {
+                    *into += factor * from;
+                }
             }
         }
     }
 }
 
-/// Computes one tile from bfloat16 pairs with 32-bit sums: `rows` rows of `tile` are overwritten.
-///
-/// `a` holds rows of `pairs` words, each two consecutive elements (the earlier in the low half);
-/// `panel` holds `pairs` rows of [`PANEL`] such words.
-///
-/// # Panics
-/// When the slices are shorter than that, or the CPU has no bfloat16 dot products.
-pub fn multiply_bf16(rows: usize, pairs: usize, a: &[u32], panel: &[u32], tile: &mut Tile) {
-    assert!(rows <= TILE_ROWS && a.len() >= rows * pairs && panel.len() >= pairs * PANEL);
-    assert!(Isa::Bf16.is_available());
-    #[cfg(target_arch = "x86_64")]
-    {
-        // SAFETY: the CPU has the instructions and the slices are long enough, both asserted.
-        unsafe {
-            match rows {
-                8 => x86::avx512_bf16::<8>(pairs, a, panel, tile),
-                7 => x86::avx512_bf16::<7>(pairs, a, panel, tile),
-                6 => x86::avx512_bf16::<6>(pairs, a, panel, tile),
-                5 => x86::avx512_bf16::<5>(pairs, a, panel, tile),
-                4 => x86::avx512_bf16::<4>(pairs, a, panel, tile),
-                3 => x86::avx512_bf16::<3>(pairs, a, panel, tile),
-                2 => x86::avx512_bf16::<2>(pairs, a, panel, tile),
-                1 => x86::avx512_bf16::<1>(pairs, a, panel, tile),
-                _ => {}
+/// A tile in memory; a row begins every [`MOST_UNITS`] units.
+type Tile = [f32; MOST_ROWS * MOST_UNITS * UNIT];
+
+/// Plain Rust for every other CPU.
+fn portable(rows: usize, units: usize, terms: &[Term<'_>], tile: &mut Tile) {
+    for Term { left, right, depth } in terms {
+        for k in 0..*depth {
+            let right = &right.words[right.start + k * right.stride..][..units * UNIT];
+            for row in 0..rows {
+                let word = left.words[left.start + row * left.row_stride + k * left.depth_stride];
+                let element = f32::from_bits(word);
+                let sums = &mut tile[row * MOST_UNITS * UNIT..][..units * UNIT];
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum += element * f32::from_bits(*right);
+                }
             }
         }
     }
@@ -142,67 +212,174 @@ pub fn multiply_bf16(rows: usize, pairs: usize, a: &[u32], panel: &[u32], tile: 
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Left, PANEL, Right, Tile, UNIT};
+    use super::{MOST_UNITS, Place, Store, Term, Tile, UNIT};
 
-    /// AVX-512 registers in a panel's row.
-    const REGISTERS: usize = PANEL / UNIT;
+    /// Calls a kernel compiled for the number of rows; a macro because both are constants of its type.
+    macro_rules! for_rows {
+        ($kernel:ident, $units:literal, $rows:expr, $($argument:expr),*) => {
+            match $rows {
+                8 => $kernel::<8, $units>($($argument),*),
+                7 => $kernel::<7, $units>($($argument),*),
+                6 => $kernel::<6, $units>($($argument),*),
+                5 => $kernel::<5, $units>($($argument),*),
+                4 => $kernel::<4, $units>($($argument),*),
+                3 => $kernel::<3, $units>($($argument),*),
+                2 => $kernel::<2, $units>($($argument),*),
+                _ => $kernel::<1, $units>($($argument),*),
+            }
+        };
+    }
 
     /// # Safety
-    /// The CPU has AVX-512F; `rows`, `UNITS`, `depth` and the strides stay inside of the slices.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn avx512_f32<const UNITS: usize>(
+    /// The CPU has AVX-512 BF16; rows, columns, depths and strides stay inside of the slices, and the
+    /// place is the caller's.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn bf16(
         rows: usize,
-        depth: usize,
-        a: Left<'_>,
-        b: Right<'_>,
-        tile: &mut Tile,
+        units: usize,
+        terms: &[Term<'_>],
+        store: Store,
+        out: *mut f32,
+        place: Place,
     ) {
         // SAFETY: the caller's promise, passed on.
         unsafe {
-            match rows {
-                8 => avx512_rows::<8, UNITS>(depth, a, b, tile),
-                7 => avx512_rows::<7, UNITS>(depth, a, b, tile),
-                6 => avx512_rows::<6, UNITS>(depth, a, b, tile),
-                5 => avx512_rows::<5, UNITS>(depth, a, b, tile),
-                4 => avx512_rows::<4, UNITS>(depth, a, b, tile),
-                3 => avx512_rows::<3, UNITS>(depth, a, b, tile),
-                2 => avx512_rows::<2, UNITS>(depth, a, b, tile),
-                _ => avx512_rows::<1, UNITS>(depth, a, b, tile),
+            match units {
+                4 => for_rows!(bf16_tile, 4, rows, terms, store, out, place),
+                3 => for_rows!(bf16_tile, 3, rows, terms, store, out, place),
+                2 => for_rows!(bf16_tile, 2, rows, terms, store, out, place),
+                _ => for_rows!(bf16_tile, 1, rows, terms, store, out, place),
             }
         }
     }
 
     /// # Safety
-    /// As [`avx512_f32`].
+    /// As [`bf16`], with AVX-512F alone.
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_rows<const ROWS: usize, const UNITS: usize>(
-        depth: usize,
-        a: Left<'_>,
-        b: Right<'_>,
-        tile: &mut Tile,
+    pub(super) unsafe fn avx512(
+        rows: usize,
+        units: usize,
+        terms: &[Term<'_>],
+        store: Store,
+        out: *mut f32,
+        place: Place,
+    ) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe {
+            match units {
+                4 => for_rows!(avx512_tile, 4, rows, terms, store, out, place),
+                3 => for_rows!(avx512_tile, 3, rows, terms, store, out, place),
+                2 => for_rows!(avx512_tile, 2, rows, terms, store, out, place),
+                _ => for_rows!(avx512_tile, 1, rows, terms, store, out, place),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`bf16`].
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16_tile<const ROWS: usize, const UNITS: usize>(
+        terms: &[Term<'_>],
+        store: Store,
+        out: *mut f32,
+        place: Place,
     ) {
         let mut sums = [[_mm512_setzero_ps(); UNITS]; ROWS];
-        // SAFETY: the caller's promise bounds each pointer.
-        unsafe {
-            let mut left = a.values.as_ptr().add(a.start);
-            let mut right = b.values.as_ptr().add(b.start);
-            for _ in 0..depth {
-                let mut row_of_b = [_mm512_setzero_ps(); UNITS];
-                for (unit, value) in row_of_b.iter_mut().enumerate() {
-                    *value = _mm512_loadu_ps(right.add(unit * UNIT));
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let element = _mm512_set1_ps(*left.add(row * a.row_stride));
-                    for (sum, value) in sums.iter_mut().zip(row_of_b) {
-                        *sum = _mm512_fmadd_ps(element, value, *sum);
+        for term in terms {
+            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+            // SAFETY: the caller's promise bounds each pointer; __m512i and __m512bh are both 64 plain
+            // bytes.
+            unsafe {
+                let mut left = term.left.words.as_ptr().add(term.left.start);
+                let mut right = term.right.words.as_ptr().add(term.right.start);
+                for _ in 0..term.depth {
+                    let mut row_of_right = [_mm512_setzero_si512(); UNITS];
+                    for (unit, value) in row_of_right.iter_mut().enumerate() {
+                        *value = _mm512_loadu_si512(right.add(unit * UNIT).cast());
                     }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let word = _mm512_set1_epi32(left.add(row * row_stride).read() as i32);
+                        for (sum, value) in sums.iter_mut().zip(row_of_right) {
+                            *sum = _mm512_dpbf16_ps(
+                                *sum,
+                                std::mem::transmute::<__m512i, __m512bh>(word),
+                                std::mem::transmute::<__m512i, __m512bh>(value),
+                            );
+                        }
+                    }
+                    left = left.wrapping_add(depth_stride);
+                    right = right.wrapping_add(term.right.stride);
                 }
-                left = left.wrapping_add(a.depth_stride);
-                right = right.wrapping_add(b.stride);
             }
-            for (row, sums) in sums.iter().enumerate() {
-                for (unit, sum) in sums.iter().enumerate() {
-                    _mm512_storeu_ps(tile.as_mut_ptr().add(row * PANEL + unit * UNIT), *sum);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { keep(&sums, store, out, place) }
+    }
+
+    /// # Safety
+    /// As [`avx512`].
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512_tile<const ROWS: usize, const UNITS: usize>(
+        terms: &[Term<'_>],
+        store: Store,
+        out: *mut f32,
+        place: Place,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); UNITS]; ROWS];
+        for term in terms {
+            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+            // SAFETY: the caller's promise bounds each pointer.
+            unsafe {
+                let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
+                let mut right: *const f32 = term.right.words.as_ptr().add(term.right.start).cast();
+                for _ in 0..term.depth {
+                    let mut row_of_right = [_mm512_setzero_ps(); UNITS];
+                    for (unit, value) in row_of_right.iter_mut().enumerate() {
+                        *value = _mm512_loadu_ps(right.add(unit * UNIT));
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let element = _mm512_set1_ps(*left.add(row * row_stride));
+                        for (sum, value) in sums.iter_mut().zip(row_of_right) {
+                            *sum = _mm512_fmadd_ps(element, value, *sum);
+                        }
+                    }
+                    left = left.wrapping_add(depth_stride);
+                    right = right.wrapping_add(term.right.stride);
+                }
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { keep(&sums, store, out, place) }
+    }
+
+    /// Moves sums into their place; the last unit may stand for fewer columns.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512F, and the place is the caller's.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn keep<const ROWS: usize, const UNITS: usize>(
+        sums: &[[__m512; UNITS]; ROWS],
+        store: Store,
+        out: *mut f32,
+        place: Place,
+    ) {
+        let last = place.columns - (UNITS - 1) * UNIT;
+        let last_mask = (u32::MAX >> (32 - last)) as __mmask16;
+        for (row, sums) in sums.iter().enumerate() {
+            for (unit, sum) in sums.iter().enumerate() {
+                let mask = if unit + 1 == UNITS { last_mask } else { __mmask16::MAX };
+                // SAFETY: the mask ends with the columns of the place.
+                unsafe {
+                    let into = out.add(row * place.stride + unit * UNIT);
+                    let value = match store {
+                        Store::Overwrite => *sum,
+                        Store::Add(factor) => {
+                            let there = _mm512_maskz_loadu_ps(mask, into);
+                            _mm512_fmadd_ps(_mm512_set1_ps(factor), *sum, there)
+                        }
+                    };
+                    _mm512_mask_storeu_ps(into, mask, value);
                 }
             }
         }
@@ -211,25 +388,18 @@ mod x86 {
     /// Four rows by one unit at a time: eight sums, which hide the latency of the multiply-add.
     ///
     /// # Safety
-    /// The CPU has AVX2 and FMA; `rows`, `units`, `depth` and the strides stay inside of the slices.
+    /// The CPU has AVX2 and FMA; rows, units, depths and strides stay inside of the slices.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2_f32(
-        rows: usize,
-        units: usize,
-        depth: usize,
-        a: Left<'_>,
-        b: Right<'_>,
-        tile: &mut Tile,
-    ) {
+    pub(super) unsafe fn avx2(rows: usize, units: usize, terms: &[Term<'_>], tile: &mut Tile) {
         for unit in 0..units {
             for row in (0..rows).step_by(4) {
                 // SAFETY: the caller's promise, for a part of the tile.
                 unsafe {
                     match rows - row {
-                        1 => avx2_part::<1>(row, unit, depth, a, b, tile),
-                        2 => avx2_part::<2>(row, unit, depth, a, b, tile),
-                        3 => avx2_part::<3>(row, unit, depth, a, b, tile),
-                        _ => avx2_part::<4>(row, unit, depth, a, b, tile),
+                        1 => avx2_part::<1>(row, unit, terms, tile),
+                        2 => avx2_part::<2>(row, unit, terms, tile),
+                        3 => avx2_part::<3>(row, unit, terms, tile),
+                        _ => avx2_part::<4>(row, unit, terms, tile),
                     }
                 }
             }
@@ -237,76 +407,43 @@ mod x86 {
     }
 
     /// # Safety
-    /// As [`avx2_f32`], for `ROWS` rows from `row` and the columns of `unit`.
+    /// As [`avx2`], for `ROWS` rows from `row` and the columns of `unit`.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2_part<const ROWS: usize>(
-        row: usize,
+        first: usize,
         unit: usize,
-        depth: usize,
-        a: Left<'_>,
-        b: Right<'_>,
+        terms: &[Term<'_>],
         tile: &mut Tile,
     ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-        // SAFETY: the caller's promise bounds each pointer.
-        unsafe {
-            let mut left = a.values.as_ptr().add(a.start + row * a.row_stride);
-            let mut right = b.values.as_ptr().add(b.start + unit * UNIT);
-            for _ in 0..depth {
-                let low = _mm256_loadu_ps(right);
-                let high = _mm256_loadu_ps(right.add(8));
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let element = _mm256_set1_ps(*left.add(row * a.row_stride));
-                    sums[0] = _mm256_fmadd_ps(element, low, sums[0]);
-                    sums[1] = _mm256_fmadd_ps(element, high, sums[1]);
+        for term in terms {
+            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+            // SAFETY: the caller's promise bounds each pointer.
+            unsafe {
+                let start = term.left.start + first * row_stride;
+                let mut left: *const f32 = term.left.words.as_ptr().add(start).cast();
+                let start = term.right.start + unit * UNIT;
+                let mut right: *const f32 = term.right.words.as_ptr().add(start).cast();
+                for _ in 0..term.depth {
+                    let low = _mm256_loadu_ps(right);
+                    let high = _mm256_loadu_ps(right.add(8));
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let element = _mm256_set1_ps(*left.add(row * row_stride));
+                        sums[0] = _mm256_fmadd_ps(element, low, sums[0]);
+                        sums[1] = _mm256_fmadd_ps(element, high, sums[1]);
+                    }
+                    left = left.wrapping_add(depth_stride);
+                    right = right.wrapping_add(term.right.stride);
                 }
-                left = left.wrapping_add(a.depth_stride);
-                right = right.wrapping_add(b.stride);
-            }
-            for (part, sums) in sums.iter().enumerate() {
-                let start = tile.as_mut_ptr().add((row + part) * PANEL + unit * UNIT);
-                _mm256_storeu_ps(start, sums[0]);
-                _mm256_storeu_ps(start.add(8), sums[1]);
             }
         }
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512 BF16; `a` holds `ROWS * pairs` words and `panel` `pairs * PANEL`.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn avx512_bf16<const ROWS: usize>(
-        pairs: usize,
-        a: &[u32],
-        panel: &[u32],
-        tile: &mut Tile,
-    ) {
-        let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
-        // SAFETY: the caller's promise bounds each pointer; __m512i and __m512bh are both 64 plain
-        // bytes.
-        unsafe {
-            let left = a.as_ptr();
-            let mut right = panel.as_ptr();
-            for pair in 0..pairs {
-                let mut row_of_b = [_mm512_setzero_si512(); REGISTERS];
-                for (register, value) in row_of_b.iter_mut().enumerate() {
-                    *value = _mm512_loadu_si512(right.add(register * 16).cast());
-                }
-                right = right.wrapping_add(PANEL);
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let element = _mm512_set1_epi32(left.add(row * pairs + pair).read() as i32);
-                    for (sum, value) in sums.iter_mut().zip(row_of_b) {
-                        *sum = _mm512_dpbf16_ps(
-                            *sum,
-                            std::mem::transmute::<__m512i, __m512bh>(element),
-                            std::mem::transmute::<__m512i, __m512bh>(value),
-                        );
-                    }
-                }
-            }
-            for (row, sums) in sums.iter().enumerate() {
-                for (register, sum) in sums.iter().enumerate() {
-                    _mm512_storeu_ps(tile.as_mut_ptr().add(row * PANEL + register * 16), *sum);
-                }
+        for (part, sums) in sums.iter().enumerate() {
+            // SAFETY: a row of the tile has room for every unit.
+            unsafe {
+                let start = ((first + part) * MOST_UNITS + unit) * UNIT;
+                let start = tile.as_mut_ptr().add(start);
+                _mm256_storeu_ps(start, sums[0]);
+                _mm256_storeu_ps(start.add(8), sums[1]);
             }
         }
     }

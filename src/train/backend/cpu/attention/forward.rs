@@ -1,0 +1,110 @@
+//! Attention of a packed batch, forward.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::layout::{Across, Along, Block, Layout, Panels, Seen};
+use super::{BLOCK, Inputs, Shape, multiply_over_keys, scores};
+use crate::train::backend::Segment;
+use crate::train::backend::cpu::isa::Isa;
+use crate::train::backend::cpu::memory::Pool;
+use crate::train::backend::cpu::scratch::with_words;
+use crate::train::backend::cpu::tile::{Place, Target};
+use crate::train::backend::cpu::vector;
+use crate::train::backend::cpu::words::{along, words};
+
+/// What a task reads.
+struct Words {
+    queries: Along,
+    keys: Panels,
+    values: Across,
+}
+
+/// Attention of a packed batch. `output` is `[tokens, heads · head_dim]`; `log_sums` gets the
+/// log-sum-exp of each row of scores, `[heads, tokens]`, for the backward pass.
+pub fn forward(
+    isa: Isa,
+    pool: &Arc<Pool>,
+    inputs: &Inputs<'_>,
+    segments: &[Segment],
+    shape: &Shape,
+    output: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    let layout = Layout::new(isa, segments, shape);
+    let read = Words {
+        queries: Along::new(&layout, pool, inputs.queries, shape.heads),
+        keys: Panels::new(&layout, pool, inputs.keys, shape.kv_heads),
+        values: Across::new(&layout, pool, inputs.values, shape.kv_heads),
+    };
+    let (output, log_sums) = (Target::new(output), Target::new(log_sums));
+    let mut tasks = Vec::new();
+    for seen in &layout.segments {
+        let queries = seen.own().rows.len();
+        // The last queries see most: they begin first, so that no thread is left with them alone.
+        for first in (0..queries).step_by(BLOCK).rev() {
+            for head in 0..shape.heads {
+                tasks.push((seen, layout.block(seen, first, BLOCK), head));
+            }
+        }
+    }
+    tasks.par_iter().for_each(|(seen, block, head)| {
+        // SAFETY: each task has queries and a head of its own.
+        unsafe { block_forward(&layout, seen, block, *head, &read, shape, &output, &log_sums) };
+    });
+}
+
+/// One head of a block of queries.
+///
+/// # Safety
+/// Nothing else reads or writes these rows of this head meanwhile.
+#[expect(clippy::too_many_arguments, reason = "a block, what it reads and what it writes")]
+unsafe fn block_forward(
+    layout: &Layout,
+    seen: &Seen,
+    block: &Block,
+    head: usize,
+    read: &Words,
+    shape: &Shape,
+    output: &Target<'_>,
+    log_sums: &Target<'_>,
+) {
+    let isa = layout.isa;
+    let kv_head = head / (shape.heads / shape.kv_heads);
+    let row = seen.own().rows.start + block.first;
+    let (columns, depth) = (block.columns, words(isa, block.columns));
+    let tokens = layout.tokens();
+    with_words(block.rows * (columns + depth), |space| {
+        let (floats, words) = space.split_at_mut(block.rows * columns);
+        let lines: &mut [f32] = bytemuck::cast_slice_mut(floats);
+        scores(layout, seen, block, read.queries.left(head, row), &read.keys, kv_head, lines);
+        let both = lines.chunks_exact_mut(columns).zip(words.chunks_exact_mut(depth));
+        for (index, (line, words)) in both.enumerate() {
+            let range = layout.visible(seen, block, index);
+            line[..range.start].fill(0.0);
+            line[range.end..].fill(0.0);
+            vector::scale(isa, &mut line[range.clone()], shape.scale);
+            if let Some(cap) = shape.soft_cap {
+                vector::soft_cap(isa, &mut line[range.clone()], cap);
+            }
+            for gap in layout.gaps(seen, block).filter(|gap| range.contains(gap)) {
+                line[gap] = f32::NEG_INFINITY;
+            }
+            let line_seen = &mut line[range];
+            let most = vector::maximum(isa, line_seen);
+            let sum = vector::exp_and_sum(isa, line_seen, most);
+            vector::scale(isa, line_seen, 1.0 / sum);
+            along(isa, line, words);
+            // SAFETY: the caller's promise.
+            unsafe { log_sums.part(head * tokens + row + index, 1)[0] = most + sum.ln() };
+        }
+        let stride = shape.heads * shape.head_dim;
+        let place =
+            Place { start: row * stride + head * shape.head_dim, stride, columns: shape.head_dim };
+        // SAFETY: the caller's promise.
+        unsafe {
+            multiply_over_keys(layout, seen, block, words, &read.values, kv_head, output, place);
+        }
+    });
+}

@@ -1,0 +1,186 @@
+//! Causal attention over the segments of a packed batch, forward and backward.
+//!
+//! Heads are turned into words once for all that multiply them ([`layout`]). The work is blocks of
+//! query rows of one head; a block's scores against all keys it may see (those of shared prefixes
+//! before its segment, then its own) stand in memory at once, a few hundred kilobytes, never the whole
+//! matrix. Forward keeps only the log-sum-exp of each row; backward computes the probabilities again
+//! from it (Dao et al. 2022, "FlashAttention", without its inner tiling). The gradients of a prefix's
+//! keys gather from all that see it.
+//!
+//! A query's output does not depend on how its text is cut into segments, where these have an even
+//! number of rows: keys stand at their positions, and sums run in their order.
+
+pub mod backward;
+pub mod forward;
+mod layout;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::matrix::{PANEL, TERMS, pass};
+use super::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
+use super::vector;
+use super::words::words;
+use layout::{Across, Block, Layout, Panels, Seen};
+
+/// Query rows of one block: enough depth for the products of the backward pass.
+const BLOCK: usize = 48;
+
+/// How attention is done in one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// A query sees itself and the `window - 1` tokens before it; `None` sees all before it.
+    pub window: Option<usize>,
+    /// Scores s become cap·tanh(s / cap).
+    pub soft_cap: Option<f32>,
+}
+
+impl Shape {
+    /// First key that the query at position `row` of its text sees.
+    fn first_key(&self, row: usize) -> usize {
+        self.window.map_or(0, |window| (row + 1).saturating_sub(window))
+    }
+
+    /// Width of a head in whole units.
+    fn padded(&self) -> usize {
+        self.head_dim.next_multiple_of(UNIT)
+    }
+}
+
+/// Queries, keys and values of a packed batch: `[tokens, heads · head_dim]` and twice
+/// `[tokens, kv_heads · head_dim]`, row-major.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Queries.
+    pub queries: &'a [f32],
+    /// Keys.
+    pub keys: &'a [f32],
+    /// Values.
+    pub values: &'a [f32],
+}
+
+/// Parts of a head's width that tiles are as wide as.
+fn head_columns(shape: &Shape) -> impl Iterator<Item = Range<usize>> + use<> {
+    const WIDE: usize = MOST_UNITS * UNIT;
+    let head_dim = shape.head_dim;
+    (0..head_dim).step_by(WIDE).map(move |start| start..(start + WIDE).min(head_dim))
+}
+
+/// `into[rows, columns] = queries · keysᵀ` for one block; columns that nothing stands in are left.
+fn scores(
+    layout: &Layout,
+    seen: &Seen,
+    block: &Block,
+    (left, depth): (Left<'_>, usize),
+    keys: &Panels,
+    kv_head: usize,
+    into: &mut [f32],
+) {
+    let target = Target::new(into);
+    for piece in layout.pieces(seen, block) {
+        for (index, first) in (0..piece.keys).step_by(PANEL).enumerate() {
+            let terms = [Term { left, right: keys.right(kv_head, &piece, index), depth }];
+            let place = Place {
+                start: piece.column + first,
+                stride: block.columns,
+                columns: (piece.keys - first).min(PANEL),
+            };
+            // SAFETY: the target is this call's alone.
+            unsafe { pass(layout.isa, block.rows, &terms, Store::Overwrite, &target, place) };
+        }
+    }
+}
+
+/// A block's rows of words, one word or more for each pair of keys, times the rows of `right` that
+/// belong to these keys.
+///
+/// # Safety
+/// Nothing else reads or writes the rows of `place` meanwhile.
+#[expect(clippy::too_many_arguments, reason = "the coordinates of a product in three matrices")]
+unsafe fn multiply_over_keys(
+    layout: &Layout,
+    seen: &Seen,
+    block: &Block,
+    left: &[u32],
+    right: &Across,
+    kv_head: usize,
+    target: &Target<'_>,
+    place: Place,
+) {
+    let isa = layout.isa;
+    let width = words(isa, block.columns);
+    for part in head_columns(&layout.shape) {
+        let place = Place { start: place.start + part.start, columns: part.len(), ..place };
+        let mut terms = [Term::default(); TERMS];
+        let mut count = 0;
+        let mut store = Store::Overwrite;
+        let mut pieces = layout.pieces(seen, block).peekable();
+        while let Some(piece) = pieces.next() {
+            terms[count] = Term {
+                left: Left {
+                    words: left,
+                    start: words(isa, piece.column),
+                    row_stride: width,
+                    depth_stride: 1,
+                },
+                right: right.keys(kv_head, &piece, part.start),
+                depth: words(isa, piece.keys),
+            };
+            count += 1;
+            if count == TERMS || pieces.peek().is_none() {
+                // SAFETY: the caller's promise.
+                unsafe { pass(isa, block.rows, &terms[..count], store, target, place) };
+                (count, store) = (0, Store::Add(1.0));
+            }
+        }
+    }
+}
+
+/// Attention of new tokens, the last of those whose `keys` and `values` are given: for decoding,
+/// where there are few queries and no backward pass.
+pub fn continue_forward(
+    isa: Isa,
+    queries: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    shape: &Shape,
+    output: &mut [f32],
+) {
+    let kv_width = shape.kv_heads * shape.head_dim;
+    let query_width = shape.heads * shape.head_dim;
+    let before = keys.len() / kv_width - queries.len() / query_width;
+    let group = shape.heads / shape.kv_heads;
+    let heads = output.par_chunks_exact_mut(shape.head_dim);
+    heads.zip(queries.par_chunks_exact(shape.head_dim)).enumerate().for_each(
+        |(index, (output, query))| {
+            let (row, head) = (before + index / shape.heads, index % shape.heads);
+            let offset = head / group * shape.head_dim;
+            let first = shape.first_key(row);
+            let at = |key: usize| (first + key) * kv_width + offset;
+            let mut weights: Vec<f32> = (0..=row - first)
+                .map(|key| vector::dot(isa, query, &keys[at(key)..][..shape.head_dim]))
+                .collect();
+            vector::scale(isa, &mut weights, shape.scale);
+            if let Some(cap) = shape.soft_cap {
+                vector::soft_cap(isa, &mut weights, cap);
+            }
+            let most = vector::maximum(isa, &weights);
+            let sum = vector::exp_and_sum(isa, &mut weights, most);
+            output.fill(0.0);
+            for (key, weight) in weights.iter().enumerate() {
+                let value = &values[at(key)..][..shape.head_dim];
+                vector::add_scaled(isa, output, value, weight / sum);
+            }
+        },
+    );
+}

@@ -1,0 +1,352 @@
+//! Linear layers of one input together, with their LoRA pairs: forward and backward.
+//!
+//! A task is a block of rows. It turns them into words once, computes what the pairs make of them in
+//! between, and then sums x · Wᵀ and (x · aᵀ) · bᵀ in the same registers, so that a pair costs no pass
+//! of its own over the result. Backward likewise sums the gradients that all layers give their common
+//! input.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::matrix::{Factor, Packed, add_outer, add_up};
+use super::memory::{Matrix, Pool};
+use super::scratch::with_words;
+use super::tile::{Left, Place, Store, Target, tile_rows};
+use super::vector;
+use super::words::{along, words};
+
+/// Most layers that share an input: queries, keys and values.
+pub const MOST_LAYERS: usize = 3;
+
+/// Most rows of a task: their words stay in the second-level cache beside a panel.
+const MOST_ROWS: usize = 96;
+
+/// Rows of a product so wide that tasks share its panels instead of its rows.
+const FEW_ROWS: usize = 256;
+
+/// Panels for each thread that make a product wide.
+const WIDE: usize = 16;
+
+/// A LoRA pair packed for one pass, with its scale in B.
+pub struct PackedPair {
+    /// What turns the task's rows into as many columns as the rank: A forward, Bᵀ backward.
+    first: Packed,
+    /// What turns these into the result: B forward, Aᵀ backward.
+    second: Packed,
+}
+
+impl PackedPair {
+    /// Packs A of `[rank, inputs]` and B of `[outputs, rank]` for the way forward.
+    pub fn forward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
+        let b = scaled(isa, pool, b, scale);
+        Self {
+            first: Packed::rows_for_now(isa, pool, a.values(), a.columns()),
+            second: Packed::rows_for_now(isa, pool, b.values(), b.columns()),
+        }
+    }
+
+    /// Packs them for the way back.
+    pub fn backward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
+        let b = scaled(isa, pool, b, scale);
+        Self {
+            first: Packed::columns_for_now(isa, pool, b.values(), b.columns()),
+            second: Packed::columns_for_now(isa, pool, a.values(), a.columns()),
+        }
+    }
+}
+
+fn scaled(isa: Isa, pool: &Arc<Pool>, matrix: &Matrix, factor: f32) -> Matrix {
+    let mut made = pool.take(matrix.rows(), matrix.columns());
+    made.values_mut().copy_from_slice(matrix.values());
+    vector::scale(isa, made.values_mut(), factor);
+    made
+}
+
+/// A matrix and a pair that are applied to the same rows.
+pub struct Layer<'a> {
+    /// `None` where the pair's part alone is wanted.
+    pub weight: Option<&'a Packed>,
+    /// Added to each row of the result.
+    pub bias: Option<&'a [f32]>,
+    /// The pair beside it.
+    pub pair: Option<PackedPair>,
+}
+
+impl Layer<'_> {
+    /// A layer without anything.
+    pub const NOTHING: Self = Self { weight: None, bias: None, pair: None };
+
+    /// What decides on the shape of the result.
+    fn last(&self) -> Option<&Packed> {
+        self.weight.or(self.pair.as_ref().map(|pair| &pair.second))
+    }
+
+    fn outputs(&self) -> usize {
+        self.last().map_or(0, |packed| packed.outputs)
+    }
+
+    fn panels(&self) -> usize {
+        self.last().map_or(0, Packed::panels)
+    }
+
+    /// Words of a row between the matrices of its pair.
+    fn words_between(&self, isa: Isa) -> usize {
+        self.pair.as_ref().map_or(0, |pair| words(isa, pair.first.outputs))
+    }
+}
+
+/// Rows of floats.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Row-major.
+    pub values: &'a [f32],
+    /// Length of a row.
+    pub columns: usize,
+}
+
+impl Rows<'_> {
+    /// Words that a task makes of a row: none where the floats are words already.
+    fn words(&self, isa: Isa) -> usize {
+        if isa == Isa::Bf16 { words(isa, self.columns) } else { 0 }
+    }
+}
+
+/// Where a layer's products go.
+pub struct Results<'a> {
+    /// The layer's result.
+    pub y: &'a mut [f32],
+    /// x · aᵀ; empty without a pair.
+    pub inner: &'a mut [f32],
+}
+
+/// `y (+)= x · Wᵀ + scale · (x · aᵀ) · bᵀ + bias` for each of the layers, which read the same `x`.
+///
+/// # Panics
+/// With more than [`MOST_LAYERS`] layers, or not as many results.
+pub fn forward(
+    isa: Isa,
+    x: Rows<'_>,
+    layers: &[Layer<'_>],
+    store: Store,
+    results: &mut [Results<'_>],
+) {
+    let rows = x.values.len() / x.columns.max(1);
+    let mut inner = [const { None }; MOST_LAYERS];
+    let mut y = [const { None }; MOST_LAYERS];
+    for (index, results) in results.iter_mut().enumerate() {
+        inner[index] = Some(Target::new(results.inner));
+        y[index] = Some(Target::new(results.y));
+    }
+    let room = x.words(isa) + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
+    let panels: usize = layers.iter().map(Layer::panels).sum();
+    let threads = rayon::current_num_threads();
+    let whole =
+        |layer: &Layer<'_>| Place { start: 0, stride: layer.outputs(), columns: layer.outputs() };
+    if rows <= tile_rows(1) || (rows <= FEW_ROWS && panels >= WIDE * threads) {
+        with_words(rows * room, |words| {
+            // SAFETY: all rows are this task's, the only one there is.
+            let ready = unsafe { prepare(isa, &[x], layers, &inner, 0..rows, words) };
+            for (index, (layer, y)) in layers.iter().zip(y.iter().flatten()).enumerate() {
+                let at_once = layer.panels().div_ceil(4 * threads).max(1);
+                (0..layer.panels().div_ceil(at_once)).into_par_iter().for_each(|task| {
+                    let panels = task * at_once..((task + 1) * at_once).min(layer.panels());
+                    let (factors, count) = ready.factors(layers, index..index + 1);
+                    let factors = &factors[..count];
+                    // SAFETY: each task has panels of its own.
+                    unsafe { add_up(isa, rows, factors, panels, store, y, whole(layer)) };
+                });
+            }
+        });
+    } else {
+        let block = rows_of_a_task(rows);
+        (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
+            let block = task * block..((task + 1) * block).min(rows);
+            with_words(block.len() * room, |words| {
+                // SAFETY: each task has rows of its own.
+                let ready = unsafe { prepare(isa, &[x], layers, &inner, block.clone(), words) };
+                for (index, (layer, y)) in layers.iter().zip(y.iter().flatten()).enumerate() {
+                    let (factors, count) = ready.factors(layers, index..index + 1);
+                    let place = Place { start: block.start * layer.outputs(), ..whole(layer) };
+                    let panels = 0..layer.panels();
+                    // SAFETY: each task has rows of its own.
+                    unsafe {
+                        add_up(isa, block.len(), &factors[..count], panels, store, y, place);
+                    }
+                }
+            });
+        });
+    }
+    for (layer, results) in layers.iter().zip(results) {
+        if let Some(bias) = layer.bias {
+            let rows = results.y.par_chunks_exact_mut(bias.len()).with_min_len(16);
+            rows.for_each(|row| vector::add_scaled(isa, row, bias, 1.0));
+        }
+    }
+}
+
+/// `into (+)= Σ (gradient · W + scale · (gradient · b) · a)` over layers of one input, packed for the
+/// way back, where `gradients` are those of their results. `inner_gradients` become
+/// scale · gradient · b of each layer (empty without a pair); without `into` nothing else is computed.
+///
+/// # Panics
+/// With more than [`MOST_LAYERS`] layers, or not as many gradients.
+pub fn backward(
+    isa: Isa,
+    gradients: &[Rows<'_>],
+    layers: &[Layer<'_>],
+    store: Store,
+    into: Option<&mut [f32]>,
+    inner_gradients: &mut [&mut [f32]],
+) {
+    let (Some(first), Some(layer)) = (gradients.first(), layers.first()) else { return };
+    let rows = first.values.len() / first.columns.max(1);
+    let (outputs, panels) = (layer.outputs(), layer.panels());
+    let into = into.map(Target::new);
+    let mut inner = [const { None }; MOST_LAYERS];
+    for (target, values) in inner.iter_mut().zip(inner_gradients) {
+        *target = Some(Target::new(values));
+    }
+    let room = gradients.iter().map(|gradient| gradient.words(isa)).sum::<usize>()
+        + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
+    let block = rows_of_a_task(rows);
+    (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
+        let block = task * block..((task + 1) * block).min(rows);
+        with_words(block.len() * room, |words| {
+            // SAFETY: each task has rows of its own.
+            let ready = unsafe { prepare(isa, gradients, layers, &inner, block.clone(), words) };
+            let Some(into) = &into else { return };
+            let (factors, count) = ready.factors(layers, 0..layers.len());
+            let place = Place { start: block.start * outputs, stride: outputs, columns: outputs };
+            // SAFETY: each task has rows of its own.
+            unsafe { add_up(isa, block.len(), &factors[..count], 0..panels, store, into, place) };
+        });
+    });
+}
+
+/// Adds the gradients of a pair to `gradient_a` (`[rank, inputs]`) and `gradient_b`
+/// (`[outputs, rank]`). `inner_gradient` is what [`backward`] made for it, `inner` what [`forward`]
+/// did.
+#[expect(clippy::too_many_arguments, reason = "what forward read and made, and its gradients")]
+pub fn pair_gradients(
+    isa: Isa,
+    pool: &Arc<Pool>,
+    x: Rows<'_>,
+    gradient: Rows<'_>,
+    inner: &Matrix,
+    inner_gradient: &Matrix,
+    scale: f32,
+    gradient_a: &mut [f32],
+    gradient_b: &mut [f32],
+) {
+    let rank = inner.columns();
+    add_outer(isa, inner_gradient.values(), rank, x.values, x.columns, 1.0, gradient_a);
+    // B's as its transpose, which is as wide as tiles like it.
+    let columns = gradient.columns;
+    let mut transposed = pool.take(rank, columns);
+    transposed.values_mut().fill(0.0);
+    let values = transposed.values_mut();
+    add_outer(isa, inner.values(), rank, gradient.values, columns, scale, values);
+    for (column, row) in transposed.values().chunks_exact(columns.max(1)).enumerate() {
+        for (into, value) in gradient_b[column..].iter_mut().step_by(rank).zip(row) {
+            *into += value;
+        }
+    }
+}
+
+/// Rows of one task: few enough for the cache, and as many tasks for one thread as for another.
+fn rows_of_a_task(rows: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let tasks = rows.div_ceil(MOST_ROWS).next_multiple_of(threads).max(1);
+    rows.div_ceil(tasks).next_multiple_of(tile_rows(1)).max(1)
+}
+
+/// A task's rows in words: those of its inputs, one for all layers or one for each, and those between
+/// the matrices of the pairs.
+struct Ready<'a> {
+    inputs: [Option<Left<'a>>; MOST_LAYERS],
+    between: [Option<Left<'a>>; MOST_LAYERS],
+}
+
+impl Ready<'_> {
+    /// What the results of these layers together are the sum of, and how many terms that has.
+    fn factors<'b>(
+        &'b self,
+        layers: &'b [Layer<'_>],
+        which: Range<usize>,
+    ) -> ([Factor<'b>; 2 * MOST_LAYERS], usize) {
+        let mut factors = [Factor::default(); 2 * MOST_LAYERS];
+        let mut count = 0;
+        for index in which {
+            let layer = &layers[index];
+            let own = self.inputs[index].or(self.inputs[0]).zip(layer.weight);
+            let pair = layer.pair.as_ref().map(|pair| &pair.second);
+            for (left, packed) in own.into_iter().chain(self.between[index].zip(pair)) {
+                factors[count] = Factor { left, packed: Some(packed) };
+                count += 1;
+            }
+        }
+        (factors, count)
+    }
+}
+
+/// Turns the rows of `block` into words, and computes what the pairs have in between into `inner`.
+///
+/// # Safety
+/// Nothing else reads or writes these rows of `inner` meanwhile.
+unsafe fn prepare<'a>(
+    isa: Isa,
+    inputs: &[Rows<'a>],
+    layers: &[Layer<'_>],
+    inner: &[Option<Target<'_>>; MOST_LAYERS],
+    block: Range<usize>,
+    mut space: &'a mut [u32],
+) -> Ready<'a> {
+    let rows = block.len();
+    let mut ready = Ready { inputs: [None; MOST_LAYERS], between: [None; MOST_LAYERS] };
+    for (input, ready) in inputs.iter().zip(&mut ready.inputs) {
+        let columns = input.columns;
+        if isa != Isa::Bf16 {
+            let words = bytemuck::cast_slice(input.values);
+            let start = block.start * columns;
+            *ready = Some(Left { words, start, row_stride: columns, depth_stride: 1 });
+            continue;
+        }
+        let floats = &input.values[block.start * columns..block.end * columns];
+        *ready = Some(to_words(isa, floats, columns, rows, &mut space));
+    }
+    for (index, layer) in layers.iter().enumerate() {
+        let (Some(pair), Some(target)) = (&layer.pair, &inner[index]) else { continue };
+        let Some(left) = ready.inputs[index].or(ready.inputs[0]) else { continue };
+        let rank = pair.first.outputs;
+        let place = Place { start: block.start * rank, stride: rank, columns: rank };
+        let factor = [Factor { left, packed: Some(&pair.first) }];
+        let panels = 0..pair.first.panels();
+        // SAFETY: the caller's promise.
+        let floats = unsafe {
+            add_up(isa, rows, &factor, panels, Store::Overwrite, target, place);
+            target.part(place.start, rows * rank)
+        };
+        ready.between[index] = Some(to_words(isa, floats, rank, rows, &mut space));
+    }
+    ready
+}
+
+/// Rows of floats as words at the beginning of `space`, which is left with the rest.
+fn to_words<'a>(
+    isa: Isa,
+    floats: &[f32],
+    columns: usize,
+    rows: usize,
+    space: &mut &'a mut [u32],
+) -> Left<'a> {
+    let width = words(isa, columns);
+    let (made, rest) = std::mem::take(space).split_at_mut(rows * width);
+    *space = rest;
+    for (row, words) in floats.chunks_exact(columns).zip(made.chunks_exact_mut(width)) {
+        along(isa, row, words);
+    }
+    Left { words: made, start: 0, row_stride: width, depth_stride: 1 }
+}
