@@ -357,7 +357,7 @@ pub(super) fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
 
 /// Most tokens that run through the blocks at once, beside a beginning that sequences share; longer
 /// batches go in several passes, whose gradients add up to the same.
-pub const TOKENS_AT_ONCE: usize = 1024;
+pub const TOKENS_AT_ONCE: usize = 512;
 
 /// [`Engine`] on one backend.
 struct TrainingEngine<B: Backend> {
@@ -469,7 +469,11 @@ impl<B: Backend> TrainingEngine<B> {
 
 impl<B: Backend> Engine for TrainingEngine<B> {
     fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
-        pack::cut(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
+        pack::cut(
+            items,
+            std::env::var("T_A_O").map_or(TOKENS_AT_ONCE, |x| x.parse().unwrap()),
+            self.tuning.dropout() == 0.0,
+        )
     }
 
     fn accumulate(

@@ -9,6 +9,7 @@
     reason = "tests fail by panicking, and say on the terminal what they could not run"
 )]
 
+mod allocations;
 mod architecture;
 mod bench;
 mod device;
@@ -47,3 +48,7 @@ mod templates;
 mod training;
 mod tuning;
 mod whole_models;
+
+/// Counts allocations where a test asks it to; else it passes them on.
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;

@@ -90,8 +90,9 @@ impl<'a> Count<'a> {
     }
 }
 
-/// Cuts items of one or more sequences into runs for one pass each: of at most `most` tokens beside
-/// the longest shared beginning, one item at least. No item is torn.
+/// Cuts items of one or more sequences into runs for one pass each, one item at least: of at most
+/// `most` tokens beside the longest shared beginning, or of as many as that has, which each further
+/// pass would have again. No item is torn.
 pub fn cut(items: &[&[&Sequence]], most: usize, is_sharing: bool) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut count = Count::default();
@@ -99,7 +100,7 @@ pub fn cut(items: &[&[&Sequence]], most: usize, is_sharing: bool) -> Vec<Range<u
         let mut joined = count.clone();
         item.iter().for_each(|sequence| joined.join(sequence, is_sharing));
         match runs.last_mut() {
-            Some(run) if joined.tokens - joined.longest <= most => {
+            Some(run) if joined.tokens - joined.longest <= most.max(joined.longest) => {
                 run.end = index + 1;
                 count = joined;
             }
@@ -244,12 +245,13 @@ mod tests {
 
     #[test]
     fn passes_count_a_shared_beginning_once() {
-        let tuned: Vec<Sequence> = (0..8).map(|kind| of(1, 1500, 10 + kind, 100)).collect();
+        let tuned: Vec<Sequence> = (0..8).map(|kind| of(1, 500, 10 + kind, 100)).collect();
         let other = of(2, 1500, 3, 100);
         let tuned: Vec<[&Sequence; 1]> = tuned.iter().map(|sequence| [sequence]).collect();
         let mut items: Vec<&[&Sequence]> = tuned.iter().map(|item| item.as_slice()).collect();
         assert!(matches!(&cut(&items, 1000, true)[..], [all] if *all == (0..8)));
         assert_eq!(cut(&items, 600, true), [0..6, 6..8]);
+        assert_eq!(cut(&items, 100, true), [0..5, 5..8], "as many as the beginning has");
         assert_eq!(cut(&items, 1000, false).len(), 8);
         let other = [&other];
         items.insert(4, &other);

@@ -27,14 +27,18 @@ pub fn cross_entropy(
         let target = *target as usize;
         let most = vector::maximum(isa, row);
         let at_target = row[target];
-        let sum = sum_of_exp(isa, row, most);
-        loss.loss = most + sum.ln() - at_target;
         loss.correct = at_target == most && row.iter().position(|x| *x == most) == Some(target);
-        let Some(factor) = factors.map(|factors| factors[at]) else {
+        let factor = factors.map(|factors| factors[at]);
+        let sum = match (factor, soft_cap) {
+            (None, _) | (_, Some(_)) => sum_of_exp(isa, row, most),
+            (Some(_), None) => vector::exp_and_sum(isa, row, most),
+        };
+        loss.loss = most + sum.ln() - at_target;
+        let Some(factor) = factor else {
             return;
         };
         match soft_cap {
-            None => softmax_times(isa, row, most, factor / sum),
+            None => vector::scale(isa, row, factor / sum),
             Some(cap) => capped_softmax_times(isa, row, most, factor / sum, cap),
         }
         let slope = soft_cap.map_or(1.0, |cap| 1.0 - (at_target / cap) * (at_target / cap));
@@ -60,16 +64,7 @@ vector::for_each_isa! {
 }
 
 vector::for_each_isa! {
-    /// x becomes factor · e^(x - most).
-    pub fn softmax_times(isa, values: &mut [f32], most: f32, factor: f32) {
-        for value in values {
-            *value = factor * vector::exp(*value - most);
-        }
-    }
-}
-
-vector::for_each_isa! {
-    /// As [`softmax_times`], times the soft cap's derivative 1 - (x / cap)².
+    /// x becomes factor · e^(x - most), times the soft cap's derivative 1 - (x / cap)².
     pub fn capped_softmax_times(isa, values: &mut [f32], most: f32, factor: f32, cap: f32) {
         for value in values {
             let bent = *value / cap;

@@ -378,7 +378,7 @@ fn a_query_comes_to_the_same_bits_however_its_text_is_cut() {
                 let [first, second] = cuts;
                 let cut = run(&[
                     Segment::alone(0..first),
-                    Segment { rows: first..second, before: vec![0..first] },
+                    Segment { rows: first..second, before: [0..first].to_vec() },
                     Segment { rows: second..tokens, before: vec![0..first, first..second] },
                 ]);
                 assert!(whole == cut, "{isa:?} {window:?} {cuts:?}");

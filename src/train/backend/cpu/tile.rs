@@ -285,35 +285,53 @@ mod x86 {
         place: Place,
     ) {
         let mut sums = [[_mm512_setzero_ps(); UNITS]; ROWS];
-        for term in terms {
-            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
-            // SAFETY: the caller's promise bounds each pointer; __m512i and __m512bh are both 64 plain
-            // bytes.
-            unsafe {
-                let mut left = term.left.words.as_ptr().add(term.left.start);
-                let mut right = term.right.words.as_ptr().add(term.right.start);
-                for _ in 0..term.depth {
-                    let mut row_of_right = [_mm512_setzero_si512(); UNITS];
-                    for (unit, value) in row_of_right.iter_mut().enumerate() {
-                        *value = _mm512_loadu_si512(right.add(unit * UNIT).cast());
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let word = _mm512_set1_epi32(left.add(row * row_stride).read() as i32);
-                        for (sum, value) in sums.iter_mut().zip(row_of_right) {
-                            *sum = _mm512_dpbf16_ps(
-                                *sum,
-                                std::mem::transmute::<__m512i, __m512bh>(word),
-                                std::mem::transmute::<__m512i, __m512bh>(value),
-                            );
-                        }
-                    }
-                    left = left.wrapping_add(depth_stride);
-                    right = right.wrapping_add(term.right.stride);
+        // SAFETY: the caller's promise.
+        unsafe {
+            for term in terms {
+                bf16_term(term, &mut sums);
+            }
+            keep(&sums, store, out, place);
+        }
+    }
+
+    /// Adds one term. A function of its own, so that the sums stay in registers along the depth: with
+    /// the loop over terms around it the compiler moves them to memory and back.
+    ///
+    /// # Safety
+    /// As [`bf16`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16_term<const ROWS: usize, const UNITS: usize>(
+        term: &Term<'_>,
+        sums: &mut [[__m512; UNITS]; ROWS],
+    ) {
+        let mut inside = *sums;
+        let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+        // SAFETY: the caller's promise bounds each pointer; __m512i and __m512bh are both 64 plain
+        // bytes.
+        unsafe {
+            let mut left = term.left.words.as_ptr().add(term.left.start);
+            let mut right = term.right.words.as_ptr().add(term.right.start);
+            for _ in 0..term.depth {
+                let mut row_of_right = [_mm512_setzero_si512(); UNITS];
+                for (unit, value) in row_of_right.iter_mut().enumerate() {
+                    *value = _mm512_loadu_si512(right.add(unit * UNIT).cast());
                 }
+                for (row, sums) in inside.iter_mut().enumerate() {
+                    let word = _mm512_set1_epi32(left.add(row * row_stride).read() as i32);
+                    for (sum, value) in sums.iter_mut().zip(row_of_right) {
+                        *sum = _mm512_dpbf16_ps(
+                            *sum,
+                            std::mem::transmute::<__m512i, __m512bh>(word),
+                            std::mem::transmute::<__m512i, __m512bh>(value),
+                        );
+                    }
+                }
+                left = left.wrapping_add(depth_stride);
+                right = right.wrapping_add(term.right.stride);
             }
         }
-        // SAFETY: the caller's promise.
-        unsafe { keep(&sums, store, out, place) }
+        *sums = inside;
     }
 
     /// # Safety
@@ -326,30 +344,47 @@ mod x86 {
         place: Place,
     ) {
         let mut sums = [[_mm512_setzero_ps(); UNITS]; ROWS];
-        for term in terms {
-            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
-            // SAFETY: the caller's promise bounds each pointer.
-            unsafe {
-                let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
-                let mut right: *const f32 = term.right.words.as_ptr().add(term.right.start).cast();
-                for _ in 0..term.depth {
-                    let mut row_of_right = [_mm512_setzero_ps(); UNITS];
-                    for (unit, value) in row_of_right.iter_mut().enumerate() {
-                        *value = _mm512_loadu_ps(right.add(unit * UNIT));
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let element = _mm512_set1_ps(*left.add(row * row_stride));
-                        for (sum, value) in sums.iter_mut().zip(row_of_right) {
-                            *sum = _mm512_fmadd_ps(element, value, *sum);
-                        }
-                    }
-                    left = left.wrapping_add(depth_stride);
-                    right = right.wrapping_add(term.right.stride);
+        // SAFETY: the caller's promise.
+        unsafe {
+            for term in terms {
+                avx512_term(term, &mut sums);
+            }
+            keep(&sums, store, out, place);
+        }
+    }
+
+    /// Adds one term, as [`bf16_term`].
+    ///
+    /// # Safety
+    /// As [`avx512`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512_term<const ROWS: usize, const UNITS: usize>(
+        term: &Term<'_>,
+        sums: &mut [[__m512; UNITS]; ROWS],
+    ) {
+        let mut inside = *sums;
+        let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+        // SAFETY: the caller's promise bounds each pointer.
+        unsafe {
+            let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
+            let mut right: *const f32 = term.right.words.as_ptr().add(term.right.start).cast();
+            for _ in 0..term.depth {
+                let mut row_of_right = [_mm512_setzero_ps(); UNITS];
+                for (unit, value) in row_of_right.iter_mut().enumerate() {
+                    *value = _mm512_loadu_ps(right.add(unit * UNIT));
                 }
+                for (row, sums) in inside.iter_mut().enumerate() {
+                    let element = _mm512_set1_ps(*left.add(row * row_stride));
+                    for (sum, value) in sums.iter_mut().zip(row_of_right) {
+                        *sum = _mm512_fmadd_ps(element, value, *sum);
+                    }
+                }
+                left = left.wrapping_add(depth_stride);
+                right = right.wrapping_add(term.right.stride);
             }
         }
-        // SAFETY: the caller's promise.
-        unsafe { keep(&sums, store, out, place) }
+        *sums = inside;
     }
 
     /// Moves sums into their place; the last unit may stand for fewer columns.
