@@ -175,7 +175,7 @@ fn what_a_run_takes_at_its_peak_is_what_was_said_before() {
     let mut lines = String::new();
     for number in 0..10 {
         let prompt = format!("{}{}", "a ".repeat(150), "b ".repeat(10 + number));
-        lines.push_str(&format!("{}\n", json!({"prompt": prompt, "completion": "c ".repeat(100)})));
+        lines.push_str(&format!("{}\n", json!({"prompt": prompt, "completion": "c ".repeat(40)})));
     }
     std::fs::write(&activations.spec.training_file, lines).unwrap();
     compare(&activations, "activations", empty);

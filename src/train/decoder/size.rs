@@ -93,9 +93,13 @@ pub fn kept_floats(config: &ModelConfig, inner: usize) -> u64 {
 /// Floats of each token that one block works with beside what is kept: in the backward pass through
 /// the MLP, or through attention.
 pub fn working_floats(config: &ModelConfig) -> u64 {
-    let attention = (config.heads + 2 * config.kv_heads) * config.head_dim;
-    // The gradient that comes, goes and stays, norms computed again, activation and its gradient.
-    let mlp = 5 * config.hidden + 4 * config.intermediate;
-    let attending = 6 * config.hidden + 3 * attention;
+    let queries = config.heads * config.head_dim;
+    let keys = config.kv_heads * config.head_dim;
+    // The gradient that comes and the one that goes, the norm computed again and its gradient, the
+    // activation and its gradient.
+    let mlp = 4 * config.hidden + 2 * config.intermediate;
+    // Gradients, those of keys and values as each query head has them, and what attention multiplies
+    // in words.
+    let attending = 3 * config.hidden + 7 * queries + 5 * keys;
     mlp.max(attending) as u64
 }

@@ -107,7 +107,7 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
     }
     weights += FLOAT * size::position_floats(model);
 
-    let in_a_pass = (TOKENS_AT_ONCE + shared).min(longest.saturating_mul(batch_size));
+    let in_a_pass = (TOKENS_AT_ONCE.max(shared) + shared).min(longest.saturating_mul(batch_size));
     let tokens = longest.max(in_a_pass) as u64;
     let kept: u64 =
         (lowest..model.layers).map(|layer| size::kept_floats(model, inner[layer])).sum();
