@@ -14,6 +14,7 @@ use super::decoder::Decoder;
 use super::decoder::adapter::Adapter;
 use super::decoder::backward::Weighing;
 use super::decoder::decode::KvCache;
+use super::decoder::frozen::FrozenRows;
 use super::decoder::pack::{self, PackedBatch};
 use super::decoder::tensors::ModelTensor;
 use super::decoder::trained::Trained;
@@ -179,6 +180,15 @@ impl LossSums {
 /// of PEFT's `adapter_model.safetensors`, else under Hugging Face's names and in their layouts.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
+/// What an engine keeps of blocks in which nothing trains, so that they need not run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrozenUse {
+    /// Tokens that there is room for, if no text begins like another; zero where no block is frozen.
+    pub room: u64,
+    /// Tokens of the texts that the frozen blocks did not have to run over, so far.
+    pub spared: u64,
+}
+
 /// One AdamW step (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
@@ -275,6 +285,15 @@ pub trait Engine: Send {
         second: &NamedTensors,
     ) -> Result<(), EngineError>;
 
+    /// Lets the engine keep, in up to so many bytes of the host's memory, what the blocks below all
+    /// that trains make of a text, so that they run over it once. Nothing is kept before. What is
+    /// computed stays the same, to the last bit where the backend computes a row alike whatever
+    /// stands beside it: the CPU's kernels do, candle does not promise it.
+    fn keep_frozen(&mut self, bytes: u64);
+
+    /// What it keeps of frozen blocks.
+    fn frozen_use(&self) -> FrozenUse;
+
     /// Logits of every position of one sequence, `[tokens, vocabulary]` row-major.
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError>;
 
@@ -368,6 +387,7 @@ struct TrainingEngine<B: Backend> {
     gradients: Trained<B>,
     first_moments: Trained<B>,
     second_moments: Trained<B>,
+    frozen: FrozenRows,
     /// Whether the model's own weights are no longer the base's.
     has_moved: bool,
 }
@@ -390,6 +410,7 @@ impl<B: Backend> TrainingEngine<B> {
         let gradients = trained.zeros_like(&decoder)?;
         let first_moments = trained.zeros_like(&decoder)?;
         let second_moments = trained.zeros_like(&decoder)?;
+        let frozen = FrozenRows::new(decoder.frozen_blocks(&trained), decoder.config().hidden);
         let (tuning, has_moved) = (tuning.clone(), false);
         Ok(Self {
             decoder,
@@ -399,16 +420,16 @@ impl<B: Backend> TrainingEngine<B> {
             gradients,
             first_moments,
             second_moments,
+            frozen,
             has_moved,
         })
     }
 
-    /// What to run beside the decoder for the model as it is now, or for the base alone.
-    fn adapter_or_base(&self, trained: bool) -> Result<Option<&Adapter<B>>, EngineError> {
-        match trained {
-            true => Ok(self.trained.adapter()),
-            false if self.has_moved => Err(EngineError::BaseIsGone),
-            false => Ok(None),
+    /// Refuses to run the base alone where it is not there any more.
+    fn check_base(&self, trained: bool) -> Result<(), EngineError> {
+        match trained || !self.has_moved {
+            true => Ok(()),
+            false => Err(EngineError::BaseIsGone),
         }
     }
 
@@ -489,6 +510,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 &pass,
                 Weighing::Even(factor),
                 &mut self.gradients,
+                &mut self.frozen,
             )?;
             sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
         }
@@ -516,6 +538,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 &pass,
                 Weighing::ByLoss(&mut weigh),
                 &mut self.gradients,
+                &mut self.frozen,
             )?;
             made.extend(outcomes);
         }
@@ -525,7 +548,8 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, EngineError> {
         let mut sums = Vec::with_capacity(batch.len());
         for pass in self.passes_of(batch, || None)? {
-            let losses = self.decoder.losses(self.trained.adapter(), &pass)?;
+            let adapter = self.trained.adapter();
+            let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
             sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
         }
         Ok(sums)
@@ -540,7 +564,8 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         let pairs = preference::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
         for pass in self.passes(&groups, || None)? {
-            let losses = self.decoder.losses(self.trained.adapter(), &pass)?;
+            let adapter = self.trained.adapter();
+            let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
             let these = &batch[made.len()..];
             made.extend(preference::outcomes(these, &pass.owned, &losses, beta));
         }
@@ -552,10 +577,11 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         batch: &[&Sequence],
         trained: bool,
     ) -> Result<Vec<f64>, EngineError> {
-        let adapter = self.adapter_or_base(trained)?;
+        self.check_base(trained)?;
         let mut made = Vec::with_capacity(batch.len());
         for pass in self.passes_of(batch, || None)? {
-            let losses = self.decoder.losses(adapter, &pass)?;
+            let adapter = self.trained.adapter().filter(|_| trained);
+            let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
             for owned in &pass.owned {
                 made.push(preference::log_probability(&losses[owned.clone()]));
             }
@@ -570,7 +596,8 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         ends: &[u32],
         trained: bool,
     ) -> Result<Vec<u32>, EngineError> {
-        let adapter = self.adapter_or_base(trained)?;
+        self.check_base(trained)?;
+        let adapter = self.trained.adapter().filter(|_| trained);
         let mut cache = self.decoder.new_cache()?;
         let mut logits = self.decoder.extend(adapter, &mut cache, prompt)?;
         let mut written = Vec::new();
@@ -636,6 +663,14 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     ) -> Result<(), EngineError> {
         self.first_moments.replace(&self.decoder, &self.tuning, first)?;
         self.second_moments.replace(&self.decoder, &self.tuning, second)
+    }
+
+    fn keep_frozen(&mut self, bytes: u64) {
+        self.frozen.set_budget(bytes);
+    }
+
+    fn frozen_use(&self) -> FrozenUse {
+        FrozenUse { room: self.frozen.room(), spared: self.frozen.spared() }
     }
 
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError> {

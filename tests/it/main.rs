@@ -16,6 +16,7 @@ mod device;
 mod executor_faults;
 mod executor_jobs;
 mod executor_support;
+mod frozen;
 mod gguf_writer;
 mod golden;
 mod gradients;

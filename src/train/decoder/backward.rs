@@ -5,6 +5,7 @@
 
 use super::adapter::Adapter;
 use super::forward::{Beside, Sight};
+use super::frozen::FrozenRows;
 use super::pack::PackedBatch;
 use super::saved::Saved;
 use super::trained::Trained;
@@ -41,10 +42,12 @@ impl<B: Backend> OnDevice<B> {
 
 impl<B: Backend> Decoder<B> {
     /// Losses of the rows that count, without dropout; of the base alone without an adapter.
+    /// `frozen` is of this decoder and what trains.
     pub fn losses(
         &self,
         adapter: Option<&Adapter<B>>,
         batch: &PackedBatch,
+        frozen: &mut FrozenRows,
     ) -> Outcome<Vec<RowLoss>> {
         if batch.targets.is_empty() {
             return Ok(Vec::new());
@@ -52,7 +55,9 @@ impl<B: Backend> Decoder<B> {
         let there = OnDevice::new(&self.backend, batch)?;
         let sight = Sight::Segments(&batch.segments);
         let beside = Beside::plain(adapter);
-        let (x, _) = self.run_blocks(&beside, &there.ids, &there.positions, sight, None)?;
+        let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
+        let above = frozen.blocks()..self.blocks.len();
+        let (x, _) = self.run_blocks(above, x, &beside, &there.positions, sight, false)?;
         let rows = self.backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
@@ -61,13 +66,15 @@ impl<B: Backend> Decoder<B> {
 
     /// Losses of the rows that count; adds the gradients of their weighed sum to `gradients`. The
     /// losses are read when the whole way back has been asked for, so that the device never waits
-    /// for the host in between; where they decide on the weights, they must be read before.
+    /// for the host in between; where they decide on the weights, they must be read before. `frozen`
+    /// is of this decoder and what trains.
     pub fn losses_and_gradients(
         &self,
         trained: &Trained<B>,
         batch: &PackedBatch,
         weighing: Weighing<'_>,
         gradients: &mut Trained<B>,
+        frozen: &mut FrozenRows,
     ) -> Outcome<Vec<RowLoss>> {
         if batch.targets.is_empty() {
             if let Weighing::ByLoss(weigh) = weighing {
@@ -77,13 +84,12 @@ impl<B: Backend> Decoder<B> {
         }
         let backend = &self.backend;
         let adapter = trained.adapter();
-        let to_input = self.trains_input(trained);
-        let lowest = if to_input { 0 } else { self.lowest_trained_block(trained) };
         let there = OnDevice::new(backend, batch)?;
         let sight = Sight::Segments(&batch.segments);
         let beside = Beside::dropping(self, adapter, &batch.draws)?;
-        let (x, saved) =
-            self.run_blocks(&beside, &there.ids, &there.positions, sight, Some(lowest))?;
+        let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
+        let above = frozen.blocks()..self.blocks.len();
+        let (x, saved) = self.run_blocks(above, x, &beside, &there.positions, sight, true)?;
         let rows = backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm.norm)?;
@@ -111,7 +117,7 @@ impl<B: Backend> Decoder<B> {
         if let Some(gradient) = gradient {
             let gradient = self.norm_backward(&self.final_norm, gradient, &rows, gradients)?;
             let gradient = backend.spread_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
-            let lowest = (!to_input).then_some(lowest);
+            let lowest = (!self.trains_input(trained)).then_some(frozen.blocks());
             self.blocks_backward(saved, gradient, &beside, gradients, (&there, batch), lowest)?;
         }
         match read {

@@ -62,7 +62,9 @@ impl<B: Backend> Decoder<B> {
     ) -> Outcome<B::Matrix> {
         let positions: Vec<u32> = (start..start + ids.len() as u32).collect();
         let (ids, positions) = (self.backend.indexes(ids)?, self.backend.indexes(&positions)?);
-        Ok(self.run_blocks(&Beside::plain(adapter), &ids, &positions, sight, None)?.0)
+        let x = self.embed(adapter, &ids, &positions)?;
+        let all = 0..self.blocks.len();
+        Ok(self.run_blocks(all, x, &Beside::plain(adapter), &positions, sight, false)?.0)
     }
 
     fn logits_of(&self, adapter: Option<&Adapter<B>>, x: &B::Matrix) -> Outcome<Vec<f32>> {

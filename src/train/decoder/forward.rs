@@ -1,6 +1,7 @@
 //! Forward through the blocks, for training, evaluation and decoding alike.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::adapter::Adapter;
 use super::saved::Saved;
@@ -81,25 +82,35 @@ impl<'a, B: Backend> Beside<'a, B> {
 type Inner<B> = Option<BTreeMap<usize, <B as Backend>::Matrix>>;
 
 impl<B: Backend> Decoder<B> {
-    /// The residual stream behind the last block, and what the blocks from `keep_from` on keep for
-    /// the backward pass; none when no backward pass follows.
-    pub(super) fn run_blocks(
+    /// The residual stream in front of the first block.
+    pub(super) fn embed(
         &self,
-        beside: &Beside<'_, B>,
+        adapter: Option<&Adapter<B>>,
         ids: &B::Indexes,
         positions: &B::Indexes,
-        mut sight: Sight<'_, B>,
-        keep_from: Option<usize>,
-    ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
+    ) -> Outcome<B::Matrix> {
         let backend = &self.backend;
-        let mut x =
-            backend.embed(self.embedding(beside.adapter), ids, self.config.embedding_scale)?;
+        let mut x = backend.embed(self.embedding(adapter), ids, self.config.embedding_scale)?;
         if let Some(table) = &self.positions {
             backend.add(&mut x, &backend.embed(table, positions, 1.0)?)?;
         }
+        Ok(x)
+    }
+
+    /// The residual stream `x` behind the blocks `layers`, and with `keep` what they keep for the
+    /// backward pass.
+    pub(super) fn run_blocks(
+        &self,
+        layers: Range<usize>,
+        mut x: B::Matrix,
+        beside: &Beside<'_, B>,
+        positions: &B::Indexes,
+        mut sight: Sight<'_, B>,
+        keep: bool,
+    ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
         let mut saved = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let keep = keep_from.is_some_and(|first| layer >= first);
+        for layer in layers {
+            let block = &self.blocks[layer];
             let (next, kept) =
                 self.run_block(block, layer, x, beside, positions, &mut sight, keep)?;
             x = next;
@@ -242,7 +253,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Columns of gate and up in the output of a fused layer.
-    pub(super) fn gate_up_columns(&self) -> [std::ops::Range<usize>; 2] {
+    pub(super) fn gate_up_columns(&self) -> [Range<usize>; 2] {
         let width = self.config.intermediate;
         [0..width, width..2 * width]
     }

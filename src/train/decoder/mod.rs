@@ -1,13 +1,14 @@
 //! The one decoder, driven by configuration: forward and backward written by hand over a
 //! [`Backend`].
 //!
-//! [`load`] reads the weights, [`forward`] and [`backward`] run training, [`decode`] continues a
-//! text token by token.
+//! [`load`] reads the weights, [`forward`] and [`backward`] run training, [`frozen`] keeps what need
+//! not run again, [`decode`] continues a text token by token.
 
 pub mod adapter;
 pub mod backward;
 pub mod decode;
 mod forward;
+pub mod frozen;
 mod load;
 mod names;
 pub mod pack;

@@ -27,6 +27,8 @@ pub struct PackedBatch {
     pub targets: Vec<u32>,
     /// For each sequence, the part of `targets` that is its own.
     pub owned: Vec<Range<usize>>,
+    /// For each sequence, the index of the segment that ends it.
+    pub ends: Vec<usize>,
     /// Decide on each token's dropout; empty without.
     pub draws: Vec<Stream>,
 }
@@ -35,8 +37,8 @@ impl PackedBatch {
     /// Packs `sequences`. With `draws`, one for each, that decide on their dropout, every sequence
     /// stands for itself: a token that is shared would have to be dropped alike for all.
     pub fn new(sequences: &[&Sequence], draws: &[Stream]) -> Self {
-        let owned = vec![0..0; sequences.len()];
-        let batch = Self { owned, ..Self::default() };
+        let (owned, ends) = (vec![0..0; sequences.len()], vec![0; sequences.len()]);
+        let batch = Self { owned, ends, ..Self::default() };
         let mut packer = Packer { sequences, draws, batch };
         let all: Vec<usize> = (0..sequences.len()).collect();
         packer.branch(&all, 0, &[]);
@@ -165,6 +167,7 @@ impl Packer<'_> {
             }
         }
         self.batch.owned[index] = first_target..self.batch.targets.len();
+        self.batch.ends[index] = self.batch.segments.len();
         self.batch.segments.push(Segment { rows, before: before.to_vec() });
     }
 
@@ -217,11 +220,13 @@ mod tests {
             let positions: Vec<u32> = (first as u32..segment.keys() as u32).collect();
             assert_eq!(batch.positions[segment.rows.clone()], positions);
         }
-        for (sequence, owned) in sequences.iter().zip(&batch.owned) {
+        let made = batch.owned.iter().zip(&batch.ends);
+        for (sequence, (owned, end)) in sequences.iter().zip(made) {
             assert_eq!(owned.len() as u64, sequence.targets());
             let row = batch.loss_rows[owned.start] as usize;
-            let segment = batch.segments.iter().find(|segment| segment.rows.contains(&row));
-            assert_eq!(seen(&batch, segment.expect("a segment")), sequence.input_ids);
+            let segment = &batch.segments[*end];
+            assert!(segment.rows.contains(&row));
+            assert_eq!(seen(&batch, segment), sequence.input_ids);
             let learnt = sequence.input_ids.len() - owned.len();
             assert_eq!(batch.targets[owned.clone()], sequence.input_ids[learnt..]);
         }

@@ -184,8 +184,11 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// The first block in which something trains; the number of blocks when none does.
-    pub(super) fn lowest_trained_block(&self, trained: &Trained<B>) -> usize {
+    /// How many blocks are frozen, from the first on, with all that stands before them.
+    pub fn frozen_blocks(&self, trained: &Trained<B>) -> usize {
+        if self.trains_input(trained) {
+            return 0;
+        }
         let has_pair = |linear: &Linear<B>| {
             trained.adapter.as_ref().is_some_and(|adapter| adapter.pairs[linear.pair].is_some())
         };
@@ -209,8 +212,7 @@ impl<B: Backend> Decoder<B> {
                 None => Training::Frozen,
             });
         }
-        let lowest_block =
-            if self.trains_input(trained) { 0 } else { self.lowest_trained_block(trained) };
+        let lowest_block = self.frozen_blocks(trained);
         let head = trained.tensors.get(self.places.head).is_some();
         Cost::new(&self.config, &self.modules, &Trains { modules, lowest_block, head })
     }

@@ -159,9 +159,10 @@ fn losses_that_decide_on_factors_come_down_once() {
         let pass = engine.passes_of(&batch, || None).expect("fits").remove(0);
         let moved = moved(&mut engine, |engine| {
             let mut weigh = |losses: &[RowLoss]| losses.iter().map(|row| row.loss).collect();
-            let TrainingEngine { decoder, trained, gradients, .. } = engine;
+            let TrainingEngine { decoder, trained, gradients, frozen, .. } = engine;
             let weighing = Weighing::ByLoss(&mut weigh);
-            decoder.losses_and_gradients(trained, &pass, weighing, gradients).expect("computes");
+            let made = decoder.losses_and_gradients(trained, &pass, weighing, gradients, frozen);
+            made.expect("computes");
         });
         assert_eq!(moved, Transfers { up: 5, down: 1 }, "{layers}");
     }
