@@ -74,6 +74,25 @@ pub(super) fn tied_head(tuning: &Tuning, is_tied: bool, sink: &mut Sink<'_>) {
     note(sink, EventLevel::Info, message, None);
 }
 
+/// Says that frozen blocks run over a text once, where they do; the run's texts have so many tokens.
+pub(super) fn frozen(engine: &dyn Engine, tokens: usize, sink: &mut Sink<'_>) {
+    let room = engine.frozen_use().room;
+    if room == 0 {
+        return;
+    }
+    let how_far = match room >= tokens as u64 {
+        true => "later epochs do not run them again".to_owned(),
+        false => format!(
+            "memory has room for about {room} of {tokens} tokens, over which later epochs do not run \
+             them again"
+        ),
+    };
+    let message =
+        format!("What the blocks below all that trains make of a text is kept: {how_far}");
+    let data = serde_json::json!({"room_for_tokens": room, "tokens": tokens});
+    note(sink, EventLevel::Info, message, Some(data));
+}
+
 /// Says what the data and what trains come to.
 pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
     let tokens = training.tokens();

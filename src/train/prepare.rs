@@ -106,15 +106,22 @@ pub(super) fn prepare(
         batch_size: values.batch_size as usize,
     };
     let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
-    memory::check(&need, memory::free_for(backend))?;
+    let free = memory::free_for(backend);
+    memory::check(&need, free)?;
     let weights = base.weights.as_ref();
     let mut engine = load_tuned(&base.config, weights, &tuning, u64::from(spec.seed), backend)
         .map_err(cannot_load)?;
+    // Candle's products round by what stands beside a row: a resumed run, which keeps nothing of what
+    // ran before it, would come to other bytes.
+    if matches!(backend, BackendKind::Cpu | BackendKind::CpuF32) {
+        engine.keep_frozen(memory::spare(&need, free.1));
+    }
     announce::tied_head(&tuning, model.tied, sink);
     if let Some(start) = &start {
         engine.set_trained(&start.tensors).map_err(engine_failed)?;
     }
     announce::statistics(&training, engine.as_ref(), sink);
+    announce::frozen(engine.as_ref(), all().map(EncodedFile::tokens).sum(), sink);
 
     let identity = Identity {
         model: base.digest.clone(),

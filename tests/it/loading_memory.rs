@@ -18,8 +18,8 @@ use hone::train::decoder::size;
 use hone::train::encode::encode_file;
 use hone::train::engine::{BackendKind, LoraSettings, Tuning, load};
 use hone::train::memory::available::available_under;
-use hone::train::memory::check;
 use hone::train::memory::estimate::{Need, Workload, estimate};
+use hone::train::memory::{check, spare};
 use hone::train::protocol::Progress;
 use hone::train::weights::safetensors;
 use serde_json::{Value, json};
@@ -236,6 +236,14 @@ fn a_run_that_cannot_fit_is_refused_with_the_numbers() {
     ] {
         assert!(error.message.contains(words), "{words}: {}", error.message);
     }
+}
+
+#[test]
+fn what_only_makes_a_run_faster_takes_half_of_what_its_need_leaves() {
+    let need = needed(&with_model(trainer(10, 8), |_| {}));
+    assert_eq!(spare(&need, Some(need.total() + 1000)), 500);
+    assert_eq!(spare(&need, Some(need.total() - 1)), 0);
+    assert_eq!(spare(&need, None), 0);
 }
 
 #[test]

@@ -183,6 +183,27 @@ fn a_run_goes_on_after_a_stop_and_past_a_torn_checkpoint_bit_for_bit() {
 }
 
 #[test]
+fn frozen_blocks_run_over_a_text_once_and_a_run_that_goes_on_comes_to_the_same_bytes() {
+    let adapting_the_last_block = || {
+        let mut trainer = Trainer::new();
+        trainer.spec.hyperparameters.lora_layers = Some(LoraLayers::Last(1));
+        trainer
+    };
+    let are_kept = |said: &[Progress]| {
+        let notes = notes(said, EventLevel::Info);
+        notes.iter().any(|note| note.contains("later epochs do not run them again"))
+    };
+    let undisturbed = adapting_the_last_block();
+    let wanted = undisturbed.run();
+    assert!(are_kept(&wanted));
+    let trainer = adapting_the_last_block();
+    let said = trainer.run_on(2, Some(9));
+    assert!(matches!(said.last(), Some(Progress::Stopped { .. })), "{:?}", said.last());
+    assert!(adapter(&trainer.run()) == adapter(&wanted), "not the same bytes");
+    assert!(!are_kept(&Trainer::new().run_on(2, Some(1))), "all blocks are adapted");
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_not_gone_on_from() {
     let mut trainer = Trainer::new();
     trainer.run();

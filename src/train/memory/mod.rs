@@ -23,6 +23,12 @@ pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
     }
 }
 
+/// Bytes that a run may use for what only makes it faster: half of what its need leaves of the `free`
+/// ones, so that others on the machine find some too; none where nobody tells what is free.
+pub fn spare(need: &Need, free: Option<u64>) -> u64 {
+    free.map_or(0, |free| free.saturating_sub(need.total()) / 2)
+}
+
 /// Refuses a run that cannot fit into the `free` bytes of its device, with the numbers. A machine or
 /// device that does not tell how much is free is not refused.
 ///
