@@ -107,6 +107,19 @@ impl Cost {
         sum
     }
 
+    /// Of the frozen blocks over `sequence`, part of both: what is spared where the engine has kept
+    /// what they made of it.
+    pub fn of_frozen(&self, sequence: &Sequence) -> f64 {
+        let tokens = sequence.input_ids.len();
+        let mut sum = tokens as f64 * (self.linear - self.linear_backward);
+        for (window, is_backward) in &self.blocks {
+            if !is_backward {
+                sum += self.pair * pairs(tokens, *window);
+            }
+        }
+        sum
+    }
+
     /// Of measuring the loss of `sequence`.
     pub fn of_evaluation(&self, sequence: &Sequence) -> f64 {
         let tokens = sequence.input_ids.len();

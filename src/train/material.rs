@@ -114,16 +114,33 @@ impl<'a> Material<'a> {
         self.file.sequences[index].input_ids.len() + other
     }
 
-    /// Floating-point operations of a training step over an example.
-    pub(super) fn cost(&self, index: usize) -> f64 {
-        let rejected = self.file.rejected.get(index);
-        let both = std::iter::once(&self.file.sequences[index]).chain(rejected);
-        both.map(|sequence| self.cost.of_training(sequence)).sum()
+    /// Tokens of all examples.
+    pub(super) fn all_tokens(&self) -> usize {
+        self.file.tokens()
     }
 
-    /// Floating-point operations of measuring all examples.
-    pub(super) fn cost_of_evaluation(&self) -> f64 {
-        self.file.all().map(|sequence| self.cost.of_evaluation(sequence)).sum()
+    /// Floating-point operations of a training step over an example; without those of frozen blocks
+    /// where what they made of it `is_kept`.
+    pub(super) fn cost(&self, index: usize, is_kept: bool) -> f64 {
+        let rejected = self.file.rejected.get(index);
+        let mut sum = 0.0;
+        for sequence in std::iter::once(&self.file.sequences[index]).chain(rejected) {
+            sum += self.cost.of_training(sequence) - self.spared(sequence, is_kept);
+        }
+        sum
+    }
+
+    /// The same of measuring all examples.
+    pub(super) fn cost_of_evaluation(&self, is_kept: bool) -> f64 {
+        let mut sum = 0.0;
+        for sequence in self.file.all() {
+            sum += self.cost.of_evaluation(sequence) - self.spared(sequence, is_kept);
+        }
+        sum
+    }
+
+    fn spared(&self, sequence: &Sequence, is_kept: bool) -> f64 {
+        if is_kept { self.cost.of_frozen(sequence) } else { 0.0 }
     }
 
     /// What the loss of `examples` together is the mean over.

@@ -19,6 +19,7 @@ pub mod lora;
 mod material;
 pub mod memory;
 mod ordinary;
+mod pace;
 pub mod preference;
 mod prepare;
 pub mod product;

@@ -14,6 +14,7 @@ use super::engine::{AdamWStep, BackendKind, Engine, Part};
 use super::failure::{checkpoint_failed, engine_failed};
 use super::look::Before;
 use super::material::{Material, Measured};
+use super::pace::{Kept, Speed};
 use super::prepare::{Prepared, prepare};
 use super::protocol::{Control, Progress, RunSpec};
 use super::random::permutation;
@@ -141,7 +142,8 @@ impl<'a> Run<'a> {
     ) -> Result<Progress, JobError> {
         let plan = &self.prepared.plan;
         let total = plan.total_steps;
-        let mut speed = Speed::new(self.cost_left());
+        let mut kept = self.kept();
+        let mut speed = Speed::new(self.cost_left(kept.clone()));
         while self.state.step < total && !self.is_over() {
             match self.hear(orders) {
                 Some(Control::Cancel) => {
@@ -188,9 +190,9 @@ impl<'a> Run<'a> {
             let is_better = self.look(&mut metrics, sink)?;
             self.state.metrics.push(metrics.clone());
             self.watch_health(&metrics, is_epoch_end, sink)?;
-            speed.has_done(batch.iter().map(|index| self.training.cost(*index)).sum());
+            speed.has_done(self.cost_of_step(&batch, &mut kept));
             if metrics.full_valid_loss.is_some() {
-                speed.has_done(self.cost_of_look());
+                speed.has_done(self.cost_of_look(&mut kept));
             }
             let seconds_left = speed.seconds_left();
             sink(Progress::Step { metrics, tokens_per_second, seconds_left });
@@ -269,23 +271,34 @@ impl<'a> Run<'a> {
     }
 
     /// Floating-point operations of the steps and looks that are left, unless training ends early.
-    fn cost_left(&mut self) -> f64 {
-        let look = self.cost_of_look();
+    fn cost_left(&mut self, mut kept: Kept) -> f64 {
         let mut left = 0.0;
         for step in self.state.step + 1..=self.prepared.plan.total_steps {
-            for index in self.batch(step) {
-                left += self.training.cost(index);
-            }
+            let batch = self.batch(step);
+            left += self.cost_of_step(&batch, &mut kept);
             if self.looks_after(step) {
-                left += look;
+                left += self.cost_of_look(&mut kept);
             }
         }
         left
     }
 
+    fn cost_of_step(&self, batch: &[usize], kept: &mut Kept) -> f64 {
+        batch.iter().map(|index| self.training.cost(*index, kept.sees(*index))).sum()
+    }
+
     /// Of one look at the validation file.
-    fn cost_of_look(&self) -> f64 {
-        self.validation.as_ref().map_or(0.0, Material::cost_of_evaluation)
+    fn cost_of_look(&self, kept: &mut Kept) -> f64 {
+        let Some(validation) = &self.validation else { return 0.0 };
+        validation.cost_of_evaluation(kept.sees_validation())
+    }
+
+    /// What the engine keeps of frozen blocks as training begins.
+    fn kept(&self) -> Kept {
+        let files = [Some(&self.training), self.validation.as_ref()];
+        let tokens = files.into_iter().flatten().map(Material::all_tokens).sum();
+        let has_seen = self.training.is_preferences();
+        Kept::new(self.engine.frozen_use().room, tokens, self.training.len(), has_seen)
     }
 
     fn adamw(&self, step: u64, learning_rate: f64) -> AdamWStep {
@@ -382,27 +395,4 @@ impl<'a> Run<'a> {
 /// longer intervals, so that a run that is disturbed early makes its way too.
 fn is_resume_point(step: u64, total: u64) -> bool {
     step.is_power_of_two() || step.is_multiple_of(total.div_ceil(RESUME_POINTS))
-}
-
-/// What the rest should take: what this process has done, in floating-point operations and seconds,
-/// looks and checkpoints among them, and what is left to do.
-struct Speed {
-    began: Instant,
-    done: f64,
-    left: f64,
-}
-
-impl Speed {
-    fn new(left: f64) -> Self {
-        Self { began: Instant::now(), done: 0.0, left }
-    }
-
-    fn has_done(&mut self, cost: f64) {
-        self.done += cost;
-        self.left = (self.left - cost).max(0.0);
-    }
-
-    fn seconds_left(&self) -> f64 {
-        self.left * self.began.elapsed().as_secs_f64() / self.done.max(1.0)
-    }
 }

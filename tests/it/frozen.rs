@@ -204,6 +204,17 @@ fn nothing_is_kept_where_all_blocks_or_what_stands_before_them_train() {
 }
 
 #[test]
+fn the_arithmetic_of_frozen_blocks_is_what_a_second_epoch_lacks() {
+    let sequence = Sequence { input_ids: vec![1; 30], loss_mask: vec![false; 30] };
+    let cost = |tuning| engine("llama", |_| tuning, BackendKind::Candle, 0).cost();
+    // Nothing is learnt, so there is no head; this model's two blocks are alike.
+    let last = cost(Tuning::LastLayers(1));
+    let (all, frozen) = (last.of_evaluation(&sequence), last.of_frozen(&sequence));
+    assert!((all - 2.0 * frozen).abs() < 1e-9 * all, "{all} {frozen}");
+    assert_eq!(cost(Tuning::Full).of_frozen(&sequence), 0.0);
+}
+
+#[test]
 fn the_last_blocks_own_weights_train_over_kept_rows_as_well() {
     let run = |bytes| {
         let tuning = |_: &serde_json::Value| Tuning::LastLayers(1);
