@@ -14,10 +14,14 @@ use crate::train::backend::cpu::isa::Isa;
 use crate::train::base_model::BaseModel;
 use crate::train::config::ModelConfig;
 use crate::train::cost::Cost;
+use crate::train::decoder::pack::longest_shared;
 use crate::train::encode::encode_file;
 use crate::train::engine::{
-    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence, load,
+    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence, Tuning,
+    load,
 };
+use crate::train::memory;
+use crate::train::memory::estimate::{Workload, estimate};
 use crate::train::random::Stream;
 
 /// What to measure.
@@ -130,6 +134,8 @@ struct Record {
     rows: usize,
     tokens: usize,
     loss_tokens: u64,
+    /// Tokens that the frozen blocks had run over before.
+    spared: u64,
     flops: f64,
 }
 
@@ -145,7 +151,9 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
         Some(path) if args.mode == Mode::Chat => examples(path, &base, args.seq as usize)?,
         _ => Vec::new(),
     };
+    let spare = spare(args, &config, &lora, kind, &examples)?;
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind)?;
+    engine.keep_frozen(spare);
     let machine = Machine {
         backend: engine.backend_name(),
         dtype: if engine.backend_name().contains("bf16") { "bf16" } else { "fp32" },
@@ -250,6 +258,28 @@ fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Se
     Ok(file.sequences)
 }
 
+/// Memory for what frozen blocks make of a text, as a job has it; random texts never come again.
+fn spare(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    lora: &LoraSettings,
+    kind: BackendKind,
+    examples: &[Sequence],
+) -> anyhow::Result<u64> {
+    if args.mode == Mode::Dense {
+        return Ok(0);
+    }
+    let need = estimate(&Workload {
+        model: config,
+        tuning: &Tuning::Lora(lora.clone()),
+        backend: kind,
+        longest: args.seq as usize,
+        shared: longest_shared(examples.iter()),
+        batch_size: args.batch as usize,
+    })?;
+    Ok(memory::spare(&need, memory::free_for(kind).1))
+}
+
 fn random_batch(args: &TrainArgs, vocabulary: usize, step: u64) -> Vec<Sequence> {
     let stream = Stream::new(0, "bench", step);
     let token = |index: u64| (stream.bits(index) % vocabulary as u64) as u32;
@@ -270,6 +300,7 @@ fn take_step(
 ) -> anyhow::Result<Record> {
     let sequences: Vec<&Sequence> = batch.iter().collect();
     let loss_tokens: u64 = sequences.iter().map(|sequence| sequence.targets()).sum();
+    let spared_before = engine.frozen_use().spared;
     let began = Instant::now();
     let sums = engine.accumulate(&sequences, Part::whole(step, loss_tokens))?;
     let grad_norm = engine.step(&AdamWStep {
@@ -283,15 +314,14 @@ fn take_step(
     })?;
     let took = began.elapsed();
     let loss = LossSums::total(&sums).loss / loss_tokens.max(1) as f64;
-    Ok(Record {
-        loss,
-        grad_norm,
-        took,
-        rows: batch.len(),
-        tokens: batch.iter().map(|sequence| sequence.input_ids.len()).sum(),
-        loss_tokens,
-        flops: batch.iter().map(|sequence| cost.of_training(sequence)).sum(),
-    })
+    let tokens: usize = batch.iter().map(|sequence| sequence.input_ids.len()).sum();
+    let spared = engine.frozen_use().spared - spared_before;
+    let mut flops = 0.0;
+    for sequence in batch {
+        let share = spared as f64 / tokens as f64;
+        flops += cost.of_training(sequence) - share * cost.of_frozen(sequence);
+    }
+    Ok(Record { loss, grad_norm, took, rows: batch.len(), tokens, loss_tokens, spared, flops })
 }
 
 /// Everything that was measured, in the fields of the PyTorch script and a few of hone's own.
@@ -322,6 +352,7 @@ fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Re
         "tokens_per_s": per_second(sum(|record| record.tokens as f64)),
         "loss_tokens_per_s": per_second(sum(|record| record.loss_tokens as f64)),
         "examples_per_s": rounded(sum(|record| record.rows as f64) / seconds, 4),
+        "frozen_tokens_spared": timed.iter().map(|record| record.spared).sum::<u64>(),
         "gflops_per_s": per_second(sum(|record| record.flops) / 1e9),
         "median_step_s": rounded(median, 4),
         "first_step_s": rounded(records[0].took.as_secs_f64(), 3),

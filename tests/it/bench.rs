@@ -32,6 +32,9 @@ fn bench_train_says_speed_memory_and_losses_on_random_and_on_real_text() {
     let dense = json(&bench(&["--batch", "2", "--seq", "32", "--threads", "1", "--json"]));
     let chat = ["--mode", "chat", "--data", data, "--batch", "5", "--dtype", "f32", "--json"];
     let chat = json(&bench(&chat));
+    // The second step goes over the file's beginning again.
+    let again = ["--mode", "chat", "--data", data, "--batch", "12", "--lora-layers", "1", "--json"];
+    let again = json(&bench(&again));
     for report in [&dense, &chat] {
         assert_eq!((&report["steps"], &report["timed_steps"]), (&3.into(), &2.into()));
         for key in ["tokens_per_s", "loss_tokens_per_s", "examples_per_s", "gflops_per_s"] {
@@ -51,6 +54,10 @@ fn bench_train_says_speed_memory_and_losses_on_random_and_on_real_text() {
         dense["loss_tokens_per_s"].as_f64().unwrap() / dense["tokens_per_s"].as_f64().unwrap();
     assert!((share - 31.0 / 32.0).abs() < 1e-3, "{dense}");
     assert_eq!((&chat["mode"], &chat["dtype"]), (&"chat".into(), &"fp32".into()));
+    for (report, spares) in [(&dense, false), (&chat, false), (&again, true)] {
+        let spared = report["frozen_tokens_spared"].as_u64().expect("a number");
+        assert_eq!(spared > 0, spares, "{report}");
+    }
     let backends = ["cpu", "candle"].map(|backend| {
         let arguments = ["--backend", backend, "--dtype", "f32", "--seq", "16", "--json"];
         json(&bench(&arguments))["losses"][2].as_f64().expect("a loss")
