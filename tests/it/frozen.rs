@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use hone::train::base_model::BaseModel;
 use hone::train::engine::{
     AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, NamedTensors, Part,
     Preference, Sequence, Tuning, load_tuned,
@@ -11,6 +12,7 @@ use hone::train::random::permutation;
 use hone::train::weights::safetensors;
 
 use crate::golden::read_json;
+use crate::real_model::{gguf, models_dir};
 
 /// More than all texts take.
 const PLENTY: u64 = 1 << 30;
@@ -260,4 +262,34 @@ fn preferences_and_their_reference_share_what_is_kept() {
         // Of five passes, the first one alone computed: the reference's.
         assert_eq!((found.2[0], wanted.2[0]), (4 * tokens(&examples), 0));
     }
+}
+
+#[test]
+fn rows_of_the_real_model_are_the_same_to_the_bit_whatever_pass_they_were_kept_from() {
+    let Some(models_dir) = models_dir() else { return };
+    let base = BaseModel::open(&gguf(&models_dir)).expect("opens");
+    let of = |own: u32, shared: u32, length: u32| Sequence {
+        input_ids: (0..shared + length)
+            .map(|at| 50 * at + if at < shared { 0 } else { own })
+            .collect(),
+        loss_mask: (0..shared + length).map(|at| at > shared + 2).collect(),
+    };
+    let texts = [of(1, 61, 30), of(2, 61, 9), of(3, 40, 51), of(4, 0, 23)];
+    let run = |bytes, passes: &[&[usize]]| {
+        let lora = lora(&base.config, 0.0);
+        let kind = BackendKind::Cpu;
+        let mut engine =
+            load_tuned(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
+        engine.keep_frozen(bytes);
+        let mut losses = Vec::new();
+        for pass in passes {
+            let pass: Vec<&Sequence> = pass.iter().map(|index| &texts[*index]).collect();
+            losses = engine.evaluate(&pass).expect("computes");
+        }
+        (losses, engine.frozen_use().spared)
+    };
+    let last: &[usize] = &[0, 2, 1, 3];
+    let (wanted, _) = run(0, &[last]);
+    let (found, spared) = run(PLENTY, &[&[3, 1], &[2], &[0], last]);
+    assert_eq!((found, spared), (wanted, tokens(&texts)));
 }
