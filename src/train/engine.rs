@@ -490,11 +490,7 @@ impl<B: Backend> TrainingEngine<B> {
 
 impl<B: Backend> Engine for TrainingEngine<B> {
     fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
-        pack::cut(
-            items,
-            std::env::var("T_A_O").map_or(TOKENS_AT_ONCE, |x| x.parse().unwrap()),
-            self.tuning.dropout() == 0.0,
-        )
+        pack::cut(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
     }
 
     fn accumulate(

@@ -12,6 +12,7 @@ pub mod loss;
 pub mod matrix;
 pub mod memory;
 pub mod norm;
+pub mod peak;
 pub mod rope;
 mod scratch;
 pub mod tile;

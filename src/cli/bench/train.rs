@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::{cpu, rounded, set_threads};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::base_model::BaseModel;
 use crate::train::config::ModelConfig;
@@ -23,19 +24,6 @@ use crate::train::engine::{
 use crate::train::memory;
 use crate::train::memory::estimate::{Workload, estimate};
 use crate::train::random::Stream;
-
-/// What to measure.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Take training steps and say how long they took: LoRA with r=8 on all linear layers, AdamW.
-    Train(TrainArgs),
-}
 
 /// The work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,8 +54,9 @@ enum Precision {
     Bf16,
 }
 
+/// The arguments of `hone bench train`.
 #[derive(Debug, Args)]
-struct TrainArgs {
+pub(super) struct TrainArgs {
     /// Base model: a folder in Hugging Face layout, or a .gguf file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -106,13 +95,6 @@ struct TrainArgs {
     json: bool,
 }
 
-/// Runs the command.
-pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
-    match &args.what {
-        What::Train(args) => train(args),
-    }
-}
-
 /// What computed.
 struct Machine {
     backend: &'static str,
@@ -120,7 +102,7 @@ struct Machine {
     threads: usize,
     /// Bytes.
     rss_after_load: f64,
-    /// From the start of the command to the model ready for its first step.
+    /// From the start of the process to the model ready for its first step.
     loaded: Duration,
     /// Trained parameters.
     trainable: u64,
@@ -140,8 +122,7 @@ struct Record {
 }
 
 #[expect(clippy::print_stdout, reason = "the command's product")]
-fn train(args: &TrainArgs) -> anyhow::Result<()> {
-    let began = Instant::now();
+pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
     let threads = set_threads(args.threads)?;
     let kind = backend(args.backend, args.dtype)?;
     let base = BaseModel::open(&args.model)?;
@@ -159,7 +140,7 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
         dtype: if engine.backend_name().contains("bf16") { "bf16" } else { "fp32" },
         threads,
         rss_after_load: status("VmRSS")?,
-        loaded: began.elapsed(),
+        loaded: process_age()?,
         trainable: engine.parameter_counts().0,
     };
     let cost = engine.cost();
@@ -207,16 +188,6 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn set_threads(asked: Option<u32>) -> anyhow::Result<usize> {
-    if let Some(threads) = asked {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads as usize)
-            .build_global()
-            .context("starting the threads")?;
-    }
-    Ok(rayon::current_num_threads())
-}
-
 fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKind> {
     Ok(match (name, precision) {
         (BackendName::Candle, Precision::Bf16) => {
@@ -254,6 +225,13 @@ fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Se
         encode_file(path, base, most).with_context(|| format!("reading {}", path.display()))?;
     if file.sequences.is_empty() {
         bail!("{} holds no example of up to {most} tokens", path.display());
+    }
+    if !file.too_long.is_empty() {
+        let (left_out, all) = (file.too_long.len(), file.too_long.len() + file.sequences.len());
+        tracing::warn!(
+            file = %path.display(),
+            "{left_out} of {all} examples are longer than {most} tokens and left out: raise --seq"
+        );
     }
     Ok(file.sequences)
 }
@@ -347,6 +325,9 @@ fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Re
         "max_len": (!is_dense).then_some(args.seq),
         "steps": records.len(),
         "timed_steps": timed.len(),
+        "timed_s": rounded(seconds, 6),
+        "timed_tokens": timed.iter().map(|record| record.tokens).sum::<usize>(),
+        "timed_loss_tokens": timed.iter().map(|record| record.loss_tokens).sum::<u64>(),
         "compile": false,
         "gradient_checkpointing": false,
         "tokens_per_s": per_second(sum(|record| record.tokens as f64)),
@@ -366,11 +347,6 @@ fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Re
     }))
 }
 
-fn rounded(value: f64, digits: i32) -> f64 {
-    let unit = 10f64.powi(digits);
-    (value * unit).round() / unit
-}
-
 /// A field of this process's status, in bytes.
 fn status(field: &str) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string("/proc/self/status").context("reading the memory in use")?;
@@ -381,9 +357,18 @@ fn status(field: &str) -> anyhow::Result<f64> {
     Ok(kibibytes * 1024.0)
 }
 
-/// The processor's name.
-fn cpu() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+/// How long this process has run, to a hundredth of a second: the time that the kernel took to start
+/// it counts too.
+fn process_age() -> anyhow::Result<Duration> {
+    // Of `USER_HZ`, which is the same on every architecture that hone runs on.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").context("reading the start time")?;
+    let uptime = std::fs::read_to_string("/proc/uptime").context("reading the time since boot")?;
+    // Field 22; the second is the name, in parentheses, and may hold blanks.
+    let started = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
+    let started: f64 =
+        started.and_then(|ticks| ticks.parse().ok()).context("reading the start time")?;
+    let now = uptime.split_whitespace().next().and_then(|seconds| seconds.parse::<f64>().ok());
+    let now = now.context("reading the time since boot")?;
+    Ok(Duration::from_secs_f64((now - started / TICKS_PER_SECOND).max(0.0)))
 }
