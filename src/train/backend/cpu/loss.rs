@@ -31,7 +31,7 @@ pub fn cross_entropy(
         let factor = factors.map(|factors| factors[at]);
         let sum = match (factor, soft_cap) {
             (None, _) | (_, Some(_)) => sum_of_exp(isa, row, most),
-            (Some(_), None) => vector::exp_and_sum(isa, row, most),
+            (Some(_), None) => vector::exp_and_sum(isa, row, 1.0, most),
         };
         loss.loss = most + sum.ln() - at_target;
         let Some(factor) = factor else {

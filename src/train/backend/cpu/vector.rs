@@ -66,7 +66,8 @@ pub(super) fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5·2^23 rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.0);
-    let n = x.mul_add(LOG2_E, ROUND) - ROUND;
+    let rounded = x.mul_add(LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
     let mut p = 1.987_569_1e-4f32;
     p = p.mul_add(r, 1.398_2e-3);
@@ -75,7 +76,9 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let e_r = p.mul_add(r * r, r) + 1.0;
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // n stands in the low bits of `rounded`, whose others leave at the top: no conversion that minds
+    // what does not fit.
+    let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     e_r * power
 }
 
@@ -121,19 +124,19 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Replaces each x by e^(x - shift) and returns the sum.
-    pub fn exp_and_sum(isa, values: &mut [f32], shift: f32) -> f32 {
+    /// Replaces each x by e^(factor · x - shift) and returns the sum.
+    pub fn exp_and_sum(isa, values: &mut [f32], factor: f32, shift: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (blocks, rest) = values.as_chunks_mut::<LANES>();
         for block in blocks {
             for lane in 0..LANES {
-                block[lane] = exp(block[lane] - shift);
+                block[lane] = exp(block[lane].mul_add(factor, -shift));
                 lanes[lane] += block[lane];
             }
         }
         let mut sum = add_lanes(lanes);
         for value in rest {
-            *value = exp(*value - shift);
+            *value = exp(value.mul_add(factor, -shift));
             sum += *value;
         }
         sum
@@ -191,7 +194,7 @@ mod tests {
             assert!((f64::from(dot(isa, &a, &b)) - want).abs() < 1e-5, "{isa:?}");
             assert_eq!(maximum(isa, &a), a.iter().copied().fold(f32::MIN, f32::max));
             let mut values = a.clone();
-            let sum = exp_and_sum(isa, &mut values, 0.5);
+            let sum = exp_and_sum(isa, &mut values, 1.0, 0.5);
             let want: f64 = a.iter().map(|x| (f64::from(*x) - 0.5).exp()).sum();
             assert!((f64::from(sum) - want).abs() < 1e-4, "{isa:?}");
         }

@@ -4,16 +4,22 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::layout::{Across, Along, Block, Layout, Panels, Seen};
-use super::{BLOCK, Inputs, Shape, head_columns, multiply_over_keys, scores};
+use super::layout::{Across, Along, Block, Layout, Panels, Piece, Seen};
+use super::{BLOCK, Inputs, Shape, head_columns, scores};
 use crate::train::backend::Segment;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::matrix::pass;
+use crate::train::backend::cpu::matrix::{PANEL, pass};
 use crate::train::backend::cpu::memory::{Matrix, Pool};
 use crate::train::backend::cpu::scratch::with_words;
 use crate::train::backend::cpu::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::vector;
 use crate::train::backend::cpu::words::{across, along, numbers_in_word, words};
+
+/// Fewer tasks than that are halved.
+const FEW_TASKS: usize = 32;
+
+/// Keys of one chunk: whole panels.
+const KEYS: usize = 10 * PANEL;
 
 /// Gradients of queries, keys and values, in the layouts of [`Inputs`]; all are overwritten.
 pub struct Gradients<'a> {
@@ -48,7 +54,7 @@ struct Read<'a> {
 }
 
 /// What a task writes: gradients of queries in their place, those of keys and values as each query
-/// head has them, `[heads, tokens, head_dim]`.
+/// head of each part has them, `[parts, heads, tokens, head_dim]`.
 struct Write<'a> {
     queries: Target<'a>,
     keys: Target<'a>,
@@ -77,8 +83,11 @@ pub fn backward(
         gradient_across: Across::new(&layout, pool, made.gradient, heads),
         made,
     };
+    let roots = layout.segments.iter().enumerate().filter(|(index, seen)| seen.root == *index);
+    // Few tasks are halved, so that threads end together: every other block of queries is another's.
+    let parts = if roots.count() * heads < FEW_TASKS { 2 } else { 1 };
     let size = layout.tokens() * shape.head_dim;
-    let mut of_heads = [pool.take(heads, size), pool.take(heads, size)];
+    let mut of_heads = [pool.take(parts * heads, size), pool.take(parts * heads, size)];
     {
         let [keys, values] = &mut of_heads;
         let write = Write {
@@ -89,25 +98,27 @@ pub fn backward(
         let mut tasks = Vec::new();
         for (index, seen) in layout.segments.iter().enumerate() {
             if seen.root == index {
-                tasks.extend((0..heads).map(|head| (index, head)));
+                tasks.extend((0..parts * heads).map(|slot| (index, slot)));
             }
         }
-        tasks.par_iter().for_each(|(root, head)| {
-            // What has one root adds to the same keys, and is one task's.
+        tasks.par_iter().for_each(|(root, slot)| {
+            let (part, head) = (slot / heads, slot % heads);
+            // What has one root adds to the same keys, and is one task's but for its parts.
             let of_root = layout.segments.iter().filter(|seen| seen.root == *root);
             for seen in of_root.clone() {
                 let rows = &seen.own().rows;
-                let start = (head * layout.tokens() + rows.start) * shape.head_dim;
+                let start = (slot * layout.tokens() + rows.start) * shape.head_dim;
                 for target in [&write.keys, &write.values] {
-                    // SAFETY: these rows of this head are this task's.
+                    // SAFETY: these rows of this head and part are this task's.
                     unsafe { target.part(start, rows.len() * shape.head_dim).fill(0.0) };
                 }
             }
             for seen in of_root {
-                for first in (0..seen.own().rows.len()).step_by(BLOCK) {
+                let blocks = (0..seen.own().rows.len()).step_by(BLOCK);
+                for first in blocks.skip(part).step_by(parts) {
                     let block = layout.block(seen, first, BLOCK);
-                    // SAFETY: as above.
-                    unsafe { block_backward(&layout, seen, &block, *head, &read, shape, &write) };
+                    // SAFETY: as above, and each block of queries is one part's.
+                    unsafe { block_backward(&layout, seen, &block, *slot, &read, shape, &write) };
                 }
             }
         });
@@ -124,71 +135,125 @@ fn gather(isa: Isa, layout: &Layout, of_heads: &Matrix, shape: &Shape, into: &mu
     let rows = into.par_chunks_exact_mut(shape.kv_heads * width).with_min_len(16);
     rows.enumerate().for_each(|(row, into)| {
         for (kv_head, into) in into.chunks_exact_mut(width).enumerate() {
-            let of = |head: usize| &of_heads.values()[(head * tokens + row) * width..][..width];
-            into.copy_from_slice(of(kv_head * group));
-            for head in kv_head * group + 1..(kv_head + 1) * group {
-                vector::add_scaled(isa, into, of(head), 1.0);
+            into.fill(0.0);
+            for part in 0..of_heads.rows() / shape.heads {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let start = ((part * shape.heads + head) * tokens + row) * width;
+                    vector::add_scaled(isa, into, &of_heads.values()[start..][..width], 1.0);
+                }
             }
         }
     });
 }
 
-/// One head of a block of queries.
+/// One head of a block of queries; `slot` is the head in its part. The keys pass in chunks, so that
+/// what stands in between stays in the cache.
 ///
 /// # Safety
 /// Nothing else reads or writes the rows of this head in the block, nor those of the keys that it
-/// sees, meanwhile.
+/// sees in this part, meanwhile.
 unsafe fn block_backward(
     layout: &Layout,
     seen: &Seen,
     block: &Block,
-    head: usize,
+    slot: usize,
     read: &Read<'_>,
     shape: &Shape,
     write: &Write<'_>,
 ) {
+    let head = slot % shape.heads;
+    let row = seen.own().rows.start + block.first;
+    let mut rows = [RowConstants::default(); BLOCK];
+    for (index, constants) in rows[..block.rows].iter_mut().enumerate() {
+        let start = ((row + index) * shape.heads + head) * shape.head_dim;
+        let output = &read.made.output[start..][..shape.head_dim];
+        let gradient = &read.made.gradient[start..][..shape.head_dim];
+        *constants = RowConstants {
+            mean: vector::dot(layout.isa, output, gradient),
+            log_sum: read.made.log_sums[head * layout.tokens() + row + index],
+        };
+    }
+    let mut store = Store::Overwrite;
+    for piece in layout.pieces(seen, block) {
+        for first in (0..piece.keys).step_by(KEYS) {
+            let chunk = Chunk { seen, block, slot, keys: piece.part(layout, first, KEYS) };
+            // SAFETY: the caller's promise.
+            unsafe {
+                chunk_backward(layout, &chunk, &rows[..block.rows], read, shape, write, store)
+            };
+            store = Store::Add(1.0);
+        }
+    }
+}
+
+/// What a query's row needs beside its scores.
+#[derive(Clone, Copy, Default)]
+struct RowConstants {
+    /// Output · gradient: the mean of the score gradients under the probabilities.
+    mean: f32,
+    log_sum: f32,
+}
+
+/// One head of a block of queries, and some of the keys that it sees.
+struct Chunk<'a> {
+    seen: &'a Seen,
+    block: &'a Block,
+    slot: usize,
+    keys: Piece,
+}
+
+/// The part that a chunk has in all gradients; `store` says whether it is the first of its block.
+///
+/// # Safety
+/// As [`block_backward`].
+unsafe fn chunk_backward(
+    layout: &Layout,
+    chunk: &Chunk<'_>,
+    rows: &[RowConstants],
+    read: &Read<'_>,
+    shape: &Shape,
+    write: &Write<'_>,
+    store: Store,
+) {
     let isa = layout.isa;
+    let Chunk { seen, block, slot, keys } = chunk;
+    let head = slot % shape.heads;
     let kv_head = head / (shape.heads / shape.kv_heads);
     let row = seen.own().rows.start + block.first;
-    let columns = block.columns;
-    let (size, depth) = (block.rows * columns, words(isa, columns));
-    let rows_across = words(isa, block.rows);
+    let per_word = numbers_in_word(isa);
+    let (columns, depth) = (keys.keys.next_multiple_of(per_word), words(isa, keys.keys));
+    let size = rows.len() * columns;
+    let rows_across = words(isa, rows.len());
     let stride = shape.heads * shape.head_dim;
-    let offset = head * shape.head_dim;
-    let room = 2 * size + block.rows * depth + 2 * rows_across * columns;
+    let room = 2 * size + rows.len() * depth + 2 * rows_across * columns;
     with_words(room, |space| {
         let (floats, space) = space.split_at_mut(2 * size);
         let (lines, slopes) = bytemuck::cast_slice_mut(floats).split_at_mut(size);
-        let (slopes_along, space) = space.split_at_mut(block.rows * depth);
+        let (slopes_along, space) = space.split_at_mut(rows.len() * depth);
         let (lines_across, slopes_across) = space.split_at_mut(rows_across * columns);
-        scores(layout, seen, block, read.queries.left(head, row), &read.keys, kv_head, lines);
-        scores(layout, seen, block, read.gradient.left(head, row), &read.values, kv_head, slopes);
-        for index in 0..block.rows {
-            let range = layout.visible(seen, block, index);
+        let place = Place { start: 0, stride: columns, columns };
+        let (queries, gradient) = (read.queries.left(head, row), read.gradient.left(head, row));
+        for (left, right, into) in
+            [(queries, &read.keys, &mut *lines), (gradient, &read.values, &mut *slopes)]
+        {
+            let target = Target::new(into);
+            // SAFETY: the target is this task's alone.
+            unsafe { scores(layout, rows.len(), left, right, kv_head, keys, &target, place) };
+        }
+        for (index, RowConstants { mean, log_sum }) in rows.iter().enumerate() {
+            let visible = layout.visible(seen, block, index);
+            let within = |column: usize| column.saturating_sub(keys.column).min(keys.keys);
+            let range = within(visible.start)..within(visible.end);
             let line = &mut lines[index * columns..][..columns];
             let slope = &mut slopes[index * columns..][..columns];
-            for gap in layout.gaps(seen, block) {
-                (line[gap], slope[gap]) = (0.0, 0.0);
-            }
             for line in [&mut *line, &mut *slope] {
                 line[..range.start].fill(0.0);
                 line[range.end..].fill(0.0);
             }
-            vector::scale(isa, &mut line[range.clone()], shape.scale);
-            // Rows of output · gradient: the mean of the score gradients under the probabilities.
-            let of_row = |values: &'_ [f32]| (row + index) * stride + offset..values.len();
-            let output = &read.made.output[of_row(read.made.output)][..shape.head_dim];
-            let gradient = &read.made.gradient[of_row(read.made.gradient)][..shape.head_dim];
-            let mean = vector::dot(isa, output, gradient);
-            let log_sum = read.made.log_sums[head * layout.tokens() + row + index];
-            let (line_seen, slope_seen) = (&mut line[range.clone()], &mut slope[range.clone()]);
-            row_backward(isa, line_seen, slope_seen, log_sum, mean, shape);
-            for gap in layout.gaps(seen, block) {
-                (line[gap], slope[gap]) = (0.0, 0.0);
-            }
+            let (line_seen, slope_seen) = (&mut line[range.clone()], &mut slope[range]);
+            row_backward(isa, line_seen, slope_seen, *log_sum, *mean, shape);
             along(isa, slope, &mut slopes_along[index * depth..][..depth]);
         }
-        let per_word = numbers_in_word(isa);
         for (from, into) in [(&*lines, &mut *lines_across), (&*slopes, &mut *slopes_across)] {
             let pairs = from.chunks(per_word * columns).zip(into.chunks_exact_mut(columns));
             for (pair, into) in pairs {
@@ -197,34 +262,33 @@ unsafe fn block_backward(
             }
         }
 
-        let place = Place { start: row * stride + offset, stride, columns: shape.head_dim };
-        let (keys, into) = (&read.keys_across, &write.queries);
-        // SAFETY: the caller's promise.
-        unsafe {
-            multiply_over_keys(layout, seen, block, slopes_along, keys, kv_head, into, place)
-        };
         let products = [
             (&*lines_across, &read.gradient_across, &write.values),
             (&*slopes_across, &read.queries_across, &write.keys),
         ];
-        for piece in layout.pieces(seen, block) {
+        for part in head_columns(shape) {
+            let left = Left { words: slopes_along, start: 0, row_stride: depth, depth_stride: 1 };
+            let right = read.keys_across.keys(kv_head, keys, part.start);
+            let start = row * stride + head * shape.head_dim + part.start;
+            let place = Place { start, stride, columns: part.len() };
+            // SAFETY: the caller's promise.
+            unsafe {
+                pass(isa, rows.len(), &[Term { left, right, depth }], store, &write.queries, place);
+            }
             for (words, right, target) in products {
-                let left =
-                    Left { words, start: piece.column, row_stride: 1, depth_stride: columns };
-                for part in head_columns(shape) {
-                    let right = right.queries(layout, head, seen.own(), block, part.start);
-                    let start = (head * layout.tokens() + piece.row) * shape.head_dim + part.start;
-                    let place = Place { start, stride: shape.head_dim, columns: part.len() };
-                    let terms = [Term { left, right, depth: rows_across }];
-                    // SAFETY: the caller's promise.
-                    unsafe { pass(isa, piece.keys, &terms, Store::Add(1.0), target, place) };
-                }
+                let left = Left { words, start: 0, row_stride: 1, depth_stride: columns };
+                let right = right.queries(layout, head, seen.own(), block, part.start);
+                let start = (slot * layout.tokens() + keys.row) * shape.head_dim + part.start;
+                let place = Place { start, stride: shape.head_dim, columns: part.len() };
+                let terms = [Term { left, right, depth: rows_across }];
+                // SAFETY: the caller's promise.
+                unsafe { pass(isa, keys.keys, &terms, Store::Add(1.0), target, place) };
             }
         }
     });
 }
 
-/// One row: scaled scores become probabilities, gradients of the probabilities become gradients of
+/// One row: unscaled scores become probabilities, gradients of the probabilities become gradients of
 /// the unscaled scores.
 fn row_backward(
     isa: Isa,
@@ -241,10 +305,10 @@ fn row_backward(
 }
 
 vector::for_each_isa! {
-    /// p = e^(s - log sum); the score's gradient is scale · p · (slope - mean).
+    /// p = e^(scale · s - log sum); the score's gradient is scale · p · (slope - mean).
     pub fn plain_row(isa, scores: &mut [f32], slopes: &mut [f32], log_sum: f32, mean: f32, scale: f32) {
         for (score, slope) in scores.iter_mut().zip(slopes) {
-            let probability = vector::exp(*score - log_sum);
+            let probability = vector::exp(score.mul_add(scale, -log_sum));
             *slope = scale * probability * (*slope - mean);
             *score = probability;
         }
@@ -255,7 +319,7 @@ vector::for_each_isa! {
     /// As [`plain_row`] through cap·tanh(s / cap), whose derivative is 1 - tanh².
     pub fn capped_row(isa, scores: &mut [f32], slopes: &mut [f32], log_sum: f32, mean: f32, scale: f32, cap: f32) {
         for (score, slope) in scores.iter_mut().zip(slopes) {
-            let bent = vector::tanh(*score / cap);
+            let bent = vector::tanh(*score * scale / cap);
             let probability = vector::exp(cap * bent - log_sum);
             *slope = scale * probability * (*slope - mean) * (1.0 - bent * bent);
             *score = probability;

@@ -75,26 +75,38 @@ unsafe fn block_forward(
     let row = seen.own().rows.start + block.first;
     let (columns, depth) = (block.columns, words(isa, block.columns));
     let tokens = layout.tokens();
+    let mut inverse_sums = [0.0; BLOCK];
     with_words(block.rows * (columns + depth), |space| {
         let (floats, words) = space.split_at_mut(block.rows * columns);
         let lines: &mut [f32] = bytemuck::cast_slice_mut(floats);
-        scores(layout, seen, block, read.queries.left(head, row), &read.keys, kv_head, lines);
+        let target = Target::new(lines);
+        for piece in layout.pieces(seen, block) {
+            let left = read.queries.left(head, row);
+            let place = Place { start: piece.column, stride: columns, columns };
+            // SAFETY: the target is this task's alone.
+            unsafe {
+                let rows = block.rows;
+                scores(layout, rows, left, &read.keys, kv_head, &piece, &target, place);
+            }
+        }
         let both = lines.chunks_exact_mut(columns).zip(words.chunks_exact_mut(depth));
         for (index, (line, words)) in both.enumerate() {
             let range = layout.visible(seen, block, index);
             line[..range.start].fill(0.0);
             line[range.end..].fill(0.0);
-            vector::scale(isa, &mut line[range.clone()], shape.scale);
+            let mut scale = shape.scale;
             if let Some(cap) = shape.soft_cap {
+                vector::scale(isa, &mut line[range.clone()], scale);
                 vector::soft_cap(isa, &mut line[range.clone()], cap);
+                scale = 1.0;
             }
             for gap in layout.gaps(seen, block).filter(|gap| range.contains(gap)) {
                 line[gap] = f32::NEG_INFINITY;
             }
             let line_seen = &mut line[range];
-            let most = vector::maximum(isa, line_seen);
-            let sum = vector::exp_and_sum(isa, line_seen, most);
-            vector::scale(isa, line_seen, 1.0 / sum);
+            let most = scale * vector::maximum(isa, line_seen);
+            let sum = vector::exp_and_sum(isa, line_seen, scale, most);
+            inverse_sums[index] = 1.0 / sum;
             along(isa, line, words);
             // SAFETY: the caller's promise.
             unsafe { log_sums.part(head * tokens + row + index, 1)[0] = most + sum.ln() };
@@ -105,6 +117,11 @@ unsafe fn block_forward(
         // SAFETY: the caller's promise.
         unsafe {
             multiply_over_keys(layout, seen, block, words, &read.values, kv_head, output, place);
+            // A row of the output is shorter than one of probabilities: the division waits for it.
+            for (index, inverse) in inverse_sums[..block.rows].iter().enumerate() {
+                let row = output.part(place.start + index * stride, shape.head_dim);
+                vector::scale(isa, row, *inverse);
+            }
         }
     });
 }

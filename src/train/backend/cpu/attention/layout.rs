@@ -84,6 +84,19 @@ pub(super) struct Piece {
     panel: usize,
 }
 
+impl Piece {
+    /// Up to `most` of its keys from number `first` on, a whole panel's first.
+    pub fn part(&self, layout: &Layout, first: usize, most: usize) -> Self {
+        Self {
+            row: self.row + first,
+            column: self.column + first,
+            keys: (self.keys - first).min(most),
+            word_row: self.word_row + first / numbers_in_word(layout.isa),
+            panel: self.panel + first / PANEL,
+        }
+    }
+}
+
 /// All segments of a batch.
 pub(super) struct Layout {
     pub isa: Isa,

@@ -23,7 +23,7 @@ use super::matrix::{PANEL, TERMS, pass};
 use super::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
 use super::vector;
 use super::words::words;
-use layout::{Across, Block, Layout, Panels, Seen};
+use layout::{Across, Block, Layout, Panels, Piece, Seen};
 
 /// Query rows of one block: enough depth for the products of the backward pass.
 const BLOCK: usize = 48;
@@ -76,28 +76,28 @@ fn head_columns(shape: &Shape) -> impl Iterator<Item = Range<usize>> + use<> {
     (0..head_dim).step_by(WIDE).map(move |start| start..(start + WIDE).min(head_dim))
 }
 
-/// `into[rows, columns] = queries · keysᵀ` for one block; columns that nothing stands in are left.
-fn scores(
+/// `target[rows, keys] = queries · keysᵀ` for the keys of a piece, the first in the place's first
+/// column.
+///
+/// # Safety
+/// Nothing else reads or writes the rows of `place` meanwhile.
+#[expect(clippy::too_many_arguments, reason = "the coordinates of a product in three matrices")]
+unsafe fn scores(
     layout: &Layout,
-    seen: &Seen,
-    block: &Block,
+    rows: usize,
     (left, depth): (Left<'_>, usize),
     keys: &Panels,
     kv_head: usize,
-    into: &mut [f32],
+    piece: &Piece,
+    target: &Target<'_>,
+    place: Place,
 ) {
-    let target = Target::new(into);
-    for piece in layout.pieces(seen, block) {
-        for (index, first) in (0..piece.keys).step_by(PANEL).enumerate() {
-            let terms = [Term { left, right: keys.right(kv_head, &piece, index), depth }];
-            let place = Place {
-                start: piece.column + first,
-                stride: block.columns,
-                columns: (piece.keys - first).min(PANEL),
-            };
-            // SAFETY: the target is this call's alone.
-            unsafe { pass(layout.isa, block.rows, &terms, Store::Overwrite, &target, place) };
-        }
+    for (index, first) in (0..piece.keys).step_by(PANEL).enumerate() {
+        let terms = [Term { left, right: keys.right(kv_head, piece, index), depth }];
+        let columns = (piece.keys - first).min(PANEL);
+        let place = Place { start: place.start + first, columns, ..place };
+        // SAFETY: the caller's promise.
+        unsafe { pass(layout.isa, rows, &terms, Store::Overwrite, target, place) };
     }
 }
 
@@ -175,7 +175,7 @@ pub fn continue_forward(
                 vector::soft_cap(isa, &mut weights, cap);
             }
             let most = vector::maximum(isa, &weights);
-            let sum = vector::exp_and_sum(isa, &mut weights, most);
+            let sum = vector::exp_and_sum(isa, &mut weights, 1.0, most);
             output.fill(0.0);
             for (key, weight) in weights.iter().enumerate() {
                 let value = &values[at(key)..][..shape.head_dim];
