@@ -102,7 +102,7 @@ pub fn backward(
             }
         }
         tasks.par_iter().for_each(|(root, slot)| {
-            let (part, head) = (slot / heads, slot % heads);
+            let part = slot / heads;
             // What has one root adds to the same keys, and is one task's but for its parts.
             let of_root = layout.segments.iter().filter(|seen| seen.root == *root);
             for seen in of_root.clone() {
