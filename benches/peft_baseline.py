@@ -161,6 +161,13 @@ def last_layers(model, count):
     return list(range(layers - count, layers))
 
 
+def target_modules(lora_layers):
+    """All linear layers of the blocks; by name where blocks are chosen, which PEFT asks for."""
+    if lora_layers is None:
+        return "all-linear"
+    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 def build_model(args):
     dtype = torch.float32 if args.dtype == "fp32" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(
@@ -178,8 +185,8 @@ def build_model(args):
     else:
         model = peft.get_peft_model(model, peft.LoraConfig(
             r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=0.0,
-            target_modules="all-linear", bias="none", task_type="CAUSAL_LM",
-            layers_to_transform=last_layers(model, args.lora_layers)),
+            target_modules=target_modules(args.lora_layers), bias="none",
+            task_type="CAUSAL_LM", layers_to_transform=last_layers(model, args.lora_layers)),
             autocast_adapter_dtype=cast)
     model.train()
     return model
@@ -211,6 +218,7 @@ def parse_args(argv=None):
     p.add_argument("--adapter-dtype", choices=["fp32", "same"], default="fp32",
                    help="adapter weights: fp32 (PEFT's default) or the model's dtype")
     p.add_argument("--batch", type=int, default=4)
+    p.add_argument("--micro-batch", type=int, help="rows that run at once, chat mode; all by default")
     p.add_argument("--seq-len", type=int, default=256, help="dense mode")
     p.add_argument("--max-len", type=int, default=1024, help="chat mode")
     p.add_argument("--packing", action="store_true", help="padding-free rows, chat mode")
@@ -269,14 +277,17 @@ def main():
     gen = torch.Generator().manual_seed(args.seed)
 
     def next_batch(step):
-        """The step's batch, and its rows, real tokens and loss-bearing tokens."""
+        """The step's parts, each a batch that runs at once, and its rows, real tokens and loss-bearing tokens."""
         if args.mode == "dense":
             ids = torch.randint(0, vocab, (args.batch, args.seq_len), generator=gen)
-            return ({"input_ids": ids, "labels": ids}, args.batch, ids.numel(),
+            return ([{"input_ids": ids, "labels": ids}], args.batch, ids.numel(),
                     args.batch * (args.seq_len - 1))
         first = step * args.batch
         rows = [examples[(first + i) % len(examples)] for i in range(args.batch)]
-        data = collate_packed(rows) if args.packing else collate_padded(rows, pad_id)
+        at_once = args.micro_batch or len(rows)
+        parts = [rows[i:i + at_once] for i in range(0, len(rows), at_once)]
+        data = [collate_packed(part) if args.packing else collate_padded(part, pad_id)
+                for part in parts]
         return (data, len(rows), sum(len(ids) for ids, _ in rows),
                 sum(sum(x != IGNORE for x in labels[1:]) for _, labels in rows))
 
@@ -288,8 +299,13 @@ def main():
     for step in range(args.steps):
         data, rows, real, bearing = next_batch(step)
         begin = time.perf_counter()
-        loss = run(**data).loss
-        loss.backward()
+        loss = torch.zeros(())
+        for part in data:
+            # The mean over a part, weighed to the mean over the step.
+            share = int((part["labels"][:, 1:] != IGNORE).sum()) / bearing
+            part_loss = run(**part).loss * share
+            part_loss.backward()
+            loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(params, args.clip)
         opt.step()
         opt.zero_grad(set_to_none=True)
