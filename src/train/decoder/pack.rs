@@ -148,7 +148,6 @@ impl Packer<'_> {
                 self.leaf(only, from, before);
                 continue;
             }
-            let common = common / 2 * 2;
             let rows = self.append(members[0], from..common);
             self.batch.segments.push(Segment { rows: rows.clone(), before: before.to_vec() });
             self.branch(&members, common, &[before, &[rows]].concat());
