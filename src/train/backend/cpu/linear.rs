@@ -43,8 +43,8 @@ impl PackedPair {
     pub fn forward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
         let b = scaled(isa, pool, b, scale);
         Self {
-            first: Packed::rows_for_now(isa, pool, a.values(), a.columns()),
-            second: Packed::rows_for_now(isa, pool, b.values(), b.columns()),
+            first: Packed::rows_for_now(isa, pool, a),
+            second: Packed::rows_for_now(isa, pool, &b),
         }
     }
 
@@ -52,8 +52,8 @@ impl PackedPair {
     pub fn backward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
         let b = scaled(isa, pool, b, scale);
         Self {
-            first: Packed::columns_for_now(isa, pool, b.values(), b.columns()),
-            second: Packed::columns_for_now(isa, pool, a.values(), a.columns()),
+            first: Packed::columns_for_now(isa, pool, &b),
+            second: Packed::columns_for_now(isa, pool, a),
         }
     }
 }
@@ -153,8 +153,7 @@ pub fn forward(
                 let at_once = layer.panels().div_ceil(4 * threads).max(1);
                 (0..layer.panels().div_ceil(at_once)).into_par_iter().for_each(|task| {
                     let panels = task * at_once..((task + 1) * at_once).min(layer.panels());
-                    let (factors, count) = ready.factors(layers, index..index + 1);
-                    let factors = &factors[..count];
+                    let factors = ready.factors(layers, index..index + 1);
                     // SAFETY: each task has panels of its own.
                     unsafe { add_up(isa, rows, factors, panels, store, y, whole(layer)) };
                 });
@@ -168,12 +167,12 @@ pub fn forward(
                 // SAFETY: each task has rows of its own.
                 let ready = unsafe { prepare(isa, &[x], layers, &inner, block.clone(), words) };
                 for (index, (layer, y)) in layers.iter().zip(y.iter().flatten()).enumerate() {
-                    let (factors, count) = ready.factors(layers, index..index + 1);
+                    let factors = ready.factors(layers, index..index + 1);
                     let place = Place { start: block.start * layer.outputs(), ..whole(layer) };
                     let panels = 0..layer.panels();
                     // SAFETY: each task has rows of its own.
                     unsafe {
-                        add_up(isa, block.len(), &factors[..count], panels, store, y, place);
+                        add_up(isa, block.len(), factors, panels, store, y, place);
                     }
                 }
             });
@@ -218,10 +217,10 @@ pub fn backward(
             // SAFETY: each task has rows of its own.
             let ready = unsafe { prepare(isa, gradients, layers, &inner, block.clone(), words) };
             let Some(into) = &into else { return };
-            let (factors, count) = ready.factors(layers, 0..layers.len());
+            let factors = ready.factors(layers, 0..layers.len());
             let place = Place { start: block.start * outputs, stride: outputs, columns: outputs };
             // SAFETY: each task has rows of its own.
-            unsafe { add_up(isa, block.len(), &factors[..count], 0..panels, store, into, place) };
+            unsafe { add_up(isa, block.len(), factors, 0..panels, store, into, place) };
         });
     });
 }
@@ -271,24 +270,18 @@ struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// What the results of these layers together are the sum of, and how many terms that has.
+    /// What the results of these layers together are the sum of.
     fn factors<'b>(
         &'b self,
         layers: &'b [Layer<'_>],
         which: Range<usize>,
-    ) -> ([Factor<'b>; 2 * MOST_LAYERS], usize) {
-        let mut factors = [Factor::default(); 2 * MOST_LAYERS];
-        let mut count = 0;
-        for index in which {
+    ) -> impl Iterator<Item = Factor<'b>> + Clone {
+        which.flat_map(|index| {
             let layer = &layers[index];
             let own = self.inputs[index].or(self.inputs[0]).zip(layer.weight);
-            let pair = layer.pair.as_ref().map(|pair| &pair.second);
-            for (left, packed) in own.into_iter().chain(self.between[index].zip(pair)) {
-                factors[count] = Factor { left, packed: Some(packed) };
-                count += 1;
-            }
-        }
-        (factors, count)
+            let pair = self.between[index].zip(layer.pair.as_ref().map(|pair| &pair.second));
+            own.into_iter().chain(pair).map(|(left, packed)| Factor { left, packed })
+        })
     }
 }
 
@@ -322,11 +315,11 @@ unsafe fn prepare<'a>(
         let Some(left) = ready.inputs[index].or(ready.inputs[0]) else { continue };
         let rank = pair.first.outputs;
         let place = Place { start: block.start * rank, stride: rank, columns: rank };
-        let factor = [Factor { left, packed: Some(&pair.first) }];
+        let factor = std::iter::once(Factor { left, packed: &pair.first });
         let panels = 0..pair.first.panels();
         // SAFETY: the caller's promise.
         let floats = unsafe {
-            add_up(isa, rows, &factor, panels, Store::Overwrite, target, place);
+            add_up(isa, rows, factor, panels, Store::Overwrite, target, place);
             target.part(place.start, rows * rank)
         };
         ready.between[index] = Some(to_words(isa, floats, rank, rows, &mut space));

@@ -45,8 +45,7 @@ impl Packed {
         outputs: usize,
         inputs: usize,
     ) -> Self {
-        let (width, count) = size(isa, outputs, inputs);
-        let mut packed = Self { outputs, inputs, isa, width, words: pool.take_exactly(1, count) };
+        let mut packed = Self::blank(isa, outputs, inputs, |count| pool.take_exactly(1, count));
         packed.fill_from_rows(values);
         packed
     }
@@ -59,28 +58,31 @@ impl Packed {
         outputs: usize,
         inputs: usize,
     ) -> Self {
-        let (width, count) = size(isa, outputs, inputs);
-        let mut packed = Self { outputs, inputs, isa, width, words: pool.take_exactly(1, count) };
+        let mut packed = Self::blank(isa, outputs, inputs, |count| pool.take_exactly(1, count));
         packed.fill_from_columns(values);
         packed
     }
 
-    /// As [`Packed::of_rows`] for one pass: its memory goes round.
-    pub fn rows_for_now(isa: Isa, pool: &Arc<Pool>, values: &[f32], inputs: usize) -> Self {
-        let outputs = values.len() / inputs.max(1);
-        let (width, count) = size(isa, outputs, inputs);
-        let mut packed = Self { outputs, inputs, isa, width, words: pool.take(1, count) };
-        packed.fill_from_rows(values);
+    /// As [`Packed::of_rows`] of a matrix for one pass: its memory goes round.
+    pub fn rows_for_now(isa: Isa, pool: &Arc<Pool>, matrix: &Matrix) -> Self {
+        let (outputs, inputs) = (matrix.rows(), matrix.columns());
+        let mut packed = Self::blank(isa, outputs, inputs, |count| pool.take(1, count));
+        packed.fill_from_rows(matrix.values());
         packed
     }
 
-    /// As [`Packed::of_columns`] for one pass: its memory goes round.
-    pub fn columns_for_now(isa: Isa, pool: &Arc<Pool>, values: &[f32], outputs: usize) -> Self {
-        let inputs = values.len() / outputs.max(1);
-        let (width, count) = size(isa, outputs, inputs);
-        let mut packed = Self { outputs, inputs, isa, width, words: pool.take(1, count) };
-        packed.fill_from_columns(values);
+    /// As [`Packed::of_columns`] of a matrix for one pass: its memory goes round.
+    pub fn columns_for_now(isa: Isa, pool: &Arc<Pool>, matrix: &Matrix) -> Self {
+        let (inputs, outputs) = (matrix.rows(), matrix.columns());
+        let mut packed = Self::blank(isa, outputs, inputs, |count| pool.take(1, count));
+        packed.fill_from_columns(matrix.values());
         packed
+    }
+
+    /// One whose words, as many as `take` is asked for, are yet to be filled.
+    fn blank(isa: Isa, outputs: usize, inputs: usize, take: impl FnOnce(usize) -> Matrix) -> Self {
+        let (width, count) = size(isa, outputs, inputs);
+        Self { outputs, inputs, isa, width, words: take(count) }
     }
 
     fn fill_from_rows(&mut self, values: &[f32]) {
@@ -158,19 +160,12 @@ fn size(isa: Isa, outputs: usize, inputs: usize) -> (usize, usize) {
 }
 
 /// Rows of words beside the matrix that they are multiplied with.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Factor<'a> {
     /// The rows.
     pub left: Left<'a>,
-    /// The matrix; without one it adds nothing.
-    pub packed: Option<&'a Packed>,
-}
-
-/// The terms of a round as they pile up.
-struct Round<'a> {
-    terms: [Term<'a>; TERMS],
-    count: usize,
-    depth: usize,
+    /// The matrix.
+    pub packed: &'a Packed,
 }
 
 /// `target[rows, panels] (+)= Σ left · packedᵀ` over `factors`, whose matrices have panels of the same
@@ -179,51 +174,53 @@ struct Round<'a> {
 ///
 /// # Safety
 /// Nothing else reads or writes these rows of these panels meanwhile.
-pub unsafe fn add_up(
+pub unsafe fn add_up<'a>(
     isa: Isa,
     rows: usize,
-    factors: &[Factor<'_>],
+    factors: impl Iterator<Item = Factor<'a>> + Clone,
     panels: Range<usize>,
     store: Store,
     target: &Target<'_>,
     place: Place,
 ) {
-    let Some(width) = factors.iter().find_map(|factor| Some(factor.packed?.width)) else { return };
     for panel in panels {
-        let mut round = Round { terms: [Term::default(); TERMS], count: 0, depth: 0 };
         let mut store = store;
-        let place = Place {
-            start: place.start + panel * width,
-            columns: width.min(place.columns - panel * width),
-            ..place
-        };
-        for (index, Factor { left, packed }) in factors.iter().enumerate() {
-            let Some(packed) = packed else { continue };
-            let all = packed.depth();
-            let mut from = 0;
-            while from < all {
-                let depth = (all - from).min(DEPTH);
-                let left = Left { start: left.start + from * left.depth_stride, ..*left };
-                let start = (panel * all + from) * width;
-                let right = Right { words: packed.words.words(), start, stride: width };
-                round.terms[round.count] = Term { left, right, depth };
-                round.count += 1;
-                round.depth += depth;
-                from += depth;
-                let is_last = from == all && index + 1 == factors.len();
-                if is_last || round.count == TERMS || round.depth >= DEPTH {
-                    let terms = &round.terms[..round.count];
-                    // SAFETY: the caller's promise, for this panel.
-                    unsafe { pass(isa, rows, terms, store, target, place) };
-                    // What comes after adds to what is there, with the factor of the whole.
-                    if store == Store::Overwrite {
-                        store = Store::Add(1.0);
-                    }
-                    (round.count, round.depth) = (0, 0);
-                }
+        let mut round = [Term::default(); TERMS];
+        let (mut count, mut in_round) = (0, 0);
+        let mut terms = factors.clone().flat_map(|factor| terms_of(factor, panel)).peekable();
+        while let Some((term, width)) = terms.next() {
+            round[count] = term;
+            count += 1;
+            in_round += term.depth;
+            if terms.peek().is_some() && count < TERMS && in_round < DEPTH {
+                continue;
             }
+            let place = Place {
+                start: place.start + panel * width,
+                columns: width.min(place.columns - panel * width),
+                ..place
+            };
+            // SAFETY: the caller's promise, for this panel.
+            unsafe { pass(isa, rows, &round[..count], store, target, place) };
+            // What comes after adds to what is there, with the factor of the whole.
+            if store == Store::Overwrite {
+                store = Store::Add(1.0);
+            }
+            (count, in_round) = (0, 0);
         }
     }
+}
+
+/// One panel's part of a factor, in terms of the depth of a round, with the panel's columns.
+fn terms_of(factor: Factor<'_>, panel: usize) -> impl Iterator<Item = (Term<'_>, usize)> {
+    let Factor { left, packed } = factor;
+    let (width, all) = (packed.width, packed.depth());
+    (0..all).step_by(DEPTH).map(move |from| {
+        let left = Left { start: left.start + from * left.depth_stride, ..left };
+        let start = (panel * all + from) * width;
+        let right = Right { words: packed.words.words(), start, stride: width };
+        (Term { left, right, depth: (all - from).min(DEPTH) }, width)
+    })
 }
 
 /// `target (+)= Σ terms` for any number of rows: a tile after the other.
