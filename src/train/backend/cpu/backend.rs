@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::activation::{self, Curve};
 use super::attention::backward::{self, Gradients, Made};
-use super::attention::{self, Inputs, Shape};
+use super::attention::{self, Inputs};
 use super::isa::Isa;
 use super::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
 use super::loss;
@@ -95,11 +95,6 @@ fn curve(activation: Activation) -> Curve {
         Activation::GeluTanh => Curve::GeluTanh,
         Activation::Gelu => Curve::Gelu,
     }
-}
-
-fn kernel_shape(shape: &AttentionShape) -> Shape {
-    let AttentionShape { heads, kv_heads, head_dim, scale, window, soft_cap } = *shape;
-    Shape { heads, kv_heads, head_dim, scale, window, soft_cap }
 }
 
 fn rows(matrix: &Matrix) -> Rows<'_> {
@@ -508,15 +503,7 @@ impl Backend for CpuBackend {
         let (queries, keys, values) = (queries.values(), keys.values(), values.values());
         let inputs = Inputs { queries, keys, values };
         let (into, sums) = (output.values_mut(), log_sums.values_mut());
-        attention::forward::forward(
-            self.isa,
-            &self.pool,
-            &inputs,
-            segments,
-            &kernel_shape(shape),
-            into,
-            sums,
-        );
+        attention::forward::forward(self.isa, &self.pool, &inputs, segments, shape, into, sums);
         Ok((output, log_sums))
     }
 
@@ -543,15 +530,7 @@ impl Backend for CpuBackend {
         };
         let made_forward =
             Made { output: output.values(), log_sums: saved.values(), gradient: gradient.values() };
-        backward::backward(
-            self.isa,
-            &self.pool,
-            &inputs,
-            segments,
-            &kernel_shape(shape),
-            made_forward,
-            gradients,
-        );
+        backward::backward(self.isa, &self.pool, &inputs, segments, shape, made_forward, gradients);
         Ok(made)
     }
 
@@ -572,7 +551,7 @@ impl Backend for CpuBackend {
             queries.values(),
             keys.values(),
             values.values(),
-            &kernel_shape(shape),
+            shape,
             output.values_mut(),
         );
         Ok(output)

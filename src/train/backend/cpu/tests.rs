@@ -6,7 +6,7 @@ use super::activation::{self, Curve};
 use std::sync::Arc;
 
 use super::attention::backward::{self, Gradients, Made};
-use super::attention::{self, Inputs, Shape};
+use super::attention::{self, Inputs};
 use super::isa::Isa;
 use super::linear::{self, Layer, PackedPair, Results, Rows};
 use super::loss::cross_entropy;
@@ -15,7 +15,7 @@ use super::memory::{Matrix, Pool};
 use super::norm;
 use super::rope;
 use super::tile::Store;
-use crate::train::backend::{RowLoss, Segment};
+use crate::train::backend::{AttentionShape, RowLoss, Segment};
 
 /// Numbers between -1 and 1 that look random and are the same each time.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -116,7 +116,7 @@ proptest! {
         soft_cap in prop::option::of(1.0f32..6.0),
         seed in 0u64..1000,
     ) {
-        let shape = Shape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.4, window, soft_cap };
+        let shape = AttentionShape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.4, window, soft_cap };
         // Each segment stands for itself, or continues the one before it with all that it continues,
         // or branches off the first.
         let mut segments: Vec<Segment> = Vec::new();
@@ -357,15 +357,21 @@ impl Adapted {
 
 #[test]
 fn a_query_comes_to_the_same_bits_however_its_text_is_cut() {
-    let shape =
-        Shape { heads: 4, kv_heads: 2, head_dim: 24, scale: 0.3, window: None, soft_cap: None };
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+        scale: 0.3,
+        window: None,
+        soft_cap: None,
+    };
     let tokens = 200;
     let values = noise(tokens * 96, 1);
     let inputs =
         Inputs { queries: &values, keys: &values[..tokens * 48], values: &values[..tokens * 48] };
     for isa in levels() {
         for window in [None, Some(37)] {
-            let shape = Shape { window, ..shape };
+            let shape = AttentionShape { window, ..shape };
             let run = |segments: &[Segment]| {
                 let (mut output, mut sums) = (vec![0.0; tokens * 96], vec![0.0; tokens * 4]);
                 let pool = Arc::new(Pool::default());
@@ -492,7 +498,7 @@ fn attention_in_64_bits(
     values: &[f32],
     gradient: &[f32],
     segments: &[Segment],
-    shape: &Shape,
+    shape: &AttentionShape,
 ) -> [Vec<f64>; 4] {
     let (heads, kv_heads, width) = (shape.heads, shape.kv_heads, shape.head_dim);
     let at = |x: &[f32], row: usize, all: usize, head: usize, i: usize| {

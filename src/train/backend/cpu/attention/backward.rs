@@ -5,8 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Piece, Seen};
-use super::{BLOCK, Inputs, Shape, head_columns, scores};
-use crate::train::backend::Segment;
+use super::{BLOCK, Inputs, head_columns, scores};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::matrix::{PANEL, pass};
 use crate::train::backend::cpu::memory::{Matrix, Pool};
@@ -14,6 +13,7 @@ use crate::train::backend::cpu::scratch::with_words;
 use crate::train::backend::cpu::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::vector;
 use crate::train::backend::cpu::words::{across, along, numbers_in_word, words};
+use crate::train::backend::{AttentionShape, Segment};
 
 /// Fewer tasks than that are halved.
 const FEW_TASKS: usize = 32;
@@ -67,7 +67,7 @@ pub fn backward(
     pool: &Arc<Pool>,
     inputs: &Inputs<'_>,
     segments: &[Segment],
-    shape: &Shape,
+    shape: &AttentionShape,
     made: Made<'_>,
     gradients: Gradients<'_>,
 ) {
@@ -118,18 +118,19 @@ pub fn backward(
                 for first in blocks.skip(part).step_by(parts) {
                     let block = layout.block(seen, first, BLOCK);
                     // SAFETY: as above, and each block of queries is one part's.
-                    unsafe { block_backward(&layout, seen, &block, *slot, &read, shape, &write) };
+                    unsafe { block_backward(&layout, seen, &block, *slot, &read, &write) };
                 }
             }
         });
     }
     let [keys, values] = &of_heads;
-    gather(isa, &layout, keys, shape, gradients.keys);
-    gather(isa, &layout, values, shape, gradients.values);
+    gather(&layout, keys, gradients.keys);
+    gather(&layout, values, gradients.values);
 }
 
 /// Adds up the gradients that the query heads of each key head have for it.
-fn gather(isa: Isa, layout: &Layout, of_heads: &Matrix, shape: &Shape, into: &mut [f32]) {
+fn gather(layout: &Layout, of_heads: &Matrix, into: &mut [f32]) {
+    let (isa, shape) = (layout.isa, &layout.shape);
     let group = shape.heads / shape.kv_heads;
     let (tokens, width) = (layout.tokens(), shape.head_dim);
     let rows = into.par_chunks_exact_mut(shape.kv_heads * width).with_min_len(16);
@@ -158,9 +159,9 @@ unsafe fn block_backward(
     block: &Block,
     slot: usize,
     read: &Read<'_>,
-    shape: &Shape,
     write: &Write<'_>,
 ) {
+    let shape = &layout.shape;
     let head = slot % shape.heads;
     let row = seen.own().rows.start + block.first;
     let mut rows = [RowConstants::default(); BLOCK];
@@ -178,9 +179,7 @@ unsafe fn block_backward(
         for first in (0..piece.keys).step_by(KEYS) {
             let chunk = Chunk { seen, block, slot, keys: piece.part(layout, first, KEYS) };
             // SAFETY: the caller's promise.
-            unsafe {
-                chunk_backward(layout, &chunk, &rows[..block.rows], read, shape, write, store)
-            };
+            unsafe { chunk_backward(layout, &chunk, &rows[..block.rows], read, write, store) };
             store = Store::Add(1.0);
         }
     }
@@ -211,11 +210,10 @@ unsafe fn chunk_backward(
     chunk: &Chunk<'_>,
     rows: &[RowConstants],
     read: &Read<'_>,
-    shape: &Shape,
     write: &Write<'_>,
     store: Store,
 ) {
-    let isa = layout.isa;
+    let (isa, shape) = (layout.isa, &layout.shape);
     let Chunk { seen, block, slot, keys } = chunk;
     let head = slot % shape.heads;
     let kv_head = head / (shape.heads / shape.kv_heads);
@@ -296,7 +294,7 @@ fn row_backward(
     slopes: &mut [f32],
     log_sum: f32,
     mean: f32,
-    shape: &Shape,
+    shape: &AttentionShape,
 ) {
     match shape.soft_cap {
         None => plain_row(isa, scores, slopes, log_sum, mean, shape.scale),

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Seen};
-use super::{BLOCK, Inputs, Shape, multiply_over_keys, scores};
-use crate::train::backend::Segment;
+use super::{BLOCK, Inputs, multiply_over_keys, scores};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::memory::Pool;
 use crate::train::backend::cpu::scratch::with_words;
 use crate::train::backend::cpu::tile::{Place, Target};
 use crate::train::backend::cpu::vector;
 use crate::train::backend::cpu::words::{along, words};
+use crate::train::backend::{AttentionShape, Segment};
 
 /// What a task reads.
 struct Words {
@@ -28,7 +28,7 @@ pub fn forward(
     pool: &Arc<Pool>,
     inputs: &Inputs<'_>,
     segments: &[Segment],
-    shape: &Shape,
+    shape: &AttentionShape,
     output: &mut [f32],
     log_sums: &mut [f32],
 ) {
@@ -51,7 +51,7 @@ pub fn forward(
     }
     tasks.par_iter().for_each(|(seen, block, head)| {
         // SAFETY: each task has queries and a head of its own.
-        unsafe { block_forward(&layout, seen, block, *head, &read, shape, &output, &log_sums) };
+        unsafe { block_forward(&layout, seen, block, *head, &read, &output, &log_sums) };
     });
 }
 
@@ -66,11 +66,10 @@ unsafe fn block_forward(
     block: &Block,
     head: usize,
     read: &Words,
-    shape: &Shape,
     output: &Target<'_>,
     log_sums: &Target<'_>,
 ) {
-    let isa = layout.isa;
+    let (isa, shape) = (layout.isa, &layout.shape);
     let kv_head = head / (shape.heads / shape.kv_heads);
     let row = seen.own().rows.start + block.first;
     let (columns, depth) = (block.columns, words(isa, block.columns));

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::Shape;
-use crate::train::backend::Segment;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::matrix::PANEL;
 use crate::train::backend::cpu::memory::{Matrix, Pool};
 use crate::train::backend::cpu::tile::{Left, Right};
 use crate::train::backend::cpu::words::{across, along, numbers_in_word, words};
+use crate::train::backend::{AttentionShape, Segment};
 
 /// A run of keys that the queries of a segment see: one of the segments before it, or itself.
 #[derive(Debug, Clone)]
@@ -100,7 +99,7 @@ impl Piece {
 /// All segments of a batch.
 pub(super) struct Layout {
     pub isa: Isa,
-    pub shape: Shape,
+    pub shape: AttentionShape,
     pub segments: Vec<Seen>,
     tokens: usize,
     word_rows: usize,
@@ -109,7 +108,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Of a batch's segments; what stands before one is earlier segments.
-    pub fn new(isa: Isa, segments: &[Segment], shape: &Shape) -> Self {
+    pub fn new(isa: Isa, segments: &[Segment], shape: &AttentionShape) -> Self {
         let mut layout = Self {
             isa,
             shape: *shape,

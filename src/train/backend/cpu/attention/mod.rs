@@ -23,29 +23,13 @@ use super::matrix::{PANEL, TERMS, pass};
 use super::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
 use super::vector;
 use super::words::words;
+use crate::train::backend::AttentionShape;
 use layout::{Across, Block, Layout, Panels, Piece, Seen};
 
 /// Query rows of one block: enough depth for the products of the backward pass.
 const BLOCK: usize = 48;
 
-/// How attention is done in one layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f32,
-    /// A query sees itself and the `window - 1` tokens before it; `None` sees all before it.
-    pub window: Option<usize>,
-    /// Scores s become cap·tanh(s / cap).
-    pub soft_cap: Option<f32>,
-}
-
-impl Shape {
+impl AttentionShape {
     /// First key that the query at position `row` of its text sees.
     fn first_key(&self, row: usize) -> usize {
         self.window.map_or(0, |window| (row + 1).saturating_sub(window))
@@ -70,7 +54,7 @@ pub struct Inputs<'a> {
 }
 
 /// Parts of a head's width that tiles are as wide as.
-fn head_columns(shape: &Shape) -> impl Iterator<Item = Range<usize>> + use<> {
+fn head_columns(shape: &AttentionShape) -> impl Iterator<Item = Range<usize>> + use<> {
     const WIDE: usize = MOST_UNITS * UNIT;
     let head_dim = shape.head_dim;
     (0..head_dim).step_by(WIDE).map(move |start| start..(start + WIDE).min(head_dim))
@@ -153,7 +137,7 @@ pub fn continue_forward(
     queries: &[f32],
     keys: &[f32],
     values: &[f32],
-    shape: &Shape,
+    shape: &AttentionShape,
     output: &mut [f32],
 ) {
     let kv_width = shape.kv_heads * shape.head_dim;
