@@ -384,7 +384,10 @@ fn a_query_comes_to_the_same_bits_however_its_text_is_cut() {
                 let [first, second] = cuts;
                 let cut = run(&[
                     Segment::alone(0..first),
-                    Segment { rows: first..second, before: [0..first].to_vec() },
+                    Segment {
+                        rows: first..second,
+                        before: Segment::alone(0..first).seen().collect(),
+                    },
                     Segment { rows: second..tokens, before: vec![0..first, first..second] },
                 ]);
                 assert!(whole == cut, "{isa:?} {window:?} {cuts:?}");

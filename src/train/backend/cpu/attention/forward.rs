@@ -59,7 +59,6 @@ pub fn forward(
 ///
 /// # Safety
 /// Nothing else reads or writes these rows of this head meanwhile.
-#[expect(clippy::too_many_arguments, reason = "a block, what it reads and what it writes")]
 unsafe fn block_forward(
     layout: &Layout,
     seen: &Seen,

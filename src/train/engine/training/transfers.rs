@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::train::backend::candle::Transfers;
-use crate::train::weights::{HostTensor, safetensors};
+use crate::train::backend::candle::{CandleBackend, Transfers};
+use crate::train::engine::LoraSettings;
+use crate::train::weights::{HostTensor, LoadError, safetensors};
 
 /// The first block of a small model, over and over.
 struct Repeated {
