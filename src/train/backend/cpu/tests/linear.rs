@@ -1,0 +1,214 @@
+//! Packed matrices and adapted layers.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{difference, levels, noise, wide};
+use crate::train::backend::cpu::isa::Isa;
+use crate::train::backend::cpu::linear::{self, Layer, PackedPair, Results, Rows};
+use crate::train::backend::cpu::matrix::Packed;
+use crate::train::backend::cpu::memory::{Matrix, Pool};
+use crate::train::backend::cpu::tile::Store;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn adapted_layers_equal_plain_sums_on_any_shape(
+        rows in 1usize..300, inputs in 1usize..70,
+        outputs in prop::collection::vec(1usize..120, 1..4), rank in 1usize..20,
+        has_weight in any::<bool>(), has_pair in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let has_pair = has_pair || !has_weight;
+        let case = Adapted::new(rows, inputs, &outputs, [has_weight, has_pair], rank, seed);
+        for isa in levels() {
+            let tolerance = if isa == Isa::Bf16 { 0.02 } else { 2e-5 };
+            for (name, difference) in case.differences(isa) {
+                prop_assert!(difference < tolerance, "{isa:?} {name} {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn packed_matrices_read_back_row_by_row(
+        outputs in 1usize..120, inputs in 1usize..70, seed in 0u64..1000,
+    ) {
+        let pool = Arc::new(Pool::default());
+        let values = noise(outputs * inputs, seed);
+        let transposed: Vec<f32> =
+            (0..inputs * outputs).map(|i| values[i % outputs * inputs + i / outputs]).collect();
+        for isa in levels() {
+            let tolerance = if isa == Isa::Bf16 { 0.004 } else { 0.0 };
+            let of_rows = Packed::of_rows(isa, &pool, &values, outputs, inputs);
+            let of_columns = Packed::of_columns(isa, &pool, &transposed, outputs, inputs);
+            for (output, want) in values.chunks_exact(inputs).enumerate() {
+                let mut rows = [vec![0.0; inputs], vec![0.0; inputs]];
+                of_rows.read_row(output, &mut rows[0]);
+                of_columns.read_row(output, &mut rows[1]);
+                prop_assert_eq!(&rows[0], &rows[1]);
+                prop_assert!(difference(&rows[0], &wide(want)) <= tolerance);
+            }
+        }
+    }
+}
+
+/// Layers of one input, what they should come to, and their gradients.
+struct Adapted {
+    has: [bool; 2],
+    inputs: usize,
+    rank: usize,
+    x: Vec<f32>,
+    /// For each layer W, A, B, bias and the gradient of its result.
+    layers: Vec<[Vec<f32>; 5]>,
+}
+
+/// `[rows, depth] · [columns, depth]ᵀ` in 64 bits.
+fn product(left: &[f64], right: &[f64], depth: usize) -> Vec<f64> {
+    let mut made = Vec::new();
+    for left in left.chunks_exact(depth) {
+        for right in right.chunks_exact(depth) {
+            made.push(left.iter().zip(right).map(|(a, b)| a * b).sum());
+        }
+    }
+    made
+}
+
+fn transpose(values: &[f64], columns: usize) -> Vec<f64> {
+    let rows = values.len() / columns;
+    (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect()
+}
+
+impl Adapted {
+    const SCALE: f32 = 1.5;
+
+    fn new(
+        rows: usize,
+        inputs: usize,
+        outputs: &[usize],
+        has: [bool; 2],
+        rank: usize,
+        seed: u64,
+    ) -> Self {
+        let layers = outputs.iter().zip(1u64..).map(|(outputs, number)| {
+            let sizes = [outputs * inputs, rank * inputs, outputs * rank, *outputs, rows * outputs];
+            let mut part = 0;
+            sizes.map(|size| {
+                part += 1;
+                noise(size, seed + 10 * number + part)
+            })
+        });
+        let x = noise(rows * inputs, seed);
+        Self { has, inputs, rank, x, layers: layers.collect() }
+    }
+
+    /// What is off, on one level of instructions: each by its name.
+    fn differences(&self, isa: Isa) -> Vec<(&'static str, f64)> {
+        let Self { inputs, rank, .. } = *self;
+        let [has_weight, has_pair] = self.has;
+        let rows = self.x.len() / inputs;
+        let scale = f64::from(Self::SCALE);
+        let pool = Arc::new(Pool::default());
+        let matrix = |values: &[f32], columns: usize| -> Matrix {
+            let mut made = pool.take(values.len() / columns, columns);
+            made.values_mut().copy_from_slice(values);
+            made
+        };
+        let x = Rows { values: &self.x, columns: inputs };
+        let mut off = Vec::new();
+
+        let mut packed = Vec::new();
+        for [weight, a, b, ..] in &self.layers {
+            let outputs = b.len() / rank;
+            packed.push((
+                Packed::of_rows(isa, &pool, weight, outputs, inputs),
+                Packed::of_columns(isa, &pool, weight, inputs, outputs),
+                matrix(a, inputs),
+                matrix(b, rank),
+            ));
+        }
+        let mut results: Vec<[Vec<f32>; 2]> = self
+            .layers
+            .iter()
+            .map(|layer| [vec![0.5; rows * layer[3].len()], vec![0.0; rows * rank]])
+            .collect();
+        let layers: Vec<Layer<'_>> = (packed.iter().zip(&self.layers))
+            .map(|((forward, _, a, b), layer)| Layer {
+                weight: has_weight.then_some(forward),
+                bias: has_weight.then_some(&layer[3][..]),
+                pair: has_pair.then(|| PackedPair::forward(isa, &pool, a, b, Self::SCALE)),
+            })
+            .collect();
+        let mut into: Vec<Results<'_>> =
+            results.iter_mut().map(|[y, inner]| Results { y, inner }).collect();
+        linear::forward(isa, x, &layers, Store::Add(1.0), &mut into);
+        drop(layers);
+
+        let mut want_x = vec![0.25f64; self.x.len()];
+        let mut want_pairs = Vec::new();
+        for ([weight, a, b, bias, gradient], [y, inner]) in self.layers.iter().zip(&results) {
+            let [weight, a, b, gradient] = [weight, a, b, gradient].map(|values| wide(values));
+            let outputs = bias.len();
+            let mut want = vec![0.5f64; rows * outputs];
+            let add = |into: &mut [f64], from: &[f64], factor: f64| {
+                into.iter_mut().zip(from).for_each(|(into, from)| *into += factor * from);
+            };
+            if has_weight {
+                add(&mut want, &product(&wide(&self.x), &weight, inputs), 1.0);
+                add(&mut want, &wide(&bias.repeat(rows)), 1.0);
+                add(&mut want_x, &product(&gradient, &transpose(&weight, inputs), outputs), 1.0);
+            }
+            let between = product(&wide(&self.x), &a, inputs);
+            let back = product(&gradient, &transpose(&b, rank), outputs);
+            if has_pair {
+                add(&mut want, &product(&between, &b, rank), scale);
+                add(&mut want_x, &product(&back, &transpose(&a, inputs), rank), scale);
+                off.push(("inner", difference(inner, &between)));
+            }
+            off.push(("y", difference(y, &want)));
+            let of_a: Vec<f64> =
+                product(&transpose(&back, rank), &transpose(&wide(&self.x), inputs), rows);
+            let of_b: Vec<f64> =
+                product(&transpose(&gradient, outputs), &transpose(&between, rank), rows);
+            want_pairs
+                .push([of_a, of_b].map(|of| of.iter().map(|x| scale * x).collect::<Vec<_>>()));
+        }
+
+        let gradients: Vec<Rows<'_>> = (self.layers.iter())
+            .map(|layer| Rows { values: &layer[4], columns: layer[3].len() })
+            .collect();
+        let layers: Vec<Layer<'_>> = (packed.iter())
+            .map(|(_, backward, a, b)| Layer {
+                weight: has_weight.then_some(backward),
+                bias: None,
+                pair: has_pair.then(|| PackedPair::backward(isa, &pool, a, b, Self::SCALE)),
+            })
+            .collect();
+        let mut into = vec![0.25f32; self.x.len()];
+        let mut inner: Vec<Matrix> = packed.iter().map(|_| pool.take(rows, rank)).collect();
+        let mut made: Vec<&mut [f32]> = inner.iter_mut().map(Matrix::values_mut).collect();
+        linear::backward(isa, &gradients, &layers, Store::Add(1.0), Some(&mut into), &mut made);
+        off.push(("gradient of x", difference(&into, &want_x)));
+        if !has_pair {
+            return off;
+        }
+        for (index, [want_a, want_b]) in want_pairs.iter().enumerate() {
+            let forward = matrix(&results[index][1], rank);
+            let (mut of_a, mut of_b) = (vec![0.0; want_a.len()], vec![0.0; want_b.len()]);
+            linear::pair_gradients(
+                isa,
+                &pool,
+                x,
+                gradients[index],
+                &forward,
+                &inner[index],
+                Self::SCALE,
+                &mut of_a,
+                &mut of_b,
+            );
+            off.push(("gradient of A", difference(&of_a, want_a)));
+            off.push(("gradient of B", difference(&of_b, want_b)));
+        }
+        off
+    }
+}
