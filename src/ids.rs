@@ -40,6 +40,21 @@ pub fn new_completion_id() -> String {
     sortable("chatcmpl-")
 }
 
+/// Id of somebody who wants to be told of events: `whe_…`.
+pub fn new_webhook_endpoint_id() -> String {
+    sortable("whe_")
+}
+
+/// Id of something that has happened: `evt_…`.
+pub fn new_webhook_event_id() -> String {
+    sortable("evt_")
+}
+
+/// Id of an event on its way to an endpoint, sent as `webhook-id`: `wh_…`.
+pub fn new_webhook_delivery_id() -> String {
+    sortable("wh_")
+}
+
 /// Id of a request, sent back as `x-request-id`: `req_…`.
 pub fn new_request_id() -> String {
     sortable("req_")

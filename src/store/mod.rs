@@ -6,11 +6,13 @@
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
 
 pub mod sqlite;
+mod webhooks;
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
+pub use self::webhooks::WebhookStore;
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{
     Job, JobCheckpoint, JobError, JobEvent, JobStatus, NewEvent, ResolvedHyperparameters,
@@ -245,9 +247,10 @@ pub struct Success {
     pub events: Vec<NewEvent>,
 }
 
-/// What the product remembers. Every method is one transaction.
+/// What the product remembers. Every method is one transaction; one that ends a job fills the outbox
+/// of webhooks too.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: WebhookStore {
     // ---- files
 
     /// Adds a file whose blob lies in place already.

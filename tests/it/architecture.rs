@@ -33,6 +33,7 @@ const DOMAIN: &[&str] = &[
     "job",
     "model",
     "upload",
+    "webhook",
 ];
 
 /// Wires everything together, so it may import everything, and nothing imports it.

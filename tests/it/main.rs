@@ -44,6 +44,7 @@ mod store_conformance;
 mod store_random_operations;
 mod store_sqlite;
 mod store_support;
+mod store_webhooks;
 mod template_families;
 mod templates;
 mod training;

@@ -4,9 +4,10 @@
 use hone::error_code::ErrorCode;
 use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
+use hone::webhook::EventType;
 use proptest::prelude::*;
 
-use crate::store_support::{Fixture, checkpoint, job, metrics, success};
+use crate::store_support::{Fixture, checkpoint, first, job, metrics, success, webhook_endpoint};
 
 const LEASE: i64 = 60;
 
@@ -376,6 +377,25 @@ async fn compare(fixture: &Fixture, model: &Model) {
     }
 }
 
+/// Every job that has ended stands in the outbox once, whichever way it ended, and no other does.
+async fn compare_told(fixture: &Fixture, model: &Model, endpoint_id: &str) {
+    let told = fixture.store.list_webhook_deliveries(endpoint_id, &first(100)).await;
+    let mut told: Vec<(String, EventType)> = told
+        .expect("lists")
+        .items
+        .into_iter()
+        .map(|delivery| (delivery.event.subject, delivery.event.kind))
+        .collect();
+    told.sort_by(|one, other| one.0.cmp(&other.0));
+    let mut ended: Vec<(String, EventType)> = model
+        .jobs
+        .iter()
+        .filter_map(|job| Some((job.id.clone(), EventType::of(job.status)?)))
+        .collect();
+    ended.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(told, ended);
+}
+
 /// Walks through a job's events in pages, newest first or as they come, while others are written: so
 /// many before the walk and after each page. Returns the numbers of those seen, and how many there
 /// were when the walk began.
@@ -421,11 +441,14 @@ proptest! {
         runtime.block_on(async {
             let fixture = Fixture::sqlite().await;
             let training_file = fixture.add_file().await;
+            let endpoint = webhook_endpoint();
+            assert!(fixture.store.insert_webhook_endpoint(&endpoint).await.expect("adds"));
             let mut model = Model::default();
             for operation in &operations {
                 apply(&fixture, &mut model, operation, &training_file).await;
             }
             compare(&fixture, &model).await;
+            compare_told(&fixture, &model, &endpoint.id).await;
         });
     }
 

@@ -11,6 +11,7 @@ use hone::job::{
 };
 use hone::model::{TunedModel, checkpoint_name};
 use hone::store::{Claim, PageRequest, Store, Success, sqlite};
+use hone::webhook::{DEFAULT_PROJECT, EventType, SigningSecret, WebhookEndpoint};
 
 /// When the tests' clock starts.
 pub const START: i64 = 1_790_000_000;
@@ -119,6 +120,21 @@ pub fn job(training_file: &str) -> Job {
         attempt: 0,
         cancel_requested: false,
         pause_requested: false,
+    }
+}
+
+/// An endpoint that asks for everything.
+pub fn webhook_endpoint() -> WebhookEndpoint {
+    WebhookEndpoint {
+        id: ids::new_webhook_endpoint_id(),
+        project: DEFAULT_PROJECT.to_owned(),
+        created_at: START,
+        updated_at: START,
+        name: "tests".to_owned(),
+        url: "https://example.com/hook".to_owned(),
+        event_types: EventType::ALL.iter().map(|one| one.as_str().to_owned()).collect(),
+        secret: SigningSecret::random().expect("random bytes"),
+        previous_secret: None,
     }
 }
 

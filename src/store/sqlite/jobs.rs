@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{events, files, models, rows};
+use super::{events, files, models, rows, webhooks};
 use crate::job::{Job, JobStatus, NewEvent};
 use crate::store::{
     CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
 };
 
-/// Adds a row. Its files and the model that it continues from must be there: this runs in the
+/// Adds a row, which may be of a job that has failed already. Its files and the model that it continues from must be there: this runs in the
 /// transaction that would otherwise race with their deletion.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
@@ -55,9 +55,9 @@ pub(super) async fn insert(
     .bind(job.estimated_finish)
     .bind(i64::from(job.attempt))
     .bind(&job.continue_from)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    webhooks::job_ended(connection, &job.id, job.status, now).await
 }
 
 /// The row of `id`.
@@ -135,9 +135,9 @@ pub(super) async fn cancel_now(
     .bind(JobStatus::Cancelled.as_str())
     .bind(now)
     .bind(id)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    webhooks::job_ended(connection, id, JobStatus::Cancelled, now).await
 }
 
 /// Cancels a job that waits, notes the wish on one that runs.

@@ -16,6 +16,7 @@ mod queue;
 mod request_keys;
 mod rows;
 mod uploads;
+mod webhooks;
 
 use std::fs::File;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::{jobs, queue, rows};
+use super::{jobs, queue, rows, webhooks};
 use crate::job::{JobError, JobStatus, ResolvedHyperparameters};
 use crate::store::{Claim, StoreError, Success};
 
@@ -73,9 +73,10 @@ pub(super) async fn succeeded(
     .bind(&claim.job_id)
     .bind(claim.epoch)
     .bind(JobStatus::Running.as_str())
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    held(claim, changed.rows_affected())
+    held(claim, changed.rows_affected())?;
+    webhooks::job_ended(connection, &claim.job_id, JobStatus::Succeeded, now).await
 }
 
 /// Moves the job to `failed`.
@@ -98,9 +99,10 @@ pub(super) async fn failed(
     .bind(&claim.job_id)
     .bind(claim.epoch)
     .bind(JobStatus::Running.as_str())
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    held(claim, changed.rows_affected())
+    held(claim, changed.rows_affected())?;
+    webhooks::job_ended(connection, &claim.job_id, JobStatus::Failed, now).await
 }
 
 /// Moves the job to `cancelled`.

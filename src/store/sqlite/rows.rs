@@ -10,6 +10,10 @@ use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus,
 use crate::model::TunedModel;
 use crate::store::{Page, StoreError};
 use crate::upload::{Upload, UploadPart, UploadStatus};
+use crate::webhook::{
+    DeliveryStatus, EventType, RetiringSecret, SigningSecret, WebhookDelivery, WebhookEndpoint,
+    WebhookEvent,
+};
 
 /// A value as the JSON text that a column holds.
 pub(super) fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, StoreError> {
@@ -213,6 +217,49 @@ pub(super) fn model(row: &SqliteRow) -> Result<TunedModel, StoreError> {
         weights_file: row.try_get("weights_file")?,
         other_files: Vec::new(),
         is_checkpoint: row.try_get("is_checkpoint")?,
+    })
+}
+
+/// A row of `webhook_endpoints`.
+pub(super) fn webhook_endpoint(row: &SqliteRow) -> Result<WebhookEndpoint, StoreError> {
+    let event_types: String = row.try_get("event_types")?;
+    let previous: Option<String> = row.try_get("previous_secret")?;
+    let until: Option<i64> = row.try_get("previous_secret_until")?;
+    let previous_secret = previous
+        .zip(until)
+        .map(|(secret, until)| RetiringSecret { secret: SigningSecret::stored(secret), until });
+    Ok(WebhookEndpoint {
+        id: row.try_get("id")?,
+        project: row.try_get("project")?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+        name: row.try_get("name")?,
+        url: row.try_get("url")?,
+        event_types: from_json("webhook_endpoints.event_types", &event_types)?,
+        secret: SigningSecret::stored(row.try_get("secret")?),
+        previous_secret,
+    })
+}
+
+/// A row of `webhook_deliveries`.
+pub(super) fn webhook_delivery(row: &SqliteRow) -> Result<WebhookDelivery, StoreError> {
+    let event_type: String = row.try_get("event_type")?;
+    let status: String = row.try_get("status")?;
+    let attempts: String = row.try_get("attempts")?;
+    Ok(WebhookDelivery {
+        id: row.try_get("id")?,
+        endpoint_id: row.try_get("endpoint_id")?,
+        event: WebhookEvent {
+            id: row.try_get("event_id")?,
+            kind: EventType::parse(&event_type)
+                .ok_or_else(|| unknown_word("webhook_deliveries.event_type", &event_type))?,
+            subject: row.try_get("subject_id")?,
+            created_at: row.try_get("created_at")?,
+        },
+        status: DeliveryStatus::parse(&status)
+            .ok_or_else(|| unknown_word("webhook_deliveries.status", &status))?,
+        attempts: from_json("webhook_deliveries.attempts", &attempts)?,
+        next_attempt_at: row.try_get("next_attempt_at")?,
     })
 }
 

@@ -1,0 +1,351 @@
+//! SQL of webhooks: the outbox that the end of a job fills, endpoints, deliveries.
+
+use async_trait::async_trait;
+use sqlx::SqliteConnection;
+
+use super::{SqliteStore, rows};
+use crate::ids;
+use crate::job::JobStatus;
+use crate::store::{Page, PageRequest, StoreError, WebhookStore};
+use crate::webhook::{
+    DEFAULT_PROJECT, DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS,
+    SigningSecret, WebhookDelivery, WebhookEndpoint,
+};
+
+/// The reason on deliveries of events that their endpoint has ceased to ask for.
+const NO_LONGER_WANTED: &str = "the endpoint was changed and no longer asks for this event";
+
+/// Fills the outbox when a job has come to `status`, in the transaction that brings it there: a
+/// delivery, due at once, for each endpoint of the job's project that asks for the event.
+pub(super) async fn job_ended(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    status: JobStatus,
+    now: i64,
+) -> Result<(), StoreError> {
+    let Some(kind) = EventType::of(status) else {
+        return Ok(());
+    };
+    let project = project_of(job_id);
+    let endpoints: Vec<String> = sqlx::query_scalar(
+        "SELECT id FROM webhook_endpoints
+         WHERE project = $1 AND EXISTS (SELECT 1 FROM json_each(event_types) WHERE value = $2)
+         ORDER BY position",
+    )
+    .bind(project)
+    .bind(kind.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
+    let event_id = ids::new_webhook_event_id();
+    for endpoint_id in endpoints {
+        sqlx::query(
+            "INSERT INTO webhook_deliveries (id, project, endpoint_id, event_id, event_type,
+                                             subject_id, created_at, status, attempts,
+                                             next_attempt_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, '[]', $7)",
+        )
+        .bind(ids::new_webhook_delivery_id())
+        .bind(project)
+        .bind(endpoint_id)
+        .bind(&event_id)
+        .bind(kind.as_str())
+        .bind(job_id)
+        .bind(now)
+        .bind(DeliveryStatus::Pending.as_str())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// The project whose endpoints are told of a job: the one place where the outbox takes it.
+fn project_of(_job_id: &str) -> &'static str {
+    DEFAULT_PROJECT
+}
+
+#[async_trait]
+impl WebhookStore for SqliteStore {
+    async fn insert_webhook_endpoint(
+        &self,
+        endpoint: &WebhookEndpoint,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
+                .bind(&endpoint.project)
+                .fetch_one(&mut *transaction)
+                .await?;
+        if count >= MAX_ENDPOINTS {
+            return Ok(false);
+        }
+        let previous = endpoint.previous_secret.as_ref();
+        sqlx::query(
+            "INSERT INTO webhook_endpoints (id, project, created_at, updated_at, name, url,
+                                            event_types, secret, previous_secret,
+                                            previous_secret_until)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(&endpoint.id)
+        .bind(&endpoint.project)
+        .bind(endpoint.created_at)
+        .bind(endpoint.updated_at)
+        .bind(&endpoint.name)
+        .bind(&endpoint.url)
+        .bind(rows::to_json("webhook_endpoints.event_types", &endpoint.event_types)?)
+        .bind(endpoint.secret.expose())
+        .bind(previous.map(|previous| previous.secret.expose()))
+        .bind(previous.map(|previous| previous.until))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn webhook_endpoint(
+        &self,
+        project: &str,
+        id: &str,
+    ) -> Result<Option<WebhookEndpoint>, StoreError> {
+        endpoint(&mut *self.readers.acquire().await?, project, id).await
+    }
+
+    async fn list_webhook_endpoints(
+        &self,
+        project: &str,
+        page: &PageRequest,
+    ) -> Result<Page<WebhookEndpoint>, StoreError> {
+        let reader = &mut *self.readers.acquire().await?;
+        let before = match &page.after {
+            None => i64::MAX,
+            Some(id) => sqlx::query_scalar(
+                "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2",
+            )
+            .bind(id)
+            .bind(project)
+            .fetch_optional(&mut *reader)
+            .await?
+            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        };
+        let found = sqlx::query(
+            "SELECT * FROM webhook_endpoints WHERE project = $1 AND position < $2
+             ORDER BY position DESC LIMIT $3",
+        )
+        .bind(project)
+        .bind(before)
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(reader)
+        .await?;
+        rows::page(&found, page.limit, rows::webhook_endpoint)
+    }
+
+    async fn update_webhook_endpoint(
+        &self,
+        project: &str,
+        id: &str,
+        change: &EndpointChange,
+    ) -> Result<Option<WebhookEndpoint>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let Some(before) = endpoint(&mut transaction, project, id).await? else {
+            return Ok(None);
+        };
+        let mut after = before.clone();
+        if let Some(name) = &change.name {
+            after.name.clone_from(name);
+        }
+        if let Some(url) = &change.url {
+            after.url.clone_from(url);
+        }
+        if let Some(event_types) = &change.event_types {
+            after.event_types.clone_from(event_types);
+        }
+        if after == before {
+            return Ok(Some(before));
+        }
+        after.updated_at = self.clock.now();
+        let event_types = rows::to_json("webhook_endpoints.event_types", &after.event_types)?;
+        sqlx::query(
+            "UPDATE webhook_endpoints SET updated_at = $1, name = $2, url = $3, event_types = $4
+             WHERE id = $5",
+        )
+        .bind(after.updated_at)
+        .bind(&after.name)
+        .bind(&after.url)
+        .bind(&event_types)
+        .bind(id)
+        .execute(&mut *transaction)
+        .await?;
+        let reason = DeliveryAttempt {
+            at: after.updated_at,
+            status_code: None,
+            error: Some(NO_LONGER_WANTED.to_owned()),
+        };
+        sqlx::query(
+            "UPDATE webhook_deliveries
+             SET status = $1, next_attempt_at = NULL,
+                 attempts = json_insert(attempts, '$[#]', json($2))
+             WHERE endpoint_id = $3 AND status = $4
+               AND event_type NOT IN (SELECT value FROM json_each($5))",
+        )
+        .bind(DeliveryStatus::Failed.as_str())
+        .bind(rows::to_json("webhook_deliveries.attempts", &reason)?)
+        .bind(id)
+        .bind(DeliveryStatus::Pending.as_str())
+        .bind(&event_types)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Some(after))
+    }
+
+    async fn rotate_webhook_secret(
+        &self,
+        project: &str,
+        id: &str,
+        secret: &SigningSecret,
+        overlap_seconds: i64,
+    ) -> Result<Option<WebhookEndpoint>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        let until = (overlap_seconds > 0).then(|| now.saturating_add(overlap_seconds));
+        sqlx::query(
+            "UPDATE webhook_endpoints
+             SET updated_at = $1, secret = $2, previous_secret_until = $3,
+                 previous_secret = CASE WHEN $3 IS NULL THEN NULL ELSE secret END
+             WHERE id = $4 AND project = $5",
+        )
+        .bind(now)
+        .bind(secret.expose())
+        .bind(until)
+        .bind(id)
+        .bind(project)
+        .execute(&mut *transaction)
+        .await?;
+        let rotated = endpoint(&mut transaction, project, id).await?;
+        transaction.commit().await?;
+        Ok(rotated)
+    }
+
+    async fn delete_webhook_endpoint(&self, project: &str, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let deleted = sqlx::query("DELETE FROM webhook_endpoints WHERE id = $1 AND project = $2")
+            .bind(id)
+            .bind(project)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    async fn list_webhook_deliveries(
+        &self,
+        endpoint_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<WebhookDelivery>, StoreError> {
+        let reader = &mut *self.readers.acquire().await?;
+        let before = match &page.after {
+            None => i64::MAX,
+            Some(id) => sqlx::query_scalar(
+                "SELECT position FROM webhook_deliveries WHERE id = $1 AND endpoint_id = $2",
+            )
+            .bind(id)
+            .bind(endpoint_id)
+            .fetch_optional(&mut *reader)
+            .await?
+            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        };
+        let found = sqlx::query(
+            "SELECT * FROM webhook_deliveries WHERE endpoint_id = $1 AND position < $2
+             ORDER BY position DESC LIMIT $3",
+        )
+        .bind(endpoint_id)
+        .bind(before)
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(reader)
+        .await?;
+        rows::page(&found, page.limit, rows::webhook_delivery)
+    }
+
+    async fn due_webhook_deliveries(
+        &self,
+        for_each: u32,
+        limit: u32,
+    ) -> Result<Vec<(WebhookDelivery, WebhookEndpoint)>, StoreError> {
+        let reader = &mut *self.readers.acquire().await?;
+        let due = sqlx::query(
+            "SELECT * FROM (
+                 SELECT *, row_number() OVER (PARTITION BY endpoint_id
+                                              ORDER BY next_attempt_at, position) AS turn
+                 FROM webhook_deliveries WHERE next_attempt_at <= $1)
+             WHERE turn <= $2 ORDER BY next_attempt_at, position LIMIT $3",
+        )
+        .bind(self.clock.now())
+        .bind(for_each)
+        .bind(limit)
+        .fetch_all(&mut *reader)
+        .await?;
+        let mut deliveries = Vec::with_capacity(due.len());
+        for row in &due {
+            let delivery = rows::webhook_delivery(row)?;
+            let endpoint = sqlx::query("SELECT * FROM webhook_endpoints WHERE id = $1")
+                .bind(&delivery.endpoint_id)
+                .fetch_optional(&mut *reader)
+                .await?;
+            // Without one it was deleted since the list was read.
+            if let Some(endpoint) = endpoint {
+                deliveries.push((delivery, rows::webhook_endpoint(&endpoint)?));
+            }
+        }
+        Ok(deliveries)
+    }
+
+    async fn record_webhook_attempt(
+        &self,
+        delivery_id: &str,
+        attempt: &DeliveryAttempt,
+        status: DeliveryStatus,
+        next_attempt_at: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin_write().await?;
+        sqlx::query(
+            "UPDATE webhook_deliveries
+             SET status = $1, next_attempt_at = $2,
+                 attempts = json_insert(attempts, '$[#]', json($3))
+             WHERE id = $4 AND (status = $5 OR $1 = $6)",
+        )
+        .bind(status.as_str())
+        .bind(next_attempt_at)
+        .bind(rows::to_json("webhook_deliveries.attempts", attempt)?)
+        .bind(delivery_id)
+        .bind(DeliveryStatus::Pending.as_str())
+        .bind(DeliveryStatus::Delivered.as_str())
+        .execute(&mut *transaction)
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn remove_old_webhook_deliveries(&self, age_seconds: i64) -> Result<u64, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let removed = sqlx::query(
+            "DELETE FROM webhook_deliveries WHERE next_attempt_at IS NULL AND created_at < $1",
+        )
+        .bind(self.clock.now().saturating_sub(age_seconds))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(removed.rows_affected())
+    }
+}
+
+/// A project's endpoint.
+async fn endpoint(
+    connection: &mut SqliteConnection,
+    project: &str,
+    id: &str,
+) -> Result<Option<WebhookEndpoint>, StoreError> {
+    let row = sqlx::query("SELECT * FROM webhook_endpoints WHERE id = $1 AND project = $2")
+        .bind(id)
+        .bind(project)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(rows::webhook_endpoint).transpose()
+}

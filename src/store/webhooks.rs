@@ -1,0 +1,75 @@
+//! What the store promises of webhooks. The outbox is filled by the store itself, in the transaction
+//! that ends a job; here is what those who deliver and those who look need.
+
+use async_trait::async_trait;
+
+use super::{Page, PageRequest, StoreError};
+use crate::webhook::{
+    DeliveryAttempt, DeliveryStatus, EndpointChange, SigningSecret, WebhookDelivery,
+    WebhookEndpoint,
+};
+
+/// Endpoints and deliveries. Every method is one transaction.
+#[async_trait]
+pub trait WebhookStore: Send + Sync {
+    /// Adds an endpoint; `false`, and no endpoint, when its project has
+    /// [`crate::webhook::MAX_ENDPOINTS`] already.
+    async fn insert_webhook_endpoint(&self, endpoint: &WebhookEndpoint)
+    -> Result<bool, StoreError>;
+    /// A project's endpoint by id.
+    async fn webhook_endpoint(
+        &self,
+        project: &str,
+        id: &str,
+    ) -> Result<Option<WebhookEndpoint>, StoreError>;
+    /// A project's endpoints, newest first.
+    async fn list_webhook_endpoints(
+        &self,
+        project: &str,
+        page: &PageRequest,
+    ) -> Result<Page<WebhookEndpoint>, StoreError>;
+    /// Changes an endpoint; `None` when there is no such endpoint. Pending deliveries go to the new
+    /// address; those of events that it no longer asks for are given up.
+    async fn update_webhook_endpoint(
+        &self,
+        project: &str,
+        id: &str,
+        change: &EndpointChange,
+    ) -> Result<Option<WebhookEndpoint>, StoreError>;
+    /// Gives an endpoint a new secret; `None` when there is no such endpoint. The one before signs
+    /// beside it for `overlap_seconds`; one that was still retiring signs no more.
+    async fn rotate_webhook_secret(
+        &self,
+        project: &str,
+        id: &str,
+        secret: &SigningSecret,
+        overlap_seconds: i64,
+    ) -> Result<Option<WebhookEndpoint>, StoreError>;
+    /// Removes an endpoint with its deliveries; whether it was there.
+    async fn delete_webhook_endpoint(&self, project: &str, id: &str) -> Result<bool, StoreError>;
+    /// An endpoint's deliveries, newest first.
+    async fn list_webhook_deliveries(
+        &self,
+        endpoint_id: &str,
+        page: &PageRequest,
+    ) -> Result<Page<WebhookDelivery>, StoreError>;
+    /// Deliveries whose time has come, the longest overdue first, with their endpoints: `limit` at
+    /// most, and `for_each` of an endpoint at most, so that none fills the list alone. They stay due
+    /// until an attempt is recorded.
+    async fn due_webhook_deliveries(
+        &self,
+        for_each: u32,
+        limit: u32,
+    ) -> Result<Vec<(WebhookDelivery, WebhookEndpoint)>, StoreError>;
+    /// Adds an attempt to a pending delivery, and where it stands then. Nothing happens to one whose
+    /// endpoint is deleted by now, or that was given up meanwhile and was not delivered all the same.
+    async fn record_webhook_attempt(
+        &self,
+        delivery_id: &str,
+        attempt: &DeliveryAttempt,
+        status: DeliveryStatus,
+        next_attempt_at: Option<i64>,
+    ) -> Result<(), StoreError>;
+    /// Removes deliveries that came to an end and were made more than `age_seconds` ago; how many.
+    async fn remove_old_webhook_deliveries(&self, age_seconds: i64) -> Result<u64, StoreError>;
+}
