@@ -4,7 +4,8 @@
 //!
 //! 1. [`http`]: a request arrives: routes, errors in OpenAI's shape, pagination.
 //! 2. [`validate`]: is it acceptable? Pure functions over uploads and hyperparameters.
-//! 3. [`store`], [`blobs`], [`queue`]: remember it, keep the big bytes, whose turn is it.
+//! 3. [`store`], [`blobs`], [`queue`], [`webhooks`]: remember it, keep the big bytes, whose turn is
+//!    it, who is told of its end.
 //! 4. [`executor`]: one job at a time; supervises one trainer process. The only stage that
 //!    knows both the queue and the engine.
 //! 5. [`serve`]: answer chat with a base model and an adapter.
@@ -27,6 +28,7 @@ pub mod validate;
 pub mod blobs;
 pub mod queue;
 pub mod store;
+pub mod webhooks;
 
 pub mod executor;
 

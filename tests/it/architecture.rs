@@ -10,7 +10,7 @@ const STAGES: &[&[&str]] = &[
     &["http"],
     &["validate"],
     &["executor"],
-    &["queue"],
+    &["queue", "webhooks"],
     &["store", "blobs"],
     &["serve"],
     &["train"],

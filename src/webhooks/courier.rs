@@ -1,0 +1,253 @@
+//! Brings one delivery to its endpoint: signed for this attempt, to an address that the policy has
+//! judged, once, without following where the reply points to.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Client;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect;
+use standardwebhooks::Webhook;
+
+use super::policy::{Policy, Scheme, Target, TargetError};
+use crate::webhook::{SigningSecret, WebhookEvent};
+
+/// Longest time from the look-up of the host to the end of the reply.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time for a look-up alone.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many bytes of a reply are read. Nothing is done with them: an endpoint that still writes when the
+/// connection is closed may take that for a failure.
+const MAX_REPLY_BYTES: usize = 64 * 1024;
+
+/// Why there can be no courier.
+#[derive(Debug, thiserror::Error)]
+#[error("the HTTP client of webhooks cannot be made: {0}")]
+pub struct CourierError(#[from] reqwest::Error);
+
+/// Why nothing was delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum Undelivered {
+    /// The policy refuses the address.
+    #[error(transparent)]
+    Refused(#[from] TargetError),
+    /// The stored secret signs nothing.
+    #[error("the endpoint's secret cannot sign: rotate it")]
+    Unsignable,
+    /// Nothing answered in time.
+    #[error("no answer within {} seconds", TIMEOUT.as_secs())]
+    TimedOut,
+    /// Nothing answered.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// Signs and sends.
+pub struct Courier {
+    policy: Arc<Policy>,
+    https: Client,
+    http: Client,
+}
+
+/// One delivery of an event: what an attempt needs beside the address.
+#[derive(Debug, Clone, Copy)]
+pub struct Parcel<'a> {
+    /// `webhook-id`.
+    pub id: &'a str,
+    /// What is told.
+    pub event: &'a WebhookEvent,
+    /// Those who sign it.
+    pub secrets: &'a [&'a SigningSecret],
+}
+
+impl Courier {
+    /// A courier that goes where `policy` lets it.
+    pub fn new(policy: Policy) -> Result<Self, CourierError> {
+        let policy = Arc::new(policy);
+        let client = |scheme| {
+            Client::builder()
+                .user_agent(concat!("hone/", env!("CARGO_PKG_VERSION")))
+                .timeout(TIMEOUT)
+                .redirect(redirect::Policy::none())
+                // A proxy would do the look-up, behind the policy's back.
+                .no_proxy()
+                // Every attempt looks up and judges anew.
+                .pool_max_idle_per_host(0)
+                .dns_resolver(Arc::new(Resolver { policy: Arc::clone(&policy), scheme }))
+                .build()
+        };
+        Ok(Self { https: client(Scheme::Https)?, http: client(Scheme::Http)?, policy })
+    }
+
+    /// Judges an address that a client wants deliveries to go to. A name that cannot be looked up now
+    /// is not refused: it is looked up at every delivery.
+    pub async fn judge(&self, url: &str) -> Result<(), TargetError> {
+        let target = self.policy.read(url)?;
+        let Some(name) = &target.name else {
+            return Ok(());
+        };
+        match look_up(name).await {
+            Ok(addresses) => self.policy.judge(target.scheme, &addresses).map(|_permitted| ()),
+            Err(error) => {
+                tracing::debug!(host = name, %error, "a webhook's host cannot be looked up yet");
+                Ok(())
+            }
+        }
+    }
+
+    /// One attempt at the time `now`; what the endpoint answered.
+    pub async fn deliver(
+        &self,
+        url: &str,
+        parcel: Parcel<'_>,
+        now: i64,
+    ) -> Result<u16, Undelivered> {
+        let Target { url, scheme, .. } = self.policy.read(url)?;
+        let body = parcel.event.body();
+        let signatures = sign(parcel, now, &body).ok_or(Undelivered::Unsignable)?;
+        let client = match scheme {
+            Scheme::Https => &self.https,
+            Scheme::Http => &self.http,
+        };
+        let request = client
+            .post(url)
+            .header("content-type", "application/json")
+            .header(standardwebhooks::HEADER_WEBHOOK_ID, parcel.id)
+            .header(standardwebhooks::HEADER_WEBHOOK_TIMESTAMP, now)
+            .header(standardwebhooks::HEADER_WEBHOOK_SIGNATURE, signatures)
+            .body(body);
+        let mut response = request.send().await.map_err(why)?;
+        let status = response.status().as_u16();
+        let mut read = 0;
+        while read < MAX_REPLY_BYTES {
+            match response.chunk().await {
+                Ok(Some(chunk)) => read += chunk.len(),
+                // The status is the answer, whatever comes after it.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(status)
+    }
+}
+
+/// The signatures of all secrets, separated by spaces as the standard has it.
+fn sign(parcel: Parcel<'_>, now: i64, body: &str) -> Option<String> {
+    let mut signatures = Vec::with_capacity(parcel.secrets.len());
+    for secret in parcel.secrets {
+        let key = Webhook::new(secret.expose()).ok()?;
+        signatures.push(key.sign(parcel.id, now, body.as_bytes()).ok()?);
+    }
+    Some(signatures.join(" "))
+}
+
+/// The innermost reason of a failure. The outer ones name the address, which is known.
+fn why(error: reqwest::Error) -> Undelivered {
+    if error.is_timeout() {
+        return Undelivered::TimedOut;
+    }
+    let error = error.without_url();
+    let mut innermost: &(dyn std::error::Error + 'static) = &error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    match innermost.downcast_ref::<TargetError>() {
+        Some(refused) => Undelivered::Refused(refused.clone()),
+        None => Undelivered::Unreachable(innermost.to_string()),
+    }
+}
+
+/// Looks names up for one client and lets it see the permitted addresses only, so that what is judged is
+/// what is connected to. Hosts that are addresses do not come here: [`Policy::read`] has judged them.
+struct Resolver {
+    policy: Arc<Policy>,
+    scheme: Scheme,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (policy, scheme) = (Arc::clone(&self.policy), self.scheme);
+        Box::pin(async move {
+            let addresses = look_up(name.as_str()).await?;
+            let permitted = policy.judge(scheme, &addresses)?;
+            // The client puts the port of the URL in place of this one.
+            let sockets = permitted.into_iter().map(|address| SocketAddr::new(address, 0));
+            Ok(Box::new(sockets) as Addrs)
+        })
+    }
+}
+
+/// Every address of a name.
+async fn look_up(name: &str) -> std::io::Result<Vec<IpAddr>> {
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await??;
+    Ok(found.map(|socket| socket.ip()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::webhook::EventType;
+
+    fn event() -> WebhookEvent {
+        WebhookEvent {
+            id: "evt_1".to_owned(),
+            kind: EventType::JobSucceeded,
+            subject: "ftjob-1".to_owned(),
+            created_at: 1_790_000_000,
+        }
+    }
+
+    fn now() -> i64 {
+        crate::clock::Clock::now(&crate::clock::SystemClock)
+    }
+
+    async fn attempt(networks: &[&str], url: &str) -> Result<u16, Undelivered> {
+        let networks = networks.iter().map(|text| text.parse().expect("a network")).collect();
+        let courier = Courier::new(Policy::new(networks)).expect("a courier");
+        let secret = SigningSecret::random().expect("random bytes");
+        let parcel = Parcel { id: "wh_1", event: &event(), secrets: &[&secret] };
+        courier.deliver(url, parcel, now()).await
+    }
+
+    #[tokio::test]
+    async fn a_name_at_a_private_address_is_refused_when_it_is_delivered_to() {
+        // The look-up is the system's; `localhost` is the one name that every machine has.
+        for url in ["https://localhost/", "https://LOCALHOST:9/x"] {
+            let refused = attempt(&[], url).await.expect_err("it is refused");
+            assert!(matches!(refused, Undelivered::Refused(TargetError::NotPublic)), "{refused:?}");
+        }
+        let plain = attempt(&["10.0.0.0/8"], "http://localhost/").await.expect_err("refused");
+        assert!(matches!(plain, Undelivered::Refused(TargetError::Plain)), "{plain:?}");
+    }
+
+    #[tokio::test]
+    async fn an_allowed_name_is_connected_to_at_the_allowed_address_alone() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let error = attempt(&["127.0.0.1/32"], &format!("http://localhost:{port}/")).await;
+        let error = error.expect_err("nobody listens").to_string();
+        assert!(error.contains("refused") && !error.contains("--webhook-allow"), "{error}");
+    }
+
+    #[test]
+    fn each_secret_signs_so_that_either_verifies() {
+        let secrets = [(); 2].map(|()| SigningSecret::random().expect("random bytes"));
+        let (event, now) = (event(), now());
+        let parcel = Parcel { id: "wh_1", event: &event, secrets: &[&secrets[0], &secrets[1]] };
+        let signatures = sign(parcel, now, &event.body()).expect("signs");
+        let mut headers = reqwest::header::HeaderMap::new();
+        headers.insert("webhook-id", "wh_1".parse().expect("a value"));
+        headers.insert("webhook-timestamp", now.into());
+        headers.insert("webhook-signature", signatures.parse().expect("a value"));
+        for secret in &secrets {
+            let key = Webhook::new(secret.expose()).expect("a key");
+            key.verify(event.body().as_bytes(), &headers).expect("verifies");
+        }
+        let other = SigningSecret::random().expect("random bytes");
+        let other = Webhook::new(other.expose()).expect("a key");
+        other.verify(event.body().as_bytes(), &headers).expect_err("not this secret's");
+    }
+}
