@@ -1,9 +1,10 @@
 //! Settings: a flag and an environment variable of the same name for each, alike in every command.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use crate::device::DeviceSetting;
 
@@ -49,6 +50,31 @@ pub struct Training {
     /// where hone is built with CUDA and one is there, and the CPU elsewhere.
     #[arg(long, env = "HONE_DEVICE", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceSetting,
+}
+
+/// Who may be told of events.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Webhooks {
+    /// Network that webhooks may go to although it is not public, and over plain http as well, such as
+    /// 10.1.0.0/16 or 127.0.0.1; repeatable. Without it, webhooks go to public addresses over https
+    /// only.
+    #[arg(
+        long = "webhook-allow",
+        env = "HONE_WEBHOOK_ALLOW",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        value_parser = network
+    )]
+    pub allowed: Vec<IpNet>,
+}
+
+/// A network, or a single address as the network of itself.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_not_single| text.parse()).map_err(|_| {
+        "it must be an address such as 10.1.2.3 or a network such as 10.1.0.0/16 or fd00::/8"
+            .to_owned()
+    })
 }
 
 /// Largest upload in bytes, as OpenAI has it.

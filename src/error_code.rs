@@ -82,6 +82,8 @@ error_codes! {
     InvalidFile => "invalid_file", InvalidRequest, 400;
     /// The upload takes no parts any more: it is completed, was cancelled, or has expired.
     UploadNotPending => "upload_not_pending", InvalidRequest, 400;
+    /// The sample event could not be brought to the webhook endpoint: nothing answered there.
+    WebhookUnreachable => "webhook_unreachable", InvalidRequest, 400;
     /// The key of the request was used for another request.
     IdempotencyKeyReused => "idempotency_key_reused", InvalidRequest, 400;
     /// The job has ended already.
@@ -106,6 +108,8 @@ error_codes! {
     UploadNotFound => "upload_not_found", InvalidRequest, 404;
     /// No such fine-tuning job.
     FineTuneNotFound => "fine_tune_not_found", InvalidRequest, 404;
+    /// No such webhook endpoint.
+    WebhookEndpointNotFound => "webhook_endpoint_not_found", InvalidRequest, 404;
     /// No such model, neither base nor fine-tuned.
     ModelNotFound => "model_not_found", InvalidRequest, 404;
     /// The route exists, the method does not.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::models::pull_and_say;
 use super::serve::{RunningServer, ServeArgs, start};
-use crate::config::{Folders, Listen, Training};
+use crate::config::{Folders, Listen, Training, Webhooks};
 
 /// The base model.
 const BASE_MODEL: &str = "smollm2-135m-instruct";
@@ -75,6 +75,7 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
         listen: Listen { listen: args.listen },
         folders: args.folders.clone(),
         training: args.training.clone(),
+        webhooks: Webhooks::default(),
     };
     let server = start(&serve).await?;
     let client = Client::new(&server);

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Folders, Listen, Training};
+use crate::config::{Folders, Listen, Training, Webhooks};
 use crate::executor::{Executor, Patience, Tools};
 use crate::http::{self, AppState};
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::{Store, sqlite};
 use crate::train::device;
+use crate::webhooks::{Courier, Policy, Worker};
 
 /// Settings of the server.
 #[derive(Debug, Clone, Args)]
@@ -35,6 +36,9 @@ pub struct ServeArgs {
     /// What trains.
     #[command(flatten)]
     pub training: Training,
+    /// Who may be told of events.
+    #[command(flatten)]
+    pub webhooks: Webhooks,
 }
 
 /// A server that runs in this process.
@@ -45,6 +49,7 @@ pub struct RunningServer {
     store: Arc<sqlite::SqliteStore>,
     http: JoinHandle<()>,
     executor: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
 }
 
 /// Runs until a signal asks it to end.
@@ -114,6 +119,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
              in front of it"
         );
     }
+    let courier = Arc::new(Courier::new(Policy::new(args.webhooks.allowed.clone()))?);
+    let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
     let shutdown = CancellationToken::new();
     let router = http::router(AppState {
         store: shared,
@@ -121,6 +128,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         queue,
         base_models,
         models: Arc::new(ModelServer::start(Handle::current())?),
+        courier,
         clock,
         shutdown: shutdown.clone(),
     });
@@ -128,6 +136,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         address,
         http: tokio::spawn(http::accept::serve(listener, router, shutdown.clone())),
         executor: tokio::spawn(executor.run(shutdown.clone())),
+        webhooks: tokio::spawn(worker.run(shutdown.clone())),
         shutdown,
         store,
     })
@@ -139,6 +148,7 @@ impl RunningServer {
         self.shutdown.cancel();
         self.executor.await.context("the executor")?;
         self.http.await.context("the accept loop")?;
+        self.webhooks.await.context("the deliveries of webhooks")?;
         self.store.close().await;
         Ok(())
     }

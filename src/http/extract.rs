@@ -21,22 +21,45 @@ pub struct JsonObject(pub Map<String, Value>);
 impl<S: Send + Sync> FromRequest<S> for JsonObject {
     type Rejection = ApiError;
 
-    async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
-        DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
-                let message = format!("a JSON body may have {MAX_JSON_BYTES} bytes at most");
-                return ApiError::new(ErrorCode::FileTooLarge, message);
-            }
-            ApiError::new(ErrorCode::InvalidRequest, "the body ended before it was complete")
-        })?;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(object)) => Ok(Self(object)),
-            Ok(_) => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),
-            Err(error) => {
-                let message = format!("the body is not valid JSON: {error}");
-                Err(ApiError::new(ErrorCode::InvalidJson, message))
-            }
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        object(&json_bytes(request, state).await?).map(Self)
+    }
+}
+
+/// The same where a body may be left out: then it is an empty object.
+pub struct OptionalJsonObject(pub Map<String, Value>);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = json_bytes(request, state).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        object(&bytes).map(Self)
+    }
+}
+
+/// The body of a request whose bytes are JSON.
+async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<Bytes, ApiError> {
+    DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
+    Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let message = format!("a JSON body may have {MAX_JSON_BYTES} bytes at most");
+            return ApiError::new(ErrorCode::FileTooLarge, message);
+        }
+        ApiError::new(ErrorCode::InvalidRequest, "the body ended before it was complete")
+    })
+}
+
+fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),
+        Err(error) => {
+            let message = format!("the body is not valid JSON: {error}");
+            Err(ApiError::new(ErrorCode::InvalidJson, message))
         }
     }
 }

@@ -16,6 +16,7 @@ mod openapi;
 mod spool;
 mod state;
 mod uploads;
+mod webhooks;
 
 use std::time::Duration;
 
@@ -58,6 +59,16 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::graders::run))
         .routes(routes!(models::list::list))
         .routes(routes!(models::retrieve::retrieve, models::delete::delete))
+        .routes(routes!(webhooks::create::create, webhooks::list::list))
+        .routes(routes!(
+            webhooks::retrieve::retrieve,
+            webhooks::update::update,
+            webhooks::delete::delete
+        ))
+        .routes(routes!(webhooks::rotate_secret::rotate_secret))
+        .routes(routes!(webhooks::test::test))
+        .routes(routes!(webhooks::deliveries::deliveries))
+        .routes(routes!(webhooks::event_types::event_types))
         .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::GATEWAY_TIMEOUT, TIMEOUT));
     OpenApiRouter::new()
         .merge(quick)

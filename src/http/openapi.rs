@@ -18,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
         (name = "files", description = "Training data and results"),
         (name = "uploads", description = "Files that come in parts"),
         (name = "fine-tuning", description = "Jobs, their events and checkpoints"),
+        (name = "webhooks", description = "Who is told when a job ends"),
         (name = "models", description = "Base models and fine-tuned ones"),
         (name = "chat", description = "Answers")
     )

@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::Store;
+use crate::webhooks::Courier;
 
 /// Shared by all requests.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub struct AppState {
     pub base_models: Catalog,
     /// Who answers chat.
     pub models: Arc<ModelServer>,
+    /// Who brings webhooks to their endpoints.
+    pub courier: Arc<Courier>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// Cancelled when the server is about to end: `/readyz` says so, and streams close.

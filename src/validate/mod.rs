@@ -6,6 +6,7 @@ pub mod hyperparameters;
 pub mod job_request;
 pub mod upload;
 pub mod upload_request;
+pub mod webhook_request;
 
 use crate::error_code::ErrorCode;
 

@@ -29,6 +29,8 @@ mod http_models_chat;
 mod http_pause;
 mod http_protocol;
 mod http_uploads;
+mod http_webhooks;
+mod http_webhooks_policy;
 mod kills;
 mod loading_gguf;
 mod loading_memory;
@@ -49,6 +51,7 @@ mod template_families;
 mod templates;
 mod training;
 mod tuning;
+mod webhook_receiver;
 mod whole_models;
 
 /// Counts allocations where a test asks it to; else it passes them on.

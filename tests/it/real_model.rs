@@ -29,7 +29,8 @@ pub fn gguf(models_dir: &Path) -> PathBuf {
     models_dir.join(MODEL).join("SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
-fn given(variable: &str) -> Option<PathBuf> {
+/// A path that `tests/run` names; without it the test says that it did not run.
+pub fn given(variable: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from);
     if path.is_none() {
         eprintln!("not run: {variable} is not set; tests/run sets it");
@@ -42,7 +43,7 @@ fn data(name: &str) -> PathBuf {
 }
 
 /// Standard output of a command that must succeed.
-fn succeed(command: &mut Command) -> String {
+pub fn succeed(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().expect("it starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{command:?}\n{stdout}\n{stderr}");
@@ -50,7 +51,8 @@ fn succeed(command: &mut Command) -> String {
     stdout.into_owned()
 }
 
-fn script(python: &Path, name: &str) -> Command {
+/// A script of `tests/python`.
+pub fn script(python: &Path, name: &str) -> Command {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name));
     command

@@ -1,5 +1,6 @@
 //! A server under test: the real binary on a free port over a fresh data folder, and a client.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +15,9 @@ use sqlx::{Connection, SqliteConnection};
 /// Base model of the tests: two layers, random weights.
 pub const TINY: &str = "tiny-llama";
 
+/// Where the log goes in the data folder of a server with a setting `RUST_LOG`.
+pub const LOG: &str = "server.log";
+
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -24,6 +28,8 @@ pub struct Server {
     pub client: Client,
     data_dir: PathBuf,
     models_dir: PathBuf,
+    /// Settings beside the folders, as environment variables.
+    settings: Vec<(String, String)>,
     child: Child,
     /// Removed when the test ends.
     _folder: Option<tempfile::TempDir>,
@@ -76,22 +82,37 @@ impl Reply {
 impl Server {
     /// A server with the tiny base model.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with settings, as environment variables.
+    pub fn start_with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-        let mut server = Self::start_over(folder.path(), &models);
+        let mut server = Self::launch(folder.path(), &models, owned(settings));
         server._folder = Some(folder);
         server
     }
 
     /// A server over given folders.
     pub fn start_over(data_dir: &Path, models_dir: &Path) -> Self {
+        Self::launch(data_dir, models_dir, Vec::new())
+    }
+
+    fn launch(data_dir: &Path, models_dir: &Path, settings: Vec<(String, String)>) -> Self {
+        // Whoever says what is logged wants to read it.
+        let stderr = match settings.iter().any(|(name, _value)| name == "RUST_LOG") {
+            true => File::create(data_dir.join(LOG)).expect("made").into(),
+            false => Stdio::null(),
+        };
         let mut child = Command::new(env!("CARGO_BIN_EXE_hone"))
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
             .arg("--models-dir")
             .arg(models_dir)
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .expect("the server starts");
         let mut line = String::new();
@@ -103,6 +124,7 @@ impl Server {
             client: Client::new(),
             data_dir: data_dir.to_owned(),
             models_dir: models_dir.to_owned(),
+            settings,
             child,
             _folder: None,
         }
@@ -134,6 +156,12 @@ impl Server {
         self.child.kill().expect("killed");
         self.child.wait().expect("ended");
         self.start_again()
+    }
+
+    /// Ends the server as [`Server::kill_and_restart`] does, and starts another one with other settings.
+    pub fn kill_and_restart_with(mut self, settings: &[(&str, &str)]) -> Self {
+        self.settings = owned(settings);
+        self.kill_and_restart()
     }
 
     /// Ends the server and every trainer of it at once, and starts another server.
@@ -171,7 +199,8 @@ impl Server {
     }
 
     fn start_again(mut self) -> Self {
-        let mut next = Self::start_over(&self.data_dir, &self.models_dir);
+        let settings = std::mem::take(&mut self.settings);
+        let mut next = Self::launch(&self.data_dir, &self.models_dir, settings);
         next._folder = self._folder.take();
         next
     }
@@ -293,6 +322,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    settings.iter().map(own).collect()
 }
 
 /// Waits until there is no such file or folder.
