@@ -18,6 +18,12 @@ const LOSS: f64 = 1e-5;
 const GRADIENT: f64 = 1e-4;
 /// Losses of the optimiser steps, relative: ten steps of rounding at a large learning rate.
 const STEP_LOSS: f64 = 1e-4;
+/// The same, relative to the loss of the first step: a loss that falls from 10 to 0.01 keeps the
+/// rounding of sums as large as it began (some 16 units in the last place).
+const STEP_LOSS_OF_FIRST: f64 = 2e-6;
+/// What a step may differ by in multiples of how far transformers' own float32 lies from its float64
+/// in that case: some seeds make rounding grow from step to step, for every engine.
+const FLOAT64_DIFFERENCES: f64 = 4.0;
 /// Global gradient norms of the steps, relative.
 const STEP_NORM: f64 = 1e-3;
 /// Logits, relative to the largest: float64 and float32 differ by up to 1e-6 in transformers.
@@ -143,6 +149,45 @@ impl Case {
         }
     }
 
+    /// How far a value of `tensor` after the first step may lie from `want`: by the share `relative`,
+    /// or by a few times the distance of transformers' float32 from its float64, where the case
+    /// tells.
+    fn allowance(&self, tensor: &str, relative: f64, want: f64) -> f64 {
+        let known = &self.description["float64_differences"][tensor]["max_abs_diff"];
+        (relative * want.abs()).max(FLOAT64_DIFFERENCES * known.as_f64().unwrap_or(0.0))
+    }
+
+    /// The loss of the optimiser step `step`, counted from 1.
+    fn check_step_loss(&self, kind: BackendKind, step: u64, loss: f64) {
+        let wanted = self.floats("step_losses");
+        let want = f64::from(wanted[step as usize - 1]);
+        let allowed = if step == 1 { LOSS * want } else { self.loss_allowance(want) };
+        let off = (loss - want).abs();
+        let name = &self.name;
+        assert!(
+            off <= allowed,
+            "{name} {kind:?} step {step}: {loss} {want}, allowed {allowed:.1e}"
+        );
+    }
+
+    /// How far the loss `want` of a later step may be missed.
+    fn loss_allowance(&self, want: f64) -> f64 {
+        let of_first = STEP_LOSS_OF_FIRST * f64::from(self.floats("step_losses")[0]);
+        self.allowance("step_losses", STEP_LOSS, want).max(of_first)
+    }
+
+    /// The global norm of the gradients of the step `step`, counted from 1.
+    fn check_step_norm(&self, kind: BackendKind, step: u64, norm: f64) {
+        let want = f64::from(self.floats("step_grad_norms")[step as usize - 1]);
+        let allowed = self.allowance("step_grad_norms", STEP_NORM, want);
+        let off = (norm - want).abs();
+        let name = &self.name;
+        assert!(
+            off <= allowed,
+            "{name} {kind:?} step {step}: {norm} {want}, allowed {allowed:.1e}"
+        );
+    }
+
     fn engine(&self, config: &Value, kind: BackendKind) -> Box<dyn Engine> {
         let weights = safetensors::open(&self.folder).unwrap();
         load(config, weights.as_ref(), &self.lora(), 0, kind)
@@ -209,17 +254,11 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
         let sums = engine.accumulate(&batch, Part::whole(step, base.tokens)).unwrap();
         let sums = LossSums::total(&sums);
         assert_eq!(sums.tokens, case.description["loss_tokens"].as_u64().unwrap());
-        let index = step as usize - 1;
-        let loss = sums.loss / sums.tokens as f64;
-        let want = f64::from(case.floats("step_losses")[index]);
-        let tolerance = if step == 1 { LOSS } else { STEP_LOSS };
-        assert!(relative(loss, want) <= tolerance, "{name} {kind:?} step {step}: {loss} {want}");
+        case.check_step_loss(kind, step, sums.loss / sums.tokens as f64);
         if step == 1 {
             check_gradients(case, &engine.gradients().unwrap());
         }
-        let norm = engine.step(&case.optimiser(step)).unwrap();
-        let want = f64::from(case.floats("step_grad_norms")[index]);
-        assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
+        case.check_step_norm(kind, step, engine.step(&case.optimiser(step)).unwrap());
     }
     let adapter = engine.trained().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
@@ -229,7 +268,8 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
     let sums = LossSums::total(&engine.evaluate(&batch).unwrap());
     let want = f64::from(case.floats("final_loss")[0]);
     let loss = sums.loss / sums.tokens as f64;
-    assert!(relative(loss, want) <= 2.0 * STEP_LOSS, "{name} {kind:?}: {loss} {want}");
+    let allowed = 2.0 * case.loss_allowance(want);
+    assert!((loss - want).abs() <= allowed, "{name} {kind:?}: {loss} {want}");
 
     // Greedy decoding, the whole text again for each token.
     let mut text: Vec<u32> = case.integers("prompt_ids")[0].iter().map(|id| *id as u32).collect();
@@ -276,7 +316,9 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
             let side: Vec<&Sequence> = side.iter().collect();
             let made = engine.log_probabilities(&side, true).unwrap();
             for (made, want) in made.iter().zip(&case.floats(wanted)[index * side.len()..]) {
-                assert!(relative(*made, f64::from(*want)) <= STEP_LOSS, "{name}: {made} {want}");
+                let want = f64::from(*want);
+                let allowed = case.allowance(wanted, STEP_LOSS, want);
+                assert!((made - want).abs() <= allowed, "{name} step {step}: {made} {want}");
             }
         }
         let seen = engine.evaluate_preferences(&batch, beta).unwrap();
@@ -291,20 +333,19 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
             assert!(relative(made.loss(), seen.loss()) <= LOSS, "{name}: {made:?} {seen:?}");
         }
         let sum: f64 = sums.iter().map(PreferenceOutcome::loss).sum();
-        let (loss, want) = (sum / total as f64, f64::from(case.floats("step_losses")[index]));
-        let tolerance = if step == 1 { LOSS } else { STEP_LOSS };
-        assert!(relative(loss, want) <= tolerance, "{name} {kind:?} step {step}: {loss} {want}");
+        case.check_step_loss(kind, step, sum / total as f64);
         let rewards = &case.floats("step_rewards_chosen")[index * batch.len()..];
         for (seen, want) in seen.iter().zip(rewards) {
-            let apart = (seen.chosen_reward - f64::from(*want)).abs();
-            assert!(apart <= 1e-4, "{name} step {step}: {seen:?} {want}");
+            let want = f64::from(*want);
+            let apart = (seen.chosen_reward - want).abs();
+            // A reward is beta times the difference of two sums that are some hundred times as large.
+            let allowed = case.allowance("step_rewards_chosen", STEP_LOSS, want).max(1e-4);
+            assert!(apart <= allowed, "{name} step {step}: {seen:?} {want}");
         }
         if step == 1 {
             check_gradients(case, &engine.gradients().unwrap());
         }
-        let norm = engine.step(&case.optimiser(step)).unwrap();
-        let want = f64::from(case.floats("step_grad_norms")[index]);
-        assert!(relative(norm, want) <= STEP_NORM, "{name} {kind:?} step {step}: {norm} {want}");
+        case.check_step_norm(kind, step, engine.step(&case.optimiser(step)).unwrap());
     }
     let adapter = engine.trained().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
