@@ -352,6 +352,14 @@ pub trait Store: WebhookStore {
         job_id: &str,
         page: &PageRequest,
     ) -> Result<Page<JobEvent>, StoreError>;
+    /// Metrics events of a job by step, those after the step `after`, so many at most. A step that
+    /// ran twice comes once, as it ran last.
+    async fn list_metrics(
+        &self,
+        job_id: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Page<JobEvent>, StoreError>;
     /// Checkpoints of a job, newest first.
     async fn list_checkpoints(
         &self,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hone::error_code::ErrorCode;
 use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
-use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent};
+use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent, StepMetrics};
 use hone::store::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
     DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, MetadataFilter, Order, PageRequest,
@@ -536,6 +536,41 @@ async fn progress_is_seen_on_the_job() {
     assert_eq!((job.trained_steps, job.estimated_finish), (3, Some(START + 9)));
     let newest = store.list_events(&id, &first(1)).await.expect("lists");
     assert_eq!((&newest.items[0].event, newest.has_more), (&event, true));
+}
+
+#[tokio::test]
+async fn a_step_that_ran_twice_is_counted_once_as_it_ran_last() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let ran = async |step: u64, loss: f64| {
+        let metrics = StepMetrics { step, train_loss: loss, ..metrics(step) };
+        let event = NewEvent {
+            level: EventLevel::Info,
+            kind: EventKind::Metrics,
+            message: format!("step {step}"),
+            data: serde_json::to_value(&metrics).ok(),
+        };
+        let events = [note("between"), event];
+        let recorded = fixture.store.record_progress(&claim, &metrics, None, &events).await;
+        recorded.expect("recorded");
+    };
+    for (step, loss) in [(1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5), (4, 2.5)] {
+        ran(step, loss).await;
+    }
+    let read = async |after: u64, limit: u32| {
+        let page = fixture.store.list_metrics(&id, after, limit).await.expect("lists");
+        let losses = page.items.iter().map(|event| {
+            let data = event.event.data.as_ref().expect("numbers");
+            (data["step"].as_u64().expect("a step"), data["train_loss"].as_f64().expect("a loss"))
+        });
+        (losses.collect::<Vec<_>>(), page.has_more)
+    };
+    assert_eq!(read(0, 3).await, (vec![(1, 5.0), (2, 4.5), (3, 3.5)], true));
+    assert_eq!(read(3, 3).await, (vec![(4, 2.5)], false));
+    assert_eq!(read(u64::MAX, 3).await, (vec![], false));
+    let page = fixture.store.list_metrics("ftjob-none", 0, 3).await.expect("lists");
+    assert!(page.items.is_empty());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hone::clock::SystemClock;
 use hone::file::FilePurpose;
+use hone::job::{EventKind, EventLevel, NewEvent};
 use hone::store::{MetadataFilter, Order, Store, StoreError, sqlite};
 use sqlx::{Connection, Row};
 
@@ -68,6 +69,43 @@ async fn the_database_keeps_a_write_ahead_log_and_refuses_rows_that_contradict_t
         let message = result.expect_err(contradiction).to_string();
         assert!(message.contains("CHECK"), "{contradiction}: {message}");
     }
+}
+
+#[tokio::test]
+async fn metrics_of_jobs_before_the_column_of_steps_are_found_by_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
+    let training = file(FilePurpose::FineTune);
+    store.insert_file(&training).await.expect("added");
+    let job = job(&training.id);
+    let event = |step: u64| NewEvent {
+        level: EventLevel::Info,
+        kind: EventKind::Metrics,
+        message: format!("step {step}"),
+        data: Some(serde_json::json!({"step": step})),
+    };
+    let events = [1, 7].map(event);
+    store.insert_job(&job, &events).await.expect("added");
+    store.close().await;
+    drop(store);
+
+    // As an older version left it.
+    let path = folder.path().join(sqlite::DATABASE_FILE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let mut outside = sqlx::SqliteConnection::connect_with(&options).await.expect("connects");
+    for statement in [
+        "DROP INDEX events_by_step",
+        "ALTER TABLE events DROP COLUMN step",
+        "DELETE FROM _sqlx_migrations WHERE version = 9",
+    ] {
+        sqlx::query(statement).execute(&mut outside).await.expect(statement);
+    }
+    outside.close().await.expect("closes");
+
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens again");
+    let page = store.list_metrics(&job.id, 1, 10).await.expect("lists");
+    let steps: Vec<&str> = page.items.iter().map(|event| event.event.message.as_str()).collect();
+    assert_eq!(steps, ["step 7"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -4,7 +4,7 @@ use sqlx::SqliteConnection;
 
 use super::rows;
 use crate::ids::new_event_id;
-use crate::job::{JobEvent, NewEvent};
+use crate::job::{EventKind, JobEvent, NewEvent};
 use crate::store::{Order, Page, PageRequest, StoreError};
 
 /// Appends events to a job's sequence. The job's own row counts them, so that the sequence has no
@@ -25,8 +25,8 @@ pub(super) async fn append(
     for event in events {
         sequence += 1;
         sqlx::query(
-            "INSERT INTO events (id, job_id, sequence, created_at, level, kind, message, data)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO events (id, job_id, sequence, created_at, level, kind, message, data, step)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(new_event_id())
         .bind(job_id)
@@ -36,6 +36,7 @@ pub(super) async fn append(
         .bind(rows::kind_word(event.kind))
         .bind(&event.message)
         .bind(rows::to_optional_json("events.data", event.data.as_ref())?)
+        .bind(step_of(event))
         .execute(&mut *connection)
         .await?;
     }
@@ -45,6 +46,40 @@ pub(super) async fn append(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// The step whose numbers an event holds.
+fn step_of(event: &NewEvent) -> Option<i64> {
+    match event.kind {
+        EventKind::Metrics => event.data.as_ref()?["step"].as_i64(),
+        EventKind::Message => None,
+    }
+}
+
+/// One page of a job's metrics events by step. Steps that ran again after a crash have several
+/// events, of which the last counts.
+pub(super) async fn metrics(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    after: u64,
+    limit: u32,
+) -> Result<Page<JobEvent>, StoreError> {
+    let found = sqlx::query(
+        "SELECT * FROM events AS event
+         WHERE job_id = $1 AND step > $2
+           AND NOT EXISTS (
+               SELECT 1 FROM events AS later
+               WHERE later.job_id = event.job_id AND later.step = event.step
+                 AND later.sequence > event.sequence)
+         ORDER BY step ASC LIMIT $3",
+    )
+    .bind(job_id)
+    // No step is beyond what the column holds.
+    .bind(i64::try_from(after).unwrap_or(i64::MAX))
+    .bind(i64::from(limit) + 1)
+    .fetch_all(connection)
+    .await?;
+    rows::page(&found, limit, rows::event)
 }
 
 /// One page of a job's events, in the order in which they were written or the other way round.

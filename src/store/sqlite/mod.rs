@@ -245,6 +245,15 @@ impl Store for SqliteStore {
         events::list(reader, job_id, Order::Ascending, page).await
     }
 
+    async fn list_metrics(
+        &self,
+        job_id: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Page<JobEvent>, StoreError> {
+        events::metrics(&mut *self.readers.acquire().await?, job_id, after, limit).await
+    }
+
     async fn list_checkpoints(
         &self,
         job_id: &str,
