@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Format;
 use crate::error_code::ErrorCode;
+use crate::ids;
+use crate::model::tuned_model_name;
 
 /// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
 /// explicit pause.
@@ -443,6 +445,19 @@ pub struct Job {
     pub cancel_requested: bool,
     /// Whether the user wants it to pause, and it still runs.
     pub pause_requested: bool,
+}
+
+impl Job {
+    /// The name of the model that the job makes, the same for every attempt.
+    pub fn model_name(&self) -> String {
+        let id = ids::model_suffix(&self.id);
+        tuned_model_name(&self.model, self.suffix.as_deref(), &id)
+    }
+
+    /// Whether the job makes a model of its own, and no adapter.
+    pub fn makes_whole_model(&self) -> bool {
+        self.hyperparameters.tuning.unwrap_or_default() != TuningMode::Lora
+    }
 }
 
 /// How grave an event is.

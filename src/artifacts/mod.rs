@@ -1,5 +1,6 @@
 //! Stage 7: the files that a job leaves behind, and how they are written: whole or not at all.
 
+pub mod archive;
 pub mod metrics_csv;
 pub mod model;
 pub mod peft;

@@ -39,6 +39,7 @@ use crate::device::Device;
 use crate::job::{EventLevel, NewEvent};
 use crate::queue::Queue;
 use crate::store::{Store, StoreError};
+pub use crate::train::report::FILE_NAME as REPORT_FILE;
 
 /// How often a trainer is started for a job that keeps crashing.
 pub const MAX_ATTEMPTS: u32 = 3;

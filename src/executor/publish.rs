@@ -13,8 +13,8 @@ use crate::blobs::{BlobError, result_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::hex::hex;
 use crate::ids;
-use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics, TuningMode};
-use crate::model::{TunedModel, checkpoint_name, tuned_model_name};
+use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
+use crate::model::{TunedModel, checkpoint_name};
 use crate::store::{Claim, StoreError, Success};
 use crate::train::report;
 
@@ -43,11 +43,6 @@ pub(super) struct Finished {
     pub(super) trained_tokens: u64,
 }
 
-/// The name of the model that `job` makes, the same for every attempt.
-pub(super) fn model_name(job: &Job) -> String {
-    tuned_model_name(&job.model, job.suffix.as_deref(), &ids::model_suffix(&job.id))
-}
-
 /// Publishes a checkpoint. One that an earlier attempt has published stays as it is.
 pub(super) async fn checkpoint(
     tools: &Tools,
@@ -57,7 +52,7 @@ pub(super) async fn checkpoint(
     directory: &Path,
 ) -> Result<(), PublishError> {
     let step = metrics.step;
-    let name = checkpoint_name(&model_name(job), step);
+    let name = checkpoint_name(&job.model_name(), step);
     let files = model_files(tools, claim, job, directory, &format!("step-{step}")).await?;
     let result_files: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
     let model = tuned_model(tools, job, name.clone(), &result_files, true);
@@ -114,7 +109,7 @@ pub(super) async fn success(
     let ids: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
     let report =
         store_file(tools, claim, &finished.report, report::FILE_NAME, report::FILE_NAME).await?;
-    let model = tuned_model(tools, job, model_name(job), &ids, false);
+    let model = tuned_model(tools, job, job.model_name(), &ids, false);
     files.insert(0, csv);
     files.push(report);
     let events = vec![
@@ -140,11 +135,11 @@ async fn model_files(
     directory: &Path,
     place: &str,
 ) -> Result<Vec<FileRecord>, BlobError> {
-    let (folder, mut names) = match is_whole(job) {
+    let (folder, mut names) = match job.makes_whole_model() {
         false => (directory.to_owned(), vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
         true => (directory.join(model::FOLDER), vec![model::CONFIG_FILE, model::WEIGHTS_FILE]),
     };
-    if is_whole(job) {
+    if job.makes_whole_model() {
         names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
     }
     let mut files = Vec::with_capacity(names.len());
@@ -153,11 +148,6 @@ async fn model_files(
         files.push(store_file(tools, claim, &folder.join(name), &key, name).await?);
     }
     Ok(files)
-}
-
-/// Whether the job makes whole models.
-fn is_whole(job: &Job) -> bool {
-    job.hyperparameters.tuning.unwrap_or_default() != TuningMode::Lora
 }
 
 /// A model of `job` whose files are stored, in the order of [`model_files`].
@@ -174,7 +164,7 @@ fn tuned_model(
         created_at: tools.clock.now(),
         base_model: job.model.clone(),
         job_id: job.id.clone(),
-        is_whole: is_whole(job),
+        is_whole: job.makes_whole_model(),
         config_file: file(0),
         weights_file: file(1),
         other_files: files.iter().skip(2).cloned().collect(),

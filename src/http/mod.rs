@@ -4,6 +4,7 @@
 //! verbs are files. The OpenAPI document comes from the same declarations.
 
 pub mod accept;
+mod attachment;
 mod chat;
 mod error;
 mod extract;
@@ -55,6 +56,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::resume::resume))
         .routes(routes!(fine_tuning::events::events))
         .routes(routes!(fine_tuning::checkpoints::checkpoints))
+        .routes(routes!(fine_tuning::metrics::metrics))
+        .routes(routes!(fine_tuning::report::report))
         .routes(routes!(fine_tuning::graders::validate))
         .routes(routes!(fine_tuning::graders::run))
         .routes(routes!(models::list::list))
@@ -74,6 +77,7 @@ fn api() -> OpenApiRouter<AppState> {
         .merge(quick)
         .routes(routes!(files::create::create))
         .routes(routes!(files::content::content))
+        .routes(routes!(fine_tuning::adapter::adapter))
         .routes(routes!(uploads::add_part::add_part))
         .routes(routes!(uploads::complete::complete))
         .routes(routes!(chat::create::create))

@@ -19,6 +19,10 @@ use utoipa_axum::router::OpenApiRouter;
         (name = "uploads", description = "Files that come in parts"),
         (name = "fine-tuning", description = "Jobs, their events and checkpoints"),
         (name = "webhooks", description = "Who is told when a job ends"),
+        (
+            name = "extensions",
+            description = "What hone has beside OpenAI's API: clients of that API need none of it"
+        ),
         (name = "models", description = "Base models and fine-tuned ones"),
         (name = "chat", description = "Answers")
     )

@@ -6,9 +6,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error_code::ErrorCode;
+use crate::http::attachment;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -51,9 +51,7 @@ pub async fn content(
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let disposition = HeaderValue::from_str(&disposition(&file.filename));
-    let disposition = disposition.map_err(ApiError::internal)?;
-    headers.insert(header::CONTENT_DISPOSITION, disposition);
+    headers.insert(header::CONTENT_DISPOSITION, attachment::disposition(&file.filename)?);
     if let Some(range) = range {
         let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         let value = HeaderValue::from_str(&text).map_err(ApiError::internal)?;
@@ -61,17 +59,6 @@ pub async fn content(
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     Ok(response)
-}
-
-/// Tells a client to save the bytes, and under which name: once in the letters that every client
-/// reads, once in full (RFC 6266).
-fn disposition(filename: &str) -> String {
-    let plain: String = filename
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._- ".contains(c) { c } else { '_' })
-        .collect();
-    let full = utf8_percent_encode(filename, NON_ALPHANUMERIC);
-    format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{full}")
 }
 
 /// What a `Range` header asks for.
@@ -101,19 +88,6 @@ fn parse_range(text: &str, size: u64) -> Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_name_gets_out_of_its_header() {
-        assert_eq!(
-            disposition("train.jsonl"),
-            "attachment; filename=\"train.jsonl\"; filename*=UTF-8''train%2Ejsonl"
-        );
-        assert_eq!(
-            disposition("a\"; x=\\\u{e4}.csv"),
-            "attachment; filename=\"a__ x___.csv\"; \
-             filename*=UTF-8''a%22%3B%20x%3D%5C%C3%A4%2Ecsv"
-        );
-    }
 
     #[test]
     fn ranges_are_read_as_the_standard_says() {

@@ -1,5 +1,6 @@
 //! `/v1/fine_tuning/jobs`.
 
+pub(super) mod adapter;
 pub(super) mod cancel;
 pub(super) mod checkpoints;
 pub(super) mod create;
@@ -7,8 +8,10 @@ pub(super) mod events;
 mod follow;
 pub(super) mod graders;
 pub(super) mod list;
+pub(super) mod metrics;
 mod object;
 pub(super) mod pause;
+pub(super) mod report;
 mod request_key;
 pub(super) mod resume;
 pub(super) mod retrieve;
