@@ -106,8 +106,11 @@ pub fn router(state: AppState) -> Router {
 
 async fn no_such_route(uri: Uri) -> ApiError {
     let path = uri.path();
-    let hint = if path.ends_with("/responses") {
+    let is_below = |noun: &str| path.split('/').any(|part| part == noun);
+    let hint = if is_below("responses") || is_below("completions") {
         ": hone answers chat at /v1/chat/completions"
+    } else if is_below("images") {
+        ": the models that hone trains and answers with read and write text alone"
     } else if path.contains("/fine_tuning/checkpoints/") {
         ": hone has no projects to share checkpoints with, every client may use every one"
     } else {

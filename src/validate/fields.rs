@@ -25,3 +25,12 @@ pub(super) fn required_text(body: &Map<String, Value>, key: &str) -> Result<Stri
         _ => Err(Refusal::new(key, format!("{key} is missing"))),
     }
 }
+
+/// Keys beside those that are known.
+pub(super) fn others<'a>(
+    body: &'a Map<String, Value>,
+    known: &'a [&str],
+) -> impl Iterator<Item = &'a String> {
+    let is_other = |key: &&String| !known.contains(&key.as_str()) && given(body, key).is_some();
+    body.keys().filter(is_other)
+}

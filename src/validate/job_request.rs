@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, fields, hyperparameters};
-use crate::error_code::ErrorCode;
-use crate::job::{Hyperparameters, Method};
+use super::{Refusal, fields, integrations, method};
+use crate::job::Hyperparameters;
 
 /// A request that makes sense by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +24,7 @@ pub struct JobRequest {
     pub hyperparameters: Hyperparameters,
     /// The client's own notes.
     pub metadata: Option<BTreeMap<String, String>>,
-    /// Fields that hone does not know: said in an event, not an error.
+    /// Paths of fields that mean nothing to hone: said in an event, not an error.
     pub unknown_fields: Vec<String>,
 }
 
@@ -52,22 +51,19 @@ pub fn read(body: &Map<String, Value>) -> Result<JobRequest, Refusal> {
     let given = |key: &str| fields::given(body, key);
     let text = |key: &str| fields::text(body, key);
     let required = |key: &str| fields::required_text(body, key);
-    if given("integrations").is_some_and(|value| value.as_array().is_none_or(|l| !l.is_empty())) {
-        return Err(Refusal::with_code(
-            ErrorCode::Unsupported,
-            "integrations",
-            "hone pushes to no integration; W&B can pull the job and its CSV through this API",
-        ));
-    }
+    integrations::check(given("integrations"))?;
+    let asked = method::read(given("method"), given("hyperparameters"))?;
+    let mut unknown_fields: Vec<String> = fields::others(body, KNOWN).cloned().collect();
+    unknown_fields.extend(asked.unknown_fields);
     Ok(JobRequest {
         model: required("model")?,
         training_file: required("training_file")?,
         validation_file: text("validation_file")?,
         suffix: suffix(text("suffix")?)?,
         seed: seed(given("seed"))?,
-        hyperparameters: all_hyperparameters(given("method"), given("hyperparameters"))?,
+        hyperparameters: asked.hyperparameters,
         metadata: metadata(given("metadata"))?,
-        unknown_fields: body.keys().filter(|key| !KNOWN.contains(&key.as_str())).cloned().collect(),
+        unknown_fields,
     })
 }
 
@@ -91,63 +87,6 @@ fn seed(value: Option<&Value>) -> Result<Option<u32>, Refusal> {
             let message =
                 format!("the seed is {value}; it must be a whole number up to {MAX_SEED}");
             Err(Refusal::new("seed", message))
-        }
-    }
-}
-
-/// The hyperparameters of `method`, or the older ones at the top level; both only if they agree.
-fn all_hyperparameters(
-    method: Option<&Value>,
-    legacy: Option<&Value>,
-) -> Result<Hyperparameters, Refusal> {
-    let kind = match method {
-        None => Method::Supervised,
-        Some(method) => kind_of(method)?,
-    };
-    let legacy = match legacy {
-        None => None,
-        Some(Value::Object(object)) => {
-            Some(hyperparameters::read("hyperparameters", object, kind)?)
-        }
-        Some(other) => {
-            let message = format!("hyperparameters is {other}; it must be an object");
-            return Err(Refusal::new("hyperparameters", message));
-        }
-    };
-    let path = format!("method.{}.hyperparameters", kind.as_str());
-    let stated = match method.map(|method| &method[kind.as_str()]["hyperparameters"]) {
-        None | Some(Value::Null) => None,
-        Some(Value::Object(object)) => Some(hyperparameters::read(&path, object, kind)?),
-        Some(other) => {
-            let message = format!("{path} is {other}; it must be an object");
-            return Err(Refusal::new(path, message));
-        }
-    };
-    match (stated, legacy) {
-        (Some(stated), Some(legacy)) if stated != legacy => {
-            let message = format!("hyperparameters and {path} differ: send one of them");
-            Err(Refusal::new("hyperparameters", message))
-        }
-        (Some(one), _) | (None, Some(one)) => Ok(one),
-        (None, None) => Ok(Hyperparameters { method: kind, ..Hyperparameters::default() }),
-    }
-}
-
-fn kind_of(method: &Value) -> Result<Method, Refusal> {
-    match method["type"].as_str() {
-        Some("supervised") => Ok(Method::Supervised),
-        Some("dpo") => Ok(Method::Dpo),
-        Some("reinforcement") => Err(Refusal::with_code(
-            ErrorCode::Unsupported,
-            "method.type",
-            "hone does not offer the method \"reinforcement\"; it offers \"supervised\" and \"dpo\"",
-        )),
-        _ => {
-            let message = format!(
-                "the type of the method is {}; it can be \"supervised\" or \"dpo\"",
-                method["type"]
-            );
-            Err(Refusal::new("method.type", message))
         }
     }
 }
@@ -188,7 +127,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::Auto;
+    use crate::job::{Auto, Method};
 
     fn read_json(mut value: Value) -> Result<JobRequest, Refusal> {
         let object = value.as_object_mut().expect("an object");
@@ -203,20 +142,6 @@ mod tests {
             "hyperparameters": null, "integrations": null, "metadata": null});
         assert_eq!(read_json(nulls), read_json(json!({})));
         assert!(read_json(json!({"integrations": []})).is_ok());
-    }
-
-    #[test]
-    fn both_spellings_of_hyperparameters_are_read_and_must_agree() {
-        let new = json!({"method": {"type": "supervised",
-            "supervised": {"hyperparameters": {"n_epochs": 2}}}});
-        let old = json!({"hyperparameters": {"n_epochs": 2}});
-        assert_eq!(read_json(new.clone()), read_json(old));
-        let mut both = new;
-        both["hyperparameters"] = json!({"n_epochs": 2});
-        let read = read_json(both.clone()).expect("they agree");
-        assert_eq!(read.hyperparameters.n_epochs, Auto::Value(2));
-        both["hyperparameters"] = json!({"n_epochs": 3});
-        assert_eq!(read_json(both).expect_err("they differ").param, "hyperparameters");
     }
 
     #[test]
@@ -240,20 +165,10 @@ mod tests {
             (json!({"seed": -1}), "seed"),
             (json!({"seed": 2_147_483_648u64}), "seed"),
             (json!({"method": {"type": "reinforcement"}}), "method.type"),
-            (
-                json!({"method": {"type": "dpo", "dpo": {"hyperparameters": 3}}}),
-                "method.dpo.hyperparameters",
-            ),
             (json!({"hyperparameters": {"beta": 0.1}}), "hyperparameters.beta"),
-            (json!({"method": {}}), "method.type"),
-            (json!({"integrations": [{"type": "wandb"}]}), "integrations"),
+            (json!({"integrations": [{"type": "wandb"}]}), "integrations[0].wandb"),
             (json!({"metadata": {"a": 1}}), "metadata.a"),
             (json!({"hyperparameters": 3}), "hyperparameters"),
-            (
-                json!({"method": {"type": "supervised",
-                    "supervised": {"hyperparameters": {"nepochs": 1}}}}),
-                "method.supervised.hyperparameters.nepochs",
-            ),
         ] {
             assert_eq!(read_json(body.clone()).expect_err("it is wrong").param, param, "{body}");
         }
@@ -261,7 +176,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_kept_for_an_event() {
-        let read = read_json(json!({"colour": "red"})).expect("it is no error");
-        assert_eq!(read.unknown_fields, ["colour"]);
+        let body = json!({"colour": "red", "method": {"type": "dpo", "dpo": {"foo": 1}}});
+        let read = read_json(body).expect("it is no error");
+        assert_eq!(read.unknown_fields, ["colour", "method.dpo.foo"]);
     }
 }

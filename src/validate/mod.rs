@@ -3,7 +3,9 @@
 mod fields;
 pub mod file_request;
 pub mod hyperparameters;
+mod integrations;
 pub mod job_request;
+mod method;
 pub mod upload;
 pub mod upload_request;
 pub mod webhook_request;
@@ -34,5 +36,14 @@ impl Refusal {
         message: impl Into<String>,
     ) -> Self {
         Self { code, param: param.into(), message: message.into() }
+    }
+
+    /// The same refusal of a field that stands within another one.
+    fn within(mut self, outer: &str) -> Self {
+        self.param = match self.param.as_str() {
+            "" => outer.to_owned(),
+            inner => format!("{outer}.{inner}"),
+        };
+        self
     }
 }

@@ -198,10 +198,33 @@ async fn what_does_not_exist_or_is_unknown_is_refused_and_no_job_is_made() {
             "hyperparameters.n_epochs",
             json!({"model": TINY, "training_file": file, "hyperparameters": {"n_epochs": 51}}),
         ),
+        (
+            "method.dpo.hyperparameters.compute_multiplier",
+            json!({"model": TINY, "training_file": file, "method": {"type": "dpo",
+                "dpo": {"hyperparameters": {"compute_multiplier": 1}}}}),
+        ),
     ] {
         let error = create(body).await.error(400);
         assert_eq!(error["param"], place);
         assert_eq!(error["code"], "invalid_hyperparameter");
+    }
+    // What OpenAI's API has and hone does not: said, never accepted silently.
+    let wandb = json!({"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}});
+    let grader = json!({"type": "string_check", "name": "g", "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}", "operation": "eq"});
+    for (param, code, extra) in [
+        ("integrations", "unsupported", json!({"integrations": [wandb]})),
+        ("integrations[0].type", "invalid_request", json!({"integrations": [{"type": "x"}]})),
+        (
+            "method.type",
+            "unsupported",
+            json!({"method": {"type": "reinforcement", "reinforcement": {"grader": grader}}}),
+        ),
+    ] {
+        let mut body = json!({"model": TINY, "training_file": file});
+        body.as_object_mut().expect("an object").extend(extra.as_object().expect("one").clone());
+        let error = create(body).await.error(400);
+        assert_eq!((&error["param"], &error["code"]), (&json!(param), &json!(code)), "{error}");
     }
     let jobs = server.get("/v1/fine_tuning/jobs").await.ok();
     assert_eq!(jobs["data"], json!([]));
@@ -323,7 +346,16 @@ async fn ignored_fields_are_named_in_one_event_however_many_there_are() {
         texts.filter(|text| text.contains("ignored")).map(str::to_owned).collect()
     };
     let expected =
-        "The request's fields \"colour\", \"n_epochs\" are unknown to hone and were ignored";
+        "The request's fields \"colour\", \"n_epochs\" mean nothing to hone here and were ignored";
+    assert_eq!(ignored(&job).await, [expected]);
+
+    // Inside the method too, where another method's settings stand beside this one's.
+    let inner = json!({"model": TINY, "training_file": file, "method": {"type": "supervised",
+        "dpo": {"hyperparameters": {"beta": 0.1}}, "reinforcement": null,
+        "supervised": {"foo": 1, "hyperparameters": {"n_epochs": 2}}}});
+    let job = server.post("/v1/fine_tuning/jobs", inner).await.ok();
+    let expected = "The request's fields \"method.dpo\", \"method.supervised.foo\" mean nothing to \
+                    hone here and were ignored";
     assert_eq!(ignored(&job).await, [expected]);
 
     for number in 0..20_000 {

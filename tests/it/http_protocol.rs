@@ -14,8 +14,15 @@ use crate::server::{Reply, Server, TINY, chat_lines};
 async fn every_fallback_has_openais_error_shape_and_a_request_id() {
     let server = Server::start();
     assert_eq!(server.get("/v1/nothing").await.error(404)["code"], "route_not_found");
-    let error = server.post("/v1/responses", json!({})).await.error(404);
-    assert!(error["message"].as_str().is_some_and(|text| text.contains("/v1/chat/completions")));
+    for (route, hint) in [
+        ("/v1/responses", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "/v1/chat/completions"),
+        ("/v1/completions", "/v1/chat/completions"),
+        ("/v1/images/generations", "text alone"),
+    ] {
+        let error = server.post(route, json!({})).await.error(404);
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(hint)), "{error}");
+    }
     let reply = server.send(Method::PATCH, "/v1/fine_tuning/jobs").await;
     reply.error(405);
     let allow = reply.headers["allow"].to_str().expect("a text").to_owned();

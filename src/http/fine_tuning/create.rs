@@ -108,9 +108,12 @@ struct CreateJob {
     /// `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`, or the same with `dpo`.
     #[schema(value_type = Option<Object>)]
     method: Option<Value>,
-    /// The older place of hyperparameters.
+    /// The older place of hyperparameters; one that stands in both places must be the same in both.
     #[schema(value_type = Option<Object>)]
     hyperparameters: Option<Value>,
+    /// Empty or left out: hone sends nothing to other services and refuses a job that asks for it.
+    #[schema(value_type = Option<Vec<Object>>)]
+    integrations: Option<Value>,
     /// Up to 16 pairs of texts.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
@@ -256,16 +259,19 @@ fn ignored(fields: &[String]) -> Option<NewEvent> {
     let message = match (fields.len(), fields.len().saturating_sub(MOST_NAMED)) {
         (0, _) => return None,
         (1, _) => {
-            format!("The request's field {} is unknown to hone and was ignored", names.join(", "))
+            format!(
+                "The request's field {} means nothing to hone here and was ignored",
+                names.join(", ")
+            )
         }
         (_, 0) => {
             format!(
-                "The request's fields {} are unknown to hone and were ignored",
+                "The request's fields {} mean nothing to hone here and were ignored",
                 names.join(", ")
             )
         }
         (_, more) => format!(
-            "The request's fields {} and {more} more are unknown to hone and were ignored",
+            "The request's fields {} and {more} more mean nothing to hone here and were ignored",
             names.join(", ")
         ),
     };
