@@ -35,6 +35,11 @@ pub fn new_checkpoint_id() -> String {
     sortable("ftckpt_")
 }
 
+/// Id of a permission to use a checkpoint: `cp_…`.
+pub fn new_permission_id() -> String {
+    sortable("cp_")
+}
+
 /// Id of a chat completion: `chatcmpl-…`.
 pub fn new_completion_id() -> String {
     sortable("chatcmpl-")

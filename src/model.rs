@@ -33,6 +33,19 @@ impl TunedModel {
     }
 }
 
+/// That a project may use a fine-tuned model or checkpoint that is another project's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointPermission {
+    /// `cp_…`.
+    pub id: String,
+    /// Name of the model or checkpoint.
+    pub checkpoint: String,
+    /// The project.
+    pub project_id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+}
+
 /// The name of the model that a job makes: `ft:<base>:<organisation>:<suffix>:<id8>`.
 ///
 /// Clients split names on `:`, so other characters than `[A-Za-z0-9._-]` in the suffix become `-`.

@@ -18,7 +18,7 @@ use crate::job::{
     Job, JobCheckpoint, JobError, JobEvent, JobStatus, NewEvent, ResolvedHyperparameters,
     StepMetrics,
 };
-use crate::model::TunedModel;
+use crate::model::{CheckpointPermission, TunedModel};
 use crate::upload::{Upload, UploadPart};
 
 /// What can go wrong in the store.
@@ -376,6 +376,28 @@ pub trait Store: WebhookStore {
     /// Removes a model and its checkpoints by the model's name, or one checkpoint by its own, unless
     /// a job continues from it. The job and the files stay, and the files can be deleted then.
     async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError>;
+
+    // ---- permissions
+
+    /// Lets these projects use a fine-tuned model or checkpoint; their permissions, each once. One that
+    /// a project has already stays as it is. `None` when there is no such model.
+    async fn grant_permissions(
+        &self,
+        checkpoint: &str,
+        projects: &[String],
+    ) -> Result<Option<Vec<CheckpointPermission>>, StoreError>;
+    /// Permissions of a model, of all projects or of one, by creation.
+    async fn list_permissions(
+        &self,
+        checkpoint: &str,
+        project: Option<&str>,
+        order: Order,
+        page: &PageRequest,
+    ) -> Result<Page<CheckpointPermission>, StoreError>;
+    /// Takes a permission of this model back; `false` when there is none of this id.
+    async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError>;
+    /// Whether a project has been let use the model. That a project may use its own is not noted here.
+    async fn is_permitted(&self, checkpoint: &str, project: &str) -> Result<bool, StoreError>;
 
     // ---- the queue: see `crate::queue`
 

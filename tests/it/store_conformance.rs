@@ -909,6 +909,39 @@ async fn a_model_stays_while_a_job_continues_from_it_or_from_its_checkpoint() {
 }
 
 #[tokio::test]
+async fn a_permission_is_of_one_model_and_one_project_and_goes_with_the_model() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let (row, model, files) = checkpoint(&id, 4);
+    let store = &fixture.store;
+    store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("added");
+    store.finish_succeeded(&claim, &success(&id)).await.expect("ends");
+    let (whole, step) = (format!("ft:{id}"), model.id);
+
+    let projects = ["blue".to_owned(), "red".to_owned()];
+    assert_eq!(store.grant_permissions("ft:none", &projects).await.expect("asks"), None);
+    let granted = store.grant_permissions(&step, &projects).await.expect("asks").expect("granted");
+    let permitted = async |checkpoint: &str, project: &str| {
+        store.is_permitted(checkpoint, project).await.expect("asks")
+    };
+    assert!(permitted(&step, "blue").await && permitted(&step, "red").await);
+    assert!(!permitted(&step, "green").await && !permitted(&whole, "blue").await);
+
+    fixture.clock.advance(60);
+    let again = store.grant_permissions(&step, &projects).await.expect("asks");
+    assert_eq!(again.as_ref(), Some(&granted), "time has passed, and nothing has changed");
+    assert!(!store.delete_permission(&whole, &granted[0].id).await.expect("asks"));
+    assert!(store.delete_permission(&step, &granted[0].id).await.expect("asks"));
+    assert!(!permitted(&step, "blue").await && permitted(&step, "red").await);
+
+    store.delete_model(&whole).await.expect("asks");
+    assert!(!permitted(&step, "red").await);
+    let page = store.list_permissions(&step, None, Order::Ascending, &first(10)).await;
+    assert!(page.expect("lists").items.is_empty());
+}
+
+#[tokio::test]
 async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_needs_it() {
     let fixture = Fixture::sqlite().await;
     let id = fixture.add_job().await;

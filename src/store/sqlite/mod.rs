@@ -11,6 +11,7 @@ mod files;
 mod jobs;
 mod models;
 mod open;
+mod permissions;
 mod progress;
 mod queue;
 mod request_keys;
@@ -36,7 +37,7 @@ use crate::file::{FilePurpose, FileRecord};
 use crate::job::{
     Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
-use crate::model::TunedModel;
+use crate::model::{CheckpointPermission, TunedModel};
 use crate::upload::{Upload, UploadPart};
 
 /// The store on SQLite. Holds the data folder's lock for as long as it lives.
@@ -275,6 +276,40 @@ impl Store for SqliteStore {
         let outcome = models::delete(&mut transaction, id).await?;
         transaction.commit().await?;
         Ok(outcome)
+    }
+
+    async fn grant_permissions(
+        &self,
+        checkpoint: &str,
+        projects: &[String],
+    ) -> Result<Option<Vec<CheckpointPermission>>, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let now = self.clock.now();
+        let granted = permissions::grant(&mut transaction, checkpoint, projects, now).await?;
+        transaction.commit().await?;
+        Ok(granted)
+    }
+
+    async fn list_permissions(
+        &self,
+        checkpoint: &str,
+        project: Option<&str>,
+        order: Order,
+        page: &PageRequest,
+    ) -> Result<Page<CheckpointPermission>, StoreError> {
+        let reader = &mut *self.readers.acquire().await?;
+        permissions::list(reader, checkpoint, project, order, page).await
+    }
+
+    async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_write().await?;
+        let is_deleted = permissions::delete(&mut transaction, checkpoint, id).await?;
+        transaction.commit().await?;
+        Ok(is_deleted)
+    }
+
+    async fn is_permitted(&self, checkpoint: &str, project: &str) -> Result<bool, StoreError> {
+        permissions::is_permitted(&mut *self.readers.acquire().await?, checkpoint, project).await
     }
 
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError> {

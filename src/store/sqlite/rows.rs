@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
-use crate::model::TunedModel;
+use crate::model::{CheckpointPermission, TunedModel};
 use crate::store::{Page, StoreError};
 use crate::upload::{Upload, UploadPart, UploadStatus};
 use crate::webhook::{
@@ -104,6 +104,16 @@ pub(super) fn upload_part(row: &SqliteRow) -> Result<UploadPart, StoreError> {
         created_at: row.try_get("created_at")?,
         bytes: row.try_get("bytes")?,
         blob_key: row.try_get("blob_key")?,
+    })
+}
+
+/// A row of `checkpoint_permissions`.
+pub(super) fn permission(row: &SqliteRow) -> Result<CheckpointPermission, StoreError> {
+    Ok(CheckpointPermission {
+        id: row.try_get("id")?,
+        checkpoint: row.try_get("checkpoint")?,
+        project_id: row.try_get("project_id")?,
+        created_at: row.try_get("created_at")?,
     })
 }
 
