@@ -112,6 +112,8 @@ error_codes! {
     WebhookEndpointNotFound => "webhook_endpoint_not_found", InvalidRequest, 404;
     /// No such model, neither base nor fine-tuned.
     ModelNotFound => "model_not_found", InvalidRequest, 404;
+    /// No such permission of this checkpoint.
+    PermissionNotFound => "permission_not_found", InvalidRequest, 404;
     /// The route exists, the method does not.
     MethodNotAllowed => "method_not_allowed", InvalidRequest, 405;
     /// The upload or body is larger than the server takes.

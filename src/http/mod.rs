@@ -56,6 +56,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::resume::resume))
         .routes(routes!(fine_tuning::events::events))
         .routes(routes!(fine_tuning::checkpoints::checkpoints))
+        .merge(fine_tuning::permissions::routes())
         .routes(routes!(fine_tuning::metrics::metrics))
         .routes(routes!(fine_tuning::report::report))
         .routes(routes!(fine_tuning::graders::validate))
@@ -111,8 +112,6 @@ async fn no_such_route(uri: Uri) -> ApiError {
         ": hone answers chat at /v1/chat/completions"
     } else if is_below("images") {
         ": the models that hone trains and answers with read and write text alone"
-    } else if path.contains("/fine_tuning/checkpoints/") {
-        ": hone has no projects to share checkpoints with, every client may use every one"
     } else {
         ": /openapi.json lists what there is"
     };

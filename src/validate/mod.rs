@@ -6,6 +6,7 @@ pub mod hyperparameters;
 mod integrations;
 pub mod job_request;
 mod method;
+pub mod permission_request;
 pub mod upload;
 pub mod upload_request;
 pub mod webhook_request;

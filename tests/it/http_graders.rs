@@ -76,16 +76,3 @@ async fn what_cannot_be_graded_is_refused_with_the_key_at_fault() {
         assert_eq!(server.post(RUN, body).await.error(400)["param"], param);
     }
 }
-
-#[tokio::test]
-async fn permissions_of_checkpoints_are_said_to_be_needless() {
-    let server = Server::start();
-    let path = "/v1/fine_tuning/checkpoints/ft:tiny-llama:local::x:ckpt-step-3/permissions";
-    for reply in [server.get(path).await, server.post(path, json!({"project_ids": ["p"]})).await] {
-        let error = reply.error(404);
-        assert!(
-            error["message"].as_str().is_some_and(|text| text.contains("every client")),
-            "{error}"
-        );
-    }
-}

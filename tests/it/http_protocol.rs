@@ -103,6 +103,8 @@ async fn the_committed_openapi_document_is_what_the_server_serves() {
             .replace("{file_id}", "file-none")
             .replace("{upload_id}", "upload_none")
             .replace("{webhook_endpoint_id}", "whe_none")
+            .replace("{fine_tuned_model_checkpoint}", "none")
+            .replace("{permission_id}", "cp_none")
             .replace("{model}", "none");
         assert!(!path.contains('{'), "{path}");
         for method in item.as_object().expect("methods").keys() {

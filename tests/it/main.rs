@@ -28,6 +28,7 @@ mod http_idempotency;
 mod http_jobs;
 mod http_models_chat;
 mod http_pause;
+mod http_permissions;
 mod http_protocol;
 mod http_uploads;
 mod http_webhooks;

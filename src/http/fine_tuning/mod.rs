@@ -1,4 +1,4 @@
-//! `/v1/fine_tuning/jobs`.
+//! `/v1/fine_tuning/jobs` and what belongs to jobs: graders, permissions of checkpoints.
 
 pub(super) mod adapter;
 pub(super) mod cancel;
@@ -11,6 +11,7 @@ pub(super) mod list;
 pub(super) mod metrics;
 mod object;
 pub(super) mod pause;
+pub(super) mod permissions;
 pub(super) mod report;
 mod request_key;
 pub(super) mod resume;
