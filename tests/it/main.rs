@@ -40,6 +40,7 @@ mod loading_pytorch;
 mod loading_safetensors;
 mod models_pull;
 mod pytorch_writer;
+mod real_clients;
 mod real_model;
 mod recipe;
 mod reference_run;
