@@ -8,6 +8,9 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use serde_json::{Map, Value};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::error::ApiError;
 use crate::config::MAX_JSON_BYTES;
@@ -89,6 +92,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
         Ok(Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
     }
 }
+
+/// The parameter `limit` in the OpenAPI document: any positive whole number, since one above what a
+/// page may have is lowered to it.
+pub struct Limit;
+
+impl PartialSchema for Limit {
+    fn schema() -> RefOr<Schema> {
+        Object::builder().schema_type(Type::Integer).minimum(Some(1)).into()
+    }
+}
+
+impl ToSchema for Limit {}
 
 impl Query {
     /// The value of a key; the last one if it stands twice.

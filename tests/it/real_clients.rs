@@ -1,5 +1,6 @@
-//! Clients that nobody here wrote, unmodified: OpenAI's SDKs by section 9 of the contract, and programs
-//! that train through them. `tests/run` brings them; without them these tests say that they did not run.
+//! Clients that nobody here wrote, unmodified: OpenAI's SDKs by section 9 of the contract, programs
+//! that train through them, and schemathesis with the OpenAPI document. `tests/run` brings them;
+//! without them these tests say that they did not run.
 
 use std::path::Path;
 use std::process::Command;
@@ -59,4 +60,11 @@ fn litellm_drives_a_whole_job() {
 #[test]
 fn wandb_pulls_a_job_and_its_metrics() {
     program("wandb");
+}
+
+#[test]
+fn schemathesis_finds_the_document_kept() {
+    let Some(python) = given("HONE_TEST_CLIENTS") else { return };
+    let server = Server::start();
+    succeed(script(&python, "schemathesis_run.py").arg(&server.base));
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::object::FileObject;
 use crate::file::FilePurpose;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::Query;
+use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
 use crate::store::Order;
 
@@ -34,7 +34,7 @@ pub struct FileList {
     get, path = "/files", tag = "files", operation_id = "listFiles",
     params(
         ("purpose" = Option<String>, Query, description = "Only files of this purpose"),
-        ("limit" = Option<u32>, Query, description = "1 to 10000, default 10000"),
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 10000, default 10000"),
         ("order" = Option<String>, Query, description = "asc or desc (default) by creation"),
         ("after" = Option<String>, Query, description = "Id of the last item of the page before")
     ),

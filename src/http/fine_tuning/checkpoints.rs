@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::MOST;
 use super::object::CheckpointObject;
 use crate::http::error::{ApiResult, ErrorBody};
-use crate::http::extract::{PathId, Query};
+use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
 
 /// A page of checkpoints.
@@ -33,7 +33,7 @@ pub struct CheckpointList {
     params(
         ("fine_tuning_job_id" = String, Path, description = "ftjob-…"),
         ("after" = Option<String>, Query, description = "Id of the last one of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 10")
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 10")
     ),
     responses(
         (status = 200, body = CheckpointList), (status = 400, body = ErrorBody),

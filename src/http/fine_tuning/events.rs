@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::object::EventObject;
 use super::{MOST, follow};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::{PathId, Query};
+use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
 use crate::store::StoreError;
 
@@ -35,7 +35,7 @@ const LAST_EVENT_ID: &str = "Last-Event-ID";
     params(
         ("fine_tuning_job_id" = String, Path, description = "ftjob-…"),
         ("after" = Option<String>, Query, description = "Id of the last event of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 20"),
         (
             "stream" = Option<bool>, Query,
             description = "Server-sent events instead of a page: every event from the first on, or \

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::MOST;
 use super::object::JobObject;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::Query;
+use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
 use crate::store::MetadataFilter;
 
@@ -30,7 +30,7 @@ pub struct JobList {
     get, path = "/fine_tuning/jobs", tag = "fine-tuning", operation_id = "listFineTuningJobs",
     params(
         ("after" = Option<String>, Query, description = "Id of the last job of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 20"),
         ("metadata[k]" = Option<String>, Query, description = "Only jobs with this pair; repeatable"),
         ("metadata" = Option<String>, Query, description = "`null`: only jobs without metadata")
     ),

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::MOST;
 use super::object::DeliveryObject;
 use crate::http::error::{ApiResult, ErrorBody};
-use crate::http::extract::{PathId, Query};
+use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
 
 /// A page of deliveries.
@@ -30,7 +30,7 @@ pub struct DeliveryList {
     params(
         ("webhook_endpoint_id" = String, Path, description = "whe_…"),
         ("after" = Option<String>, Query, description = "Id of the last one of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 20")
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 20")
     ),
     responses(
         (status = 200, body = DeliveryList), (status = 400, body = ErrorBody),

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::MOST;
 use super::object::EndpointObject;
 use crate::http::error::{ApiResult, ErrorBody};
-use crate::http::extract::Query;
+use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
 
 /// A page of endpoints.
@@ -31,7 +31,7 @@ pub struct WebhookEndpointList {
     get, path = "/webhook_endpoints", tag = "webhooks", operation_id = "listWebhookEndpoints",
     params(
         ("after" = Option<String>, Query, description = "Id of the last one of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 20")
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 20")
     ),
     responses((status = 200, body = WebhookEndpointList), (status = 400, body = ErrorBody))
 )]
