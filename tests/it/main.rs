@@ -34,6 +34,7 @@ mod http_uploads;
 mod http_webhooks;
 mod http_webhooks_policy;
 mod kills;
+mod load;
 mod loading_gguf;
 mod loading_memory;
 mod loading_pytorch;

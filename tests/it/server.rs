@@ -96,7 +96,12 @@ impl Server {
 
     /// A server over given folders.
     pub fn start_over(data_dir: &Path, models_dir: &Path) -> Self {
-        Self::launch(data_dir, models_dir, Vec::new())
+        Self::start_over_with(data_dir, models_dir, &[])
+    }
+
+    /// The same with settings, as environment variables.
+    pub fn start_over_with(data_dir: &Path, models_dir: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::launch(data_dir, models_dir, owned(settings))
     }
 
     fn launch(data_dir: &Path, models_dir: &Path, settings: Vec<(String, String)>) -> Self {
