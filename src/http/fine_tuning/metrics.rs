@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::{PathId, Query};
+use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
 use crate::job::JobEvent;
 
@@ -101,7 +101,7 @@ impl From<JobEvent> for StepObject {
     params(
         ("fine_tuning_job_id" = String, Path, description = "ftjob-…"),
         ("after" = Option<u64>, Query, description = "Only later steps than this one"),
-        ("limit" = Option<u32>, Query, description = "1 to 1000, default 100")
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 1000, default 100")
     ),
     responses(
         (status = 200, body = MetricsList), (status = 400, body = ErrorBody),

@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::PathOfList;
 use super::object::PermissionList;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::Query;
+use crate::http::extract::{Limit, Query};
 use crate::http::fine_tuning::MOST;
 use crate::http::state::AppState;
 use crate::store::Order;
@@ -19,7 +19,7 @@ use crate::store::Order;
         ("fine_tuned_model_checkpoint" = String, Path, description = "ft:…"),
         ("project_id" = Option<String>, Query, description = "Only the one of this project"),
         ("after" = Option<String>, Query, description = "Id of the last one of the page before"),
-        ("limit" = Option<u32>, Query, description = "1 to 100, default 10"),
+        ("limit" = inline(Option<Limit>), Query, description = "1 to 100, default 10"),
         (
             "order" = Option<String>, Query,
             description = "ascending or descending (default) by creation"
