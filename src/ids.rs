@@ -60,6 +60,11 @@ pub fn new_webhook_delivery_id() -> String {
     sortable("wh_")
 }
 
+/// Id of an API key: `key_…`.
+pub fn new_api_key_id() -> String {
+    sortable("key_")
+}
+
 /// Id of a request, sent back as `x-request-id`: `req_…`.
 pub fn new_request_id() -> String {
     sortable("req_")

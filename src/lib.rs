@@ -14,7 +14,7 @@
 //!
 //! A stage imports only stages that stand below it in this list (the executor, which takes its
 //! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
-//! [`upload`], [`model`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
+//! [`upload`], [`model`], [`project`], [`api_key`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
 //! [`base_models`], [`graders`], [`atomic_file`], [`hex`], [`webhook`]);
 //! `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer: it wires the stages
 //! together for each command.
@@ -38,6 +38,7 @@ pub mod train;
 
 pub mod artifacts;
 
+pub mod api_key;
 pub mod atomic_file;
 pub mod base_models;
 pub mod clock;
@@ -51,5 +52,6 @@ pub mod hex;
 pub mod ids;
 pub mod job;
 pub mod model;
+pub mod project;
 pub mod upload;
 pub mod webhook;

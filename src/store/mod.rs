@@ -5,6 +5,7 @@
 //! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
 
+mod keys;
 pub mod sqlite;
 mod webhooks;
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
+pub use self::keys::{KeyStore, RevokeOutcome};
 pub use self::webhooks::WebhookStore;
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{
@@ -250,7 +252,7 @@ pub struct Success {
 /// What the product remembers. Every method is one transaction; one that ends a job fills the outbox
 /// of webhooks too.
 #[async_trait]
-pub trait Store: WebhookStore {
+pub trait Store: WebhookStore + KeyStore {
     // ---- files
 
     /// Adds a file whose blob lies in place already.

@@ -19,6 +19,7 @@ const STAGES: &[&[&str]] = &[
 
 /// Modules that know no stage.
 const DOMAIN: &[&str] = &[
+    "api_key",
     "atomic_file",
     "base_models",
     "clock",
@@ -32,6 +33,7 @@ const DOMAIN: &[&str] = &[
     "ids",
     "job",
     "model",
+    "project",
     "upload",
     "webhook",
 ];

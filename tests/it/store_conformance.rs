@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use hone::api_key::KeyDigest;
 use hone::error_code::ErrorCode;
 use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
@@ -10,12 +11,12 @@ use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent, StepMetric
 use hone::store::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
     DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, MetadataFilter, Order, PageRequest,
-    PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError,
+    PauseOutcome, RequestKey, ResumeOutcome, RevokeOutcome, Store, StoreError,
 };
 use hone::upload::{Upload, UploadPart, UploadStatus};
 
 use crate::store_support::{
-    Fixture, START, checkpoint, file, first, job, metrics, resolved, success,
+    Fixture, START, api_key, checkpoint, file, first, job, metrics, resolved, success,
 };
 
 fn note(text: &str) -> NewEvent {
@@ -98,6 +99,34 @@ async fn a_request_with_a_name_adds_its_job_once() {
     broken.training_file = first.training_file;
     let added = store.insert_job_once(&broken, &[], &unused).await.expect("adds");
     assert_eq!(added, None, "a request that failed has not used up its name");
+}
+
+#[tokio::test]
+async fn a_key_is_found_by_its_digest_and_known_after_it_is_revoked() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    assert!(!store.has_api_keys().await.expect("looks"));
+    let (key, digest) = api_key("team-a");
+    let (other, other_digest) = api_key("team-b");
+    store.insert_api_key(&key, &digest).await.expect("adds");
+    store.insert_api_key(&other, &other_digest).await.expect("adds");
+    assert!(store.insert_api_key(&api_key("team-c").0, &digest).await.is_err(), "digests differ");
+    assert_eq!(store.api_key(&digest).await.expect("reads"), Some(key.clone()));
+    assert_eq!(store.api_key(&KeyDigest::of("none")).await.expect("reads"), None);
+    assert_eq!(store.list_api_keys().await.expect("lists"), [key.clone(), other.clone()]);
+
+    fixture.clock.advance(5);
+    let mut revoked = key.clone();
+    revoked.revoked_at = Some(START + 5);
+    let outcome = store.revoke_api_key(&key.id).await.expect("revokes");
+    assert_eq!(outcome, RevokeOutcome::Revoked(revoked.clone()));
+    fixture.clock.advance(5);
+    let outcome = store.revoke_api_key(&key.id).await.expect("looks");
+    assert_eq!(outcome, RevokeOutcome::AlreadyRevoked(revoked.clone()));
+    assert_eq!(store.api_key(&digest).await.expect("reads"), Some(revoked));
+    assert_eq!(store.api_key(&other_digest).await.expect("reads"), Some(other));
+    assert_eq!(store.revoke_api_key("key_none").await.expect("looks"), RevokeOutcome::NotFound);
+    assert!(store.has_api_keys().await.expect("looks"));
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use hone::clock::SystemClock;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, NewEvent};
 use hone::store::{MetadataFilter, Order, Store, StoreError, sqlite};
+use hone::store::{KeyStore, MetadataFilter, Order, Store, StoreError, sqlite};
 use sqlx::{Connection, Row};
 
-use crate::store_support::{Fixture, file, first, job};
+use crate::store_support::{Fixture, api_key, file, first, job};
 
 #[tokio::test]
 async fn a_second_server_on_the_same_folder_is_refused_with_the_reason() {
@@ -27,6 +28,31 @@ async fn a_second_server_on_the_same_folder_is_refused_with_the_reason() {
     held.close().await;
     drop(held);
     sqlite::open(&data_dir, Arc::new(SystemClock)).await.expect("opens when the first has ended");
+}
+
+#[tokio::test]
+async fn a_command_beside_the_server_writes_and_leaves_a_foreign_schema_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
+    let beside = sqlite::open_beside_a_server(folder.path(), Arc::new(SystemClock));
+    let beside = beside.await.expect("opens beside the server");
+    let (key, digest) = api_key("team-a");
+    beside.insert_api_key(&key, &digest).await.expect("adds");
+    assert_eq!(server.api_key(&digest).await.expect("reads"), Some(key.clone()));
+    beside.revoke_api_key(&key.id).await.expect("revokes");
+    let seen = server.api_key(&digest).await.expect("reads").expect("is there");
+    assert!(seen.revoked_at.is_some(), "the server sees it at once");
+    beside.close().await;
+
+    let path = folder.path().join(sqlite::DATABASE_FILE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let mut outside = sqlx::SqliteConnection::connect_with(&options).await.expect("connects");
+    let newest = "DELETE FROM _sqlx_migrations
+                  WHERE version = (SELECT max(version) FROM _sqlx_migrations)";
+    sqlx::query(newest).execute(&mut outside).await.expect("as an older server has it");
+    let refused = sqlite::open_beside_a_server(folder.path(), Arc::new(SystemClock)).await;
+    let message = refused.err().expect("refused").to_string();
+    assert!(message.contains("another version"), "{message}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hone::api_key::{ApiKey, ApiKeySecret, KeyDigest};
 use hone::clock::ManualClock;
 use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
@@ -10,6 +11,7 @@ use hone::job::{
     Schedule, StepMetrics, TuningMode,
 };
 use hone::model::{TunedModel, checkpoint_name};
+use hone::project::Project;
 use hone::store::{Claim, PageRequest, Store, Success, sqlite};
 use hone::webhook::{DEFAULT_PROJECT, EventType, SigningSecret, WebhookEndpoint};
 
@@ -136,6 +138,20 @@ pub fn webhook_endpoint() -> WebhookEndpoint {
         secret: SigningSecret::random().expect("random bytes"),
         previous_secret: None,
     }
+}
+
+/// A key of this project, and its digest.
+pub fn api_key(project: &str) -> (ApiKey, KeyDigest) {
+    let secret = ApiKeySecret::random().expect("random bytes");
+    let key = ApiKey {
+        id: ids::new_api_key_id(),
+        project: Project::stored(project.to_owned()),
+        name: Some("tests".to_owned()),
+        last_four: secret.last_four().to_owned(),
+        created_at: START,
+        revoked_at: None,
+    };
+    (key, secret.digest())
 }
 
 /// What an engine might resolve.

@@ -1,10 +1,12 @@
 //! The store on SQLite: one file in the data folder, one writer, a few readers.
 //!
-//! [`open`] locks the data folder, checks the library's version and brings the schema up to date.
+//! [`open`] locks the data folder, checks the library's version and brings the schema up to date;
+//! [`open_beside_a_server`] is for commands that work while a server has the folder.
 //! Each file beside this one holds the SQL of one noun. Writers take turns on a single connection
 //! and begin with `BEGIN IMMEDIATE`, readers see the last commit (WAL), so nobody is ever told
 //! that the database is locked.
 
+mod api_keys;
 mod checkpoints;
 mod events;
 mod files;
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
-pub use open::{DATABASE_FILE, LOCK_FILE, open};
+pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
 
 use super::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
@@ -47,8 +49,9 @@ pub struct SqliteStore {
     /// Connections that only read.
     readers: SqlitePool,
     clock: Arc<dyn Clock>,
-    /// Locked; the lock goes when the file is closed.
-    _lock: File,
+    /// Locked, unless a server beside this process has the folder; the lock goes when the file is
+    /// closed.
+    _lock: Option<File>,
 }
 
 impl SqliteStore {

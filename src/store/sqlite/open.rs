@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
@@ -37,19 +37,71 @@ const READERS: u32 = 4;
 /// this file is compiled again.
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
+/// How long a server waits for the folder: a command such as `hone keys` may have it for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it looks.
+const LOCK_LOOK: Duration = Duration::from_millis(50);
+
 /// Opens the store in `data_dir`, which is made with its parents if it is not there.
 ///
 /// Fails with [`StoreError::Unusable`] when another process uses the folder, when the folder
 /// cannot be made, when SQLite is too old, or when a newer hone has changed the schema.
 pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore, StoreError> {
+    make(data_dir)?;
+    let began = Instant::now();
+    let lock = loop {
+        match lock(data_dir)? {
+            Lock::Taken(file) => break file,
+            Lock::HeldBy(holder) if began.elapsed() >= LOCK_PATIENCE => {
+                return Err(in_use(data_dir, &holder));
+            }
+            Lock::HeldBy(_) => tokio::time::sleep(LOCK_LOOK).await,
+        }
+    };
+    let (writer, options) = connect(data_dir).await?;
+    migrate(&writer, data_dir).await?;
+    with_readers(writer, options, clock, Some(lock)).await
+}
+
+/// Opens the store for a short command, whether a server has the folder or not.
+///
+/// SQLite lets several processes use a database in write-ahead mode, and whoever finds it locked waits.
+/// What a process alone may do is left to the server: where one runs, the schema must be this
+/// version's already.
+///
+/// Fails with [`StoreError::Unusable`] as [`open`] does, and when the running server is of another
+/// version.
+pub async fn open_beside_a_server(
+    data_dir: &Path,
+    clock: Arc<dyn Clock>,
+) -> Result<SqliteStore, StoreError> {
+    make(data_dir)?;
+    match lock(data_dir)? {
+        Lock::Taken(lock) => {
+            let (writer, options) = connect(data_dir).await?;
+            migrate(&writer, data_dir).await?;
+            with_readers(writer, options, clock, Some(lock)).await
+        }
+        Lock::HeldBy(holder) => {
+            let (writer, options) = connect(data_dir).await?;
+            require_schema(&writer, data_dir, &holder).await?;
+            with_readers(writer, options, clock, None).await
+        }
+    }
+}
+
+fn make(data_dir: &Path) -> Result<(), StoreError> {
     std::fs::create_dir_all(data_dir).map_err(|error| {
         StoreError::Unusable(format!(
             "the data folder {} cannot be made: {error}",
             data_dir.display()
         ))
-    })?;
-    let lock = lock(data_dir)?;
+    })
+}
 
+/// The connection that writes, with the settings of all.
+async fn connect(data_dir: &Path) -> Result<(SqlitePool, SqliteConnectOptions), StoreError> {
     let options = SqliteConnectOptions::new()
         .filename(data_dir.join(DATABASE_FILE))
         .create_if_missing(true)
@@ -72,8 +124,15 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
         })?;
     let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&writer).await?;
     check_version(&version)?;
-    migrate(&writer, data_dir).await?;
+    Ok((writer, options))
+}
 
+async fn with_readers(
+    writer: SqlitePool,
+    options: SqliteConnectOptions,
+    clock: Arc<dyn Clock>,
+    lock: Option<File>,
+) -> Result<SqliteStore, StoreError> {
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -82,9 +141,17 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
     Ok(SqliteStore { writer, readers, clock, _lock: lock })
 }
 
+/// What came of trying to take a folder.
+enum Lock {
+    /// It is this process's as long as the file is open.
+    Taken(File),
+    /// Another process has it, whose number this is, if it could be read.
+    HeldBy(String),
+}
+
 /// Takes the folder for this process. The system frees the lock when the process ends, however it
 /// ends.
-fn lock(data_dir: &Path) -> Result<File, StoreError> {
+fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
     let path = data_dir.join(LOCK_FILE);
     let unusable =
         |error: std::io::Error| StoreError::Unusable(format!("{}: {error}", path.display()));
@@ -101,21 +168,47 @@ fn lock(data_dir: &Path) -> Result<File, StoreError> {
             let mut holder = String::new();
             // Only for the message: an unreadable number leaves it out.
             let _read = file.read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => String::new(),
-                number => format!(" (process {number})"),
-            };
-            return Err(StoreError::Unusable(format!(
-                "the data folder {} is in use by another hone server{holder}; stop it, or choose \
-                 another folder with --data-dir",
-                data_dir.display()
-            )));
+            return Ok(Lock::HeldBy(holder.trim().to_owned()));
         }
         Err(TryLockError::Error(error)) => return Err(unusable(error)),
     }
     file.set_len(0).map_err(unusable)?;
     writeln!(file, "{}", std::process::id()).map_err(unusable)?;
-    Ok(file)
+    Ok(Lock::Taken(file))
+}
+
+fn in_use(data_dir: &Path, holder: &str) -> StoreError {
+    let holder = match holder {
+        "" => String::new(),
+        number => format!(" (process {number})"),
+    };
+    StoreError::Unusable(format!(
+        "the data folder {} is in use by another hone server{holder}; stop it, or choose another \
+         folder with --data-dir",
+        data_dir.display()
+    ))
+}
+
+/// Refuses a schema that is not exactly this version's: a server uses it, so it must not be changed.
+async fn require_schema(
+    writer: &SqlitePool,
+    data_dir: &Path,
+    holder: &str,
+) -> Result<(), StoreError> {
+    let applied: Result<Vec<i64>, sqlx::Error> =
+        sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version")
+            .fetch_all(writer)
+            .await;
+    let known: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+    // Without the table, the server has not come that far.
+    if applied.is_ok_and(|applied| applied == known) {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "the hone server (process {holder}) that uses the data folder {} is of another version than \
+         this command, or has just been started: use the same version, or try again",
+        data_dir.display()
+    )))
 }
 
 /// Refuses an SQLite older than [`OLDEST_SQLITE`].

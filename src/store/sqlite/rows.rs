@@ -5,9 +5,12 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use crate::api_key::ApiKey;
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
 use crate::model::{CheckpointPermission, TunedModel};
+use crate::model::TunedModel;
+use crate::project::Project;
 use crate::store::{Page, StoreError};
 use crate::upload::{Upload, UploadPart, UploadStatus};
 use crate::webhook::{
@@ -270,6 +273,18 @@ pub(super) fn webhook_delivery(row: &SqliteRow) -> Result<WebhookDelivery, Store
             .ok_or_else(|| unknown_word("webhook_deliveries.status", &status))?,
         attempts: from_json("webhook_deliveries.attempts", &attempts)?,
         next_attempt_at: row.try_get("next_attempt_at")?,
+    })
+}
+
+/// A row of `api_keys`.
+pub(super) fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+    Ok(ApiKey {
+        id: row.try_get("id")?,
+        project: Project::stored(row.try_get("project")?),
+        name: row.try_get("name")?,
+        last_four: row.try_get("last_four")?,
+        created_at: row.try_get("created_at")?,
+        revoked_at: row.try_get("revoked_at")?,
     })
 }
 

@@ -1,0 +1,32 @@
+//! What the store promises of API keys.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::api_key::{ApiKey, KeyDigest};
+
+/// What asking to revoke a key came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RevokeOutcome {
+    /// It lets nobody in from now on.
+    Revoked(ApiKey),
+    /// It was revoked before.
+    AlreadyRevoked(ApiKey),
+    /// No such key.
+    NotFound,
+}
+
+/// Keys, by digest. Rows are never removed: a revoked key stays known as one.
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// Adds a key.
+    async fn insert_api_key(&self, key: &ApiKey, digest: &KeyDigest) -> Result<(), StoreError>;
+    /// The key with this digest, revoked or not, as the last commit of any process has it.
+    async fn api_key(&self, digest: &KeyDigest) -> Result<Option<ApiKey>, StoreError>;
+    /// Whether there is any key, revoked or not: then nobody gets in without one.
+    async fn has_api_keys(&self) -> Result<bool, StoreError>;
+    /// Every key, the oldest first.
+    async fn list_api_keys(&self) -> Result<Vec<ApiKey>, StoreError>;
+    /// Takes a key's right to let in.
+    async fn revoke_api_key(&self, id: &str) -> Result<RevokeOutcome, StoreError>;
+}
