@@ -50,7 +50,8 @@ macro_rules! error_codes {
             /// What `error.code` of an HTTP reply says: OpenAI leaves it null for some.
             pub fn on_the_wire(self) -> Option<&'static str> {
                 match self {
-                    Self::FileNotFound
+                    Self::MissingApiKey
+                    | Self::FileNotFound
                     | Self::MethodNotAllowed
                     | Self::UnsupportedMediaType
                     | Self::InternalError => None,
@@ -96,7 +97,9 @@ error_codes! {
     ControlTokenInContent => "control_token_in_content", InvalidRequest, 400;
     /// The prompt does not fit into the model's context.
     ContextLengthExceeded => "context_length_exceeded", InvalidRequest, 400;
-    /// The key in the request is not known.
+    /// The request has no key.
+    MissingApiKey => "missing_api_key", InvalidRequest, 401;
+    /// The key in the request is not known, or is revoked.
     InvalidApiKey => "invalid_api_key", InvalidRequest, 401;
     /// The resource may not be changed by this client.
     PermissionDenied => "permission_denied", InvalidRequest, 403;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod keys;
 pub mod models;
 pub mod serve;
 pub mod trainer;
@@ -22,6 +23,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show the whole product on a small real model, in a few minutes.
     Demo(demo::DemoArgs),
+    /// Make, list and revoke API keys.
+    Keys(keys::KeysArgs),
     /// Bring, list and remove base models.
     Models(models::ModelsArgs),
     /// Measure how fast training is on this machine.
@@ -37,7 +40,7 @@ impl Cli {
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Trainer(_) => "info",
-            Command::Demo(_) | Command::Models(_) | Command::Bench(_) => "warn",
+            Command::Demo(_) | Command::Keys(_) | Command::Models(_) | Command::Bench(_) => "warn",
         }
     }
 
@@ -46,6 +49,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::serve(&args),
             Command::Demo(args) => demo::demo(&args),
+            Command::Keys(args) => keys::keys(&args),
             Command::Models(args) => models::models(&args),
             Command::Bench(args) => bench::bench(&args),
             Command::Trainer(args) => trainer::trainer(&args),

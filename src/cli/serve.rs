@@ -1,10 +1,10 @@
 //! `hone serve`: HTTP and the executor in one process.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -18,9 +18,10 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Folders, Listen, Training, Webhooks};
 use crate::executor::{Executor, Patience, Tools};
 use crate::http::{self, AppState};
+use crate::project::Project;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
-use crate::store::{Store, sqlite};
+use crate::store::{KeyStore, Store, sqlite};
 use crate::train::device;
 use crate::webhooks::{Courier, Policy, Worker};
 
@@ -89,6 +90,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         .with_context(|| format!("making the data folder {}", data_dir.display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = Arc::new(sqlite::open(&data_dir, clock.clone()).await?);
+    look_for_keys(&store, args.listen.listen, &data_dir).await?;
     let blobs = Blobs::local(&data_dir.join("blobs"))?;
     let shared: Arc<dyn Store> = store.clone();
     let owner = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
@@ -112,13 +114,6 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         .await
         .with_context(|| format!("listening on {}", args.listen.listen))?;
     let address = listener.local_addr()?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "the server listens beyond this machine and takes any key: put a proxy that checks keys \
-             in front of it"
-        );
-    }
     let courier = Arc::new(Courier::new(Policy::new(args.webhooks.allowed.clone()))?);
     let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
     let shutdown = CancellationToken::new();
@@ -152,6 +147,30 @@ impl RunningServer {
         self.store.close().await;
         Ok(())
     }
+}
+
+/// Says that anybody is let in as long as there are no keys, and refuses to let in anybody from beyond
+/// this machine.
+async fn look_for_keys(
+    store: &sqlite::SqliteStore,
+    listen: SocketAddr,
+    data_dir: &Path,
+) -> anyhow::Result<()> {
+    if store.has_api_keys().await? {
+        return Ok(());
+    }
+    let make = format!("hone keys create --project NAME --data-dir {}", data_dir.display());
+    ensure!(
+        listen.ip().is_loopback(),
+        "{listen} is reachable from beyond this machine, and there is no API key that would keep \
+         strangers out: make one with `{make}`, or listen on 127.0.0.1 (--listen)"
+    );
+    tracing::warn!(
+        "there are no API keys: any key is accepted, and everything lies in the project \"{}\"; \
+         `{make}` makes a key, and from then on keys are demanded",
+        Project::default()
+    );
+    Ok(())
 }
 
 /// The binary that is running, whose command `trainer` trains.

@@ -5,6 +5,7 @@
 
 pub mod accept;
 mod attachment;
+mod authenticate;
 mod chat;
 mod error;
 mod extract;
@@ -84,15 +85,18 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(chat::create::create))
 }
 
-/// The whole server: the API under `/v1` and without it, health, the document and its viewer.
+/// The whole server: the API under `/v1` and without it, which demands keys; health, the document and
+/// its viewer, which do not.
 pub fn router(state: AppState) -> Router {
     let (versioned, _) = OpenApiRouter::new().nest("/v1", api()).split_for_parts();
     let (plain, _) = api().split_for_parts();
+    let guarded = versioned
+        .merge(plain)
+        .route_layer(middleware::from_fn_with_state(state.clone(), authenticate::authenticate));
     let document = document();
     let served = document.clone();
     Router::new()
-        .merge(versioned)
-        .merge(plain)
+        .merge(guarded)
         .merge(health::routes())
         .route("/openapi.json", get(move || async move { Json(served) }))
         .merge(SwaggerUi::new("/docs").url("/docs/openapi.json", document))

@@ -26,6 +26,7 @@ mod http_files;
 mod http_graders;
 mod http_idempotency;
 mod http_jobs;
+mod http_keys;
 mod http_models_chat;
 mod http_pause;
 mod http_permissions;

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
+    pub headers: HeaderMap,
     pub text: String,
 }
 
@@ -149,6 +150,13 @@ impl Server {
         let changed = sqlx::query(statement).bind(id).execute(&mut outside).await.expect("sets");
         assert_eq!(changed.rows_affected(), 1);
         outside.close().await.expect("closes");
+    }
+
+    /// Sends this key with every request from now on.
+    pub fn act_with(&mut self, key: &str) {
+        let value = format!("Bearer {key}").parse().expect("a header");
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+        self.client = Client::builder().default_headers(headers).build().expect("a client");
     }
 
     /// Process id.
@@ -332,6 +340,20 @@ impl Drop for Server {
 fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     settings.iter().map(own).collect()
+}
+
+/// What `hone keys` comes to.
+pub fn keys(data_dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
+    command.arg("keys").args(arguments).arg("--data-dir").arg(data_dir);
+    command.output().expect("it runs")
+}
+
+/// Makes a key of this project.
+pub fn make_key(data_dir: &Path, project: &str) -> String {
+    let output = keys(data_dir, &["create", "--project", project]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
 /// Waits until there is no such file or folder.

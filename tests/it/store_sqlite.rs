@@ -7,7 +7,6 @@ use std::sync::Arc;
 use hone::clock::SystemClock;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, NewEvent};
-use hone::store::{MetadataFilter, Order, Store, StoreError, sqlite};
 use hone::store::{KeyStore, MetadataFilter, Order, Store, StoreError, sqlite};
 use sqlx::{Connection, Row};
 

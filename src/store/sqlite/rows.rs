@@ -9,7 +9,6 @@ use crate::api_key::ApiKey;
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
 use crate::model::{CheckpointPermission, TunedModel};
-use crate::model::TunedModel;
 use crate::project::Project;
 use crate::store::{Page, StoreError};
 use crate::upload::{Upload, UploadPart, UploadStatus};

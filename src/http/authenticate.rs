@@ -1,0 +1,68 @@
+//! Who asks: the key of a request, and the project that it lets in to.
+//!
+//! Keys are looked up in the database at every request, an indexed read, so that one that is revoked
+//! by another process lets nobody in from that moment on. As long as no key was ever made, any key or
+//! none is taken, and everything lies in the default project; the server then listens on this machine
+//! alone.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::error::{ApiError, ApiResult};
+use super::state::AppState;
+use crate::api_key::KeyDigest;
+use crate::error_code::ErrorCode;
+use crate::project::Project;
+
+/// Whom a request comes from. Every request that reaches a route of the API has one.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// What the request is about.
+    pub(super) project: Project,
+}
+
+/// Lets a request pass, with its [`Caller`], or refuses it.
+pub(super) async fn authenticate(
+    State(state): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> ApiResult<Response> {
+    let caller = caller(&state, request.headers()).await?;
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
+    let shown = shown_key(headers);
+    if let Some(shown) = shown
+        && let Some(key) = state.store.api_key(&KeyDigest::of(shown)).await?
+        && key.revoked_at.is_none()
+    {
+        return Ok(Caller { project: key.project });
+    }
+    if !state.store.has_api_keys().await? {
+        return Ok(Caller { project: Project::default() });
+    }
+    Err(match shown {
+        None => ApiError::new(
+            ErrorCode::MissingApiKey,
+            "the request has no API key: send it as a header, Authorization: Bearer KEY",
+        ),
+        // The key is not repeated: replies are logged in more places than this.
+        Some(_) => ApiError::new(
+            ErrorCode::InvalidApiKey,
+            "the API key is not known, or was revoked: whoever runs the server makes one with \
+             `hone keys create`",
+        ),
+    })
+}
+
+/// What a client shows as its key.
+fn shown_key(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    let key = key.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !key.is_empty()).then_some(key)
+}
