@@ -1,5 +1,6 @@
 //! API keys: what a client shows to be let in, and what is remembered of it.
 
+use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::hex::hex;
@@ -12,29 +13,29 @@ const PREFIX: &str = "sk-hone-";
 const KEY_BYTES: usize = 32;
 
 /// The key itself. It is shown when it is made and kept nowhere: neither the store nor a log has it.
-pub struct ApiKeySecret(String);
+pub struct ApiKeySecret(SecretString);
 
 impl ApiKeySecret {
     /// A key of the system's random bytes; fails when the system has none.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; KEY_BYTES];
         getrandom::fill(&mut bytes)?;
-        Ok(Self(format!("{PREFIX}{}", hex(&bytes))))
+        Ok(Self(format!("{PREFIX}{}", hex(&bytes)).into()))
     }
 
     /// The key itself.
     pub fn expose(&self) -> &str {
-        &self.0
+        self.0.expose_secret()
     }
 
     /// What may be shown at any time.
     pub fn last_four(&self) -> &str {
-        self.0.get(self.0.len().saturating_sub(4)..).unwrap_or_default()
+        self.expose().get(self.expose().len().saturating_sub(4)..).unwrap_or_default()
     }
 
     /// What the store keeps.
     pub fn digest(&self) -> KeyDigest {
-        KeyDigest::of(&self.0)
+        KeyDigest::of(self.expose())
     }
 }
 

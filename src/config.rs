@@ -1,10 +1,13 @@
 //! Settings: a flag and an environment variable of the same name for each, alike in every command.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use axum::http::HeaderValue;
 use clap::Args;
 use ipnet::IpNet;
+use reqwest::Url;
 
 use crate::device::DeviceSetting;
 
@@ -52,6 +55,58 @@ pub struct Training {
     pub device: DeviceSetting,
 }
 
+/// How much clients may ask for.
+#[derive(Debug, Clone, Args)]
+pub struct Limits {
+    /// Most requests in a minute with one API key, or of all clients together while there are no keys;
+    /// as many may come at once after a quiet minute. No limit without it.
+    #[arg(long, env = "HONE_REQUESTS_PER_MINUTE", value_name = "COUNT")]
+    pub requests_per_minute: Option<NonZeroU32>,
+
+    /// Most jobs of one project that wait for their turn.
+    #[arg(long, env = "HONE_MAX_QUEUED_JOBS", default_value_t = MAX_QUEUED_JOBS, value_name = "COUNT")]
+    pub max_queued_jobs: NonZeroU32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { requests_per_minute: None, max_queued_jobs: MAX_QUEUED_JOBS }
+    }
+}
+
+/// Which web pages may use the API.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Cors {
+    /// Origin of web pages whose scripts may use the API, such as https://dashboard.example.com;
+    /// repeatable. Browsers let no other page use it.
+    #[arg(
+        long = "cors-origin",
+        env = "HONE_CORS_ORIGINS",
+        value_name = "URL",
+        value_delimiter = ',',
+        value_parser = origin
+    )]
+    pub origins: Vec<HeaderValue>,
+}
+
+/// An origin as browsers write it: scheme, host, and a port unless it is the scheme's own.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let url = Url::parse(text.trim()).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+    let is_bare = |url: &Url| {
+        url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    };
+    let origin = url.filter(is_bare).map(|url| url.origin().ascii_serialization());
+    origin.and_then(|origin| HeaderValue::from_str(&origin).ok()).ok_or_else(|| {
+        "it must be a scheme and a host, with a port where one is needed, and nothing else, such as \
+         https://dashboard.example.com or http://localhost:3000"
+            .to_owned()
+    })
+}
+
 /// Who may be told of events.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Webhooks {
@@ -76,6 +131,12 @@ fn network(text: &str) -> Result<IpNet, String> {
             .to_owned()
     })
 }
+
+/// Most waiting jobs of a project unless it is set.
+const MAX_QUEUED_JOBS: NonZeroU32 = match NonZeroU32::new(1000) {
+    Some(count) => count,
+    None => NonZeroU32::MAX,
+};
 
 /// Largest upload in bytes, as OpenAI has it.
 pub const MAX_UPLOAD_BYTES: u64 = 512 * 1024 * 1024;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Verdict;
+use crate::project::Project;
 
 /// What a file is for. The spelling on the wire is OpenAI's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -52,6 +53,8 @@ impl FilePurpose {
 pub struct FileRecord {
     /// `file-…`.
     pub id: String,
+    /// Whose it is.
+    pub project: Project,
     /// Size in bytes.
     pub bytes: i64,
     /// Unix seconds.

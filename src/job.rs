@@ -8,6 +8,7 @@ use crate::dataset::Format;
 use crate::error_code::ErrorCode;
 use crate::ids;
 use crate::model::tuned_model_name;
+use crate::project::Project;
 
 /// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
 /// explicit pause.
@@ -400,6 +401,8 @@ pub struct JobError {
 pub struct Job {
     /// `ftjob-…`.
     pub id: String,
+    /// Whose it is; its files and the model that it goes on from are of the same project.
+    pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds; set when the job has ended.

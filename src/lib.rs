@@ -14,8 +14,9 @@
 //!
 //! A stage imports only stages that stand below it in this list (the executor, which takes its
 //! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
-//! [`upload`], [`model`], [`project`], [`api_key`], [`ids`], [`clock`], [`config`], [`device`], [`error_code`], [`dataset`],
-//! [`base_models`], [`graders`], [`atomic_file`], [`hex`], [`webhook`]);
+//! [`upload`], [`model`], [`project`], [`api_key`], [`ids`], [`clock`], [`config`], [`device`],
+//! [`error_code`], [`dataset`], [`base_models`], [`graders`], [`atomic_file`], [`hex`],
+//! [`webhook`]);
 //! `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost layer: it wires the stages
 //! together for each command.
 

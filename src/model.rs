@@ -2,11 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::project::Project;
+
 /// A model that a job made: its name, and where its files lie.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TunedModel {
     /// `ft:<base>:<organisation>:<suffix>:<id8>`, and `…:ckpt-step-<n>` for a checkpoint.
     pub id: String,
+    /// Whose it is: its job's.
+    pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
     /// Id of the base model.

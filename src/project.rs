@@ -3,11 +3,13 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest name.
 const MAX_LENGTH: usize = 64;
 
 /// The name of a project. `Project::default()` holds everything that was made without a key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Project(String);
 
 impl Project {

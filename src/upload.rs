@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::file::FilePurpose;
+use crate::project::Project;
 
 /// Where an upload stands. The spelling on the wire is OpenAI's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -44,6 +45,8 @@ impl UploadStatus {
 pub struct Upload {
     /// `upload_…`.
     pub id: String,
+    /// Whose it is.
+    pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds until which it can be completed.

@@ -7,9 +7,6 @@ use serde_json::json;
 
 use crate::job::JobStatus;
 
-/// The project of everything, as long as nothing says another.
-pub const DEFAULT_PROJECT: &str = "default";
-
 /// Most endpoints of a project: each of them makes a row when a job ends.
 pub const MAX_ENDPOINTS: i64 = 100;
 

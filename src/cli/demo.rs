@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::models::pull_and_say;
 use super::serve::{RunningServer, ServeArgs, start};
-use crate::config::{Folders, Listen, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Training, Webhooks};
 
 /// The base model.
 const BASE_MODEL: &str = "smollm2-135m-instruct";
@@ -76,6 +76,8 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
         folders: args.folders.clone(),
         training: args.training.clone(),
         webhooks: Webhooks::default(),
+        limits: Limits::default(),
+        cors: Cors::default(),
     };
     let server = start(&serve).await?;
     let client = Client::new(&server);

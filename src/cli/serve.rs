@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Folders, Listen, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Training, Webhooks};
 use crate::executor::{Executor, Patience, Tools};
-use crate::http::{self, AppState};
+use crate::http::{self, AppState, RequestLimiter};
 use crate::project::Project;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
@@ -40,6 +40,12 @@ pub struct ServeArgs {
     /// Who may be told of events.
     #[command(flatten)]
     pub webhooks: Webhooks,
+    /// How much clients may ask for.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Which web pages may use the API.
+    #[command(flatten)]
+    pub cors: Cors,
 }
 
 /// A server that runs in this process.
@@ -117,16 +123,19 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let courier = Arc::new(Courier::new(Policy::new(args.webhooks.allowed.clone()))?);
     let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
     let shutdown = CancellationToken::new();
-    let router = http::router(AppState {
+    let state = AppState {
         store: shared,
         blobs,
         queue,
         base_models,
         models: Arc::new(ModelServer::start(Handle::current())?),
         courier,
+        limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
+        most_queued_jobs: args.limits.max_queued_jobs.get(),
         clock,
         shutdown: shutdown.clone(),
-    });
+    };
+    let router = http::router(state, args.cors.origins.clone());
     Ok(RunningServer {
         address,
         http: tokio::spawn(http::accept::serve(listener, router, shutdown.clone())),

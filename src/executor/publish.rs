@@ -15,6 +15,7 @@ use crate::hex::hex;
 use crate::ids;
 use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::model::{TunedModel, checkpoint_name};
+use crate::project::Project;
 use crate::store::{Claim, StoreError, Success};
 use crate::train::report;
 
@@ -100,6 +101,7 @@ pub(super) async fn success(
     let csv = store_file(
         tools,
         claim,
+        &job.project,
         &finished.metrics_csv,
         metrics_csv::FILE_NAME,
         metrics_csv::FILE_NAME,
@@ -107,8 +109,15 @@ pub(super) async fn success(
     .await?;
     let mut files = model_files(tools, claim, job, &finished.directory, "final").await?;
     let ids: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
-    let report =
-        store_file(tools, claim, &finished.report, report::FILE_NAME, report::FILE_NAME).await?;
+    let report = store_file(
+        tools,
+        claim,
+        &job.project,
+        &finished.report,
+        report::FILE_NAME,
+        report::FILE_NAME,
+    )
+    .await?;
     let model = tuned_model(tools, job, job.model_name(), &ids, false);
     files.insert(0, csv);
     files.push(report);
@@ -145,7 +154,7 @@ async fn model_files(
     let mut files = Vec::with_capacity(names.len());
     for name in names {
         let key = format!("{place}/{name}");
-        files.push(store_file(tools, claim, &folder.join(name), &key, name).await?);
+        files.push(store_file(tools, claim, &job.project, &folder.join(name), &key, name).await?);
     }
     Ok(files)
 }
@@ -161,6 +170,7 @@ fn tuned_model(
     let file = |index: usize| files.get(index).cloned().unwrap_or_default();
     TunedModel {
         id,
+        project: job.project.clone(),
         created_at: tools.clock.now(),
         base_model: job.model.clone(),
         job_id: job.id.clone(),
@@ -176,6 +186,7 @@ fn tuned_model(
 async fn store_file(
     tools: &Tools,
     claim: &Claim,
+    project: &Project,
     path: &Path,
     key_name: &str,
     filename: &str,
@@ -190,6 +201,7 @@ async fn store_file(
     let bytes = tools.blobs.put_file(&blob_key, path).await?;
     Ok(FileRecord {
         id: ids::new_file_id(),
+        project: project.clone(),
         bytes: i64::try_from(bytes).map_err(|error| local(io::Error::other(error)))?,
         created_at: tools.clock.now(),
         expires_at: None,

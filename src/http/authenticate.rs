@@ -5,7 +5,8 @@
 //! none is taken, and everything lies in the default project; the server then listens on this machine
 //! alone.
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -18,9 +19,18 @@ use crate::project::Project;
 
 /// Whom a request comes from. Every request that reaches a route of the API has one.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
+pub struct Caller {
     /// What the request is about.
     pub(super) project: Project,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| ApiError::internal("a route that asks for no key needs a caller"))
+    }
 }
 
 /// Lets a request pass, with its [`Caller`], or refuses it.
@@ -40,9 +50,11 @@ async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
         && let Some(key) = state.store.api_key(&KeyDigest::of(shown)).await?
         && key.revoked_at.is_none()
     {
+        take_turn(state, Some(&key.id))?;
         return Ok(Caller { project: key.project });
     }
     if !state.store.has_api_keys().await? {
+        take_turn(state, None)?;
         return Ok(Caller { project: Project::default() });
     }
     Err(match shown {
@@ -56,6 +68,14 @@ async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
             "the API key is not known, or was revoked: whoever runs the server makes one with \
              `hone keys create`",
         ),
+    })
+}
+
+/// Counts the request, or says when the next one may come.
+fn take_turn(state: &AppState, key_id: Option<&str>) -> ApiResult<()> {
+    state.limiter.take(key_id).map_err(|wait| {
+        let message = "there are too many requests with this key: wait as long as Retry-After says";
+        ApiError::new(ErrorCode::RateLimitExceeded, message).with_retry_after(wait)
     })
 }
 

@@ -3,6 +3,8 @@
 //! Every rejection of every layer ends here, so that no reply is ever plain text. What is the
 //! server's own fault is logged with its cause and told to the client in one fixed sentence.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -15,8 +17,12 @@ use crate::serve::ServeError;
 use crate::store::StoreError;
 use crate::validate::Refusal;
 
-/// Seconds after which a client may try again what was refused for the moment.
-const RETRY_AFTER: &str = "2";
+/// When a client may try again what was refused for the moment, unless something else is known.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// When a client may try again to create a job while the queue is full: jobs take minutes, and OpenAI's
+/// clients do not wait longer than two of them.
+const RETRY_AFTER_FULL_QUEUE: Duration = Duration::from_secs(30);
 
 /// A reply that says what went wrong.
 #[derive(Debug)]
@@ -24,6 +30,7 @@ pub struct ApiError {
     code: ErrorCode,
     message: String,
     param: Option<String>,
+    retry_after: Duration,
 }
 
 /// What handlers return.
@@ -53,7 +60,7 @@ pub struct ErrorDetail {
 impl ApiError {
     /// An error of the table.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None }
+        Self { code, message: message.into(), param: None, retry_after: RETRY_AFTER }
     }
 
     /// A field of the request that is wrong.
@@ -64,6 +71,12 @@ impl ApiError {
     /// Names the field at fault.
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
+        self
+    }
+
+    /// Says when to try again what is refused for the moment.
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = wait;
         self
     }
 
@@ -94,7 +107,7 @@ impl From<ApiError> for ErrorBody {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let code = self.code;
+        let (code, retry_after) = (self.code, self.retry_after);
         let status =
             StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody::from(self);
@@ -103,7 +116,9 @@ impl IntoResponse for ApiError {
             code.error_type() == ErrorType::RateLimit || status == StatusCode::SERVICE_UNAVAILABLE;
         if is_for_now {
             let headers = response.headers_mut();
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            // Whole seconds, rounded up: a client that comes too early is refused again.
+            let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
@@ -128,6 +143,14 @@ impl From<StoreError> for ApiError {
             StoreError::MissingFile(id) => {
                 Self::new(ErrorCode::InvalidFile, format!("there is no file {id:?} any more"))
             }
+            StoreError::QueueFull(most) => Self::new(
+                ErrorCode::RateLimitExceeded,
+                format!(
+                    "{most} jobs of this project wait for their turn, which is the most: try again \
+                     when one has begun, or cancel one"
+                ),
+            )
+            .with_retry_after(RETRY_AFTER_FULL_QUEUE),
             other => Self::internal(other),
         }
     }

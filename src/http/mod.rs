@@ -7,12 +7,14 @@ pub mod accept;
 mod attachment;
 mod authenticate;
 mod chat;
+mod cors;
 mod error;
 mod extract;
 mod files;
 mod fine_tuning;
 mod health;
 mod inspection;
+mod limit;
 mod models;
 mod openapi;
 mod spool;
@@ -23,18 +25,20 @@ mod webhooks;
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Uri};
+use axum::http::{HeaderName, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use self::error::ApiError;
+pub use self::limit::RequestLimiter;
 pub use self::openapi::document;
 pub use self::state::AppState;
 use crate::error_code::ErrorCode;
@@ -86,8 +90,8 @@ fn api() -> OpenApiRouter<AppState> {
 }
 
 /// The whole server: the API under `/v1` and without it, which demands keys; health, the document and
-/// its viewer, which do not.
-pub fn router(state: AppState) -> Router {
+/// its viewer, which do not. Scripts of web pages of `cors_origins` may use all of it.
+pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
     let (versioned, _) = OpenApiRouter::new().nest("/v1", api()).split_for_parts();
     let (plain, _) = api().split_for_parts();
     let guarded = versioned
@@ -95,7 +99,7 @@ pub fn router(state: AppState) -> Router {
         .route_layer(middleware::from_fn_with_state(state.clone(), authenticate::authenticate));
     let document = document();
     let served = document.clone();
-    Router::new()
+    let router = Router::new()
         .merge(guarded)
         .merge(health::routes())
         .route("/openapi.json", get(move || async move { Json(served) }))
@@ -106,7 +110,12 @@ pub fn router(state: AppState) -> Router {
             ApiError::internal("a handler panicked").into_response()
         }))
         .layer(middleware::from_fn(with_request_id))
-        .with_state(state)
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
+        .with_state(state);
+    if cors_origins.is_empty() {
+        return router;
+    }
+    router.layer(cors::layer(cors_origins))
 }
 
 async fn no_such_route(uri: Uri) -> ApiError {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::Clock;
@@ -27,6 +28,10 @@ pub struct AppState {
     pub models: Arc<ModelServer>,
     /// Who brings webhooks to their endpoints.
     pub courier: Arc<Courier>,
+    /// How many requests come with each key.
+    pub limiter: Arc<RequestLimiter>,
+    /// Most jobs of a project that wait.
+    pub most_queued_jobs: u32,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// Cancelled when the server is about to end: `/readyz` says so, and streams close.

@@ -21,6 +21,7 @@ use crate::job::{
     StepMetrics,
 };
 use crate::model::{CheckpointPermission, TunedModel};
+use crate::project::Project;
 use crate::upload::{Upload, UploadPart};
 
 /// What can go wrong in the store.
@@ -49,6 +50,9 @@ pub enum StoreError {
     /// A job continues from a model that is not there (any more).
     #[error("no model with id {0:?}")]
     MissingModel(String),
+    /// As many jobs of the project wait as may.
+    #[error("{0} jobs wait already")]
+    QueueFull(u32),
     /// A move that the table of moves does not have.
     #[error("job {job_id} cannot go from {} to {}", from.as_str(), to.as_str())]
     IllegalMove {
@@ -122,6 +126,8 @@ pub enum MetadataFilter {
 /// A client's own name for a request, and what the request said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestKey {
+    /// Whose name it is: projects do not share them.
+    pub project: Project,
     /// The name.
     pub key: String,
     /// Digest of the body.
@@ -260,9 +266,10 @@ pub trait Store: WebhookStore + KeyStore {
     /// A file by id. One that has expired is there only as long as a job that has not ended uses it;
     /// that holds for lists too.
     async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError>;
-    /// Files, by creation.
+    /// A project's files, by creation.
     async fn list_files(
         &self,
+        project: &Project,
         purpose: Option<FilePurpose>,
         order: Order,
         page: &PageRequest,
@@ -302,8 +309,15 @@ pub trait Store: WebhookStore + KeyStore {
     // ---- jobs
 
     /// Adds a job with its first events; fails with [`StoreError::MissingFile`] or
-    /// [`StoreError::MissingModel`] when a file or model that it names is not there. It may have failed already, when its data were found to be bad.
-    async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError>;
+    /// [`StoreError::MissingModel`] when its project has no file or model that it names, and with
+    /// [`StoreError::QueueFull`] when it would wait and `most_waiting` of the project do already. It
+    /// may have failed already, when its data were found to be bad.
+    async fn insert_job(
+        &self,
+        job: &Job,
+        events: &[NewEvent],
+        most_waiting: u32,
+    ) -> Result<(), StoreError>;
     /// What an earlier request of the same name was, if there was one.
     async fn earlier_request(
         &self,
@@ -316,12 +330,14 @@ pub trait Store: WebhookStore + KeyStore {
         job: &Job,
         events: &[NewEvent],
         request: &RequestKey,
+        most_waiting: u32,
     ) -> Result<Option<EarlierRequest>, StoreError>;
     /// A job by id.
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
-    /// Jobs, newest first.
+    /// A project's jobs, newest first.
     async fn list_jobs(
         &self,
+        project: &Project,
         metadata: &MetadataFilter,
         page: &PageRequest,
     ) -> Result<Page<Job>, StoreError>;
@@ -373,8 +389,8 @@ pub trait Store: WebhookStore + KeyStore {
 
     /// A fine-tuned model or checkpoint by name.
     async fn model(&self, id: &str) -> Result<Option<TunedModel>, StoreError>;
-    /// Fine-tuned models without checkpoints, newest first.
-    async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError>;
+    /// A project's fine-tuned models without checkpoints, newest first.
+    async fn list_models(&self, project: &Project) -> Result<Vec<TunedModel>, StoreError>;
     /// Removes a model and its checkpoints by the model's name, or one checkpoint by its own, unless
     /// a job continues from it. The job and the files stay, and the files can be deleted then.
     async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError>;

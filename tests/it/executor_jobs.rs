@@ -8,6 +8,7 @@ use hone::executor::MAX_ATTEMPTS;
 use hone::ids;
 use hone::job::{Auto, EventKind, EventLevel, Hyperparameters, Job, JobStatus};
 use hone::model::{checkpoint_name, tuned_model_name};
+use hone::project::Project;
 use sha2::{Digest, Sha256};
 
 use crate::executor_support::{Workshop, waits};
@@ -278,7 +279,7 @@ async fn leftovers_of_a_dead_epoch_are_swept_and_results_are_published_once() {
     on_disk.sort();
     named.sort();
     assert_eq!(on_disk, named, "every blob has a row and every row its blob");
-    let models = workshop.store.list_models().await.expect("lists");
+    let models = workshop.store.list_models(&Project::default()).await.expect("lists");
     assert_eq!(models.len(), 1);
     drop(prepared);
 }

@@ -16,7 +16,7 @@ use hone::store::{PageRequest, Store, sqlite};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::store_support::{file, job};
+use crate::store_support::{ANY_NUMBER, file, job};
 
 /// Longest time that a test waits for a job.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -110,7 +110,7 @@ impl Workshop {
         let mut job = job(training_file);
         job.model = model.to_owned();
         job.hyperparameters = hyperparameters;
-        self.store.insert_job(&job, &[]).await.expect("added");
+        self.store.insert_job(&job, &[], ANY_NUMBER).await.expect("added");
         self.queue.announce_work();
         job.id
     }

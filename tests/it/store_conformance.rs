@@ -7,7 +7,8 @@ use hone::api_key::KeyDigest;
 use hone::error_code::ErrorCode;
 use hone::file::{FilePurpose, FileRecord};
 use hone::ids;
-use hone::job::{EventKind, EventLevel, JobError, JobStatus, NewEvent, StepMetrics};
+use hone::job::{EventKind, EventLevel, Job, JobError, JobStatus, NewEvent, StepMetrics};
+use hone::project::Project;
 use hone::store::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
     DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, MetadataFilter, Order, PageRequest,
@@ -16,7 +17,7 @@ use hone::store::{
 use hone::upload::{Upload, UploadPart, UploadStatus};
 
 use crate::store_support::{
-    Fixture, START, api_key, checkpoint, file, first, job, metrics, resolved, success,
+    ANY_NUMBER, Fixture, START, api_key, checkpoint, file, first, job, metrics, resolved, success,
 };
 
 fn note(text: &str) -> NewEvent {
@@ -40,7 +41,11 @@ async fn a_job_is_read_as_it_was_written() {
     job.validation_file = Some(validation_file);
     job.metadata = Some(BTreeMap::from([("team".to_owned(), "blue \"1\"\n".to_owned())]));
     job.hyperparameters.learning_rate = Some(3e-4);
-    fixture.store.insert_job(&job, &[note("Created fine-tuning job")]).await.expect("added");
+    fixture
+        .store
+        .insert_job(&job, &[note("Created fine-tuning job")], ANY_NUMBER)
+        .await
+        .expect("added");
     assert_eq!(fixture.job(&job.id).await, job);
 
     let events = fixture.store.list_events(&job.id, &first(10)).await.expect("lists");
@@ -56,7 +61,7 @@ async fn a_job_with_bad_data_may_have_failed_from_the_start() {
     job.status = JobStatus::Failed;
     job.finished_at = Some(START);
     job.error = Some(out_of_memory());
-    fixture.store.insert_job(&job, &[]).await.expect("added");
+    fixture.store.insert_job(&job, &[], ANY_NUMBER).await.expect("added");
     assert_eq!(fixture.job(&job.id).await, job);
     assert!(fixture.store.claim("tests", 60).await.expect("looks").is_none());
 }
@@ -67,7 +72,7 @@ async fn a_job_cannot_name_a_file_that_is_gone() {
     let training_file = fixture.add_file().await;
     let mut job = job(&training_file);
     job.validation_file = Some("file-gone".to_owned());
-    let refused = fixture.store.insert_job(&job, &[]).await;
+    let refused = fixture.store.insert_job(&job, &[], ANY_NUMBER).await;
     assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == "file-gone"));
     assert!(fixture.store.job(&job.id).await.expect("reads").is_none());
 }
@@ -76,29 +81,108 @@ async fn a_job_cannot_name_a_file_that_is_gone() {
 async fn a_request_with_a_name_adds_its_job_once() {
     let fixture = Fixture::sqlite().await;
     let store = &fixture.store;
-    let request = RequestKey { key: "mine".to_owned(), digest: "a".to_owned() };
+    let request =
+        RequestKey { project: Project::default(), key: "mine".to_owned(), digest: "a".to_owned() };
     assert_eq!(store.earlier_request(&request).await.expect("looks"), None);
     let first = job(&fixture.add_file().await);
-    let added = store.insert_job_once(&first, &[note("made")], &request).await.expect("adds");
+    let added =
+        store.insert_job_once(&first, &[note("made")], &request, ANY_NUMBER).await.expect("adds");
     assert_eq!(added, None);
     assert_eq!(fixture.event_sequences(&first.id).await, [1]);
 
     let second = job(&first.training_file);
     let same = Some(EarlierRequest::Same(Box::new(first.clone())));
     assert_eq!(store.earlier_request(&request).await.expect("looks"), same);
-    let again = store.insert_job_once(&second, &[], &request).await.expect("looks");
+    let again = store.insert_job_once(&second, &[], &request, ANY_NUMBER).await.expect("looks");
     assert_eq!(again, same);
     let other = RequestKey { digest: "b".to_owned(), ..request };
-    let refused = store.insert_job_once(&second, &[], &other).await.expect("looks");
+    let refused = store.insert_job_once(&second, &[], &other, ANY_NUMBER).await.expect("looks");
     assert_eq!(refused, Some(EarlierRequest::Other));
     assert!(store.job(&second.id).await.expect("reads").is_none());
 
     let mut broken = job("file-gone");
-    let unused = RequestKey { key: "unused".to_owned(), digest: "a".to_owned() };
-    assert!(store.insert_job_once(&broken, &[], &unused).await.is_err());
+    let unused = RequestKey {
+        project: Project::default(),
+        key: "unused".to_owned(),
+        digest: "a".to_owned(),
+    };
+    assert!(store.insert_job_once(&broken, &[], &unused, ANY_NUMBER).await.is_err());
     broken.training_file = first.training_file;
-    let added = store.insert_job_once(&broken, &[], &unused).await.expect("adds");
+    let added = store.insert_job_once(&broken, &[], &unused, ANY_NUMBER).await.expect("adds");
     assert_eq!(added, None, "a request that failed has not used up its name");
+}
+
+#[tokio::test]
+async fn a_project_lists_its_own_and_its_jobs_take_its_own() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let ours: Project = "team-a".parse().expect("a name");
+    let our_file = FileRecord { project: ours.clone(), ..file(FilePurpose::FineTune) };
+    store.insert_file(&our_file).await.expect("adds");
+    let their_job_id = fixture.add_job().await;
+    let their_file_id = fixture.job(&their_job_id).await.training_file;
+
+    let foreign = Job { project: ours.clone(), ..job(&their_file_id) };
+    let refused = store.insert_job(&foreign, &[], ANY_NUMBER).await;
+    assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == their_file_id));
+    let our_job = Job { project: ours.clone(), ..job(&our_file.id) };
+    store.insert_job(&our_job, &[], ANY_NUMBER).await.expect("adds");
+    assert_eq!(fixture.job(&our_job.id).await, our_job);
+
+    let any = MetadataFilter::Pairs(BTreeMap::new());
+    let jobs = store.list_jobs(&ours, &any, &first(10)).await.expect("lists").items;
+    assert_eq!(jobs, [our_job.clone()]);
+    let files = store.list_files(&ours, None, Order::Ascending, &first(10)).await.expect("lists");
+    assert_eq!(files.items, [our_file]);
+    let after = |id: &str| PageRequest { after: Some(id.to_owned()), limit: 10 };
+    let unknown = [
+        store.list_jobs(&ours, &any, &after(&their_job_id)).await.err(),
+        store.list_files(&ours, None, Order::Ascending, &after(&their_file_id)).await.err(),
+    ];
+    for error in unknown {
+        assert!(matches!(error, Some(StoreError::UnknownCursor(_))), "{error:?}");
+    }
+
+    let (claim, _theirs) = fixture.claim().await;
+    let their_success = success(&claim.job_id);
+    store.finish_succeeded(&claim, &their_success).await.expect("finishes");
+    assert!(store.list_models(&ours).await.expect("lists").is_empty());
+    let from_theirs = Job {
+        id: ids::new_job_id(),
+        continue_from: Some(their_success.model.id.clone()),
+        ..our_job
+    };
+    let refused = store.insert_job(&from_theirs, &[], ANY_NUMBER).await;
+    assert!(matches!(refused, Err(StoreError::MissingModel(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_project_has_no_more_waiting_jobs_than_it_may() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let file_id = fixture.add_file().await;
+    let mut outcomes = Vec::new();
+    for _ in 0..8 {
+        let (store, job) = (store.clone(), job(&file_id));
+        outcomes.push(tokio::spawn(async move { store.insert_job(&job, &[], 3).await }));
+    }
+    let mut added = 0;
+    for outcome in outcomes {
+        match outcome.await.expect("no panic") {
+            Ok(()) => added += 1,
+            Err(StoreError::QueueFull(3)) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(added, 3, "however many come at once");
+    let mut failed = job(&file_id);
+    (failed.status, failed.finished_at) = (JobStatus::Failed, Some(START));
+    failed.error = Some(out_of_memory());
+    store.insert_job(&failed, &[], 3).await.expect("it does not wait");
+    fixture.claim().await;
+    store.insert_job(&job(&file_id), &[], 3).await.expect("one has begun");
+    let refused = store.insert_job(&job(&file_id), &[], 3).await;
+    assert!(matches!(refused, Err(StoreError::QueueFull(3))));
 }
 
 #[tokio::test]
@@ -141,7 +225,11 @@ async fn files_page_without_gaps_while_others_are_added() {
         let mut after = None;
         loop {
             let request = PageRequest { after, limit: 2 };
-            let page = fixture.store.list_files(None, order, &request).await.expect("lists");
+            let page = fixture
+                .store
+                .list_files(&Project::default(), None, order, &request)
+                .await
+                .expect("lists");
             seen.extend(page.items.iter().map(|file| file.id.clone()));
             after = seen.last().cloned();
             if !page.has_more || seen.len() >= 7 {
@@ -161,9 +249,17 @@ async fn a_full_last_page_does_not_promise_another() {
     let fixture = Fixture::sqlite().await;
     fixture.add_file().await;
     fixture.add_file().await;
-    let page = fixture.store.list_files(None, Order::Descending, &first(2)).await.expect("lists");
+    let page = fixture
+        .store
+        .list_files(&Project::default(), None, Order::Descending, &first(2))
+        .await
+        .expect("lists");
     assert_eq!((page.items.len(), page.has_more), (2, false));
-    let page = fixture.store.list_files(None, Order::Descending, &first(1)).await.expect("lists");
+    let page = fixture
+        .store
+        .list_files(&Project::default(), None, Order::Descending, &first(1))
+        .await
+        .expect("lists");
     assert_eq!((page.items.len(), page.has_more), (1, true));
 }
 
@@ -175,7 +271,7 @@ async fn files_are_listed_by_purpose() {
     fixture.store.insert_file(&wanted).await.expect("added");
     let page = fixture
         .store
-        .list_files(Some(FilePurpose::UserData), Order::Ascending, &first(10))
+        .list_files(&Project::default(), Some(FilePurpose::UserData), Order::Ascending, &first(10))
         .await
         .expect("lists");
     assert_eq!(page.items, [wanted]);
@@ -187,7 +283,7 @@ async fn an_unknown_cursor_is_said_and_not_taken_for_the_end() {
     let mine = fixture.add_job().await;
     let other_training = fixture.add_file().await;
     let other = job(&other_training);
-    fixture.store.insert_job(&other, &[note("one")]).await.expect("added");
+    fixture.store.insert_job(&other, &[note("one")], ANY_NUMBER).await.expect("added");
     let of_other = fixture.store.list_events(&other.id, &first(1)).await.expect("lists");
     let foreign_event = of_other.items[0].id.clone();
 
@@ -196,8 +292,8 @@ async fn an_unknown_cursor_is_said_and_not_taken_for_the_end() {
     let store = &fixture.store;
     let none = MetadataFilter::Pairs(BTreeMap::new());
     let errors = [
-        store.list_files(None, Order::Descending, &unknown).await.err(),
-        store.list_jobs(&none, &unknown).await.err(),
+        store.list_files(&Project::default(), None, Order::Descending, &unknown).await.err(),
+        store.list_jobs(&Project::default(), &none, &unknown).await.err(),
         store.list_events(&mine, &unknown).await.err(),
         store.list_events(&mine, &foreign).await.err(),
         store.list_checkpoints(&mine, &unknown).await.err(),
@@ -223,7 +319,7 @@ async fn jobs_are_found_by_all_pairs_of_their_metadata() {
     ] {
         let mut job = job(&training_file);
         job.metadata = metadata;
-        fixture.store.insert_job(&job, &[]).await.expect("added");
+        fixture.store.insert_job(&job, &[], ANY_NUMBER).await.expect("added");
         ids.push(job.id);
     }
     type Pairs = &'static [(&'static str, &'static str)];
@@ -238,14 +334,15 @@ async fn jobs_are_found_by_all_pairs_of_their_metadata() {
     for (wanted, expected) in cases {
         let page = fixture
             .store
-            .list_jobs(&MetadataFilter::Pairs(pairs(wanted)), &first(10))
+            .list_jobs(&Project::default(), &MetadataFilter::Pairs(pairs(wanted)), &first(10))
             .await
             .expect("lists");
         let found: Vec<&str> = page.items.iter().map(|job| job.id.as_str()).collect();
         let expected: Vec<&str> = expected.iter().map(|index| ids[*index].as_str()).collect();
         assert_eq!(found, expected, "{wanted:?}");
     }
-    let without = fixture.store.list_jobs(&MetadataFilter::Absent, &first(10)).await;
+    let without =
+        fixture.store.list_jobs(&Project::default(), &MetadataFilter::Absent, &first(10)).await;
     let found: Vec<String> = without.expect("lists").items.into_iter().map(|job| job.id).collect();
     assert_eq!(found, ids[..1]);
 }
@@ -632,7 +729,7 @@ async fn a_checkpoint_made_twice_is_kept_once() {
     assert!(
         store.model(&kept[0].model_name).await.expect("reads").is_some_and(|m| m.is_checkpoint)
     );
-    assert!(store.list_models().await.expect("lists").is_empty());
+    assert!(store.list_models(&Project::default()).await.expect("lists").is_empty());
 }
 
 #[tokio::test]
@@ -662,7 +759,7 @@ async fn success_is_seen_whole_or_not_at_all() {
     assert_eq!(job.result_files, whole.result_files);
     assert_eq!((job.trained_tokens, job.trained_steps), (Some(1234), 20));
     assert_eq!((job.estimated_finish, job.error), (None, None));
-    assert_eq!(store.list_models().await.expect("lists"), [whole.model.clone()]);
+    assert_eq!(store.list_models(&Project::default()).await.expect("lists"), [whole.model.clone()]);
     for file in &whole.files {
         assert_eq!(store.file(&file.id).await.expect("reads").as_ref(), Some(file));
     }
@@ -680,7 +777,7 @@ async fn a_file_stays_as_long_as_something_needs_it() {
     store.insert_file(&validation).await.expect("added");
     let mut job = job(&training.id);
     job.validation_file = Some(validation.id.clone());
-    store.insert_job(&job, &[]).await.expect("added");
+    store.insert_job(&job, &[], ANY_NUMBER).await.expect("added");
 
     let in_use = DeleteFileOutcome::UsedByJob(job.id.clone());
     assert_eq!(store.delete_file(&training.id).await.expect("asks"), in_use);
@@ -729,9 +826,12 @@ async fn an_expired_file_is_gone_unless_a_job_that_has_not_ended_uses_it() {
     }
     let mut user = job(&used.id);
     user.validation_file = Some(validation.id.clone());
-    store.insert_job(&user, &[]).await.expect("added");
+    store.insert_job(&user, &[], ANY_NUMBER).await.expect("added");
     let is_there = async |file: &FileRecord| {
-        let listed = store.list_files(None, Order::Ascending, &first(10)).await.expect("lists");
+        let listed = store
+            .list_files(&Project::default(), None, Order::Ascending, &first(10))
+            .await
+            .expect("lists");
         let found = store.file(&file.id).await.expect("reads");
         assert_eq!(found.is_some(), listed.items.contains(file));
         found.is_some()
@@ -744,11 +844,12 @@ async fn an_expired_file_is_gone_unless_a_job_that_has_not_ended_uses_it() {
     assert!(!is_there(&unused).await && is_there(&used).await);
     assert_eq!(store.delete_file(&unused.id).await.expect("asks"), DeleteFileOutcome::NotFound);
     let late = job(&unused.id);
-    let refused = store.insert_job(&late, &[]).await;
+    let refused = store.insert_job(&late, &[], ANY_NUMBER).await;
     assert!(matches!(refused, Err(StoreError::MissingFile(id)) if id == unused.id));
     // A page goes on after a file that has expired meanwhile.
     let after = PageRequest { after: Some(unused.id.clone()), limit: 10 };
-    let page = store.list_files(None, Order::Ascending, &after).await.expect("lists");
+    let page =
+        store.list_files(&Project::default(), None, Order::Ascending, &after).await.expect("lists");
     assert_eq!(page.items, [used.clone(), validation.clone(), kept.clone()]);
 
     fixture.clock.advance(90);
@@ -770,6 +871,7 @@ async fn an_expired_file_is_gone_unless_a_job_that_has_not_ended_uses_it() {
 
 fn upload(bytes: i64) -> Upload {
     Upload {
+        project: Project::default(),
         id: ids::new_upload_id(),
         created_at: START,
         expires_at: START + 3600,
@@ -922,10 +1024,10 @@ async fn a_model_stays_while_a_job_continues_from_it_or_from_its_checkpoint() {
 
     let mut next = job(&fixture.add_file().await);
     next.continue_from = Some("ft:gone".to_owned());
-    let refused = store.insert_job(&next, &[]).await;
+    let refused = store.insert_job(&next, &[], ANY_NUMBER).await;
     assert!(matches!(refused, Err(StoreError::MissingModel(name)) if name == "ft:gone"));
     next.continue_from = Some(checkpoint_model.id.clone());
-    store.insert_job(&next, &[]).await.expect("added");
+    store.insert_job(&next, &[], ANY_NUMBER).await.expect("added");
     assert_eq!(fixture.job(&next.id).await.continue_from, next.continue_from);
 
     let in_use = DeleteModelOutcome::UsedByJob(next.id.clone());
@@ -984,7 +1086,7 @@ async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_need
     }
     let mut next = job(&fixture.add_file().await);
     next.continue_from = Some(made[1].0.id.clone());
-    store.insert_job(&next, &[]).await.expect("added");
+    store.insert_job(&next, &[], ANY_NUMBER).await.expect("added");
 
     let (model, files) = &made[0];
     let mut keys = store.remove_checkpoint(&claim, 10).await.expect("removes");

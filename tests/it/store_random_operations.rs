@@ -7,7 +7,9 @@ use hone::store::{CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome
 use hone::webhook::EventType;
 use proptest::prelude::*;
 
-use crate::store_support::{Fixture, checkpoint, first, job, metrics, success, webhook_endpoint};
+use crate::store_support::{
+    ANY_NUMBER, Fixture, checkpoint, first, job, metrics, success, webhook_endpoint,
+};
 
 const LEASE: i64 = 60;
 
@@ -124,7 +126,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
     match operation {
         Operation::Add => {
             let row = job(training_file);
-            store.insert_job(&row, &event()).await.expect("adds");
+            store.insert_job(&row, &event(), ANY_NUMBER).await.expect("adds");
             model.jobs.push(Expected {
                 id: row.id,
                 status: JobStatus::Queued,

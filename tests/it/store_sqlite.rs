@@ -7,10 +7,11 @@ use std::sync::Arc;
 use hone::clock::SystemClock;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, NewEvent};
+use hone::project::Project;
 use hone::store::{KeyStore, MetadataFilter, Order, Store, StoreError, sqlite};
 use sqlx::{Connection, Row};
 
-use crate::store_support::{Fixture, api_key, file, first, job};
+use crate::store_support::{ANY_NUMBER, Fixture, api_key, file, first, job};
 
 #[tokio::test]
 async fn a_second_server_on_the_same_folder_is_refused_with_the_reason() {
@@ -72,7 +73,7 @@ async fn the_database_keeps_a_write_ahead_log_and_refuses_rows_that_contradict_t
     let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
     let training = file(FilePurpose::FineTune);
     store.insert_file(&training).await.expect("added");
-    store.insert_job(&job(&training.id), &[]).await.expect("added");
+    store.insert_job(&job(&training.id), &[], ANY_NUMBER).await.expect("added");
 
     let path = folder.path().join(sqlite::DATABASE_FILE);
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
@@ -110,7 +111,7 @@ async fn metrics_of_jobs_before_the_column_of_steps_are_found_by_step() {
         data: Some(serde_json::json!({"step": step})),
     };
     let events = [1, 7].map(event);
-    store.insert_job(&job, &events).await.expect("added");
+    store.insert_job(&job, &events, ANY_NUMBER).await.expect("added");
     store.close().await;
     drop(store);
 
@@ -145,14 +146,18 @@ async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
             for _ in 0..20 {
                 match number % 5 {
                     0 => store.insert_file(&file(FilePurpose::UserData)).await.map(|()| 0),
-                    1 => store.insert_job(&job(&training), &[]).await.map(|()| 0),
+                    1 => store.insert_job(&job(&training), &[], ANY_NUMBER).await.map(|()| 0),
                     2 => store.claim("tests", 60).await.map(|found| found.iter().count()),
                     3 => store
-                        .list_files(None, Order::Descending, &first(100))
+                        .list_files(&Project::default(), None, Order::Descending, &first(100))
                         .await
                         .map(|page| page.items.len()),
                     _ => store
-                        .list_jobs(&MetadataFilter::Pairs(BTreeMap::new()), &first(100))
+                        .list_jobs(
+                            &Project::default(),
+                            &MetadataFilter::Pairs(BTreeMap::new()),
+                            &first(100),
+                        )
                         .await
                         .map(|page| page.items.len()),
                 }?;
@@ -163,11 +168,15 @@ async fn fifty_readers_and_writers_at_once_never_meet_a_lock() {
     for result in tasks.join_all().await {
         result.expect("no call fails");
     }
-    let files = fixture.store.list_files(None, Order::Ascending, &first(1000)).await.expect("ok");
+    let files = fixture
+        .store
+        .list_files(&Project::default(), None, Order::Ascending, &first(1000))
+        .await
+        .expect("ok");
     assert_eq!(files.items.len(), 1 + 10 * 20);
     let jobs = fixture
         .store
-        .list_jobs(&MetadataFilter::Pairs(BTreeMap::new()), &first(1000))
+        .list_jobs(&Project::default(), &MetadataFilter::Pairs(BTreeMap::new()), &first(1000))
         .await
         .expect("ok");
     assert_eq!(jobs.items.len(), 10 * 20);

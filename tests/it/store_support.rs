@@ -13,7 +13,10 @@ use hone::job::{
 use hone::model::{TunedModel, checkpoint_name};
 use hone::project::Project;
 use hone::store::{Claim, PageRequest, Store, Success, sqlite};
-use hone::webhook::{DEFAULT_PROJECT, EventType, SigningSecret, WebhookEndpoint};
+use hone::webhook::{EventType, SigningSecret, WebhookEndpoint};
+
+/// For jobs whose number is not what a test is about.
+pub const ANY_NUMBER: u32 = u32::MAX;
 
 /// When the tests' clock starts.
 pub const START: i64 = 1_790_000_000;
@@ -44,7 +47,7 @@ impl Fixture {
     /// Adds a job that waits, with a file of its own, and returns its id.
     pub async fn add_job(&self) -> String {
         let job = job(&self.add_file().await);
-        self.store.insert_job(&job, &[]).await.expect("a job is added");
+        self.store.insert_job(&job, &[], ANY_NUMBER).await.expect("a job is added");
         job.id
     }
 
@@ -84,6 +87,7 @@ pub fn first(limit: u32) -> PageRequest {
 pub fn file(purpose: FilePurpose) -> FileRecord {
     let id = ids::new_file_id();
     FileRecord {
+        project: Project::default(),
         bytes: 17,
         created_at: START,
         expires_at: None,
@@ -100,6 +104,7 @@ pub fn file(purpose: FilePurpose) -> FileRecord {
 pub fn job(training_file: &str) -> Job {
     Job {
         id: ids::new_job_id(),
+        project: Project::default(),
         created_at: START,
         finished_at: None,
         model: "tiny".to_owned(),
@@ -129,7 +134,7 @@ pub fn job(training_file: &str) -> Job {
 pub fn webhook_endpoint() -> WebhookEndpoint {
     WebhookEndpoint {
         id: ids::new_webhook_endpoint_id(),
-        project: DEFAULT_PROJECT.to_owned(),
+        project: Project::default().as_str().to_owned(),
         created_at: START,
         updated_at: START,
         name: "tests".to_owned(),
@@ -221,6 +226,7 @@ pub fn success(job_id: &str) -> Success {
 fn model(job_id: &str, name: &str, is_checkpoint: bool) -> (TunedModel, Vec<FileRecord>) {
     let files = vec![file(FilePurpose::FineTuneResults), file(FilePurpose::FineTuneResults)];
     let model = TunedModel {
+        project: Project::default(),
         id: name.to_owned(),
         created_at: START,
         base_model: "tiny".to_owned(),

@@ -1,13 +1,17 @@
 //! What every store promises of webhooks, beside filling the outbox (`store_random_operations`).
 
-use hone::job::{JobStatus, NewEvent};
+use hone::file::{FilePurpose, FileRecord};
+use hone::job::{Job, JobStatus, NewEvent};
+use hone::project::Project;
 use hone::store::{PageRequest, StoreError};
 use hone::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS, SigningSecret,
     WebhookDelivery, WebhookEndpoint,
 };
 
-use crate::store_support::{Fixture, START, first, job, success, webhook_endpoint};
+use crate::store_support::{
+    ANY_NUMBER, Fixture, START, file, first, job, success, webhook_endpoint,
+};
 
 async fn added(fixture: &Fixture, endpoint: WebhookEndpoint) -> WebhookEndpoint {
     assert!(fixture.store.insert_webhook_endpoint(&endpoint).await.expect("adds"));
@@ -55,10 +59,17 @@ async fn an_endpoint_is_read_as_it_was_written_and_belongs_to_its_project() {
         assert!(matches!(page, Err(StoreError::UnknownCursor(_))));
         assert_eq!(store.webhook_endpoint(&one.project, &one.id).await.expect("reads"), read);
     }
-    // Jobs belong to the default project so far.
     end_a_job(&fixture).await;
     assert_eq!(deliveries(&fixture, &mine).await.len(), 1);
     assert!(deliveries(&fixture, &other).await.is_empty());
+    let project = Project::stored(other.project.clone());
+    let file = FileRecord { project: project.clone(), ..file(FilePurpose::FineTune) };
+    store.insert_file(&file).await.expect("adds");
+    let job = Job { project, ..job(&file.id) };
+    store.insert_job(&job, &[], ANY_NUMBER).await.expect("adds");
+    store.request_cancel(&job.id).await.expect("asks");
+    assert_eq!(deliveries(&fixture, &mine).await.len(), 1);
+    assert_eq!(deliveries(&fixture, &other).await.len(), 1);
     for _ in 1..MAX_ENDPOINTS {
         added(&fixture, webhook_endpoint()).await;
     }
@@ -85,7 +96,7 @@ async fn a_job_that_did_not_end_is_not_told() {
 
     let mut bad = job("file-gone");
     bad.status = JobStatus::Failed;
-    fixture.store.insert_job(&bad, &[] as &[NewEvent]).await.expect_err("no such file");
+    fixture.store.insert_job(&bad, &[] as &[NewEvent], ANY_NUMBER).await.expect_err("no such file");
     assert!(deliveries(&fixture, &endpoint).await.is_empty());
 }
 

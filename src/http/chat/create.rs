@@ -11,9 +11,10 @@ use utoipa::ToSchema;
 use super::request;
 use crate::base_models::BaseModelEntry;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
-use crate::http::models::no_such_model;
+use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::ids;
 use crate::model::TunedModel;
@@ -102,24 +103,25 @@ struct CreateCompletion {
 )]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<Completion>> {
     let Some(model) = body.get("model").and_then(Value::as_str) else {
         return Err(ApiError::field("model", "model is missing"));
     };
     let asked = request::read(&body)?;
-    let source = source(&state, model).await?;
+    let source = source(&state, &caller, model).await?;
     let reply = state.models.chat(source, asked).await?;
     Ok(Json(completion(model, state.clock.now(), reply)))
 }
 
 /// The model, and the adapter beside it, that a name stands for.
-async fn source(state: &AppState, name: &str) -> ApiResult<ModelSource> {
+async fn source(state: &AppState, caller: &Caller, name: &str) -> ApiResult<ModelSource> {
     if let Some(base) = state.base_models.find(name).map_err(ApiError::internal)? {
         return Ok(ModelSource { base: BaseSource::Entry(base), adapter: None });
     }
-    let Some(model) = state.store.model(name).await? else {
-        return Err(no_such_model(state, name).await?);
+    let Some(model) = find_usable(state, caller, name).await? else {
+        return Err(no_such_model(state, caller, name).await?);
     };
     if model.is_whole {
         let load = fetch(state.clone(), model.clone()).boxed();

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error_code::ErrorCode;
 use crate::http::attachment;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -26,10 +27,11 @@ use crate::http::state::AppState;
 )]
 pub async fn content(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let file = super::find(&state, &id).await?;
+    let file = super::find(&state, &caller, &id).await?;
     let size = file.bytes as u64;
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let range = match asked.map(|text| parse_range(text, size)) {

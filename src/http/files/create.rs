@@ -7,6 +7,7 @@ use super::object::FileObject;
 use crate::blobs::upload_key;
 use crate::config::MAX_UPLOAD_BYTES;
 use crate::file::{FilePurpose, FileRecord};
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::inspection::Inspection;
 use crate::http::spool::{self, Limit};
@@ -47,6 +48,7 @@ struct UploadForm {
 )]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     request: Request,
 ) -> ApiResult<Json<FileObject>> {
     let limit = Limit {
@@ -72,6 +74,7 @@ pub async fn create(
     let file = FileRecord {
         blob_key: upload_key(&id),
         id,
+        project: caller.project,
         bytes: spooled.bytes as i64,
         created_at,
         expires_at: lifetime.map(|seconds| created_at.saturating_add(seconds)),

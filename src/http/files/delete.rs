@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -33,12 +34,14 @@ pub struct DeletedFile {
 )]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedFile>> {
     let in_use = |by: String| {
         let message = format!("the file {id:?} is used by {by}: end or delete that first");
         ApiError::new(ErrorCode::InvalidFile, message).with_param("id")
     };
+    super::find(&state, &caller, &id).await?;
     match state.store.delete_file(&id).await? {
         DeleteFileOutcome::Deleted(file) => state.blobs.delete(&file.blob_key).await?,
         DeleteFileOutcome::UsedByJob(job) => return Err(in_use(format!("job {job:?}"))),

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::object::FileObject;
 use crate::file::FilePurpose;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
@@ -40,7 +41,11 @@ pub struct FileList {
     ),
     responses((status = 200, body = FileList), (status = 400, body = ErrorBody))
 )]
-pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json<FileList>> {
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> ApiResult<Json<FileList>> {
     let order = match query.get("order") {
         None | Some("" | "desc") => Order::Descending,
         Some("asc") => Order::Ascending,
@@ -63,7 +68,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json
             }
         },
     };
-    let page = state.store.list_files(purpose, order, &query.page(MOST, MOST)?).await?;
+    let page = query.page(MOST, MOST)?;
+    let page = state.store.list_files(&caller.project, purpose, order, &page).await?;
     let ids: Vec<String> = page.items.iter().map(|file| file.id.clone()).collect();
     let mut list = FileList::new(ids, page.has_more);
     list.data = page.items.into_iter().map(FileObject::from).collect();

@@ -7,14 +7,16 @@ pub(super) mod list;
 pub(super) mod object;
 pub(super) mod retrieve;
 
+use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
 use crate::file::FileRecord;
 
-/// The file, or OpenAI's 404.
-async fn find(state: &AppState, id: &str) -> ApiResult<FileRecord> {
-    state.store.file(id).await?.ok_or_else(|| no_such_file(id))
+/// The caller's file, or OpenAI's 404.
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<FileRecord> {
+    let file = state.store.file(id).await?.filter(|file| file.project == caller.project);
+    file.ok_or_else(|| no_such_file(id))
 }
 
 fn no_such_file(id: &str) -> ApiError {

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::FileObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -16,7 +17,8 @@ use crate::http::state::AppState;
 )]
 pub async fn retrieve(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<FileObject>> {
-    Ok(Json(super::find(&state, &id).await?.into()))
+    Ok(Json(super::find(&state, &caller, &id).await?.into()))
 }

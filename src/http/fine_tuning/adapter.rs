@@ -10,6 +10,7 @@ use crate::artifacts::{archive, peft};
 use crate::blobs::BlobError;
 use crate::error_code::ErrorCode;
 use crate::http::attachment;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
 use crate::http::state::AppState;
@@ -43,10 +44,11 @@ const PEFT: &str = "peft";
 )]
 pub async fn adapter(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     query: Query,
 ) -> ApiResult<Response> {
-    let job = super::find(&state, &id).await?;
+    let job = super::find(&state, &caller, &id).await?;
     check_format(query.get("format"))?;
     let step = step(query.get("step"))?;
     if job.makes_whole_model() {

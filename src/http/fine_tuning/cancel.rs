@@ -6,6 +6,7 @@ use axum::extract::State;
 
 use super::object::JobObject;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -23,8 +24,10 @@ use crate::store::CancelOutcome;
 )]
 pub async fn cancel(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<JobObject>> {
+    super::find(&state, &caller, &id).await?;
     let Some(outcome) = state.store.request_cancel(&id).await? else {
         return Err(super::no_such_job(&id));
     };

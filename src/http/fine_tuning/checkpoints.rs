@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::CheckpointObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
@@ -42,10 +43,11 @@ pub struct CheckpointList {
 )]
 pub async fn checkpoints(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     query: Query,
 ) -> ApiResult<Json<CheckpointList>> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     let page = state.store.list_checkpoints(&id, &query.page(10, MOST)?).await?;
     Ok(Json(CheckpointList {
         object: "list",

@@ -9,12 +9,14 @@ use super::object::JobObject;
 use super::request_key;
 use crate::error_code::ErrorCode;
 use crate::file::{FilePurpose, FileRecord};
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
-use crate::http::models::no_such_model;
+use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::ids;
 use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent, TuningMode};
+use crate::project::Project;
 use crate::store::{EarlierRequest, RequestKey};
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
@@ -37,10 +39,11 @@ const MOST_NAMED: usize = 50;
 )]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     headers: HeaderMap,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<JobObject>> {
-    let key = request_key::read(&headers, &body)?;
+    let key = request_key::read(&caller.project, &headers, &body)?;
     if let Some(key) = &key
         && let Some(earlier) = state.store.earlier_request(key).await?
     {
@@ -48,22 +51,26 @@ pub async fn create(
     }
     let request = job_request::read(&body)?;
     let tuning = request.hyperparameters.tuning.unwrap_or_default();
-    let origin = origin(&state, &request.model, tuning).await?;
-    let training = data_file(&state, &request.training_file, DataFile::Training).await?;
+    let origin = origin(&state, &caller, &request.model, tuning).await?;
+    let training = data_file(&state, &caller, &request.training_file, DataFile::Training).await?;
     let validation = match &request.validation_file {
-        Some(id) => Some(data_file(&state, id, DataFile::Validation).await?),
+        Some(id) => Some(data_file(&state, &caller, id, DataFile::Validation).await?),
         None => None,
     };
     let method = request.hyperparameters.method;
     let verdict = verdict(&training, DataFile::Training, method).or_else(|| {
         validation.as_ref().and_then(|file| verdict(file, DataFile::Validation, method))
     });
-    let (job, events) = new_job(&state, request, origin, verdict, &training, validation.as_ref());
+    let (job, events) =
+        new_job(&state, caller.project, request, origin, verdict, &training, validation.as_ref());
+    let most_waiting = state.most_queued_jobs;
     match &key {
-        None => state.store.insert_job(&job, &events).await?,
+        None => state.store.insert_job(&job, &events, most_waiting).await?,
         Some(key) => {
             // Another request of this name may have come in between.
-            if let Some(earlier) = state.store.insert_job_once(&job, &events, key).await? {
+            if let Some(earlier) =
+                state.store.insert_job_once(&job, &events, key, most_waiting).await?
+            {
                 return of_earlier(earlier, key);
             }
         }
@@ -129,8 +136,13 @@ struct Origin {
 
 /// What `model` names: a base model, or a fine-tuned model or checkpoint whose base is there, if it
 /// needs one.
-async fn origin(state: &AppState, model: &str, tuning: TuningMode) -> ApiResult<Origin> {
-    let tuned = state.store.model(model).await?;
+async fn origin(
+    state: &AppState,
+    caller: &Caller,
+    model: &str,
+    tuning: TuningMode,
+) -> ApiResult<Origin> {
+    let tuned = find_usable(state, caller, model).await?;
     let refused = |message: String| {
         let error = ApiError::new(ErrorCode::InvalidHyperparameter, message);
         Err(error.with_param("hyperparameters.tuning"))
@@ -159,15 +171,21 @@ async fn origin(state: &AppState, model: &str, tuning: TuningMode) -> ApiResult<
     }
     let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);
     if state.base_models.find(base_model).map_err(ApiError::internal)?.is_none() {
-        return Err(no_such_model(state, base_model).await?);
+        return Err(no_such_model(state, caller, base_model).await?);
     }
     let base_model = base_model.to_owned();
     Ok(Origin { base_model, continue_from: tuned.map(|tuned| tuned.id) })
 }
 
-/// A file that was uploaded as training data.
-async fn data_file(state: &AppState, id: &str, which: DataFile) -> ApiResult<FileRecord> {
-    let Some(file) = state.store.file(id).await? else {
+/// A file that the caller's project has uploaded as training data.
+async fn data_file(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+    which: DataFile,
+) -> ApiResult<FileRecord> {
+    let file = state.store.file(id).await?.filter(|file| file.project == caller.project);
+    let Some(file) = file else {
         let message = format!("there is no file {id:?}: upload it with purpose \"fine-tune\"");
         return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(which.param()));
     };
@@ -189,6 +207,7 @@ fn verdict(file: &FileRecord, which: DataFile, method: Method) -> Option<JobErro
 /// The job and its first events: queued, or failed at once when its data is bad.
 fn new_job(
     state: &AppState,
+    project: Project,
     request: JobRequest,
     origin: Origin,
     error: Option<JobError>,
@@ -223,6 +242,7 @@ fn new_job(
     });
     let job = Job {
         id,
+        project,
         created_at: now,
         finished_at: error.is_some().then_some(now),
         model: origin.base_model,

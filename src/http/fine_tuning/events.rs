@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::object::EventObject;
 use super::{MOST, follow};
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
@@ -51,11 +52,12 @@ const LAST_EVENT_ID: &str = "Last-Event-ID";
 )]
 pub async fn events(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     query: Query,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     if is_stream(&query)? {
         return stream(state, id, &query, &headers).await;
     }

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::JobObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
@@ -36,8 +37,13 @@ pub struct JobList {
     ),
     responses((status = 200, body = JobList), (status = 400, body = ErrorBody))
 )]
-pub async fn list(State(state): State<AppState>, query: Query) -> ApiResult<Json<JobList>> {
-    let page = state.store.list_jobs(&metadata(&query)?, &query.page(20, MOST)?).await?;
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> ApiResult<Json<JobList>> {
+    let (filter, page) = (metadata(&query)?, query.page(20, MOST)?);
+    let page = state.store.list_jobs(&caller.project, &filter, &page).await?;
     let data = page.items.into_iter().map(JobObject::from).collect();
     Ok(Json(JobList { object: "list", data, has_more: page.has_more }))
 }

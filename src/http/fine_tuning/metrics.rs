@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
@@ -110,10 +111,11 @@ impl From<JobEvent> for StepObject {
 )]
 pub async fn metrics(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     query: Query,
 ) -> ApiResult<Json<MetricsList>> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     let page = query.page(DEFAULT, MOST)?;
     let after = match page.after {
         None => 0,

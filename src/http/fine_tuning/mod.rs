@@ -19,6 +19,7 @@ pub(super) mod retrieve;
 
 use std::time::Duration;
 
+use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
@@ -33,9 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The job, or OpenAI's 404.
-async fn find(state: &AppState, id: &str) -> ApiResult<Job> {
-    state.store.job(id).await?.ok_or_else(|| no_such_job(id))
+/// The caller's job, or OpenAI's 404.
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Job> {
+    let job = state.store.job(id).await?.filter(|job| job.project == caller.project);
+    job.ok_or_else(|| no_such_job(id))
 }
 
 fn no_such_job(id: &str) -> ApiError {
@@ -52,7 +54,7 @@ async fn wait_while(
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while is_pending(&job) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
-        job = find(state, &job.id).await?;
+        job = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
     }
     Ok(job)
 }

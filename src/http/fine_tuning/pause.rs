@@ -5,6 +5,7 @@ use axum::extract::State;
 
 use super::object::JobObject;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -23,8 +24,10 @@ use crate::store::PauseOutcome;
 )]
 pub async fn pause(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<JobObject>> {
+    super::find(&state, &caller, &id).await?;
     let event = NewEvent::message(EventLevel::Info, "A pause of the job was requested");
     let Some(outcome) = state.store.request_pause(&id, &[event]).await? else {
         return Err(super::no_such_job(&id));

@@ -8,6 +8,7 @@ use axum::response::Response;
 use crate::error_code::ErrorCode;
 use crate::executor::REPORT_FILE;
 use crate::file::FileRecord;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -23,8 +24,12 @@ use crate::job::{Job, JobStatus};
     params(("fine_tuning_job_id" = String, Path, description = "ftjob-…")),
     responses((status = 200, body = Object), (status = 404, body = ErrorBody))
 )]
-pub async fn report(State(state): State<AppState>, PathId(id): PathId) -> ApiResult<Response> {
-    let job = super::find(&state, &id).await?;
+pub async fn report(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId,
+) -> ApiResult<Response> {
+    let job = super::find(&state, &caller, &id).await?;
     let Some(file) = find(&state, &job).await? else {
         return Err(no_report(&job));
     };

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::hex::hex;
 use crate::http::error::{ApiError, ApiResult};
+use crate::project::Project;
 use crate::store::RequestKey;
 
 /// The header's name.
@@ -19,6 +20,7 @@ const MAX_LENGTH: usize = 255;
 
 /// The key of a request with this body, if the client gave it one.
 pub(super) fn read(
+    project: &Project,
     headers: &HeaderMap,
     body: &Map<String, Value>,
 ) -> ApiResult<Option<RequestKey>> {
@@ -31,7 +33,7 @@ pub(super) fn read(
         let message = format!("the key must be one text of 1 to {MAX_LENGTH} ASCII characters");
         return Err(ApiError::field("Idempotency-Key", message));
     }
-    Ok(Some(RequestKey { key: key.to_owned(), digest: digest(body)? }))
+    Ok(Some(RequestKey { project: project.clone(), key: key.to_owned(), digest: digest(body)? }))
 }
 
 /// SHA-256 of what the body says, whatever the order of its keys and its white space.

@@ -6,6 +6,7 @@ use axum::extract::State;
 
 use super::object::JobObject;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -24,8 +25,10 @@ use crate::store::ResumeOutcome;
 )]
 pub async fn resume(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<JobObject>> {
+    super::find(&state, &caller, &id).await?;
     let event = NewEvent::message(EventLevel::Info, "The job was resumed");
     match state.store.resume(&id, &[event]).await? {
         None => Err(super::no_such_job(&id)),

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -33,11 +34,15 @@ pub struct DeletedModel {
 )]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedModel>> {
     if state.base_models.find(&id).map_err(ApiError::internal)?.is_some() {
         let message = "a base model is removed with `hone models remove`, not through the API";
         return Err(ApiError::new(ErrorCode::PermissionDenied, message).with_param("model"));
+    }
+    if super::find_own(&state, &caller, &id).await?.is_none() {
+        return Err(super::no_such_model(&state, &caller, &id).await?);
     }
     match state.store.delete_model(&id).await? {
         DeleteModelOutcome::Deleted => {}
@@ -47,7 +52,9 @@ pub async fn delete(
             );
             return Err(ApiError::new(ErrorCode::InvalidRequest, message).with_param("model"));
         }
-        DeleteModelOutcome::NotFound => return Err(super::no_such_model(&state, &id).await?),
+        DeleteModelOutcome::NotFound => {
+            return Err(super::no_such_model(&state, &caller, &id).await?);
+        }
     }
     Ok(Json(DeletedModel { id, object: "model", deleted: true }))
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::object::ModelObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::state::AppState;
 
@@ -23,9 +24,9 @@ pub struct ModelList {
     get, path = "/models", tag = "models", operation_id = "listModels",
     responses((status = 200, body = ModelList))
 )]
-pub async fn list(State(state): State<AppState>) -> ApiResult<Json<ModelList>> {
+pub async fn list(State(state): State<AppState>, caller: Caller) -> ApiResult<Json<ModelList>> {
     let base = state.base_models.list().map_err(ApiError::internal)?;
-    let tuned = state.store.list_models().await?;
+    let tuned = state.store.list_models(&caller.project).await?;
     let data = base
         .into_iter()
         .map(ModelObject::from)

@@ -5,15 +5,44 @@ pub(super) mod list;
 mod object;
 pub(super) mod retrieve;
 
+use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
+use crate::model::TunedModel;
 
-/// OpenAI's 404, with the list of what there is.
-pub(super) async fn no_such_model(state: &AppState, id: &str) -> ApiResult<ApiError> {
+/// The caller's own fine-tuned model or checkpoint of this name.
+pub(super) async fn find_own(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+) -> ApiResult<Option<TunedModel>> {
+    let model = state.store.model(id).await?;
+    Ok(model.filter(|model| model.project == caller.project))
+}
+
+/// A fine-tuned model or checkpoint that the caller may use: its own, or one whose project lets it.
+pub(super) async fn find_usable(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+) -> ApiResult<Option<TunedModel>> {
+    let Some(model) = state.store.model(id).await? else { return Ok(None) };
+    let is_usable = model.project == caller.project
+        || state.store.is_permitted(id, caller.project.as_str()).await?;
+    Ok(is_usable.then_some(model))
+}
+
+/// OpenAI's 404, with the list of what there is for the caller.
+pub(super) async fn no_such_model(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+) -> ApiResult<ApiError> {
     let base = state.base_models.list().map_err(ApiError::internal)?;
     let mut names: Vec<String> = base.into_iter().map(|entry| entry.id).collect();
-    names.extend(state.store.list_models().await?.into_iter().map(|model| model.id));
+    let tuned = state.store.list_models(&caller.project).await?;
+    names.extend(tuned.into_iter().map(|model| model.id));
     let there = match names.is_empty() {
         true => "there is none: `hone models pull` brings one".to_owned(),
         false => format!("there is {}", names.join(", ")),

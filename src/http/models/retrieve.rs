@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::ModelObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -16,13 +17,14 @@ use crate::http::state::AppState;
 )]
 pub async fn retrieve(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<ModelObject>> {
     if let Some(entry) = state.base_models.find(&id).map_err(ApiError::internal)? {
         return Ok(Json(entry.into()));
     }
-    match state.store.model(&id).await? {
+    match super::find_usable(&state, &caller, &id).await? {
         Some(model) => Ok(Json(model.into())),
-        None => Err(super::no_such_model(&state, &id).await?),
+        None => Err(super::no_such_model(&state, &caller, &id).await?),
     }
 }

@@ -7,6 +7,7 @@ use super::object::PartObject;
 use crate::blobs::part_key;
 use crate::config::MAX_PART_BYTES;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::spool::{self, Limit};
@@ -38,10 +39,11 @@ struct PartForm {
 )]
 pub async fn add_part(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(upload_id): PathId,
     request: Request,
 ) -> ApiResult<Json<PartObject>> {
-    let upload = super::find(&state, &upload_id).await?;
+    let upload = super::find(&state, &caller, &upload_id).await?;
     if upload.status != UploadStatus::Pending {
         return Err(super::not_pending(&upload));
     }

@@ -5,6 +5,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::UploadObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -21,8 +22,10 @@ use crate::store::CancelUploadOutcome;
 )]
 pub async fn cancel(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<UploadObject>> {
+    super::find(&state, &caller, &id).await?;
     let upload = match state.store.cancel_upload(&id).await? {
         None => return Err(super::no_such_upload(&id)),
         Some(CancelUploadOutcome::Cancelled(upload, unneeded)) => {

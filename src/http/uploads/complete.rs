@@ -13,6 +13,7 @@ use super::object::UploadObject;
 use crate::blobs::{BlobError, upload_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::hex::hex;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
 use crate::http::inspection::{Inspected, Inspection};
@@ -46,13 +47,14 @@ struct CompleteUpload {
 )]
 pub async fn complete(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<UploadObject>> {
     let completion = upload_request::read_completion(&body)?;
     // The parts before the upload: one that is still pending then had them all.
     let parts = state.store.upload_parts(&id).await?;
-    let upload = super::find(&state, &id).await?;
+    let upload = super::find(&state, &caller, &id).await?;
     if upload.status != UploadStatus::Pending {
         return completed_before(&state, upload, &completion).await;
     }
@@ -61,7 +63,7 @@ pub async fn complete(
         Some(file) => file,
         // A cancel or another completion was faster, and its parts are gone.
         None => {
-            let upload = super::find(&state, &id).await?;
+            let upload = super::find(&state, &caller, &id).await?;
             return completed_before(&state, upload, &completion).await;
         }
     };
@@ -159,6 +161,7 @@ async fn join(
     let created_at = state.clock.now();
     Ok(Some(FileRecord {
         id,
+        project: upload.project.clone(),
         bytes: upload.bytes,
         created_at,
         expires_at: upload.file_lifetime.map(|seconds| created_at.saturating_add(seconds)),

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::object::UploadObject;
 use crate::config::UPLOAD_LIFETIME_SECONDS;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
 use crate::http::state::AppState;
@@ -38,12 +39,14 @@ struct CreateUpload {
 )]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<UploadObject>> {
     let request = upload_request::read(&body)?;
     let created_at = state.clock.now();
     let upload = Upload {
         id: ids::new_upload_id(),
+        project: caller.project,
         created_at,
         expires_at: created_at.saturating_add(UPLOAD_LIFETIME_SECONDS),
         bytes: request.bytes,

@@ -6,14 +6,16 @@ pub(super) mod complete;
 pub(super) mod create;
 mod object;
 
+use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
 use crate::upload::{Upload, UploadStatus};
 
-/// The upload, if it takes parts and can be completed.
-async fn find(state: &AppState, id: &str) -> ApiResult<Upload> {
-    state.store.upload(id).await?.ok_or_else(|| no_such_upload(id))
+/// The caller's upload, or a 404.
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Upload> {
+    let upload = state.store.upload(id).await?.filter(|upload| upload.project == caller.project);
+    upload.ok_or_else(|| no_such_upload(id))
 }
 
 fn no_such_upload(id: &str) -> ApiError {

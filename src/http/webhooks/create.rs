@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::EndpointWithSecret;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
 use crate::http::state::AppState;
@@ -31,6 +32,7 @@ struct CreateWebhookEndpoint {
 )]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<EndpointWithSecret>> {
     let request = webhook_request::read(&body)?;
@@ -38,7 +40,7 @@ pub async fn create(
     let now = state.clock.now();
     let endpoint = WebhookEndpoint {
         id: ids::new_webhook_endpoint_id(),
-        project: super::project(&state).to_owned(),
+        project: caller.project.as_str().to_owned(),
         created_at: now,
         updated_at: now,
         name: request.name,

@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::state::AppState;
@@ -29,9 +30,10 @@ pub struct DeletedWebhookEndpoint {
 )]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedWebhookEndpoint>> {
-    if !state.store.delete_webhook_endpoint(super::project(&state), &id).await? {
+    if !state.store.delete_webhook_endpoint(caller.project.as_str(), &id).await? {
         return Err(super::no_such_endpoint(&id));
     }
     Ok(Json(DeletedWebhookEndpoint { id, object: "webhook_endpoint.deleted", deleted: true }))

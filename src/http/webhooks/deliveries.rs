@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::DeliveryObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
 use crate::http::state::AppState;
@@ -39,10 +40,11 @@ pub struct DeliveryList {
 )]
 pub async fn deliveries(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     query: Query,
 ) -> ApiResult<Json<DeliveryList>> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     let page = state.store.list_webhook_deliveries(&id, &query.page(20, MOST)?).await?;
     let data = page.items.into_iter().map(DeliveryObject::from).collect();
     Ok(Json(DeliveryList { object: "list", data, has_more: page.has_more }))

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::EndpointObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
@@ -37,10 +38,11 @@ pub struct WebhookEndpointList {
 )]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     query: Query,
 ) -> ApiResult<Json<WebhookEndpointList>> {
     let request = query.page(20, MOST)?;
-    let page = state.store.list_webhook_endpoints(super::project(&state), &request).await?;
+    let page = state.store.list_webhook_endpoints(caller.project.as_str(), &request).await?;
     let id = |endpoint: &crate::webhook::WebhookEndpoint| endpoint.id.clone();
     Ok(Json(WebhookEndpointList {
         object: "list",

@@ -11,23 +11,19 @@ pub(super) mod rotate_secret;
 pub(super) mod test;
 pub(super) mod update;
 
+use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
-use crate::webhook::{DEFAULT_PROJECT, SigningSecret, WebhookEndpoint};
+use crate::webhook::{SigningSecret, WebhookEndpoint};
 use crate::webhooks::TargetError;
 
 /// Most items of a page.
 const MOST: u32 = 100;
 
-/// The project whose endpoints a request is about: the one place where these routes take it.
-fn project(_state: &AppState) -> &'static str {
-    DEFAULT_PROJECT
-}
-
-/// The endpoint, or a 404.
-async fn find(state: &AppState, id: &str) -> ApiResult<WebhookEndpoint> {
-    let endpoint = state.store.webhook_endpoint(project(state), id).await?;
+/// The caller's endpoint, or a 404.
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<WebhookEndpoint> {
+    let endpoint = state.store.webhook_endpoint(caller.project.as_str(), id).await?;
     endpoint.ok_or_else(|| no_such_endpoint(id))
 }
 

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::EndpointWithSecret;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{OptionalJsonObject, PathId};
 use crate::http::state::AppState;
@@ -34,15 +35,16 @@ struct RotateWebhookSecret {
 )]
 pub async fn rotate_secret(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     OptionalJsonObject(body): OptionalJsonObject,
 ) -> ApiResult<Json<EndpointWithSecret>> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     let overlap = match webhook_request::read_rotation(&body)? {
         true => OVERLAP_SECONDS,
         false => 0,
     };
-    let (project, secret) = (super::project(&state), super::new_secret()?);
+    let (project, secret) = (caller.project.as_str(), super::new_secret()?);
     let rotated = state.store.rotate_webhook_secret(project, &id, &secret, overlap).await?;
     Ok(Json(EndpointWithSecret::new(rotated.ok_or_else(|| super::no_such_endpoint(&id))?)))
 }

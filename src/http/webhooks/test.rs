@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
 use crate::http::state::AppState;
@@ -54,10 +55,11 @@ pub struct WebhookTestResult {
 )]
 pub async fn test(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<WebhookTestResult>> {
-    let endpoint = super::find(&state, &id).await?;
+    let endpoint = super::find(&state, &caller, &id).await?;
     let kind = webhook_request::read_test(&body)?;
     let now = state.clock.now();
     let event = WebhookEvent {

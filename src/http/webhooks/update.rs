@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::EndpointObject;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
 use crate::http::state::AppState;
@@ -34,14 +35,16 @@ struct UpdateWebhookEndpoint {
 )]
 pub async fn update(
     State(state): State<AppState>,
+    caller: Caller,
     PathId(id): PathId,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<EndpointObject>> {
-    super::find(&state, &id).await?;
+    super::find(&state, &caller, &id).await?;
     let change = webhook_request::read_change(&body)?;
     if let Some(url) = &change.url {
         state.courier.judge(url).await.map_err(|error| super::bad_url(&error))?;
     }
-    let changed = state.store.update_webhook_endpoint(super::project(&state), &id, &change).await?;
+    let changed =
+        state.store.update_webhook_endpoint(caller.project.as_str(), &id, &change).await?;
     Ok(Json(changed.ok_or_else(|| super::no_such_endpoint(&id))?.into()))
 }

@@ -4,6 +4,7 @@ use sqlx::SqliteConnection;
 
 use super::rows;
 use crate::file::{FilePurpose, FileRecord};
+use crate::project::Project;
 use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
 
 /// SQL for a file that is there at the time `$1`: it has not expired, or a job that has not ended uses
@@ -24,8 +25,8 @@ pub(super) async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO files (id, bytes, created_at, expires_at, filename, purpose, sha256,
-                            blob_key, verdict)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                            blob_key, verdict, project)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(&file.id)
     .bind(file.bytes)
@@ -36,6 +37,7 @@ pub(super) async fn insert(
     .bind(&file.sha256)
     .bind(&file.blob_key)
     .bind(rows::to_optional_json("files.verdict", file.verdict.as_ref())?)
+    .bind(file.project.as_str())
     .execute(connection)
     .await?;
     Ok(())
@@ -55,9 +57,10 @@ pub(super) async fn by_id(
     row.as_ref().map(rows::file).transpose()
 }
 
-/// One page, in order of creation.
+/// One page of a project's files, in order of creation.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
+    project: &Project,
     purpose: Option<FilePurpose>,
     order: Order,
     page: &PageRequest,
@@ -67,7 +70,8 @@ pub(super) async fn list(
         Order::Ascending => (
             0,
             concat!(
-                "SELECT * FROM files WHERE position > $2 AND ($3 IS NULL OR purpose = $3) AND ",
+                "SELECT * FROM files WHERE project = $5 AND position > $2
+                   AND ($3 IS NULL OR purpose = $3) AND ",
                 is_there!(),
                 " ORDER BY position ASC LIMIT $4"
             ),
@@ -75,7 +79,8 @@ pub(super) async fn list(
         Order::Descending => (
             i64::MAX,
             concat!(
-                "SELECT * FROM files WHERE position < $2 AND ($3 IS NULL OR purpose = $3) AND ",
+                "SELECT * FROM files WHERE project = $5 AND position < $2
+                   AND ($3 IS NULL OR purpose = $3) AND ",
                 is_there!(),
                 " ORDER BY position DESC LIMIT $4"
             ),
@@ -83,8 +88,9 @@ pub(super) async fn list(
     };
     let after = match &page.after {
         None => after,
-        Some(id) => sqlx::query_scalar("SELECT position FROM files WHERE id = $1")
+        Some(id) => sqlx::query_scalar("SELECT position FROM files WHERE id = $1 AND project = $2")
             .bind(id)
+            .bind(project.as_str())
             .fetch_optional(&mut *connection)
             .await?
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
@@ -94,6 +100,7 @@ pub(super) async fn list(
         .bind(after)
         .bind(purpose.map(FilePurpose::as_str))
         .bind(i64::from(page.limit) + 1)
+        .bind(project.as_str())
         .fetch_all(connection)
         .await?;
     rows::page(&found, page.limit, rows::file)
@@ -163,14 +170,16 @@ pub(super) async fn blob_keys(
     Ok(sqlx::query_scalar(query).fetch_all(connection).await?)
 }
 
-/// Fails with [`StoreError::MissingFile`] when there is no file `id`.
+/// Fails with [`StoreError::MissingFile`] when the project has no file `id`.
 pub(super) async fn require(
     connection: &mut SqliteConnection,
+    project: &Project,
     id: &str,
     now: i64,
 ) -> Result<(), StoreError> {
     by_id(connection, id, now)
         .await?
+        .filter(|file| file.project == *project)
         .map(|_there| ())
         .ok_or_else(|| StoreError::MissingFile(id.to_owned()))
 }

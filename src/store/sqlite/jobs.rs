@@ -6,23 +6,27 @@ use sqlx::SqliteConnection;
 
 use super::{events, files, models, rows, webhooks};
 use crate::job::{Job, JobStatus, NewEvent};
+use crate::project::Project;
 use crate::store::{
     CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
 };
 
-/// Adds a row, which may be of a job that has failed already. Its files and the model that it continues from must be there: this runs in the
+/// Adds a row, which may be of a job that has failed already. Its files and the model that it continues from
+/// must be there and of its project: this runs in the
 /// transaction that would otherwise race with their deletion.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
     job: &Job,
+    most_waiting: u32,
     now: i64,
 ) -> Result<(), StoreError> {
-    files::require(connection, &job.training_file, now).await?;
+    require_room(connection, job, most_waiting).await?;
+    files::require(connection, &job.project, &job.training_file, now).await?;
     if let Some(validation_file) = &job.validation_file {
-        files::require(connection, validation_file, now).await?;
+        files::require(connection, &job.project, validation_file, now).await?;
     }
     if let Some(model) = &job.continue_from {
-        models::require(connection, model).await?;
+        models::require(connection, &job.project, model).await?;
     }
     let total_steps =
         job.total_steps.map(|steps| rows::to_integer("jobs.total_steps", steps)).transpose()?;
@@ -30,9 +34,10 @@ pub(super) async fn insert(
         "INSERT INTO jobs (id, created_at, finished_at, model, fine_tuned_model, status,
                            training_file, validation_file, result_files, trained_tokens,
                            hyperparameters, resolved, error, seed, suffix, metadata,
-                           trained_steps, total_steps, estimated_finish, attempt, continue_from)
+                           trained_steps, total_steps, estimated_finish, attempt, continue_from,
+                           project)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                 $19, $20, $21)",
+                 $19, $20, $21, $22)",
     )
     .bind(&job.id)
     .bind(job.created_at)
@@ -55,9 +60,32 @@ pub(super) async fn insert(
     .bind(job.estimated_finish)
     .bind(i64::from(job.attempt))
     .bind(&job.continue_from)
+    .bind(job.project.as_str())
     .execute(&mut *connection)
     .await?;
     webhooks::job_ended(connection, &job.id, job.status, now).await
+}
+
+/// Fails with [`StoreError::QueueFull`] when `job` would wait and as many of its project do as may.
+async fn require_room(
+    connection: &mut SqliteConnection,
+    job: &Job,
+    most_waiting: u32,
+) -> Result<(), StoreError> {
+    if job.status.is_terminal() {
+        return Ok(());
+    }
+    let waiting: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM jobs WHERE status IN ($1, $2) AND project = $3")
+            .bind(JobStatus::ValidatingFiles.as_str())
+            .bind(JobStatus::Queued.as_str())
+            .bind(job.project.as_str())
+            .fetch_one(connection)
+            .await?;
+    if waiting >= i64::from(most_waiting) {
+        return Err(StoreError::QueueFull(most_waiting));
+    }
+    Ok(())
 }
 
 /// The row of `id`.
@@ -70,16 +98,18 @@ pub(super) async fn by_id(
     row.as_ref().map(rows::job).transpose()
 }
 
-/// One page, newest first, of the jobs that `metadata` picks.
+/// One page, newest first, of a project's jobs that `metadata` picks.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
+    project: &Project,
     metadata: &MetadataFilter,
     page: &PageRequest,
 ) -> Result<Page<Job>, StoreError> {
     let before = match &page.after {
         None => i64::MAX,
-        Some(id) => sqlx::query_scalar("SELECT position FROM jobs WHERE id = $1")
+        Some(id) => sqlx::query_scalar("SELECT position FROM jobs WHERE id = $1 AND project = $2")
             .bind(id)
+            .bind(project.as_str())
             .fetch_optional(&mut *connection)
             .await?
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
@@ -91,7 +121,7 @@ pub(super) async fn list(
     };
     let found = sqlx::query(
         "SELECT * FROM jobs
-         WHERE position < $1
+         WHERE project = $5 AND position < $1
            AND ($4 = 0 OR metadata IS NULL)
            AND NOT EXISTS (
                SELECT 1 FROM json_each($2) AS wanted
@@ -104,6 +134,7 @@ pub(super) async fn list(
     .bind(rows::to_json("jobs.metadata", pairs)?)
     .bind(i64::from(page.limit) + 1)
     .bind(is_absent)
+    .bind(project.as_str())
     .fetch_all(connection)
     .await?;
     rows::page(&found, page.limit, rows::job)

@@ -40,6 +40,7 @@ use crate::job::{
     Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
 use crate::model::{CheckpointPermission, TunedModel};
+use crate::project::Project;
 use crate::upload::{Upload, UploadPart};
 
 /// The store on SQLite. Holds the data folder's lock for as long as it lives.
@@ -83,12 +84,13 @@ impl Store for SqliteStore {
 
     async fn list_files(
         &self,
+        project: &Project,
         purpose: Option<FilePurpose>,
         order: Order,
         page: &PageRequest,
     ) -> Result<Page<FileRecord>, StoreError> {
         let reader = &mut *self.readers.acquire().await?;
-        files::list(reader, purpose, order, page, self.clock.now()).await
+        files::list(reader, project, purpose, order, page, self.clock.now()).await
     }
 
     async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError> {
@@ -157,10 +159,15 @@ impl Store for SqliteStore {
         Ok(unneeded)
     }
 
-    async fn insert_job(&self, job: &Job, events: &[NewEvent]) -> Result<(), StoreError> {
+    async fn insert_job(
+        &self,
+        job: &Job,
+        events: &[NewEvent],
+        most_waiting: u32,
+    ) -> Result<(), StoreError> {
         let mut transaction = self.begin_write().await?;
         let now = self.clock.now();
-        jobs::insert(&mut transaction, job, now).await?;
+        jobs::insert(&mut transaction, job, most_waiting, now).await?;
         events::append(&mut transaction, &job.id, now, events).await?;
         Ok(transaction.commit().await?)
     }
@@ -177,13 +184,14 @@ impl Store for SqliteStore {
         job: &Job,
         events: &[NewEvent],
         request: &RequestKey,
+        most_waiting: u32,
     ) -> Result<Option<EarlierRequest>, StoreError> {
         let mut transaction = self.begin_write().await?;
         if let Some(earlier) = request_keys::find(&mut transaction, request).await? {
             return Ok(Some(earlier));
         }
         let now = self.clock.now();
-        jobs::insert(&mut transaction, job, now).await?;
+        jobs::insert(&mut transaction, job, most_waiting, now).await?;
         request_keys::insert(&mut transaction, request, &job.id, now).await?;
         events::append(&mut transaction, &job.id, now, events).await?;
         transaction.commit().await?;
@@ -196,10 +204,11 @@ impl Store for SqliteStore {
 
     async fn list_jobs(
         &self,
+        project: &Project,
         metadata: &MetadataFilter,
         page: &PageRequest,
     ) -> Result<Page<Job>, StoreError> {
-        jobs::list(&mut *self.readers.acquire().await?, metadata, page).await
+        jobs::list(&mut *self.readers.acquire().await?, project, metadata, page).await
     }
 
     async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError> {
@@ -270,8 +279,8 @@ impl Store for SqliteStore {
         models::by_id(&mut *self.readers.acquire().await?, id).await
     }
 
-    async fn list_models(&self) -> Result<Vec<TunedModel>, StoreError> {
-        models::list(&mut *self.readers.acquire().await?).await
+    async fn list_models(&self, project: &Project) -> Result<Vec<TunedModel>, StoreError> {
+        models::list(&mut *self.readers.acquire().await?, project).await
     }
 
     async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError> {

@@ -4,6 +4,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::rows;
 use crate::model::TunedModel;
+use crate::project::Project;
 use crate::store::{DeleteModelOutcome, StoreError};
 
 /// Adds a row; its files are there already.
@@ -13,8 +14,8 @@ pub(super) async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO models (id, created_at, base_model, job_id, config_file, weights_file,
-                             is_checkpoint, is_whole)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                             is_checkpoint, is_whole, project)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(&model.id)
     .bind(model.created_at)
@@ -24,6 +25,7 @@ pub(super) async fn insert(
     .bind(&model.weights_file)
     .bind(model.is_checkpoint)
     .bind(model.is_whole)
+    .bind(model.project.as_str())
     .execute(&mut *connection)
     .await?;
     for (position, file) in (0i64..).zip(&model.other_files) {
@@ -72,11 +74,17 @@ async fn add_other_files(
     Ok(())
 }
 
-/// Every model that is no checkpoint, newest first.
-pub(super) async fn list(connection: &mut SqliteConnection) -> Result<Vec<TunedModel>, StoreError> {
-    let found = sqlx::query("SELECT * FROM models WHERE is_checkpoint = 0 ORDER BY position DESC")
-        .fetch_all(&mut *connection)
-        .await?;
+/// Every model of a project that is no checkpoint, newest first.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    project: &Project,
+) -> Result<Vec<TunedModel>, StoreError> {
+    let found = sqlx::query(
+        "SELECT * FROM models WHERE project = $1 AND is_checkpoint = 0 ORDER BY position DESC",
+    )
+    .bind(project.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
     let mut models = Vec::with_capacity(found.len());
     for row in &found {
         let mut model = rows::model(row)?;
@@ -86,9 +94,13 @@ pub(super) async fn list(connection: &mut SqliteConnection) -> Result<Vec<TunedM
     Ok(models)
 }
 
-/// Fails with [`StoreError::MissingModel`] when there is no model `id`.
-pub(super) async fn require(connection: &mut SqliteConnection, id: &str) -> Result<(), StoreError> {
-    let model = by_id(connection, id).await?;
+/// Fails with [`StoreError::MissingModel`] when the project has no model `id`.
+pub(super) async fn require(
+    connection: &mut SqliteConnection,
+    project: &Project,
+    id: &str,
+) -> Result<(), StoreError> {
+    let model = by_id(connection, id).await?.filter(|model| model.project == *project);
     model.map(|_there| ()).ok_or_else(|| StoreError::MissingModel(id.to_owned()))
 }
 

@@ -10,10 +10,12 @@ pub(super) async fn find(
     connection: &mut SqliteConnection,
     request: &RequestKey,
 ) -> Result<Option<EarlierRequest>, StoreError> {
-    let row = sqlx::query("SELECT digest, job_id FROM request_keys WHERE key = $1")
-        .bind(&request.key)
-        .fetch_optional(&mut *connection)
-        .await?;
+    let row =
+        sqlx::query("SELECT digest, job_id FROM request_keys WHERE key = $1 AND project = $2")
+            .bind(&request.key)
+            .bind(request.project.as_str())
+            .fetch_optional(&mut *connection)
+            .await?;
     let Some(row) = row else {
         return Ok(None);
     };
@@ -34,12 +36,14 @@ pub(super) async fn insert(
     now: i64,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO request_keys (key, digest, job_id, created_at) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO request_keys (key, digest, job_id, created_at, project)
+         VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(&request.key)
     .bind(&request.digest)
     .bind(job_id)
     .bind(now)
+    .bind(request.project.as_str())
     .execute(connection)
     .await?;
     Ok(())

@@ -63,6 +63,7 @@ fn unknown_word(column: &'static str, word: &str) -> StoreError {
 pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
     Ok(FileRecord {
         id: row.try_get("id")?,
+        project: project(row)?,
         bytes: row.try_get("bytes")?,
         created_at: row.try_get("created_at")?,
         expires_at: row.try_get("expires_at")?,
@@ -72,6 +73,11 @@ pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
         blob_key: row.try_get("blob_key")?,
         verdict: from_optional_json("files.verdict", row.try_get("verdict")?)?,
     })
+}
+
+/// Whose a row is.
+fn project(row: &SqliteRow) -> Result<Project, StoreError> {
+    Ok(Project::stored(row.try_get("project")?))
 }
 
 fn purpose(column: &'static str, row: &SqliteRow) -> Result<FilePurpose, StoreError> {
@@ -84,6 +90,7 @@ pub(super) fn upload(row: &SqliteRow) -> Result<Upload, StoreError> {
     let status: String = row.try_get("status")?;
     Ok(Upload {
         id: row.try_get("id")?,
+        project: project(row)?,
         created_at: row.try_get("created_at")?,
         expires_at: row.try_get("expires_at")?,
         bytes: row.try_get("bytes")?,
@@ -134,6 +141,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let pause_requested_at: Option<i64> = row.try_get("pause_requested_at")?;
     Ok(Job {
         id: row.try_get("id")?,
+        project: project(row)?,
         created_at: row.try_get("created_at")?,
         finished_at: row.try_get("finished_at")?,
         model: row.try_get("model")?,
@@ -221,6 +229,7 @@ pub(super) fn checkpoint(row: &SqliteRow) -> Result<JobCheckpoint, StoreError> {
 pub(super) fn model(row: &SqliteRow) -> Result<TunedModel, StoreError> {
     Ok(TunedModel {
         id: row.try_get("id")?,
+        project: project(row)?,
         created_at: row.try_get("created_at")?,
         base_model: row.try_get("base_model")?,
         job_id: row.try_get("job_id")?,
@@ -279,7 +288,7 @@ pub(super) fn webhook_delivery(row: &SqliteRow) -> Result<WebhookDelivery, Store
 pub(super) fn api_key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
     Ok(ApiKey {
         id: row.try_get("id")?,
-        project: Project::stored(row.try_get("project")?),
+        project: project(row)?,
         name: row.try_get("name")?,
         last_four: row.try_get("last_four")?,
         created_at: row.try_get("created_at")?,

@@ -16,8 +16,8 @@ pub(super) async fn insert(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO uploads (id, created_at, expires_at, bytes, filename, purpose, file_lifetime,
-                              status)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                              status, project)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(&upload.id)
     .bind(upload.created_at)
@@ -27,6 +27,7 @@ pub(super) async fn insert(
     .bind(upload.purpose.as_str())
     .bind(upload.file_lifetime)
     .bind(upload.status.as_str())
+    .bind(upload.project.as_str())
     .execute(connection)
     .await?;
     Ok(())

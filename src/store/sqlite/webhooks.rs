@@ -8,8 +8,8 @@ use crate::ids;
 use crate::job::JobStatus;
 use crate::store::{Page, PageRequest, StoreError, WebhookStore};
 use crate::webhook::{
-    DEFAULT_PROJECT, DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS,
-    SigningSecret, WebhookDelivery, WebhookEndpoint,
+    DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS, SigningSecret,
+    WebhookDelivery, WebhookEndpoint,
 };
 
 /// The reason on deliveries of events that their endpoint has ceased to ask for.
@@ -26,13 +26,16 @@ pub(super) async fn job_ended(
     let Some(kind) = EventType::of(status) else {
         return Ok(());
     };
-    let project = project_of(job_id);
+    let project: String = sqlx::query_scalar("SELECT project FROM jobs WHERE id = $1")
+        .bind(job_id)
+        .fetch_one(&mut *connection)
+        .await?;
     let endpoints: Vec<String> = sqlx::query_scalar(
         "SELECT id FROM webhook_endpoints
          WHERE project = $1 AND EXISTS (SELECT 1 FROM json_each(event_types) WHERE value = $2)
          ORDER BY position",
     )
-    .bind(project)
+    .bind(&project)
     .bind(kind.as_str())
     .fetch_all(&mut *connection)
     .await?;
@@ -45,7 +48,7 @@ pub(super) async fn job_ended(
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, '[]', $7)",
         )
         .bind(ids::new_webhook_delivery_id())
-        .bind(project)
+        .bind(&project)
         .bind(endpoint_id)
         .bind(&event_id)
         .bind(kind.as_str())
@@ -56,11 +59,6 @@ pub(super) async fn job_ended(
         .await?;
     }
     Ok(())
-}
-
-/// The project whose endpoints are told of a job: the one place where the outbox takes it.
-fn project_of(_job_id: &str) -> &'static str {
-    DEFAULT_PROJECT
 }
 
 #[async_trait]

@@ -5,6 +5,7 @@ use axum::extract::State;
 
 use super::PathOfList;
 use super::object::PermissionList;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
 use crate::http::state::AppState;
@@ -33,12 +34,14 @@ pub(super) struct CreatePermissions {
 )]
 pub(super) async fn create(
     State(state): State<AppState>,
+    caller: Caller,
     PathOfList(checkpoint): PathOfList,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<PermissionList>> {
+    super::check_checkpoint(&state, &caller, &checkpoint).await?;
     let projects = permission_request::read(&body)?;
     match state.store.grant_permissions(&checkpoint, &projects).await? {
         Some(granted) => Ok(Json(PermissionList::new(granted, false))),
-        None => Err(super::not_shared(&state, &checkpoint).await?),
+        None => Err(super::not_shared(&state, &caller, &checkpoint).await?),
     }
 }

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::PathOfOne;
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::state::AppState;
 
@@ -37,11 +38,12 @@ pub struct DeletedPermission {
 )]
 pub(super) async fn delete(
     State(state): State<AppState>,
+    caller: Caller,
     path: PathOfOne,
 ) -> ApiResult<Json<DeletedPermission>> {
     let PathOfOne { checkpoint, permission: id } = path;
+    super::check_checkpoint(&state, &caller, &checkpoint).await?;
     if !state.store.delete_permission(&checkpoint, &id).await? {
-        super::check_checkpoint(&state, &checkpoint).await?;
         let message = format!("{checkpoint} has no permission {id:?}");
         return Err(
             ApiError::new(ErrorCode::PermissionNotFound, message).with_param("permission_id")

@@ -5,6 +5,7 @@ use axum::extract::State;
 
 use super::PathOfList;
 use super::object::PermissionList;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::fine_tuning::MOST;
@@ -32,6 +33,7 @@ use crate::store::Order;
 )]
 pub(super) async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     PathOfList(checkpoint): PathOfList,
     query: Query,
 ) -> ApiResult<Json<PermissionList>> {
@@ -43,7 +45,7 @@ pub(super) async fn list(
             return Err(ApiError::field("order", message));
         }
     };
-    super::check_checkpoint(&state, &checkpoint).await?;
+    super::check_checkpoint(&state, &caller, &checkpoint).await?;
     let project = query.get("project_id").filter(|project| !project.is_empty());
     let page = query.page(10, MOST)?;
     let page = state.store.list_permissions(&checkpoint, project, order, &page).await?;

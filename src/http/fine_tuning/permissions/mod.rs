@@ -16,9 +16,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::error_code::ErrorCode;
+use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::PathId;
-use crate::http::models::no_such_model;
+use crate::http::models::{find_own, no_such_model};
 use crate::http::state::AppState;
 
 /// The end of the path of a list.
@@ -86,7 +87,7 @@ fn no_such_route(parts: &Parts) -> ApiError {
 }
 
 /// Why there are no permissions of a model: it is a base model, which all may use, or there is none.
-async fn not_shared(state: &AppState, checkpoint: &str) -> ApiResult<ApiError> {
+async fn not_shared(state: &AppState, caller: &Caller, checkpoint: &str) -> ApiResult<ApiError> {
     if state.base_models.find(checkpoint).map_err(ApiError::internal)?.is_some() {
         let message = format!(
             "{checkpoint:?} is a base model, which every project may use: permissions are for \
@@ -94,13 +95,13 @@ async fn not_shared(state: &AppState, checkpoint: &str) -> ApiResult<ApiError> {
         );
         return Ok(ApiError::field("fine_tuned_model_checkpoint", message));
     }
-    Ok(no_such_model(state, checkpoint).await?.with_param("fine_tuned_model_checkpoint"))
+    Ok(no_such_model(state, caller, checkpoint).await?.with_param("fine_tuned_model_checkpoint"))
 }
 
-/// Refuses a checkpoint that is not there.
-async fn check_checkpoint(state: &AppState, checkpoint: &str) -> ApiResult<()> {
-    match state.store.model(checkpoint).await? {
+/// Refuses a checkpoint that is not there or is another project's: who was let in does not let others in.
+async fn check_checkpoint(state: &AppState, caller: &Caller, checkpoint: &str) -> ApiResult<()> {
+    match find_own(state, caller, checkpoint).await? {
         Some(_there) => Ok(()),
-        None => Err(not_shared(state, checkpoint).await?),
+        None => Err(not_shared(state, caller, checkpoint).await?),
     }
 }
