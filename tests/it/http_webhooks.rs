@@ -1,5 +1,7 @@
 //! Webhooks: whoever asks for it is told of every job's end, signed, until it is taken.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -391,4 +393,14 @@ async fn the_openai_sdk_manages_endpoints_and_verifies_deliveries_and_their_repe
     let Some(python) = given("HONE_TEST_PYTHON") else { return };
     let server = server();
     succeed(script(&python, "sdk_webhooks.py").arg(&server.base));
+}
+
+#[tokio::test]
+async fn openais_clients_for_node_verify_deliveries_and_their_repetition() {
+    let Some(node) = given("HONE_TEST_NODE") else { return };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/sdk_webhooks.mjs");
+    for package in ["openai-6", "openai-7"] {
+        let server = server();
+        succeed(Command::new(&node).arg(&file).args([&server.base, package]));
+    }
 }
