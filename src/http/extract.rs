@@ -119,7 +119,7 @@ impl Query {
     /// `after` and `limit`. A limit above `most` is lowered to it.
     pub fn page(&self, default: u32, most: u32) -> Result<PageRequest, ApiError> {
         let limit = match self.get("limit") {
-            None | Some("") => default,
+            None => default,
             Some(text) => match text.parse::<u32>() {
                 Ok(limit) if limit > 0 => limit.min(most),
                 Err(error) if *error.kind() == IntErrorKind::PosOverflow => most,
