@@ -89,6 +89,10 @@ command = [
     base_url,
     "--checks",
     "all",
+    # A checkpoint's name may have slashes, so one pattern takes all that is below them, and a 405 there
+    # cannot tell which of the methods a path has. tests/it/http_protocol.rs looks at the others.
+    "--exclude-checks",
+    "allow_header_conformance",
     "--max-time",
     seconds,
     "--seed",

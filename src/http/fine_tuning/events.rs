@@ -46,7 +46,7 @@ const LAST_EVENT_ID: &str = "Last-Event-ID";
         ("Last-Event-ID" = Option<String>, Header, description = "With `stream`: the last event seen")
     ),
     responses(
-        (status = 200, content((EventList = "application/json"), (String = "text/event-stream"))), (status = 400, body = ErrorBody),
+        (status = 200, content((EventList = "application/json"), (Object = "text/event-stream"))), (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody)
     )
 )]
