@@ -2,7 +2,7 @@
 
 use sqlx::{Row, SqliteConnection};
 
-use super::rows;
+use super::{permissions, rows};
 use crate::model::TunedModel;
 use crate::project::Project;
 use crate::store::{DeleteModelOutcome, StoreError};
@@ -94,14 +94,21 @@ pub(super) async fn list(
     Ok(models)
 }
 
-/// Fails with [`StoreError::MissingModel`] when the project has no model `id`.
+/// Fails with [`StoreError::MissingModel`] when the project has no model `id` and no permission to use
+/// that of another.
 pub(super) async fn require(
     connection: &mut SqliteConnection,
     project: &Project,
     id: &str,
 ) -> Result<(), StoreError> {
-    let model = by_id(connection, id).await?.filter(|model| model.project == *project);
-    model.map(|_there| ()).ok_or_else(|| StoreError::MissingModel(id.to_owned()))
+    let missing = || StoreError::MissingModel(id.to_owned());
+    let model = by_id(connection, id).await?.ok_or_else(missing)?;
+    if model.project == *project
+        || permissions::is_permitted(connection, id, project.as_str()).await?
+    {
+        return Ok(());
+    }
+    Err(missing())
 }
 
 /// Removes a model with the checkpoints of its job, or one checkpoint by its own name, unless a job
