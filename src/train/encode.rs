@@ -11,6 +11,7 @@ use super::engine::Sequence;
 use crate::dataset::{
     Example, Format, LineFault, LineSplitter, Message, Problem, Problems, parse_example,
 };
+use crate::hex::hex;
 
 /// A file of examples, tokenised.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +46,37 @@ impl EncodedFile {
     pub fn tokens(&self) -> usize {
         self.all().map(|sequence| sequence.input_ids.len()).sum()
     }
+
+    /// Takes an example in, or notes that it does not fit into the context.
+    fn take(&mut self, example: EncodedExample, context_length: usize) {
+        let tokens = example.tokens();
+        if tokens > context_length {
+            self.too_long.push((example.line, tokens));
+            return;
+        }
+        self.sequences.push(example.sequence);
+        self.rejected.extend(example.rejected);
+        self.lines.push(example.line);
+    }
+}
+
+/// An example, tokenised.
+#[derive(Debug, Clone)]
+pub struct EncodedExample {
+    /// Its line in the file.
+    pub line: u64,
+    /// Its tokens; of a preference those with the preferred answer.
+    pub sequence: Sequence,
+    /// Of a preference those with the other answer.
+    pub rejected: Option<Sequence>,
+}
+
+impl EncodedExample {
+    /// Tokens of the longer of its texts, which must fit into the context.
+    pub fn tokens(&self) -> usize {
+        let rejected = self.rejected.as_ref().map_or(0, |rejected| rejected.input_ids.len());
+        self.sequence.input_ids.len().max(rejected)
+    }
 }
 
 /// Why a file cannot be encoded.
@@ -75,18 +107,25 @@ pub fn encode_file(
     base: &BaseModel,
     context_length: usize,
 ) -> Result<EncodedFile, EncodeError> {
+    let mut made = EncodedFile::default();
+    let digest = encode_each(path, base, &mut |example| made.take(example, context_length))?;
+    Ok(EncodedFile { digest, ..made })
+}
+
+/// Reads, checks, renders and tokenises the examples of `path` one after the other, in file order and
+/// constant memory, and hands each out; the file's digest. Those of a file with problems are handed out
+/// as well.
+pub fn encode_each(
+    path: &Path,
+    base: &BaseModel,
+    each: &mut dyn FnMut(EncodedExample),
+) -> Result<String, EncodeError> {
     let io_error = |source| EncodeError::Io { path: path.display().to_string(), source };
     let mut file = File::open(path).map_err(io_error)?;
     let mut hash = Sha256::new();
     let mut splitter = LineSplitter::default();
-    let mut encoder = Encoder {
-        base,
-        context_length,
-        made: EncodedFile::default(),
-        problems: Problems::default(),
-        format: None,
-        needs_template: false,
-    };
+    let problems = Problems::default();
+    let mut encoder = Encoder { base, each, problems, format: None, needs_template: false };
     let mut buffer = vec![0u8; 1 << 16];
     loop {
         let count = file.read(&mut buffer).map_err(io_error)?;
@@ -103,15 +142,12 @@ pub fn encode_file(
     if !encoder.problems.is_empty() {
         return Err(EncodeError::Problems(encoder.problems));
     }
-    let mut made = encoder.made;
-    made.digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(made)
+    Ok(hex(&hash.finalize()))
 }
 
 struct Encoder<'a> {
     base: &'a BaseModel,
-    context_length: usize,
-    made: EncodedFile,
+    each: &'a mut dyn FnMut(EncodedExample),
     problems: Problems,
     /// Format and line of the first example.
     format: Option<(Format, u64)>,
@@ -253,15 +289,7 @@ impl Encoder<'_> {
     }
 
     fn keep(&mut self, line: u64, sequence: Sequence, rejected: Option<Sequence>) {
-        let other = rejected.as_ref().map_or(0, |rejected| rejected.input_ids.len());
-        let tokens = sequence.input_ids.len().max(other);
-        if tokens > self.context_length {
-            self.made.too_long.push((line, tokens));
-            return;
-        }
-        self.made.sequences.push(sequence);
-        self.made.rejected.extend(rejected);
-        self.made.lines.push(line);
+        (self.each)(EncodedExample { line, sequence, rejected });
     }
 }
 

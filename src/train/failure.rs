@@ -2,7 +2,7 @@
 //! table, with what to do. Called by [`super::run`].
 
 use super::checkpoint::CheckpointError;
-use super::encode::{EncodeError, EncodedFile};
+use super::encode::EncodeError;
 use super::engine::{EngineError, LoadEngineError};
 use super::weights::LoadError;
 use crate::dataset::MIN_EXAMPLES;
@@ -66,8 +66,8 @@ pub(super) fn invalid_file(error: EncodeError, which: DataFile) -> JobError {
     JobError { code: which.code(), message, param: Some(which.param().to_owned()) }
 }
 
-pub(super) fn too_few(examples: u64, training: &EncodedFile, context: usize) -> JobError {
-    let left_out = match training.too_long.len() {
+pub(super) fn too_few(examples: u64, left_out: u64, context: usize) -> JobError {
+    let left_out = match left_out {
         0 => String::new(),
         count => format!(" ({count} more are longer than {context} tokens)"),
     };

@@ -22,7 +22,7 @@ use super::run::Sink;
 use super::start::Start;
 use crate::artifacts::peft::AdapterConfig;
 use crate::dataset::MIN_EXAMPLES;
-use crate::job::{DataFile, JobError, ResolvedHyperparameters, TuningMode};
+use crate::job::{DataFile, Hyperparameters, JobError, ResolvedHyperparameters, TuningMode};
 
 /// A run that can begin.
 pub(super) struct Prepared {
@@ -46,12 +46,24 @@ pub(super) struct Prepared {
     pub context: usize,
 }
 
-/// Prepares the run of `spec`; the engine holds the adapter that the run begins with.
-pub(super) fn prepare(
-    spec: &RunSpec,
-    backend: BackendKind,
-    sink: &mut Sink<'_>,
-) -> Result<(Prepared, Box<dyn Engine>), JobError> {
+/// What a run goes by before its data is read.
+pub(super) struct Opened {
+    /// The base model.
+    pub base: BaseModel,
+    /// Its configuration.
+    pub model: ModelConfig,
+    /// What a plan needs to know of it.
+    pub size: ModelSize,
+    /// What the client asked for, with what the adapter that the run begins with decides.
+    pub asked: Hyperparameters,
+    /// That adapter.
+    pub start: Option<Start>,
+    /// Longest text in tokens.
+    pub context: usize,
+}
+
+/// Opens the base model of `spec` and whatever the run begins with.
+pub(super) fn open(spec: &RunSpec) -> Result<Opened, JobError> {
     let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
     let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
     let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
@@ -67,7 +79,16 @@ pub(super) fn prepare(
         return Err(no_such_target(message));
     }
     let context = resolve::context_length(&asked, size.context) as usize;
+    Ok(Opened { base, model, size, asked, start, context })
+}
 
+/// Prepares the run of `spec`; the engine holds the adapter that the run begins with.
+pub(super) fn prepare(
+    spec: &RunSpec,
+    backend: BackendKind,
+    sink: &mut Sink<'_>,
+) -> Result<(Prepared, Box<dyn Engine>), JobError> {
+    let Opened { base, model, size, asked, start, context } = open(spec)?;
     let training = encode_file(&spec.training_file, &base, context)
         .map_err(|error| invalid_file(error, DataFile::Training))?;
     announce::too_long(&training, "training", context, sink);
@@ -83,7 +104,7 @@ pub(super) fn prepare(
     }
     let examples = training.sequences.len() as u64;
     if examples < MIN_EXAMPLES {
-        return Err(too_few(examples, &training, context));
+        return Err(too_few(examples, training.too_long.len() as u64, context));
     }
 
     let share = validation.as_ref().map(|file| file.tokens() as f64 / training.tokens() as f64);
@@ -161,7 +182,8 @@ pub(super) fn prepare(
     Ok((prepared, engine))
 }
 
-fn tuning(values: &ResolvedHyperparameters) -> Tuning {
+/// What a run with these values trains.
+pub(super) fn tuning(values: &ResolvedHyperparameters) -> Tuning {
     match values.tuning {
         TuningMode::Lora => Tuning::Lora(lora_settings(values)),
         TuningMode::Full => Tuning::Full,

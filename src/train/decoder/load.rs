@@ -179,7 +179,10 @@ fn is_known_extra(name: &str, config: &ModelConfig) -> bool {
 }
 
 /// Compares what there is with what the configuration calls for, before anything is read.
-fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), LoadError> {
+///
+/// # Errors
+/// Missing, extra or misshapen tensors, by name.
+pub fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), LoadError> {
     let wanted = wanted(config);
     let (mut missing, mut misshapen, mut strange) = (Vec::new(), Vec::new(), Vec::new());
     for (name, shape) in &wanted {

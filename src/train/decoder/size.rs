@@ -3,6 +3,7 @@
 use super::AdaptedModule;
 use super::load::linears;
 use super::names;
+use super::tensors::{ModelTensor, Part};
 use crate::train::config::ModelConfig;
 
 /// A frozen matrix.
@@ -37,6 +38,30 @@ pub fn modules(config: &ModelConfig) -> Vec<AdaptedModule> {
         }
     }
     modules
+}
+
+/// The tensors by which [`super::super::tuning::Tuning`] chooses what trains: every matrix, and the final
+/// norm. A model whose embedding is its head has no tensor for the head.
+pub fn tensors(config: &ModelConfig) -> Vec<ModelTensor> {
+    let outer = names::outer(config.family);
+    let hidden = config.hidden;
+    let matrix = |name: &str, part: Part, rows: usize| {
+        ModelTensor::matrix(format!("{name}.weight"), part, rows, hidden)
+    };
+    let mut tensors = vec![matrix(outer.embedding, Part::Embedding, config.vocabulary)];
+    if let Some(positions) = outer.positions {
+        tensors.push(matrix(positions, Part::Positions, config.context_length));
+    }
+    for AdaptedModule { module, layer, outputs, inputs } in modules(config) {
+        let name = format!("{module}.weight");
+        tensors.push(ModelTensor::matrix(name, Part::Block(layer), outputs, inputs));
+    }
+    let norm = format!("{}.weight", outer.final_norm);
+    tensors.push(ModelTensor::row(norm, Part::FinalNorm, hidden));
+    if !config.tied {
+        tensors.push(matrix(outer.head, Part::Head, config.vocabulary));
+    }
+    tensors
 }
 
 /// Every frozen matrix, in the order in which they are read.
