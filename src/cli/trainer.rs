@@ -11,11 +11,15 @@ use clap::Args;
 
 use crate::device::Device;
 use crate::train::engine::BackendKind;
+use crate::train::preview::{Pace, preview};
 use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::run;
 
 /// How much lower than the server's the trainer's priority is: the server answers first.
 const NICENESS: i32 = 5;
+
+/// The same of a trainer that only looks: a run under way goes first.
+const NICENESS_OF_PREVIEW: i32 = 10;
 
 /// Settings of a trainer, from the server that starts it.
 #[derive(Debug, Clone, Args)]
@@ -23,17 +27,18 @@ pub struct TrainerArgs {
     /// Device to train on: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Device,
+    /// Say what the run would be, and do not run.
+    #[arg(long)]
+    preview: bool,
 }
 
 /// Runs until the specification is fulfilled, cancelled or refused.
 pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
-    if let Err(error) = rustix::process::nice(NICENESS) {
-        tracing::debug!(%error, "the trainer keeps the server's priority");
+    if args.preview {
+        return say_preview(args.device);
     }
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).context("reading the specification")?;
-    let spec: RunSpec = serde_json::from_str(&line)
-        .context("the first line on standard input is not a specification of a run")?;
+    lower_priority(NICENESS);
+    let spec = read_spec()?;
     let controls = listen()?;
 
     let mut output = std::io::stdout().lock();
@@ -54,6 +59,36 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
         Some(error) => Err(error).context("telling the supervisor how it goes"),
         None => Ok(()),
     }
+}
+
+/// Says what the run would be.
+fn say_preview(device: Device) -> anyhow::Result<()> {
+    let spec = read_spec()?;
+    // Nothing is written that an end in the middle could tear.
+    std::thread::Builder::new().name("supervisor".to_owned()).spawn(|| {
+        let _ended_or_broken = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::info!("the supervisor is gone");
+        std::process::exit(1);
+    })?;
+    // At the server's priority: a run under way would take half of what there is.
+    let pace = Pace::measure();
+    lower_priority(NICENESS_OF_PREVIEW);
+    let preview = Box::new(preview(&spec, BackendKind::of(device), &pace));
+    say(&mut std::io::stdout().lock(), &Progress::Previewed { preview })
+        .context("telling the supervisor")
+}
+
+fn lower_priority(niceness: i32) {
+    if let Err(error) = rustix::process::nice(niceness) {
+        tracing::debug!(%error, "the trainer keeps the server's priority");
+    }
+}
+
+fn read_spec() -> anyhow::Result<RunSpec> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("reading the specification")?;
+    serde_json::from_str(&line)
+        .context("the first line on standard input is not a specification of a run")
 }
 
 /// Writes one message as a line and sends it off.

@@ -10,7 +10,7 @@ use super::ending::Ending;
 use super::heartbeat::{Heartbeat, Wish};
 use super::publish::{self, Finished, PublishError};
 use super::report::Report;
-use super::trainer::{Heard, Trainer};
+use super::trainer::{Errand, Heard, Trainer};
 use super::{Patience, Tools, staging};
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, Job, JobError};
@@ -105,7 +105,7 @@ pub(super) async fn run_job(
     }
 
     let began_at = newest_checkpoint(&spec.work_dir);
-    let mut trainer = match Trainer::start(&tools.trainer, tools.device, &spec).await {
+    let mut trainer = match Trainer::start(&tools.trainer, Errand::Run, tools.device, &spec).await {
         Ok(trainer) => trainer,
         Err(error) => {
             let what =
@@ -286,6 +286,9 @@ async fn handle(
             return Some(Last::Stopped);
         }
         Progress::Failed { error } => return Some(Last::Failed(error)),
+        Progress::Previewed { .. } => {
+            return Some(Last::Garbled("a preview, which nobody asked for".to_owned()));
+        }
     };
     is_lost(job, written).then_some(Last::Lost)
 }

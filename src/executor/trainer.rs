@@ -25,12 +25,36 @@ const LAST_WORDS: usize = 4096;
 /// How much of its last words goes into the sentence for the user.
 const LAST_WORDS_SHOWN: usize = 400;
 
-/// Added to the trainer's score for the kernel's out-of-memory killer, so that it takes the
-/// trainer and never the server.
-const OUT_OF_MEMORY_SCORE: &str = "500";
-
 /// How long to wait for the pipes of a process that has ended.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// What a trainer is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// To run.
+    Run,
+    /// To say what the run would be.
+    Preview,
+}
+
+impl Errand {
+    /// Arguments of its command.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Run => &["trainer"],
+            Self::Preview => &["trainer", "--preview"],
+        }
+    }
+
+    /// Added to its score for the kernel's out-of-memory killer, so that it takes one that only looks
+    /// before one that trains, and never the server.
+    fn out_of_memory_score(self) -> &'static str {
+        match self {
+            Self::Run => "500",
+            Self::Preview => "900",
+        }
+    }
+}
 
 /// What was heard from a trainer.
 pub(super) enum Heard {
@@ -50,10 +74,16 @@ pub(super) struct Trainer {
 }
 
 impl Trainer {
-    /// Starts `binary trainer` for this device and tells it what to do.
-    pub(super) async fn start(binary: &Path, device: Device, spec: &RunSpec) -> io::Result<Self> {
+    /// Starts `binary trainer` for this errand and device and tells it about the run.
+    pub(super) async fn start(
+        binary: &Path,
+        errand: Errand,
+        device: Device,
+        spec: &RunSpec,
+    ) -> io::Result<Self> {
         let mut child = Command::new(binary)
-            .args(["trainer", "--device", &device.to_string()])
+            .args(errand.arguments())
+            .args(["--device", &device.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -64,7 +94,7 @@ impl Trainer {
             .spawn()?;
         if let Some(id) = child.id() {
             let file = format!("/proc/{id}/oom_score_adj");
-            if let Err(error) = tokio::fs::write(&file, OUT_OF_MEMORY_SCORE).await {
+            if let Err(error) = tokio::fs::write(&file, errand.out_of_memory_score()).await {
                 tracing::debug!(file, %error, "the out-of-memory score stays as it is");
             }
         }

@@ -22,6 +22,7 @@ mod ordinary;
 mod pace;
 pub mod preference;
 mod prepare;
+pub mod preview;
 pub mod product;
 pub mod protocol;
 pub mod random;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::preview::Preview;
 use crate::job::{EventLevel, Hyperparameters, JobError, ResolvedHyperparameters, StepMetrics};
 
 /// Everything that a run needs.
@@ -116,6 +117,11 @@ pub enum Progress {
     Stopped {
         /// Optimiser steps done.
         step: u64,
+    },
+    /// What the run would be, where that alone is asked for; nothing comes after it.
+    Previewed {
+        /// All of it.
+        preview: Box<Preview>,
     },
     /// It cannot go on, and another try would not help.
     Failed {
