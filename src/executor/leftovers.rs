@@ -21,7 +21,7 @@ pub(super) async fn sweep(tools: &Tools) -> Result<(), ExecutorError> {
         }
     }
 
-    let folders = staging::remove_ended(tools).await?;
+    let folders = staging::remove_ended(tools).await? + staging::remove_previews(tools).await?;
     if unfinished + unnamed + folders > 0 {
         tracing::info!(unfinished, unnamed, folders, "leftovers of an earlier server removed");
     }

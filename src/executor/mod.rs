@@ -11,11 +11,14 @@
 //! 5. turn what it says into rows and blobs (`report`, `publish`);
 //! 6. write how the job ended, exactly once (`ending`).
 //!
+//! [`DryRuns`] says what a job would be, in a trainer process of its own as well (`dry_run`).
+//!
 //! Beside the jobs, [`Executor::run`] removes what is no longer needed (`housekeeping`).
 //!
 //! Whatever the trainer does — a crash, an out-of-memory kill, silence after a cancel — ends at
 //! most its own job; the next one goes on.
 
+mod dry_run;
 mod ending;
 mod heartbeat;
 mod housekeeping;
@@ -32,6 +35,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use self::dry_run::{DryRunError, DryRuns};
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
 use crate::clock::Clock;
@@ -39,6 +43,7 @@ use crate::device::Device;
 use crate::job::{EventLevel, NewEvent};
 use crate::queue::Queue;
 use crate::store::{Store, StoreError};
+pub use crate::train::preview::{DataCount, MemoryNeed, PlannedRun, Preview};
 pub use crate::train::report::FILE_NAME as REPORT_FILE;
 
 /// How often a trainer is started for a job that keeps crashing.
@@ -92,6 +97,7 @@ impl Default for Patience {
 }
 
 /// What an executor works with.
+#[derive(Clone)]
 pub struct Tools {
     /// Where jobs and their progress are kept.
     pub store: Arc<dyn Store>,

@@ -13,6 +13,9 @@ use crate::model::TunedModel;
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
 
+/// How the name of a dry run's work folder begins.
+pub(super) const DRY_RUN_PREFIX: &str = "dry-run-";
+
 /// Puts everything into place that the trainer needs, and says where it is. What cannot be put
 /// into place ends the job, or its attempt.
 pub(super) async fn stage(tools: &Tools, job: &Job) -> Result<RunSpec, Ending> {
@@ -71,22 +74,38 @@ pub(super) async fn remove(tools: &Tools, job_id: &str) {
 /// Removes the work folders of jobs that have ended, or are not known, and says how many.
 pub(super) async fn remove_ended(tools: &Tools) -> Result<u64, ExecutorError> {
     let mut removed = 0;
-    let failed =
-        |source| ExecutorError::WorkFolder { path: tools.work_dir.display().to_string(), source };
-    let mut entries = tokio::fs::read_dir(&tools.work_dir).await.map_err(failed)?;
-    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
-        let name = entry.file_name();
-        // Only folders that we made: their names are job ids.
-        let Some(job_id) = name.to_str().filter(|name| name.starts_with("ftjob-")) else {
-            continue;
-        };
-        let is_wanted = tools.store.job(job_id).await?.is_some_and(|job| !job.status.is_terminal());
+    // Only folders that we made: their names are job ids.
+    for job_id in names_in(tools, "ftjob-").await? {
+        let is_wanted =
+            tools.store.job(&job_id).await?.is_some_and(|job| !job.status.is_terminal());
         if !is_wanted {
-            remove(tools, job_id).await;
+            remove(tools, &job_id).await;
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// Removes what dry runs of an earlier server left, and says how many; at the start alone.
+pub(super) async fn remove_previews(tools: &Tools) -> Result<u64, ExecutorError> {
+    let names = names_in(tools, DRY_RUN_PREFIX).await?;
+    for name in &names {
+        remove(tools, name).await;
+    }
+    Ok(names.len() as u64)
+}
+
+/// Names of work folders that begin like this.
+async fn names_in(tools: &Tools, prefix: &str) -> Result<Vec<String>, ExecutorError> {
+    let failed =
+        |source| ExecutorError::WorkFolder { path: tools.work_dir.display().to_string(), source };
+    let mut names = Vec::new();
+    let mut entries = tokio::fs::read_dir(&tools.work_dir).await.map_err(failed)?;
+    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+        let name = entry.file_name();
+        names.extend(name.to_str().filter(|name| name.starts_with(prefix)).map(str::to_owned));
+    }
+    Ok(names)
 }
 
 fn folder(tools: &Tools, job_id: &str) -> PathBuf {
