@@ -16,7 +16,7 @@ use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Cors, Folders, Limits, Listen, Training, Webhooks};
-use crate::executor::{Executor, Patience, Tools};
+use crate::executor::{DryRuns, Executor, Patience, Tools};
 use crate::http::{self, AppState, RequestLimiter};
 use crate::project::Project;
 use crate::queue::Queue;
@@ -103,7 +103,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let queue = Arc::new(Queue::new(shared.clone(), owner));
     let base_models = Catalog::new(models.models_dir);
 
-    let executor = Executor::prepare(Tools {
+    let tools = Tools {
         store: shared.clone(),
         queue: queue.clone(),
         blobs: blobs.clone(),
@@ -113,8 +113,9 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         trainer: this_binary()?,
         device,
         patience: Patience::default(),
-    })
-    .await?;
+    };
+    let dry_runs = DryRuns::new(tools.clone()).context("finding the folder of work in progress")?;
+    let executor = Executor::prepare(tools).await?;
 
     let listener = TcpListener::bind(args.listen.listen)
         .await
@@ -128,6 +129,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         blobs,
         queue,
         base_models,
+        dry_runs: Arc::new(dry_runs),
         models: Arc::new(ModelServer::start(Handle::current())?),
         courier,
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),

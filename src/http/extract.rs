@@ -1,6 +1,7 @@
 //! What handlers take from a request, with every rejection in OpenAI's shape.
 
 use std::num::IntErrorKind;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request};
@@ -16,6 +17,9 @@ use super::error::ApiError;
 use crate::config::MAX_JSON_BYTES;
 use crate::error_code::ErrorCode;
 use crate::store::PageRequest;
+
+/// Longest time that a JSON body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A JSON object as the body, whatever content type the client states: OpenAI's own curl examples
 /// leave it out.
@@ -47,7 +51,12 @@ impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
 /// The body of a request whose bytes are JSON.
 async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
-    Bytes::from_request(request, state).await.map_err(|rejection| {
+    let body = Bytes::from_request(request, state);
+    let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
+        let message = format!("the body took more than {} s to arrive", BODY_TIMEOUT.as_secs());
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+    };
+    body.map_err(|rejection| {
         if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
             let message = format!("a JSON body may have {MAX_JSON_BYTES} bytes at most");
             return ApiError::new(ErrorCode::FileTooLarge, message);
@@ -114,6 +123,18 @@ impl Query {
     /// Every pair.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// A key that is true or false; false when it is not there.
+    pub fn switch(&self, key: &str) -> Result<bool, ApiError> {
+        match self.get(key) {
+            None | Some("" | "false" | "0") => Ok(false),
+            Some("true" | "1") => Ok(true),
+            Some(other) => {
+                let message = format!("{key} is {other:?}; it can be true or false");
+                Err(ApiError::field(key, message))
+            }
+        }
     }
 
     /// `after` and `limit`. A limit above `most` is lowered to it.

@@ -54,7 +54,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(files::retrieve::retrieve, files::delete::delete))
         .routes(routes!(uploads::create::create))
         .routes(routes!(uploads::cancel::cancel))
-        .routes(routes!(fine_tuning::create::create, fine_tuning::list::list))
+        .routes(routes!(fine_tuning::list::list))
         .routes(routes!(fine_tuning::retrieve::retrieve))
         .routes(routes!(fine_tuning::cancel::cancel))
         .routes(routes!(fine_tuning::pause::pause))
@@ -83,6 +83,8 @@ fn api() -> OpenApiRouter<AppState> {
         .merge(quick)
         .routes(routes!(files::create::create))
         .routes(routes!(files::content::content))
+        // A dry run has a time limit of its own.
+        .routes(routes!(fine_tuning::create::create))
         .routes(routes!(fine_tuning::adapter::adapter))
         .routes(routes!(uploads::add_part::add_part))
         .routes(routes!(uploads::complete::complete))

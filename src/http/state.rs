@@ -8,6 +8,7 @@ use super::limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::Clock;
+use crate::executor::DryRuns;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::Store;
@@ -24,6 +25,8 @@ pub struct AppState {
     pub queue: Arc<Queue>,
     /// Which base models there are.
     pub base_models: Catalog,
+    /// Who says what a job would be.
+    pub dry_runs: Arc<DryRuns>,
     /// Who answers chat.
     pub models: Arc<ModelServer>,
     /// Who brings webhooks to their endpoints.

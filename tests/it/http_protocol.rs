@@ -145,6 +145,22 @@ async fn a_connection_that_never_sends_its_headers_is_closed() {
 }
 
 #[tokio::test]
+async fn a_body_that_never_ends_is_refused() {
+    let server = Server::start();
+    let address = server.base.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    let head = "POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.expect("sends");
+    let start = Instant::now();
+    let mut reply = [0; 4096];
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut reply));
+    let length = read.await.expect("a reply comes").expect("it is read");
+    let reply = String::from_utf8_lossy(&reply[..length]);
+    assert!(reply.starts_with("HTTP/1.1 400") && reply.contains("took more than"), "{reply}");
+    assert!((10..40).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn a_shutdown_lets_a_running_request_end_and_takes_no_new_one() {
     let mut server = Server::start();
     let body = json!({"model": TINY, "max_tokens": 300, "temperature": 1.0, "seed": 3, "n": 8,

@@ -21,6 +21,7 @@ mod gguf_writer;
 mod golden;
 mod gradients;
 mod http_cors;
+mod http_dry_run;
 mod http_events;
 mod http_extensions;
 mod http_files;

@@ -3,15 +3,17 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
+use super::dry_run::DryRunObject;
 use super::object::JobObject;
-use super::request_key;
+use super::{dry_run, request_key};
 use crate::error_code::ErrorCode;
 use crate::file::{FilePurpose, FileRecord};
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::extract::JsonObject;
+use crate::http::extract::{JsonObject, Query};
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::ids;
@@ -25,44 +27,47 @@ use crate::validate::upload::job_error_for;
 const MOST_NAMED: usize = 50;
 
 /// Creates a fine-tuning job.
+///
+/// Extension of hone: with `dry_run=true` no job is made. The request is checked as it would be, and the
+/// reply says what the job would be: every problem of the files by line, examples and tokens, every value,
+/// steps, memory and seconds. An `Idempotency-Key` means nothing then.
 #[utoipa::path(
     post, path = "/fine_tuning/jobs", tag = "fine-tuning", operation_id = "createFineTuningJob",
-    params((
-        "Idempotency-Key" = Option<String>, Header,
-        description = "A name for this request: a repetition of it returns the job that it made"
-    )),
+    params(
+        (
+            "Idempotency-Key" = Option<String>, Header,
+            description = "A name for this request: a repetition of it returns the job that it made"
+        ),
+        (
+            "dry_run" = Option<bool>, Query,
+            description = "Extension of hone: say what the job would be, and make none"
+        )
+    ),
     request_body(content = CreateJob, content_type = "application/json"),
     responses(
-        (status = 200, body = JobObject), (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody)
+        (status = 200, body = Created), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)
     )
 )]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller,
     headers: HeaderMap,
+    query: Query,
     JsonObject(body): JsonObject,
-) -> ApiResult<Json<JobObject>> {
+) -> ApiResult<Json<Created>> {
+    if query.switch("dry_run")? {
+        let checked = check(&state, caller, &body).await?;
+        return Ok(Json(Created::DryRun(Box::new(dry_run::dry_run(&state, checked).await?))));
+    }
     let key = request_key::read(&caller.project, &headers, &body)?;
     if let Some(key) = &key
         && let Some(earlier) = state.store.earlier_request(key).await?
     {
         return of_earlier(earlier, key);
     }
-    let request = job_request::read(&body)?;
-    let tuning = request.hyperparameters.tuning.unwrap_or_default();
-    let origin = origin(&state, &caller, &request.model, tuning).await?;
-    let training = data_file(&state, &caller, &request.training_file, DataFile::Training).await?;
-    let validation = match &request.validation_file {
-        Some(id) => Some(data_file(&state, &caller, id, DataFile::Validation).await?),
-        None => None,
-    };
-    let method = request.hyperparameters.method;
-    let verdict = verdict(&training, DataFile::Training, method).or_else(|| {
-        validation.as_ref().and_then(|file| verdict(file, DataFile::Validation, method))
-    });
-    let (job, events) =
-        new_job(&state, caller.project, request, origin, verdict, &training, validation.as_ref());
+    let Checked { job, events, .. } = check(&state, caller, &body).await?;
     let most_waiting = state.most_queued_jobs;
     match &key {
         None => state.store.insert_job(&job, &events, most_waiting).await?,
@@ -79,13 +84,54 @@ pub async fn create(
     if job.status == JobStatus::Queued {
         state.queue.announce_work();
     }
-    Ok(Json(job.into()))
+    Ok(Json(Created::Job(Box::new(job.into()))))
+}
+
+/// The reply: the job, or what it would be.
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Created {
+    /// The job.
+    Job(Box<JobObject>),
+    /// With `dry_run=true`.
+    DryRun(Box<DryRunObject>),
+}
+
+/// A request that has been checked as far as it can be at once.
+pub(super) struct Checked {
+    /// The job that it asks for: it waits, or has failed already.
+    pub(super) job: Job,
+    /// Its first events.
+    pub(super) events: Vec<NewEvent>,
+    /// What is learnt.
+    pub(super) training: FileRecord,
+    /// What the learning is measured on.
+    pub(super) validation: Option<FileRecord>,
+}
+
+/// Checks a request, and what it names; nothing is written.
+async fn check(state: &AppState, caller: Caller, body: &Map<String, Value>) -> ApiResult<Checked> {
+    let request = job_request::read(body)?;
+    let tuning = request.hyperparameters.tuning.unwrap_or_default();
+    let origin = origin(state, &caller, &request.model, tuning).await?;
+    let training = data_file(state, &caller, &request.training_file, DataFile::Training).await?;
+    let validation = match &request.validation_file {
+        Some(id) => Some(data_file(state, &caller, id, DataFile::Validation).await?),
+        None => None,
+    };
+    let method = request.hyperparameters.method;
+    let verdict = verdict(&training, DataFile::Training, method).or_else(|| {
+        validation.as_ref().and_then(|file| verdict(file, DataFile::Validation, method))
+    });
+    let (job, events) =
+        new_job(state, caller.project, request, origin, verdict, &training, validation.as_ref());
+    Ok(Checked { job, events, training, validation })
 }
 
 /// The reply to a repetition of an earlier request: its job, as it is now.
-fn of_earlier(earlier: EarlierRequest, key: &RequestKey) -> ApiResult<Json<JobObject>> {
+fn of_earlier(earlier: EarlierRequest, key: &RequestKey) -> ApiResult<Json<Created>> {
     match earlier {
-        EarlierRequest::Same(job) => Ok(Json((*job).into())),
+        EarlierRequest::Same(job) => Ok(Json(Created::Job(Box::new((*job).into())))),
         EarlierRequest::Other => {
             let message = format!(
                 "the key {:?} was used for a request with another body: a new request needs a new \

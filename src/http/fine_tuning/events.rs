@@ -58,23 +58,12 @@ pub async fn events(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     super::find(&state, &caller, &id).await?;
-    if is_stream(&query)? {
+    if query.switch("stream")? {
         return stream(state, id, &query, &headers).await;
     }
     let page = state.store.list_events(&id, &query.page(20, MOST)?).await?;
     let data = page.items.into_iter().map(EventObject::from).collect();
     Ok(Json(EventList { object: "list", data, has_more: page.has_more }).into_response())
-}
-
-fn is_stream(query: &Query) -> ApiResult<bool> {
-    match query.get("stream") {
-        None | Some("" | "false" | "0") => Ok(false),
-        Some("true" | "1") => Ok(true),
-        Some(other) => {
-            let message = format!("stream is {other:?}; it can be true or false");
-            Err(ApiError::field("stream", message))
-        }
-    }
 }
 
 async fn stream(

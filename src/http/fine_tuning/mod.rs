@@ -4,6 +4,7 @@ pub(super) mod adapter;
 pub(super) mod cancel;
 pub(super) mod checkpoints;
 pub(super) mod create;
+mod dry_run;
 pub(super) mod events;
 mod follow;
 pub(super) mod graders;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus};
+use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobError, JobEvent, JobStatus};
 use crate::model::ORGANISATION;
 
 /// `object: "fine_tuning.job"`.
@@ -58,24 +58,8 @@ pub struct JobObject {
 
 impl From<Job> for JobObject {
     fn from(job: Job) -> Self {
-        // Values that serialise by construction; null would be the only other way to show them.
-        let shown = match &job.resolved {
-            Some(resolved) => serde_json::to_value(resolved),
-            None => serde_json::to_value(&job.hyperparameters),
-        };
-        let mut all = shown.unwrap_or_default();
-        if let Value::Object(all) = &mut all {
-            // It stands around them.
-            all.remove("method");
-        }
-        let method = job.hyperparameters.method.as_str();
-        let openai: Value = ["n_epochs", "batch_size", "learning_rate_multiplier"]
-            .into_iter()
-            .map(|key| (key.to_owned(), all[key].clone()))
-            .collect();
-        let error = job.error.as_ref().map(
-            |error| json!({"code": error.code, "message": error.message, "param": error.param}),
-        );
+        let (hyperparameters, method) = hyperparameters(&job);
+        let error = job.error.as_ref().map(job_error);
         Self {
             id: job.id,
             object: "fine_tuning.job",
@@ -89,12 +73,12 @@ impl From<Job> for JobObject {
             validation_file: job.validation_file,
             result_files: job.result_files,
             trained_tokens: job.trained_tokens,
-            hyperparameters: openai,
+            hyperparameters,
             error,
             seed: job.seed,
             estimated_finish: job.estimated_finish,
             integrations: Vec::new(),
-            method: json!({"type": method, method: {"hyperparameters": all}}),
+            method,
             metadata: job.metadata,
             user_provided_suffix: job.suffix,
             usage_metrics: None,
@@ -103,6 +87,32 @@ impl From<Job> for JobObject {
             total_steps: job.total_steps,
         }
     }
+}
+
+/// The job's `hyperparameters`, OpenAI's three, and its `method` with all: as resolved, or as asked for
+/// until then.
+pub(super) fn hyperparameters(job: &Job) -> (Value, Value) {
+    // Values that serialise by construction; null would be the only other way to show them.
+    let shown = match &job.resolved {
+        Some(resolved) => serde_json::to_value(resolved),
+        None => serde_json::to_value(&job.hyperparameters),
+    };
+    let mut all = shown.unwrap_or_default();
+    if let Value::Object(all) = &mut all {
+        // It stands around them.
+        all.remove("method");
+    }
+    let openai: Value = ["n_epochs", "batch_size", "learning_rate_multiplier"]
+        .into_iter()
+        .map(|key| (key.to_owned(), all[key].clone()))
+        .collect();
+    let method = job.hyperparameters.method.as_str();
+    (openai, json!({"type": method, method: {"hyperparameters": all}}))
+}
+
+/// Why a job failed, or would fail.
+pub(super) fn job_error(error: &JobError) -> Value {
+    json!({"code": error.code, "message": error.message, "param": error.param})
 }
 
 /// `object: "fine_tuning.job.event"`.
