@@ -44,6 +44,7 @@ mod loading_gguf;
 mod loading_memory;
 mod loading_pytorch;
 mod loading_safetensors;
+mod migration_guide;
 mod models_pull;
 mod pytorch_writer;
 mod real_clients;
