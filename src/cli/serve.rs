@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -64,16 +64,17 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         let server = start(args).await?;
+        // Before anybody learns that the server is there, and ends it.
+        let mut signals = EndSignals::listen()?;
         announce(server.address);
-        wait_for_signal().await?;
+        signals.next().await;
         tracing::info!(
             "shutting down: running requests end, the running job stops at a checkpoint"
         );
         // A second signal means now.
         tokio::select! {
             ended = server.shutdown() => ended,
-            signal = wait_for_signal() => {
-                signal?;
+            () = signals.next() => {
                 anyhow::bail!("ended at once by a second signal; the running job goes on from its \
                                last checkpoint at the next start")
             }
@@ -189,13 +190,26 @@ fn this_binary() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("finding the path of this program")
 }
 
-/// Waits for SIGTERM or SIGINT.
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that ask for the end.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// From now on SIGTERM and SIGINT no longer end the process, but [`Self::next`].
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+        })
     }
-    Ok(())
+
+    /// Waits for the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

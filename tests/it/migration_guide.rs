@@ -47,7 +47,8 @@ impl Drop for Running {
 
 /// What a reader types into a terminal in `folder`, with hone and Python on the path.
 fn shell(folder: &Path, python: &Path, models_dir: &Path, code: &str) -> Command {
-    let mut path = Path::new(env!("CARGO_BIN_EXE_hone")).parent().expect("a folder").as_os_str().to_owned();
+    let mut path =
+        Path::new(env!("CARGO_BIN_EXE_hone")).parent().expect("a folder").as_os_str().to_owned();
     path.push(":");
     path.push(python.parent().expect("a folder"));
     path.push(":");
@@ -84,7 +85,8 @@ async fn every_command_of_the_migration_guide_runs() {
         }
         match block.language.as_str() {
             "serve" => {
-                let mut command = shell(folder.path(), &python, &models_dir, &format!("exec {code}"));
+                let mut command =
+                    shell(folder.path(), &python, &models_dir, &format!("exec {code}"));
                 let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
                 let mut line = String::new();
                 let stdout = child.stdout.take().expect("a pipe");
