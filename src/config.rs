@@ -63,7 +63,7 @@ pub struct Limits {
     #[arg(long, env = "HONE_REQUESTS_PER_MINUTE", value_name = "COUNT")]
     pub requests_per_minute: Option<NonZeroU32>,
 
-    /// Most jobs of one project that wait for their turn.
+    /// Most jobs of one project that wait for their turn or are paused.
     #[arg(long, env = "HONE_MAX_QUEUED_JOBS", default_value_t = MAX_QUEUED_JOBS, value_name = "COUNT")]
     pub max_queued_jobs: NonZeroU32,
 }

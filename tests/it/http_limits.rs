@@ -89,6 +89,10 @@ async fn a_project_has_so_many_waiting_jobs_and_no_more() {
     let refused = create(&server, &file, "third").await;
     retry_after(&refused);
     assert!(refused.error(429)["message"].as_str().expect("a text").contains("2 jobs"));
+    // Nor does a pause make any: it would be too many after the end of it.
+    let pause = format!("/v1/fine_tuning/jobs/{}/pause", waiting["id"].as_str().expect("an id"));
+    assert_eq!(server.send(Method::POST, &pause).await.ok()["status"], "paused");
+    create(&server, &file, "third").await.error(429);
     // A repetition asks for no room, nor does a job that fails at once.
     assert_eq!(create(&server, &file, "first").await.ok()["id"], waiting["id"]);
     let too_few = server.upload(&chat_lines(9)).await;

@@ -75,13 +75,16 @@ async fn require_room(
     if job.status.is_terminal() {
         return Ok(());
     }
-    let waiting: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM jobs WHERE status IN ($1, $2) AND project = $3")
-            .bind(JobStatus::ValidatingFiles.as_str())
-            .bind(JobStatus::Queued.as_str())
-            .bind(job.project.as_str())
-            .fetch_one(connection)
-            .await?;
+    // A paused job may wait again at any moment: it keeps its place.
+    let waiting: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM jobs WHERE status IN ($1, $2, $3) AND project = $4",
+    )
+    .bind(JobStatus::ValidatingFiles.as_str())
+    .bind(JobStatus::Queued.as_str())
+    .bind(JobStatus::Paused.as_str())
+    .bind(job.project.as_str())
+    .fetch_one(connection)
+    .await?;
     if waiting >= i64::from(most_waiting) {
         return Err(StoreError::QueueFull(most_waiting));
     }
