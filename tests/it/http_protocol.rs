@@ -175,6 +175,13 @@ async fn a_shutdown_lets_a_running_request_end_and_takes_no_new_one() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_told_to_end_as_soon_as_it_listens_ends_in_order() {
+    for _ in 0..8 {
+        assert!(Server::start().stop().success());
+    }
+}
+
+#[tokio::test]
 async fn a_state_conflict_says_not_to_retry() {
     let server = Server::start();
     let id = server.create_job(&chat_lines(9), json!({})).await;
