@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::real_model::{given, script, succeed};
-use crate::server::Server;
+use crate::server::{Server, make_key};
 
 #[test]
 fn the_newest_openai_python_finds_section_9_of_the_contract_kept() {
@@ -66,5 +66,7 @@ fn wandb_pulls_a_job_and_its_metrics() {
 fn schemathesis_finds_the_document_kept() {
     let Some(python) = given("HONE_TEST_CLIENTS") else { return };
     let server = Server::start();
-    succeed(script(&python, "schemathesis_run.py").arg(&server.base));
+    // Without a key in the store none is demanded, and the document says that one is.
+    let key = make_key(server.data_dir(), "default");
+    succeed(script(&python, "schemathesis_run.py").args([&server.base, &key]));
 }

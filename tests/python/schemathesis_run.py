@@ -1,6 +1,6 @@
 """Lets schemathesis look for requests that hone answers otherwise than its OpenAPI document says.
 
-Usage: schemathesis_run.py BASE_URL [SECONDS]
+Usage: schemathesis_run.py BASE_URL KEY [SECONDS]
 
 All of its checks in all of its phases, and `schemathesis_hooks.py`. Things that exist are made first
 and their ids shown to it, or it would hardly see anything but 404.
@@ -16,9 +16,9 @@ import time
 
 import openai
 
-base_url = sys.argv[1]
-seconds = sys.argv[2] if len(sys.argv) > 2 else "60"
-client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="any")
+base_url, key = sys.argv[1:3]
+seconds = sys.argv[3] if len(sys.argv) > 3 else "60"
+client = openai.OpenAI(base_url=f"{base_url}/v1", api_key=key)
 
 content = "".join(
     json.dumps({"prompt": f"What comes after {number}?", "completion": f" {number + 1}"}) + "\n"
@@ -87,6 +87,8 @@ command = [
     f"{base_url}/openapi.json",
     "--url",
     base_url,
+    "--header",
+    f"Authorization: Bearer {key}",
     "--checks",
     "all",
     # A checkpoint's name may have slashes, so one pattern takes all that is below them, and a 405 there
