@@ -197,7 +197,12 @@ async fn metrics_are_the_numbers_of_the_csv_and_are_there_while_a_job_trains() {
         }
     }
     assert!(rows[11]["full_valid_loss"].is_f64());
-    for (query, param) in [("after=last", "after"), ("after=-1", "after"), ("limit=0", "limit")] {
+    for (query, param) in [
+        ("after=last", "after"),
+        ("after=-1", "after"),
+        ("after=9223372036854775808", "after"),
+        ("limit=0", "limit"),
+    ] {
         let path = format!("/v1/fine_tuning/jobs/{id}/metrics?{query}");
         assert_eq!(server.get(&path).await.error(400)["param"], param, "{query}");
     }

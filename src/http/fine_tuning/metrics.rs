@@ -119,10 +119,13 @@ pub async fn metrics(
     let page = query.page(DEFAULT, MOST)?;
     let after = match page.after {
         None => 0,
-        Some(text) => text.parse().map_err(|_not_a_number| {
-            let message = format!("after is {text:?}; it must be a step, such as 12");
-            ApiError::field("after", message)
-        })?,
+        // The document says a whole number of 64 bits, which has a sign.
+        Some(text) => {
+            text.parse().ok().and_then(|step: i64| step.try_into().ok()).ok_or_else(|| {
+                let message = format!("after is {text:?}; it must be a step, such as 12");
+                ApiError::field("after", message)
+            })?
+        }
     };
     let page = state.store.list_metrics(&id, after, page.limit).await?;
     let data = page.items.into_iter().map(StepObject::from).collect();
