@@ -92,7 +92,7 @@ async fn the_archive_of_an_adapter_holds_the_files_that_are_results() {
 #[tokio::test]
 async fn a_job_without_an_adapter_or_report_says_why_and_when() {
     let server = Server::start();
-    let running = server.create_job(&chat_lines(12), long()).await;
+    let running = server.create_job(&chat_lines(200), long()).await;
     let waiting = server.create_job(&chat_lines(12), short()).await;
     let failed = server.create_job(&chat_lines(3), short()).await;
     let whole = server.create_job(&chat_lines(12), json!({"tuning": "full"})).await;
@@ -153,7 +153,7 @@ async fn all_metrics(server: &Server, id: &str) -> Vec<Value> {
 #[tokio::test]
 async fn metrics_are_the_numbers_of_the_csv_and_are_there_while_a_job_trains() {
     let server = Server::start();
-    let training = server.create_job(&chat_lines(12), long()).await;
+    let training = server.create_job(&chat_lines(200), long()).await;
     server.under_way(&training).await;
     let early = all_metrics(&server, &training).await;
     assert!(early.len() >= 2, "{early:?}");

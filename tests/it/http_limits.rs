@@ -81,7 +81,8 @@ async fn a_project_has_so_many_waiting_jobs_and_no_more() {
     let (ours, theirs) =
         (make_key(server.data_dir(), "team-a"), make_key(server.data_dir(), "team-b"));
     server.act_with(&ours);
-    let file = server.upload(&chat_lines(12)).await;
+    // Ten thousand steps: it outlasts the test on any machine.
+    let file = server.upload(&chat_lines(200)).await;
     let running = create(&server, &file, "running").await.ok();
     server.under_way(running["id"].as_str().expect("an id")).await;
     let waiting = create(&server, &file, "first").await.ok();

@@ -40,9 +40,9 @@ async fn every_end_of_a_job_is_told_once_and_signed() {
     let no_room = json!({"context_length": 8});
     let failed_in_training = server.create_job(&chat_lines(10), no_room).await;
     server.ended(&failed_in_training, "failed").await;
-    let running = server.create_job(&chat_lines(12), long.clone()).await;
+    let running = server.create_job(&chat_lines(200), long.clone()).await;
     server.under_way(&running).await;
-    let waiting = server.create_job(&chat_lines(12), long).await;
+    let waiting = server.create_job(&chat_lines(200), long).await;
     cancel(&waiting).await;
     cancel(&running).await;
 
@@ -147,7 +147,7 @@ async fn a_server_killed_before_its_delivery_was_taken_delivers_after_its_restar
 
     // The same when the end of a job and the kill are one: nothing was sent before.
     let long = json!({"n_epochs": 50, "batch_size": 1});
-    let running = server.create_job(&chat_lines(12), long).await;
+    let running = server.create_job(&chat_lines(200), long).await;
     server.under_way(&running).await;
     server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{running}/cancel")).await.ok();
     server = server.kill_and_restart();
