@@ -44,8 +44,8 @@ pub struct CheckpointPermission {
     pub id: String,
     /// Name of the model or checkpoint.
     pub checkpoint: String,
-    /// The project.
-    pub project_id: String,
+    /// Who may use it.
+    pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
 }

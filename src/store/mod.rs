@@ -402,7 +402,7 @@ pub trait Store: WebhookStore + KeyStore {
     async fn grant_permissions(
         &self,
         checkpoint: &str,
-        projects: &[String],
+        projects: &[Project],
     ) -> Result<Option<Vec<CheckpointPermission>>, StoreError>;
     /// Permissions of a model, of all projects or of one, by creation.
     async fn list_permissions(
@@ -415,7 +415,7 @@ pub trait Store: WebhookStore + KeyStore {
     /// Takes a permission of this model back; `false` when there is none of this id.
     async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError>;
     /// Whether a project has been let use the model. That a project may use its own is not noted here.
-    async fn is_permitted(&self, checkpoint: &str, project: &str) -> Result<bool, StoreError>;
+    async fn is_permitted(&self, checkpoint: &str, project: &Project) -> Result<bool, StoreError>;
 
     // ---- the queue: see `crate::queue`
 

@@ -3,40 +3,31 @@
 use serde_json::{Map, Value};
 
 use super::{Refusal, fields};
+use crate::project::Project;
 
 /// Most projects of one request.
 const MOST_PROJECTS: usize = 100;
 
-/// Longest id of a project.
-const MAX_ID_LENGTH: usize = 64;
-
 /// The projects that a request names.
 ///
 /// # Errors
-/// No list of ids, or one that is empty, too long, or holds what is no id.
-pub fn read(body: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
+/// No list of names, or one that is empty, too long, or holds what is no name of a project.
+pub fn read(body: &Map<String, Value>) -> Result<Vec<Project>, Refusal> {
     let list = fields::given(body, "project_ids").and_then(Value::as_array);
     let Some(list) = list.filter(|list| (1..=MOST_PROJECTS).contains(&list.len())) else {
-        let message = format!("project_ids must be a list of 1 to {MOST_PROJECTS} ids of projects");
+        let message =
+            format!("project_ids must be a list of 1 to {MOST_PROJECTS} names of projects");
         return Err(Refusal::new("project_ids", message));
     };
     let mut projects = Vec::with_capacity(list.len());
-    for (index, id) in list.iter().enumerate() {
-        let Some(id) = id.as_str().filter(|id| is_id(id)) else {
-            let message = format!(
-                "the id is {id}; it must be a text of 1 to {MAX_ID_LENGTH} letters, digits, \"-\", \
-                 \"_\" and \".\""
-            );
-            return Err(Refusal::new(format!("project_ids[{index}]"), message));
-        };
-        projects.push(id.to_owned());
+    for (index, name) in list.iter().enumerate() {
+        let refused = |message: String| Refusal::new(format!("project_ids[{index}]"), message);
+        let text = name.as_str().ok_or_else(|| {
+            refused(format!("it is {name}; it must be a text, the name of a project"))
+        })?;
+        projects.push(text.parse().map_err(refused)?);
     }
     Ok(projects)
-}
-
-fn is_id(text: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    (1..=MAX_ID_LENGTH).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 #[cfg(test)]
@@ -63,6 +54,8 @@ mod tests {
             assert_eq!(refusal.param, param, "{body}");
         }
         let body = json!({"project_ids": ["proj_1", "a.b-c"]});
-        assert_eq!(read(body.as_object().expect("one")), Ok(vec!["proj_1".into(), "a.b-c".into()]));
+        let projects = read(body.as_object().expect("one")).expect("good names");
+        let names: Vec<&str> = projects.iter().map(Project::as_str).collect();
+        assert_eq!(names, ["proj_1", "a.b-c"]);
     }
 }

@@ -1050,11 +1050,11 @@ async fn a_permission_is_of_one_model_and_one_project_and_goes_with_the_model() 
     store.finish_succeeded(&claim, &success(&id)).await.expect("ends");
     let (whole, step) = (format!("ft:{id}"), model.id);
 
-    let projects = ["blue".to_owned(), "red".to_owned()];
+    let projects = ["blue", "red"].map(|name| Project::stored(name.to_owned()));
     assert_eq!(store.grant_permissions("ft:none", &projects).await.expect("asks"), None);
     let granted = store.grant_permissions(&step, &projects).await.expect("asks").expect("granted");
     let permitted = async |checkpoint: &str, project: &str| {
-        store.is_permitted(checkpoint, project).await.expect("asks")
+        store.is_permitted(checkpoint, &Project::stored(project.to_owned())).await.expect("asks")
     };
     assert!(permitted(&step, "blue").await && permitted(&step, "red").await);
     assert!(!permitted(&step, "green").await && !permitted(&whole, "blue").await);

@@ -28,8 +28,8 @@ pub(super) async fn find_usable(
     id: &str,
 ) -> ApiResult<Option<TunedModel>> {
     let Some(model) = state.store.model(id).await? else { return Ok(None) };
-    let is_usable = model.project == caller.project
-        || state.store.is_permitted(id, caller.project.as_str()).await?;
+    let is_usable =
+        model.project == caller.project || state.store.is_permitted(id, &caller.project).await?;
     Ok(is_usable.then_some(model))
 }
 

@@ -293,7 +293,7 @@ impl Store for SqliteStore {
     async fn grant_permissions(
         &self,
         checkpoint: &str,
-        projects: &[String],
+        projects: &[Project],
     ) -> Result<Option<Vec<CheckpointPermission>>, StoreError> {
         let mut transaction = self.begin_write().await?;
         let now = self.clock.now();
@@ -320,7 +320,7 @@ impl Store for SqliteStore {
         Ok(is_deleted)
     }
 
-    async fn is_permitted(&self, checkpoint: &str, project: &str) -> Result<bool, StoreError> {
+    async fn is_permitted(&self, checkpoint: &str, project: &Project) -> Result<bool, StoreError> {
         permissions::is_permitted(&mut *self.readers.acquire().await?, checkpoint, project).await
     }
 

@@ -103,9 +103,7 @@ pub(super) async fn require(
 ) -> Result<(), StoreError> {
     let missing = || StoreError::MissingModel(id.to_owned());
     let model = by_id(connection, id).await?.ok_or_else(missing)?;
-    if model.project == *project
-        || permissions::is_permitted(connection, id, project.as_str()).await?
-    {
+    if model.project == *project || permissions::is_permitted(connection, id, project).await? {
         return Ok(());
     }
     Err(missing())

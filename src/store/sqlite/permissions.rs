@@ -5,6 +5,7 @@ use sqlx::SqliteConnection;
 use super::{models, rows};
 use crate::ids;
 use crate::model::CheckpointPermission;
+use crate::project::Project;
 use crate::store::{Order, Page, PageRequest, StoreError};
 
 /// Adds a row for each project that has none, and returns those of all, in the order of `projects`
@@ -12,7 +13,7 @@ use crate::store::{Order, Page, PageRequest, StoreError};
 pub(super) async fn grant(
     connection: &mut SqliteConnection,
     checkpoint: &str,
-    projects: &[String],
+    projects: &[Project],
     now: i64,
 ) -> Result<Option<Vec<CheckpointPermission>>, StoreError> {
     if models::by_id(connection, checkpoint).await?.is_none() {
@@ -20,7 +21,7 @@ pub(super) async fn grant(
     }
     let mut granted: Vec<CheckpointPermission> = Vec::with_capacity(projects.len());
     for project in projects {
-        if granted.iter().any(|one| one.project_id == *project) {
+        if granted.iter().any(|one| one.project == *project) {
             continue;
         }
         sqlx::query(
@@ -29,7 +30,7 @@ pub(super) async fn grant(
         )
         .bind(ids::new_permission_id())
         .bind(checkpoint)
-        .bind(project)
+        .bind(project.as_str())
         .bind(now)
         .execute(&mut *connection)
         .await?;
@@ -37,7 +38,7 @@ pub(super) async fn grant(
             "SELECT * FROM checkpoint_permissions WHERE checkpoint = $1 AND project_id = $2",
         )
         .bind(checkpoint)
-        .bind(project)
+        .bind(project.as_str())
         .fetch_one(&mut *connection)
         .await?;
         granted.push(rows::permission(&row)?);
@@ -107,13 +108,13 @@ pub(super) async fn delete(
 pub(super) async fn is_permitted(
     connection: &mut SqliteConnection,
     checkpoint: &str,
-    project: &str,
+    project: &Project,
 ) -> Result<bool, StoreError> {
     let found: Option<i64> = sqlx::query_scalar(
         "SELECT 1 FROM checkpoint_permissions WHERE checkpoint = $1 AND project_id = $2",
     )
     .bind(checkpoint)
-    .bind(project)
+    .bind(project.as_str())
     .fetch_optional(connection)
     .await?;
     Ok(found.is_some())

@@ -121,7 +121,7 @@ pub(super) fn permission(row: &SqliteRow) -> Result<CheckpointPermission, StoreE
     Ok(CheckpointPermission {
         id: row.try_get("id")?,
         checkpoint: row.try_get("checkpoint")?,
-        project_id: row.try_get("project_id")?,
+        project: Project::stored(row.try_get("project_id")?),
         created_at: row.try_get("created_at")?,
     })
 }

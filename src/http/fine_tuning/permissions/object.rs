@@ -38,7 +38,7 @@ impl From<CheckpointPermission> for PermissionObject {
             id: permission.id,
             object: "checkpoint.permission",
             created_at: permission.created_at,
-            project_id: permission.project_id,
+            project_id: permission.project.as_str().to_owned(),
         }
     }
 }
