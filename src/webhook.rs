@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::job::JobStatus;
+use crate::project::Project;
 
 /// Most endpoints of a project: each of them makes a row when a job ends.
 pub const MAX_ENDPOINTS: i64 = 100;
@@ -131,7 +132,7 @@ pub struct WebhookEndpoint {
     /// `whe_…`.
     pub id: String,
     /// Whose jobs it is told of.
-    pub project: String,
+    pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds of the last change of what it is or of its secret.

@@ -25,7 +25,6 @@ CREATE INDEX webhook_endpoints_by_project ON webhook_endpoints (project, positio
 CREATE TABLE webhook_deliveries (
     position        INTEGER PRIMARY KEY AUTOINCREMENT,
     id              TEXT    NOT NULL UNIQUE,
-    project         TEXT    NOT NULL DEFAULT 'default',
     endpoint_id     TEXT    NOT NULL REFERENCES webhook_endpoints (id) ON DELETE CASCADE,
     event_id        TEXT    NOT NULL,
     event_type      TEXT    NOT NULL,

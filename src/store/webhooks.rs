@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 
 use super::{Page, PageRequest, StoreError};
+use crate::project::Project;
 use crate::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, SigningSecret, WebhookDelivery,
     WebhookEndpoint,
@@ -19,20 +20,20 @@ pub trait WebhookStore: Send + Sync {
     /// A project's endpoint by id.
     async fn webhook_endpoint(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
     ) -> Result<Option<WebhookEndpoint>, StoreError>;
     /// A project's endpoints, newest first.
     async fn list_webhook_endpoints(
         &self,
-        project: &str,
+        project: &Project,
         page: &PageRequest,
     ) -> Result<Page<WebhookEndpoint>, StoreError>;
     /// Changes an endpoint; `None` when there is no such endpoint. Pending deliveries go to the new
     /// address; those of events that it no longer asks for are given up.
     async fn update_webhook_endpoint(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
         change: &EndpointChange,
     ) -> Result<Option<WebhookEndpoint>, StoreError>;
@@ -40,13 +41,17 @@ pub trait WebhookStore: Send + Sync {
     /// beside it for `overlap_seconds`; one that was still retiring signs no more.
     async fn rotate_webhook_secret(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
         secret: &SigningSecret,
         overlap_seconds: i64,
     ) -> Result<Option<WebhookEndpoint>, StoreError>;
     /// Removes an endpoint with its deliveries; whether it was there.
-    async fn delete_webhook_endpoint(&self, project: &str, id: &str) -> Result<bool, StoreError>;
+    async fn delete_webhook_endpoint(
+        &self,
+        project: &Project,
+        id: &str,
+    ) -> Result<bool, StoreError>;
     /// An endpoint's deliveries, newest first.
     async fn list_webhook_deliveries(
         &self,

@@ -134,7 +134,7 @@ pub fn job(training_file: &str) -> Job {
 pub fn webhook_endpoint() -> WebhookEndpoint {
     WebhookEndpoint {
         id: ids::new_webhook_endpoint_id(),
-        project: Project::default().as_str().to_owned(),
+        project: Project::default(),
         created_at: START,
         updated_at: START,
         name: "tests".to_owned(),

@@ -38,10 +38,9 @@ async fn an_endpoint_is_read_as_it_was_written_and_belongs_to_its_project() {
     let fixture = Fixture::sqlite().await;
     let store = &fixture.store;
     let mine = added(&fixture, webhook_endpoint()).await;
-    let other =
-        added(&fixture, WebhookEndpoint { project: "other".to_owned(), ..webhook_endpoint() })
-            .await;
-    for (one, elsewhere) in [(&mine, "other"), (&other, "default")] {
+    let theirs = Project::stored("other".to_owned());
+    let other = added(&fixture, WebhookEndpoint { project: theirs, ..webhook_endpoint() }).await;
+    for (one, elsewhere) in [(&mine, &other.project), (&other, &mine.project)] {
         let read = store.webhook_endpoint(&one.project, &one.id).await.expect("reads");
         assert_eq!(read.as_ref(), Some(one));
         let listed = store.list_webhook_endpoints(&one.project, &first(9)).await.expect("lists");
@@ -62,7 +61,7 @@ async fn an_endpoint_is_read_as_it_was_written_and_belongs_to_its_project() {
     end_a_job(&fixture).await;
     assert_eq!(deliveries(&fixture, &mine).await.len(), 1);
     assert!(deliveries(&fixture, &other).await.is_empty());
-    let project = Project::stored(other.project.clone());
+    let project = other.project.clone();
     let file = FileRecord { project: project.clone(), ..file(FilePurpose::FineTune) };
     store.insert_file(&file).await.expect("adds");
     let job = Job { project, ..job(&file.id) };
@@ -156,7 +155,7 @@ async fn what_was_given_up_stays_so_unless_it_was_delivered_after_all() {
     let only = EventType::JobFailed.as_str().to_owned();
     let change = EndpointChange { event_types: Some(vec![only]), ..Default::default() };
     fixture.clock.advance(3);
-    let changed = store.update_webhook_endpoint("default", &endpoint.id, &change).await;
+    let changed = store.update_webhook_endpoint(&endpoint.project, &endpoint.id, &change).await;
     let changed = changed.expect("changes").expect("it is there");
     assert_eq!(changed.updated_at, START + 3);
     // Attempts that were under way meanwhile.
@@ -192,7 +191,7 @@ async fn old_deliveries_go_when_they_have_come_to_an_end() {
     assert_eq!(store.remove_old_webhook_deliveries(99).await.expect("removes"), 1);
     assert_eq!(deliveries(&fixture, &endpoint).await, std::slice::from_ref(pending));
     // Nothing is left of an endpoint that is deleted, and an attempt that was under way says nothing.
-    assert!(store.delete_webhook_endpoint("default", &endpoint.id).await.expect("deletes"));
+    assert!(store.delete_webhook_endpoint(&endpoint.project, &endpoint.id).await.expect("deletes"));
     let taken = DeliveryAttempt { at: START, status_code: Some(200), error: None };
     let record = store.record_webhook_attempt(&pending.id, &taken, DeliveryStatus::Delivered, None);
     record.await.expect("there is nothing to record");

@@ -40,7 +40,7 @@ pub async fn create(
     let now = state.clock.now();
     let endpoint = WebhookEndpoint {
         id: ids::new_webhook_endpoint_id(),
-        project: caller.project.as_str().to_owned(),
+        project: caller.project,
         created_at: now,
         updated_at: now,
         name: request.name,

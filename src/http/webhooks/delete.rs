@@ -33,7 +33,7 @@ pub async fn delete(
     caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedWebhookEndpoint>> {
-    if !state.store.delete_webhook_endpoint(caller.project.as_str(), &id).await? {
+    if !state.store.delete_webhook_endpoint(&caller.project, &id).await? {
         return Err(super::no_such_endpoint(&id));
     }
     Ok(Json(DeletedWebhookEndpoint { id, object: "webhook_endpoint.deleted", deleted: true }))

@@ -11,6 +11,7 @@ use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::state::AppState;
+use crate::webhook::WebhookEndpoint;
 
 /// A page of endpoints.
 #[derive(Debug, Serialize, ToSchema)]
@@ -42,8 +43,8 @@ pub async fn list(
     query: Query,
 ) -> ApiResult<Json<WebhookEndpointList>> {
     let request = query.page(20, MOST)?;
-    let page = state.store.list_webhook_endpoints(caller.project.as_str(), &request).await?;
-    let id = |endpoint: &crate::webhook::WebhookEndpoint| endpoint.id.clone();
+    let page = state.store.list_webhook_endpoints(&caller.project, &request).await?;
+    let id = |endpoint: &WebhookEndpoint| endpoint.id.clone();
     Ok(Json(WebhookEndpointList {
         object: "list",
         first_id: page.items.first().map(id),

@@ -23,7 +23,7 @@ const MOST: u32 = 100;
 
 /// The caller's endpoint, or a 404.
 async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<WebhookEndpoint> {
-    let endpoint = state.store.webhook_endpoint(caller.project.as_str(), id).await?;
+    let endpoint = state.store.webhook_endpoint(&caller.project, id).await?;
     endpoint.ok_or_else(|| no_such_endpoint(id))
 }
 

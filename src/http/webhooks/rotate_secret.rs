@@ -44,7 +44,7 @@ pub async fn rotate_secret(
         true => OVERLAP_SECONDS,
         false => 0,
     };
-    let (project, secret) = (caller.project.as_str(), super::new_secret()?);
+    let (project, secret) = (&caller.project, super::new_secret()?);
     let rotated = state.store.rotate_webhook_secret(project, &id, &secret, overlap).await?;
     Ok(Json(EndpointWithSecret::new(rotated.ok_or_else(|| super::no_such_endpoint(&id))?)))
 }

@@ -44,7 +44,6 @@ pub async fn update(
     if let Some(url) = &change.url {
         state.courier.judge(url).await.map_err(|error| super::bad_url(&error))?;
     }
-    let changed =
-        state.store.update_webhook_endpoint(caller.project.as_str(), &id, &change).await?;
+    let changed = state.store.update_webhook_endpoint(&caller.project, &id, &change).await?;
     Ok(Json(changed.ok_or_else(|| super::no_such_endpoint(&id))?.into()))
 }

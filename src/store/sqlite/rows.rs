@@ -251,7 +251,7 @@ pub(super) fn webhook_endpoint(row: &SqliteRow) -> Result<WebhookEndpoint, Store
         .map(|(secret, until)| RetiringSecret { secret: SigningSecret::stored(secret), until });
     Ok(WebhookEndpoint {
         id: row.try_get("id")?,
-        project: row.try_get("project")?,
+        project: project(row)?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
         name: row.try_get("name")?,

@@ -6,6 +6,7 @@ use sqlx::SqliteConnection;
 use super::{SqliteStore, rows};
 use crate::ids;
 use crate::job::JobStatus;
+use crate::project::Project;
 use crate::store::{Page, PageRequest, StoreError, WebhookStore};
 use crate::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS, SigningSecret,
@@ -26,29 +27,24 @@ pub(super) async fn job_ended(
     let Some(kind) = EventType::of(status) else {
         return Ok(());
     };
-    let project: String = sqlx::query_scalar("SELECT project FROM jobs WHERE id = $1")
-        .bind(job_id)
-        .fetch_one(&mut *connection)
-        .await?;
     let endpoints: Vec<String> = sqlx::query_scalar(
         "SELECT id FROM webhook_endpoints
-         WHERE project = $1 AND EXISTS (SELECT 1 FROM json_each(event_types) WHERE value = $2)
+         WHERE project = (SELECT project FROM jobs WHERE id = $1)
+           AND EXISTS (SELECT 1 FROM json_each(event_types) WHERE value = $2)
          ORDER BY position",
     )
-    .bind(&project)
+    .bind(job_id)
     .bind(kind.as_str())
     .fetch_all(&mut *connection)
     .await?;
     let event_id = ids::new_webhook_event_id();
     for endpoint_id in endpoints {
         sqlx::query(
-            "INSERT INTO webhook_deliveries (id, project, endpoint_id, event_id, event_type,
-                                             subject_id, created_at, status, attempts,
-                                             next_attempt_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, '[]', $7)",
+            "INSERT INTO webhook_deliveries (id, endpoint_id, event_id, event_type, subject_id,
+                                             created_at, status, attempts, next_attempt_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, '[]', $6)",
         )
         .bind(ids::new_webhook_delivery_id())
-        .bind(&project)
         .bind(endpoint_id)
         .bind(&event_id)
         .bind(kind.as_str())
@@ -70,7 +66,7 @@ impl WebhookStore for SqliteStore {
         let mut transaction = self.begin_write().await?;
         let count: i64 =
             sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
-                .bind(&endpoint.project)
+                .bind(endpoint.project.as_str())
                 .fetch_one(&mut *transaction)
                 .await?;
         if count >= MAX_ENDPOINTS {
@@ -84,7 +80,7 @@ impl WebhookStore for SqliteStore {
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(&endpoint.id)
-        .bind(&endpoint.project)
+        .bind(endpoint.project.as_str())
         .bind(endpoint.created_at)
         .bind(endpoint.updated_at)
         .bind(&endpoint.name)
@@ -101,7 +97,7 @@ impl WebhookStore for SqliteStore {
 
     async fn webhook_endpoint(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
         endpoint(&mut *self.readers.acquire().await?, project, id).await
@@ -109,7 +105,7 @@ impl WebhookStore for SqliteStore {
 
     async fn list_webhook_endpoints(
         &self,
-        project: &str,
+        project: &Project,
         page: &PageRequest,
     ) -> Result<Page<WebhookEndpoint>, StoreError> {
         let reader = &mut *self.readers.acquire().await?;
@@ -119,7 +115,7 @@ impl WebhookStore for SqliteStore {
                 "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2",
             )
             .bind(id)
-            .bind(project)
+            .bind(project.as_str())
             .fetch_optional(&mut *reader)
             .await?
             .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
@@ -128,7 +124,7 @@ impl WebhookStore for SqliteStore {
             "SELECT * FROM webhook_endpoints WHERE project = $1 AND position < $2
              ORDER BY position DESC LIMIT $3",
         )
-        .bind(project)
+        .bind(project.as_str())
         .bind(before)
         .bind(i64::from(page.limit) + 1)
         .fetch_all(reader)
@@ -138,7 +134,7 @@ impl WebhookStore for SqliteStore {
 
     async fn update_webhook_endpoint(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
         change: &EndpointChange,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
@@ -197,7 +193,7 @@ impl WebhookStore for SqliteStore {
 
     async fn rotate_webhook_secret(
         &self,
-        project: &str,
+        project: &Project,
         id: &str,
         secret: &SigningSecret,
         overlap_seconds: i64,
@@ -215,7 +211,7 @@ impl WebhookStore for SqliteStore {
         .bind(secret.expose())
         .bind(until)
         .bind(id)
-        .bind(project)
+        .bind(project.as_str())
         .execute(&mut *transaction)
         .await?;
         let rotated = endpoint(&mut transaction, project, id).await?;
@@ -223,11 +219,15 @@ impl WebhookStore for SqliteStore {
         Ok(rotated)
     }
 
-    async fn delete_webhook_endpoint(&self, project: &str, id: &str) -> Result<bool, StoreError> {
+    async fn delete_webhook_endpoint(
+        &self,
+        project: &Project,
+        id: &str,
+    ) -> Result<bool, StoreError> {
         let mut transaction = self.begin_write().await?;
         let deleted = sqlx::query("DELETE FROM webhook_endpoints WHERE id = $1 AND project = $2")
             .bind(id)
-            .bind(project)
+            .bind(project.as_str())
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
@@ -337,12 +337,12 @@ impl WebhookStore for SqliteStore {
 /// A project's endpoint.
 async fn endpoint(
     connection: &mut SqliteConnection,
-    project: &str,
+    project: &Project,
     id: &str,
 ) -> Result<Option<WebhookEndpoint>, StoreError> {
     let row = sqlx::query("SELECT * FROM webhook_endpoints WHERE id = $1 AND project = $2")
         .bind(id)
-        .bind(project)
+        .bind(project.as_str())
         .fetch_optional(connection)
         .await?;
     row.as_ref().map(rows::webhook_endpoint).transpose()
