@@ -45,7 +45,8 @@ impl Run<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<bool, JobError> {
         let values = &self.prepared.plan.hyperparameters;
-        let Some(validation) = self.validation.as_ref().filter(|_| self.looks_after(metrics.step))
+        let Some(validation) =
+            self.validation.as_ref().filter(|_| self.prepared.plan.looks_after(metrics.step))
         else {
             return Ok(false);
         };
@@ -79,14 +80,6 @@ impl Run<'_> {
             note(sink, EventLevel::Info, message, None);
         }
         Ok(is_better)
-    }
-
-    /// Whether the validation file is measured after a step.
-    pub(super) fn looks_after(&self, step: u64) -> bool {
-        let plan = &self.prepared.plan;
-        plan.hyperparameters.eval_steps.is_some_and(|every| {
-            step.is_multiple_of(plan.steps_per_epoch) || step.is_multiple_of(u64::from(every))
-        })
     }
 
     /// Mean training loss of the steps since the last look, `now` among them.

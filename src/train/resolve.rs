@@ -85,6 +85,13 @@ impl Plan {
             explanations: self.explanations.clone(),
         }
     }
+
+    /// Whether the validation file is measured after a step.
+    pub fn looks_after(&self, step: u64) -> bool {
+        self.hyperparameters.eval_steps.is_some_and(|every| {
+            step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(u64::from(every))
+        })
+    }
 }
 
 /// The longest example that a run takes: as asked, else the default, never more than the model's

@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
         for step in self.state.step + 1..=self.prepared.plan.total_steps {
             let batch = self.batch(step);
             left += self.cost_of_step(&batch, &mut kept);
-            if self.looks_after(step) {
+            if self.prepared.plan.looks_after(step) {
                 left += self.cost_of_look(&mut kept);
             }
         }

@@ -11,9 +11,9 @@ use crate::store::{
     CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
 };
 
-/// Adds a row, which may be of a job that has failed already. Its files and the model that it continues from
-/// must be there and of its project: this runs in the
-/// transaction that would otherwise race with their deletion.
+/// Adds a row, which may be of a job that has failed already. Its files and the model that it continues
+/// from must be there for its project: this runs in the transaction that would otherwise race with
+/// their deletion.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
     job: &Job,

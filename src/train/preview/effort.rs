@@ -144,11 +144,7 @@ impl Effort {
 
 /// How often a run measures its validation file.
 fn looks(plan: &Plan) -> f64 {
-    let Some(every) = plan.hyperparameters.eval_steps else { return 0.0 };
-    let is_look = |step: &u64| {
-        step.is_multiple_of(plan.steps_per_epoch) || step.is_multiple_of(u64::from(every))
-    };
-    (1..=plan.total_steps).filter(is_look).count() as f64
+    (1..=plan.total_steps).filter(|step| plan.looks_after(*step)).count() as f64
 }
 
 /// What trains of a model, known before it is loaded.
