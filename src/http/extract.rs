@@ -140,7 +140,8 @@ impl Query {
     /// `after` and `limit`. A limit above `most` is lowered to it.
     pub fn page(&self, default: u32, most: u32) -> Result<PageRequest, ApiError> {
         let limit = match self.get("limit") {
-            None => default,
+            // What openai-node makes of null.
+            None | Some("") => default,
             Some(text) => match text.parse::<u32>() {
                 Ok(limit) if limit > 0 => limit.min(most),
                 Err(error) if *error.kind() == IntErrorKind::PosOverflow => most,
