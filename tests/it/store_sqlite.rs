@@ -2,13 +2,16 @@
 //! folder, no locks that callers see.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use hone::clock::SystemClock;
 use hone::file::FilePurpose;
 use hone::job::{EventKind, EventLevel, NewEvent};
 use hone::project::Project;
-use hone::store::{KeyStore, MetadataFilter, Order, Store, StoreError, sqlite};
+use hone::store::{
+    EarlierRequest, KeyStore, MetadataFilter, Order, RequestKey, Store, StoreError, sqlite,
+};
 use sqlx::{Connection, Row};
 
 use crate::store_support::{ANY_NUMBER, Fixture, api_key, file, first, job};
@@ -95,6 +98,74 @@ async fn the_database_keeps_a_write_ahead_log_and_refuses_rows_that_contradict_t
         let message = result.expect_err(contradiction).to_string();
         assert!(message.contains("CHECK"), "{contradiction}: {message}");
     }
+}
+
+/// A database as the version before projects left it: its first six migrations, and a row of each kind.
+async fn before_projects(folder: &Path) {
+    let migrations = tempfile::tempdir().expect("a folder");
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+    for entry in std::fs::read_dir(all).expect("reads") {
+        let entry = entry.expect("an entry");
+        if entry.file_name().to_string_lossy().as_ref() < "0007" {
+            std::fs::copy(entry.path(), migrations.path().join(entry.file_name())).expect("copies");
+        }
+    }
+    let path = folder.join(sqlite::DATABASE_FILE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let pool = sqlx::SqlitePool::connect_with(options).await.expect("connects");
+    let migrator = sqlx::migrate::Migrator::new(migrations.path()).await.expect("migrations");
+    migrator.run(&pool).await.expect("an old database");
+    for statement in [
+        "INSERT INTO files (id, bytes, created_at, filename, purpose, sha256, blob_key)
+         VALUES ('file-1', 3, 9, 'a', 'fine-tune', 'x', 'k1'), ('file-2', 3, 9, 'b', 'user_data', 'x', 'k2')",
+        r#"INSERT INTO jobs (id, created_at, finished_at, model, fine_tuned_model, status,
+                             training_file, result_files, hyperparameters, seed, trained_steps, attempt)
+           VALUES ('ftjob-1', 9, 10, 'm', 'ft:m', 'succeeded', 'file-1', '[]', '{}', 1, 5, 1)"#,
+        "INSERT INTO models (id, created_at, base_model, job_id, config_file, weights_file, is_checkpoint)
+         VALUES ('ft:m', 10, 'm', 'ftjob-1', 'file-2', 'file-2', 0)",
+        "INSERT INTO request_keys (key, digest, job_id, created_at) VALUES ('k', 'd', 'ftjob-1', 9)",
+        "INSERT INTO uploads (id, created_at, expires_at, bytes, filename, purpose, status)
+         VALUES ('upload_1', 9, 9999999999, 3, 'c', 'fine-tune', 'pending')",
+    ] {
+        sqlx::query(statement).execute(&pool).await.expect(statement);
+    }
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn what_was_made_before_there_were_projects_lies_in_the_default_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    before_projects(folder.path()).await;
+    let store = sqlite::open(folder.path(), Arc::new(SystemClock)).await.expect("opens");
+    let default = Project::default();
+    let files = store.list_files(&default, None, Order::Ascending, &first(9)).await.expect("lists");
+    assert_eq!(
+        files.items.iter().map(|file| file.id.as_str()).collect::<Vec<_>>(),
+        ["file-1", "file-2"]
+    );
+    let none = MetadataFilter::Pairs(BTreeMap::new());
+    let jobs = store.list_jobs(&default, &none, &first(9)).await.expect("lists");
+    assert_eq!(jobs.items.len(), 1);
+    assert_eq!(store.list_models(&default).await.expect("lists")[0].id, "ft:m");
+    let upload = store.upload("upload_1").await.expect("reads").expect("is there");
+    assert_eq!(upload.project, default);
+    let request = |project: &Project| RequestKey {
+        project: project.clone(),
+        key: "k".to_owned(),
+        digest: "d".to_owned(),
+    };
+    let earlier = store.earlier_request(&request(&default)).await.expect("looks");
+    assert!(matches!(earlier, Some(EarlierRequest::Same(job)) if job.id == "ftjob-1"));
+    let other = Project::stored("other".to_owned());
+    assert_eq!(store.earlier_request(&request(&other)).await.expect("looks"), None);
+    assert!(
+        store
+            .list_files(&other, None, Order::Ascending, &first(9))
+            .await
+            .expect("lists")
+            .items
+            .is_empty()
+    );
 }
 
 #[tokio::test]
