@@ -4,12 +4,13 @@
 //! marks it with `{% generation %}`, or the conversation is rendered a second time with another text
 //! in the assistant's place, and everything around it must stay the same.
 
+mod json;
+
 use std::ops::{Range, RangeInclusive};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value};
-use serde::Serialize;
 
 use crate::dataset::{Message, Role};
 
@@ -120,7 +121,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_filter("tojson", to_json);
+        environment.add_filter("tojson", json::to_json);
         environment.add_filter(GENERATION_FILTER, |text: &str| {
             format!("{GENERATION_BEGINS}{text}{GENERATION_ENDS}")
         });
@@ -571,58 +572,4 @@ fn mark_generation(source: &str) -> String {
 /// The innermost reason of a template's error.
 fn describe(error: &Error) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
-}
-
-/// JSON as Python's `json.dumps` writes it: a space behind commas and colons, no escapes for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Other options of json.dumps do not change what templates use it for.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let failed = |error: serde_json::Error| {
-        Error::new(ErrorKind::InvalidOperation, format!("tojson failed: {error}"))
-    };
-    let mut bytes = Vec::new();
-    match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, pretty);
-            value.serialize(&mut serializer).map_err(failed)?;
-        }
-        None => {
-            let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);
-            value.serialize(&mut serializer).map_err(failed)?;
-        }
-    }
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Value::from_safe_string(text))
-}
-
-/// One line with a space behind commas and colons.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
