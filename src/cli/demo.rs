@@ -80,12 +80,14 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
         cors: Cors::default(),
     };
     let server = start(&serve).await?;
+    let data_dir = args.folders.data_dir.display();
+    ensure!(
+        !server.demands_keys().await?,
+        "{data_dir} belongs to a server whose clients need API keys, and the demo has none: give it \
+         another folder with --data-dir"
+    );
     let client = Client::new(&server);
-    say(format!(
-        "hone listens on {}, its data lies in {}",
-        client.base,
-        args.folders.data_dir.display()
-    ));
+    say(format!("hone listens on {}, its data lies in {data_dir}", client.base));
 
     say("\n3. The data and the job");
     let file = client.upload("lighthouse.jsonl", EXAMPLES).await?;

@@ -150,6 +150,11 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
 }
 
 impl RunningServer {
+    /// Whether requests need an API key by now.
+    pub async fn demands_keys(&self) -> anyhow::Result<bool> {
+        Ok(self.store.has_api_keys().await?)
+    }
+
     /// Stops the running job at a checkpoint, lets running requests end, closes the database.
     pub async fn shutdown(self) -> anyhow::Result<()> {
         self.shutdown.cancel();

@@ -13,7 +13,7 @@ use hone::train::engine::{BackendKind, LoraSettings, Responder};
 use hone::train::protocol::{Progress, RunSpec};
 use hone::train::run::run;
 
-use crate::server::{Server, chat_lines};
+use crate::server::{Server, chat_lines, make_key};
 use crate::training::Trainer;
 use crate::whole_models::untied;
 
@@ -80,6 +80,19 @@ fn the_demo_teaches_a_real_model_and_shows_it() {
     for file in ["adapter_config.json", "adapter_model.safetensors", "step_metrics.csv"] {
         assert!(folder.path().join("demo-adapter").join(file).is_file(), "{file}");
     }
+}
+
+#[test]
+fn the_demo_leaves_a_folder_that_has_keys_alone_and_says_why() {
+    let Some(models_dir) = models_dir() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    make_key(folder.path(), "team-a");
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_hone"));
+    demo.args(["demo", "--data-dir"]).arg(folder.path()).arg("--models-dir").arg(&models_dir);
+    let output = demo.output().expect("it runs");
+    assert!(!output.status.success());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("API keys") && message.contains("--data-dir"), "{message}");
 }
 
 /// Logits of the first examples of a file, as a safetensors file for PEFT to be compared with.
