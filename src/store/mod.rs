@@ -184,7 +184,7 @@ pub enum ResumeOutcome {
 #[derive(Debug, Clone, PartialEq)]
 pub enum DeleteFileOutcome {
     /// The row is gone; the caller removes the blob.
-    Deleted(FileRecord),
+    Deleted(Box<FileRecord>),
     /// A job that has not ended uses it.
     UsedByJob(String),
     /// A model that still answers needs it.

@@ -131,7 +131,7 @@ async fn a_project_lists_its_own_and_its_jobs_take_its_own() {
 
     let any = MetadataFilter::Pairs(BTreeMap::new());
     let jobs = store.list_jobs(&ours, &any, &first(10)).await.expect("lists").items;
-    assert_eq!(jobs, [our_job.clone()]);
+    assert_eq!(jobs, std::slice::from_ref(&our_job));
     let files = store.list_files(&ours, None, Order::Ascending, &first(10)).await.expect("lists");
     assert_eq!(files.items, [our_file]);
     let after = |id: &str| PageRequest { after: Some(id.to_owned()), limit: 10 };
@@ -792,7 +792,7 @@ async fn a_file_stays_as_long_as_something_needs_it() {
     store.finish_succeeded(&claim, &success).await.expect("ends");
 
     let deleted = store.delete_file(&training.id).await.expect("asks");
-    assert_eq!(deleted, DeleteFileOutcome::Deleted(training.clone()));
+    assert_eq!(deleted, DeleteFileOutcome::Deleted(Box::new(training.clone())));
     assert_eq!(store.delete_file(&training.id).await.expect("asks"), DeleteFileOutcome::NotFound);
     for (files, model) in
         [(&checkpoint_files, &checkpoint_model.id), (&success.files, &success.model.id)]
@@ -1008,7 +1008,7 @@ async fn deleting_a_model_keeps_the_job_and_frees_the_files() {
     assert_eq!((job.status, job.fine_tuned_model), (JobStatus::Succeeded, Some(success.model.id)));
     assert_eq!(job.result_files, success.result_files);
     let deleted = store.delete_file(&success.files[1].id).await.expect("asks");
-    assert_eq!(deleted, DeleteFileOutcome::Deleted(success.files[1].clone()));
+    assert_eq!(deleted, DeleteFileOutcome::Deleted(Box::new(success.files[1].clone())));
 }
 
 #[tokio::test]

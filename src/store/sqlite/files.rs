@@ -139,7 +139,7 @@ pub(super) async fn delete(
         return Ok(DeleteFileOutcome::UsedByModel(model));
     }
     sqlx::query("DELETE FROM files WHERE id = $1").bind(id).execute(connection).await?;
-    Ok(DeleteFileOutcome::Deleted(file))
+    Ok(DeleteFileOutcome::Deleted(Box::new(file)))
 }
 
 /// Removes the rows of files that have expired, unless a job that has not ended or a model needs
