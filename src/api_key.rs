@@ -1,5 +1,7 @@
 //! API keys: what a client shows to be let in, and what is remembered of it.
 
+use std::time::Duration;
+
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
@@ -11,6 +13,10 @@ const PREFIX: &str = "sk-hone-";
 
 /// How many random bytes a key has.
 const KEY_BYTES: usize = 32;
+
+/// How long a server goes on with what it knows of a key. Whoever makes or revokes one in another
+/// process waits as long before saying that it is done.
+pub const REMEMBERED: Duration = Duration::from_millis(100);
 
 /// The key itself. It is shown when it is made and kept nowhere: neither the store nor a log has it.
 pub struct ApiKeySecret(SecretString);
@@ -46,7 +52,7 @@ impl std::fmt::Debug for ApiKeySecret {
 }
 
 /// SHA-256 of a key, lower-case hex. No slow hash: 256 random bits cannot be guessed from it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyDigest(String);
 
 impl KeyDigest {

@@ -14,6 +14,7 @@ mod files;
 mod fine_tuning;
 mod health;
 mod inspection;
+mod known_keys;
 mod limit;
 mod models;
 mod openapi;

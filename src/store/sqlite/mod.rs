@@ -16,18 +16,21 @@ mod open;
 mod permissions;
 mod progress;
 mod queue;
+mod recent;
 mod request_keys;
 mod rows;
 mod uploads;
 mod webhooks;
 
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
+use recent::{Commits, Recent};
 
 use super::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
@@ -50,6 +53,11 @@ pub struct SqliteStore {
     /// Connections that only read.
     readers: SqlitePool,
     clock: Arc<dyn Clock>,
+    commits: Commits,
+    /// By id.
+    recent_jobs: Recent<String, Job>,
+    /// By job, cursor and limit.
+    recent_events: Recent<(String, Option<String>, u32), Page<JobEvent>>,
     /// Locked, unless a server beside this process has the folder; the lock goes when the file is
     /// closed.
     _lock: Option<File>,
@@ -58,8 +66,10 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Begins a transaction that may write from its first statement on. A transaction that starts
     /// as a reader and then writes can fail at that point, whatever the busy timeout.
-    async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    async fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let counted = CountedWhenDropped(self.commits.clone());
+        Ok(WriteTransaction { transaction, counted })
     }
 
     /// Waits for running statements and closes every connection; SQLite then folds its log into
@@ -67,6 +77,44 @@ impl SqliteStore {
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+/// A transaction that writes. However it ends, what was read before is not given again after.
+struct WriteTransaction {
+    // Ends before it is counted: fields are dropped in this order.
+    transaction: Transaction<'static, Sqlite>,
+    counted: CountedWhenDropped,
+}
+
+impl WriteTransaction {
+    async fn commit(self) -> Result<(), sqlx::Error> {
+        let Self { transaction, counted } = self;
+        let outcome = transaction.commit().await;
+        drop(counted);
+        outcome
+    }
+}
+
+impl Deref for WriteTransaction {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for WriteTransaction {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+}
+
+struct CountedWhenDropped(Commits);
+
+impl Drop for CountedWhenDropped {
+    fn drop(&mut self) {
+        self.0.count();
     }
 }
 
@@ -199,7 +247,16 @@ impl Store for SqliteStore {
     }
 
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
-        jobs::by_id(&mut *self.readers.acquire().await?, id).await
+        let now = self.commits.now();
+        let key = id.to_owned();
+        if let Some(job) = self.recent_jobs.get(&key, now) {
+            return Ok(Some(job));
+        }
+        let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
+        if let Some(job) = &job {
+            self.recent_jobs.keep(key, now, job.clone());
+        }
+        Ok(job)
     }
 
     async fn list_jobs(
@@ -245,8 +302,15 @@ impl Store for SqliteStore {
         job_id: &str,
         page: &PageRequest,
     ) -> Result<Page<JobEvent>, StoreError> {
+        let now = self.commits.now();
+        let key = (job_id.to_owned(), page.after.clone(), page.limit);
+        if let Some(events) = self.recent_events.get(&key, now) {
+            return Ok(events);
+        }
         let reader = &mut *self.readers.acquire().await?;
-        events::list(reader, job_id, Order::Descending, page).await
+        let events = events::list(reader, job_id, Order::Descending, page).await?;
+        self.recent_events.keep(key, now, events.clone());
+        Ok(events)
     }
 
     async fn follow_events(

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::SqlitePool;
+use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteStore;
+use super::recent::{Commits, Recent};
 use crate::clock::Clock;
 use crate::store::StoreError;
 
@@ -32,6 +34,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections that read side by side.
 const READERS: u32 = 4;
+
+/// A connection to a file of this machine does not break while nobody uses it, and to ask it costs each
+/// statement a second turn on its thread.
+const TEST_BEFORE_ACQUIRE: bool = false;
 
 /// Embedded, so that the binary brings its schema along. A new migration file is only noticed when
 /// this file is compiled again.
@@ -108,12 +114,15 @@ async fn connect(data_dir: &Path) -> Result<(SqlitePool, SqliteConnectOptions), 
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT);
+        .busy_timeout(BUSY_TIMEOUT)
+        // Each statement would be timed for the log, whether or not anybody reads it.
+        .disable_statement_logging();
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
+        .test_before_acquire(TEST_BEFORE_ACQUIRE)
         .connect_with(options.clone())
         .await
         .map_err(|error| {
@@ -136,9 +145,18 @@ async fn with_readers(
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(TEST_BEFORE_ACQUIRE)
         .connect_with(options.pragma("query_only", "ON"))
         .await?;
-    Ok(SqliteStore { writer, readers, clock, _lock: lock })
+    Ok(SqliteStore {
+        writer,
+        readers,
+        clock,
+        commits: Commits::default(),
+        recent_jobs: Recent::new(),
+        recent_events: Recent::new(),
+        _lock: lock,
+    })
 }
 
 /// What came of trying to take a folder.
