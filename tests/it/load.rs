@@ -5,8 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reqwest::multipart::{Form, Part};
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::real_model::models_dir;
@@ -49,9 +51,48 @@ async fn long_job(server: &Server, model: &str) -> String {
     id
 }
 
+/// One client's connection, kept. No more than a client has to do: what is measured is the server, and
+/// both share the cores.
+struct Connection {
+    stream: TcpStream,
+    host: String,
+    received: Vec<u8>,
+}
+
+impl Connection {
+    async fn open(host: &str) -> Self {
+        let stream = TcpStream::connect(host).await.expect("it listens");
+        stream.set_nodelay(true).expect("a socket");
+        Self { stream, host: host.to_owned(), received: Vec::new() }
+    }
+
+    /// The body of the reply to a GET, which must be 200.
+    async fn get(&mut self, path: &str) -> &[u8] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
+        self.stream.write_all(request.as_bytes()).await.expect("the connection holds");
+        self.received.clear();
+        loop {
+            let count = self.stream.read_buf(&mut self.received).await.expect("the connection holds");
+            assert_ne!(count, 0, "the server has closed the connection");
+            let Some(end) = self.received.windows(4).position(|four| four == b"\r\n\r\n") else {
+                continue;
+            };
+            let head = str::from_utf8(&self.received[..end]).expect("text");
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+            let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+            let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length: usize = length.expect("a length").1.parse().expect("a number");
+            if self.received.len() == end + 4 + length {
+                return &self.received[end + 4..];
+            }
+        }
+    }
+}
+
 /// One client: asks in turn for the job and for a page of its events, at fixed times whether or not
 /// the server keeps up. How long each answer took from when it was due, in milliseconds.
-async fn watch(client: Client, job: String, number: u32, load: Load) -> Vec<f64> {
+async fn watch(host: String, job: String, number: u32, load: Load) -> Vec<f64> {
+    let mut connection = Connection::open(&host).await;
     let interval = Duration::from_secs(1) * CLIENTS / load.per_second;
     let begin = tokio::time::Instant::now() + interval * number / CLIENTS;
     let mut after = String::new();
@@ -60,17 +101,14 @@ async fn watch(client: Client, job: String, number: u32, load: Load) -> Vec<f64>
         let due = begin + interval * turn;
         tokio::time::sleep_until(due).await;
         let is_page = turn % 2 == 1;
-        let url = match is_page {
-            true => format!("{job}/events?limit=20&after={after}"),
-            false => job.clone(),
+        let path = match is_page {
+            true => format!("/v1/fine_tuning/jobs/{job}/events?limit=20&after={after}"),
+            false => format!("/v1/fine_tuning/jobs/{job}"),
         };
-        let reply = client.get(url).send().await.expect("the connection holds");
-        let status = reply.status();
-        let body = reply.bytes().await.expect("a body");
+        let body = connection.get(&path).await;
         waits.push(due.elapsed().as_secs_f64() * 1e3);
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
         if is_page {
-            let page: Value = serde_json::from_slice(&body).expect("JSON");
+            let page: Value = serde_json::from_slice(body).expect("JSON");
             let last = page["data"].as_array().and_then(|data| data.last());
             after = match (page["has_more"].as_bool(), last) {
                 (Some(true), Some(last)) => last["id"].as_str().expect("an id").to_owned(),
@@ -83,12 +121,10 @@ async fn watch(client: Client, job: String, number: u32, load: Load) -> Vec<f64>
 
 /// Every client at once; all their waits, shortest first.
 async fn watch_all(server: &Server, job: &str, load: Load) -> Vec<f64> {
-    // One pool of connections, in which as many stay open as there are clients.
-    let client = Client::builder().no_proxy().build().expect("a client");
-    let url = format!("{}/v1/fine_tuning/jobs/{job}", server.base);
+    let host = server.base.trim_start_matches("http://");
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        clients.spawn(watch(client.clone(), url.clone(), number, load));
+        clients.spawn(watch(host.to_owned(), job.to_owned(), number, load));
     }
     let mut waits = clients.join_all().await.concat();
     waits.sort_unstable_by(f64::total_cmp);
