@@ -136,6 +136,18 @@ pub struct PairBackward<'a, B: Backend> {
 /// A result and, where there is a pair, x · aᵀ.
 pub type AdaptedResult<B> = (<B as Backend>::Matrix, Option<<B as Backend>::Matrix>);
 
+/// A tensor that an optimiser moves.
+pub struct Moved<'a, B: Backend> {
+    /// The tensor.
+    pub parameter: &'a mut B::Matrix,
+    /// Its gradient.
+    pub gradient: &'a B::Matrix,
+    /// Adam's first moment of it.
+    pub first: &'a mut B::Matrix,
+    /// Adam's second moment of it.
+    pub second: &'a mut B::Matrix,
+}
+
 /// A device and how it computes.
 pub trait Backend: Send + Sized + 'static {
     /// A matrix of 32-bit floats on the device.
@@ -455,13 +467,10 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Sum of the squares of all elements of all `matrices`.
     fn sum_of_squares(&self, matrices: &[&Self::Matrix]) -> Outcome<f64>;
-    /// One AdamW step of one tensor; the gradient is scaled by `gradient_factor` first.
+    /// One AdamW step of `tensors`; the gradients are scaled by `gradient_factor` first.
     fn adamw(
         &self,
-        parameter: &mut Self::Matrix,
-        gradient: &Self::Matrix,
-        first: &mut Self::Matrix,
-        second: &mut Self::Matrix,
+        tensors: Vec<Moved<'_, Self>>,
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()>;

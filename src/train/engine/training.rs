@@ -6,7 +6,7 @@ use super::{
     AdamWStep, Engine, EngineError, FrozenUse, LoadEngineError, LossSums, NamedTensors, Part,
     Preference, PreferenceOutcome, Sequence, TOKENS_AT_ONCE, Tuning,
 };
-use crate::train::backend::{Backend, RowLoss};
+use crate::train::backend::{Backend, Moved, RowLoss};
 use crate::train::config::ModelConfig;
 use crate::train::cost::Cost;
 use crate::train::decoder::Decoder;
@@ -269,10 +269,14 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 .matrices_mut()
                 .zip(self.gradients.matrices())
                 .zip(self.first_moments.matrices_mut())
-                .zip(self.second_moments.matrices_mut());
-            for (((parameter, gradient), first), second) in tensors {
-                backend.adamw(parameter, gradient, first, second, step, factor)?;
-            }
+                .zip(self.second_moments.matrices_mut())
+                .map(|(((parameter, gradient), first), second)| Moved {
+                    parameter,
+                    gradient,
+                    first,
+                    second,
+                });
+            backend.adamw(tensors.collect(), step, factor)?;
             self.take_in_trained()?;
         }
         self.gradients = self.gradients.zeros_like(&self.decoder)?;

@@ -37,7 +37,7 @@ use self::crossing::Crossing;
 #[cfg(test)]
 pub use self::crossing::Transfers;
 use self::dropout::Mask;
-use super::{AttentionShape, Backend, LoraPair, Norm, Outcome, RopeTable, RowLoss, Segment};
+use super::{AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, RopeTable, RowLoss, Segment};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
 use crate::train::random::Stream;
@@ -570,22 +570,21 @@ impl Backend for CandleBackend {
 
     fn adamw(
         &self,
-        parameter: &mut Tensor,
-        gradient: &Tensor,
-        first: &mut Tensor,
-        second: &mut Tensor,
+        tensors: Vec<Moved<'_, Self>>,
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()> {
-        let gradient = (gradient * gradient_factor)?;
-        *first = ((&*first * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
-        *second = ((&*second * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
         let correction1 = 1.0 - step.beta1.powf(step.step as f64);
         let correction2 = 1.0 - step.beta2.powf(step.step as f64);
-        let denominator = ((second.sqrt()? / correction2.sqrt())? + step.epsilon)?;
-        let update = ((&*first / denominator)? * (step.learning_rate / correction1))?;
-        let kept = (&*parameter * (1.0 - step.learning_rate * step.weight_decay))?;
-        *parameter = (kept - update)?;
+        for Moved { parameter, gradient, first, second } in tensors {
+            let gradient = (gradient * gradient_factor)?;
+            *first = ((&*first * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
+            *second = ((&*second * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
+            let denominator = ((second.sqrt()? / correction2.sqrt())? + step.epsilon)?;
+            let update = ((&*first / denominator)? * (step.learning_rate / correction1))?;
+            let kept = (&*parameter * (1.0 - step.learning_rate * step.weight_decay))?;
+            *parameter = (kept - update)?;
+        }
         Ok(())
     }
 }

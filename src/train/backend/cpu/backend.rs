@@ -18,7 +18,7 @@ use super::rope;
 use super::tile::Store;
 use super::vector;
 use crate::train::backend::{
-    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Norm, Outcome,
+    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm, Outcome,
     RopeTable, RowLoss, Segment,
 };
 use crate::train::config::{Activation, NormKind};
@@ -27,6 +27,9 @@ use crate::train::random::Stream;
 
 /// Rows of logits that exist at once: 256 of 49,152 are 50 MB.
 pub const HEAD_CHUNK: usize = 256;
+
+/// Tensors of an adapter, some ten thousand numbers each, that an optimiser's task moves at least.
+const TENSORS_PER_TASK: usize = 16;
 
 /// The CPU, on the threads of rayon's pool.
 pub struct CpuBackend {
@@ -581,18 +584,26 @@ impl Backend for CpuBackend {
             let chunk = Rows { values: &x.values()[first * columns..][..rows * columns], columns };
             let mut logits = self.pool.take(rows, head.forward.outputs);
             self.times(chunk, &head.forward, logits.values_mut());
+            let mut scales = self.pool.take(1, rows);
+            let backward = factors.map(|factors| loss::Backward {
+                factors: &factors[first..first + rows],
+                scales: scales.values_mut(),
+            });
             loss::cross_entropy(
                 self.isa,
                 logits.values_mut(),
                 &targets[first..first + rows],
                 soft_cap,
-                factors.map(|factors| &factors[first..first + rows]),
+                backward,
                 &mut losses[first..first + rows],
             );
             if let (Some(gradient), Some(packed)) = (&mut gradient, &head.backward) {
                 let into = &mut gradient.values_mut()[first * columns..][..rows * columns];
                 let logits = Rows { values: logits.values(), columns: logits.columns() };
                 self.times(logits, packed, into);
+                for (row, scale) in into.chunks_exact_mut(columns).zip(scales.values()) {
+                    vector::scale(self.isa, row, *scale);
+                }
             }
         }
         Ok((losses, gradient))
@@ -603,29 +614,28 @@ impl Backend for CpuBackend {
     }
 
     fn sum_of_squares(&self, matrices: &[&Matrix]) -> Outcome<f64> {
-        let of = |matrix: &&Matrix| -> f64 {
-            matrix.values().iter().map(|x| f64::from(*x) * f64::from(*x)).sum()
-        };
+        let of = |matrix: &&Matrix| vector::sum_of_squares(self.isa, matrix.values());
         Ok(matrices.iter().map(of).sum())
     }
 
     fn adamw(
         &self,
-        parameter: &mut Matrix,
-        gradient: &Matrix,
-        first: &mut Matrix,
-        second: &mut Matrix,
+        tensors: Vec<Moved<'_, Self>>,
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()> {
-        super::adamw::update(
-            self.isa,
-            parameter.values_mut(),
-            gradient.values(),
-            first.values_mut(),
-            second.values_mut(),
-            &super::adamw::Rates::new(step, gradient_factor),
-        );
+        let rates = super::adamw::Rates::new(step, gradient_factor);
+        tensors.into_par_iter().with_min_len(TENSORS_PER_TASK).for_each(|tensor| {
+            let Moved { parameter, gradient, first, second } = tensor;
+            super::adamw::update(
+                self.isa,
+                parameter.values_mut(),
+                gradient.values(),
+                first.values_mut(),
+                second.values_mut(),
+                &rates,
+            );
+        });
         Ok(())
     }
 }

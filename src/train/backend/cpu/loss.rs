@@ -6,44 +6,65 @@ use super::isa::Isa;
 use super::vector;
 use crate::train::backend::RowLoss;
 
-/// Cross entropy of each row of `logits` (`[rows, vocabulary]`) against its target. With
-/// `factors`, one a row, the logits become the gradient of (factor · loss), through the soft cap
-/// where there is one; without they are left as they are, capped.
+/// What a backward pass follows with.
+pub struct Backward<'a> {
+    /// The gradient wanted is that of Σ factors\[row\] · loss\[row\].
+    pub factors: &'a [f32],
+    /// What each row of logits is to be multiplied with to be that gradient. Behind the head a row is
+    /// shorter by far, so there it is done.
+    pub scales: &'a mut [f32],
+}
+
+/// Cross entropy of each row of `logits` (`[rows, vocabulary]`) against its target. With `backward`
+/// the logits become their gradient but for a scale of each row, through the soft cap where there is
+/// one; without it they are left as they are, capped.
 pub fn cross_entropy(
     isa: Isa,
     logits: &mut [f32],
     targets: &[u32],
     soft_cap: Option<f32>,
-    factors: Option<&[f32]>,
+    backward: Option<Backward<'_>>,
     losses: &mut [RowLoss],
 ) {
     let vocabulary = logits.len() / targets.len().max(1);
     let rows = logits.par_chunks_exact_mut(vocabulary.max(1));
-    rows.zip(targets).zip(losses.par_iter_mut()).enumerate().for_each(|(at, one)| {
-        let ((row, target), loss) = one;
-        if let Some(cap) = soft_cap {
-            vector::soft_cap(isa, row, cap);
+    let rows = rows.zip(targets).zip(losses);
+    match backward {
+        None => rows.for_each(|((row, target), loss)| {
+            if let Some(cap) = soft_cap {
+                vector::soft_cap(isa, row, cap);
+            }
+            let (most, at_target) = judge(isa, row, *target as usize, loss);
+            loss.loss = most + sum_of_exp(isa, row, most).ln() - at_target;
+        }),
+        Some(Backward { factors, scales }) => {
+            rows.zip(factors).zip(scales).for_each(|((((row, target), loss), factor), scale)| {
+                if let Some(cap) = soft_cap {
+                    vector::soft_cap(isa, row, cap);
+                }
+                let target = *target as usize;
+                let (most, at_target) = judge(isa, row, target, loss);
+                // The softmax but for its division by the sum, and one less at the target.
+                let (sum, slope) = match soft_cap {
+                    None => (vector::exp_and_sum(isa, row, 1.0, most), 1.0),
+                    Some(cap) => {
+                        let bent = at_target / cap;
+                        (exp_sum_and_slope(isa, row, most, cap), 1.0 - bent * bent)
+                    }
+                };
+                row[target] -= sum * slope;
+                loss.loss = most + sum.ln() - at_target;
+                *scale = factor / sum;
+            });
         }
-        let target = *target as usize;
-        let most = vector::maximum(isa, row);
-        let at_target = row[target];
-        loss.correct = at_target == most && row.iter().position(|x| *x == most) == Some(target);
-        let factor = factors.map(|factors| factors[at]);
-        let sum = match (factor, soft_cap) {
-            (None, _) | (_, Some(_)) => sum_of_exp(isa, row, most),
-            (Some(_), None) => vector::exp_and_sum(isa, row, 1.0, most),
-        };
-        loss.loss = most + sum.ln() - at_target;
-        let Some(factor) = factor else {
-            return;
-        };
-        match soft_cap {
-            None => vector::scale(isa, row, factor / sum),
-            Some(cap) => capped_softmax_times(isa, row, most, factor / sum, cap),
-        }
-        let slope = soft_cap.map_or(1.0, |cap| 1.0 - (at_target / cap) * (at_target / cap));
-        row[target] -= factor * slope;
-    });
+    }
+}
+
+/// The largest logit and the target's; says whether they are one.
+fn judge(isa: Isa, row: &[f32], target: usize, loss: &mut RowLoss) -> (f32, f32) {
+    let (most, at_target) = (vector::maximum(isa, row), row[target]);
+    loss.correct = at_target == most && row.iter().position(|x| *x == most) == Some(target);
+    (most, at_target)
 }
 
 vector::for_each_isa! {
@@ -64,11 +85,16 @@ vector::for_each_isa! {
 }
 
 vector::for_each_isa! {
-    /// x becomes factor · e^(x - most), times the soft cap's derivative 1 - (x / cap)².
-    pub fn capped_softmax_times(isa, values: &mut [f32], most: f32, factor: f32, cap: f32) {
-        for value in values {
-            let bent = *value / cap;
-            *value = factor * vector::exp(*value - most) * (1.0 - bent * bent);
+    /// x becomes e^(x - most) times the soft cap's derivative 1 - (x / cap)²; Σ e^(x - most).
+    pub fn exp_sum_and_slope(isa, values: &mut [f32], most: f32, cap: f32) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        for block in values.chunks_mut(16) {
+            for (lane, value) in lanes.iter_mut().zip(block) {
+                let (power, bent) = (vector::exp(*value - most), *value / cap);
+                *lane += power;
+                *value = power * (1.0 - bent * bent);
+            }
         }
+        vector::add_lanes(lanes)
     }
 }

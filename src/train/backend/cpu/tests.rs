@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::activation::{self, Curve};
 use super::isa::Isa;
-use super::loss::cross_entropy;
+use super::loss::{Backward, cross_entropy};
 use super::norm;
 use super::rope;
 use crate::train::backend::RowLoss;
@@ -166,7 +166,12 @@ fn cross_entropy_equals_the_formula_and_its_slope() {
         for isa in levels() {
             let mut gradient = logits.clone();
             let mut losses = vec![RowLoss::default(); rows];
-            cross_entropy(isa, &mut gradient, &targets, cap, Some(&factors), &mut losses);
+            let mut scales = vec![0.0; rows];
+            let backward = Backward { factors: &factors, scales: &mut scales };
+            cross_entropy(isa, &mut gradient, &targets, cap, Some(backward), &mut losses);
+            for (row, scale) in gradient.chunks_mut(vocabulary).zip(&scales) {
+                row.iter_mut().for_each(|value| *value *= scale);
+            }
             let weighed = losses.iter().zip(&factors);
             let total: f64 = weighed.map(|(row, factor)| f64::from(row.loss * factor)).sum();
             assert!((total - formula(&wide(&logits))).abs() < 1e-4, "{isa:?}");

@@ -110,6 +110,20 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// Sum of the squares, in 64-bit floats.
+    pub fn sum_of_squares(isa, values: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        for block in values.chunks(LANES) {
+            for (lane, value) in lanes.iter_mut().zip(block) {
+                let value = f64::from(*value);
+                *lane = value.mul_add(value, *lane);
+            }
+        }
+        lanes.iter().sum()
+    }
+}
+
+for_each_isa! {
     /// Largest element; negative infinity of none.
     pub fn maximum(isa, values: &[f32]) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; LANES];
