@@ -27,8 +27,8 @@ const MOST_ROWS: usize = 96;
 /// Rows of a product so wide that tasks share its panels instead of its rows.
 const FEW_ROWS: usize = 256;
 
-/// Panels for each thread that make a product wide.
-const WIDE: usize = 16;
+/// Columns for each thread that make a product wide.
+const WIDE: usize = 768;
 
 /// A LoRA pair packed for one pass, with its scale in B.
 pub struct PackedPair {
@@ -141,11 +141,11 @@ pub fn forward(
         y[index] = Some(Target::new(results.y));
     }
     let room = x.words(isa) + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
-    let panels: usize = layers.iter().map(Layer::panels).sum();
+    let columns: usize = layers.iter().map(Layer::outputs).sum();
     let threads = rayon::current_num_threads();
     let whole =
         |layer: &Layer<'_>| Place { start: 0, stride: layer.outputs(), columns: layer.outputs() };
-    if rows <= tile_rows(1) || (rows <= FEW_ROWS && panels >= WIDE * threads) {
+    if rows <= tile_rows(isa, 1) || (rows <= FEW_ROWS && columns >= WIDE * threads) {
         with_words(rows * room, |words| {
             // SAFETY: all rows are this task's, the only one there is.
             let ready = unsafe { prepare(isa, &[x], layers, &inner, 0..rows, words) };
@@ -160,7 +160,7 @@ pub fn forward(
             }
         });
     } else {
-        let block = rows_of_a_task(rows);
+        let block = rows_of_a_task(isa, rows);
         (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
             let block = task * block..((task + 1) * block).min(rows);
             with_words(block.len() * room, |words| {
@@ -210,7 +210,7 @@ pub fn backward(
     }
     let room = gradients.iter().map(|gradient| gradient.words(isa)).sum::<usize>()
         + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
-    let block = rows_of_a_task(rows);
+    let block = rows_of_a_task(isa, rows);
     (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
         let block = task * block..((task + 1) * block).min(rows);
         with_words(block.len() * room, |words| {
@@ -256,10 +256,10 @@ pub fn pair_gradients(
 }
 
 /// Rows of one task: few enough for the cache, and as many tasks for one thread as for another.
-fn rows_of_a_task(rows: usize) -> usize {
+fn rows_of_a_task(isa: Isa, rows: usize) -> usize {
     let threads = rayon::current_num_threads();
     let tasks = rows.div_ceil(MOST_ROWS).next_multiple_of(threads).max(1);
-    rows.div_ceil(tasks).next_multiple_of(tile_rows(1)).max(1)
+    rows.div_ceil(tasks).next_multiple_of(tile_rows(isa, 1)).max(1)
 }
 
 /// A task's rows in words: those of its inputs, one for all layers or one for each, and those between

@@ -1,6 +1,7 @@
 //! The innermost loops of every matrix product: one tile of the result at a time, held in registers.
 //!
-//! A tile has some rows and up to four [`UNIT`]s of columns, 24 registers of sums together. It is the
+//! A tile has some rows and up to four [`UNIT`]s of columns, 24 registers of sums together (with AVX2 six
+//! rows by one unit after the other, twelve registers). It is the
 //! sum of [`Term`]s, each over `depth` words: an element of the left side (any strides) times a row of
 //! the right side (contiguous, any stride between). Sums run in the order of the terms and their
 //! depth, whatever the number of threads, so results repeat exactly.
@@ -18,9 +19,10 @@ pub const MOST_UNITS: usize = 4;
 /// Most rows of a tile, whatever its width.
 const MOST_ROWS: usize = 8;
 
-/// Rows of a tile of so many units that fill the registers: 24 sums of 32 registers.
-pub fn tile_rows(units: usize) -> usize {
-    if units == MOST_UNITS { 6 } else { MOST_ROWS }
+/// Rows of a tile of so many units that fill the registers: 24 sums of 32 registers, and 12 of the 16
+/// that AVX2 has.
+pub fn tile_rows(isa: Isa, units: usize) -> usize {
+    if units == MOST_UNITS || isa == Isa::Avx2 { 6 } else { MOST_ROWS }
 }
 
 /// Where the words of the left side lie: word (row, depth) at `start + row * row_stride + depth *
@@ -146,7 +148,7 @@ pub unsafe fn multiply(
     }
     // The kernels read and write without bounds checks; these lines are what makes that sound.
     let units = place.columns.div_ceil(UNIT);
-    assert!(units <= MOST_UNITS && rows <= tile_rows(units));
+    assert!(units <= MOST_UNITS && rows <= tile_rows(isa, units));
     assert!(place.start + (rows - 1) * place.stride + place.columns <= target.length);
     for Term { left, right, depth } in terms {
         let Some(last) = depth.checked_sub(1) else { continue };
@@ -163,17 +165,13 @@ pub unsafe fn multiply(
             match isa {
                 Isa::Bf16 => return x86::bf16(rows, units, terms, store, out, place),
                 Isa::Avx512 => return x86::avx512(rows, units, terms, store, out, place),
-                _ => {}
+                Isa::Avx2 => return x86::avx2(rows, units, terms, store, out, place),
+                Isa::Portable => {}
             }
         }
     }
     let mut tile = [0.0; MOST_ROWS * MOST_UNITS * UNIT];
-    match isa {
-        // SAFETY: as above; the tile has room for every row of whole units.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::avx2(rows, units, terms, &mut tile) },
-        _ => portable(rows, units, terms, &mut tile),
-    }
+    portable(rows, units, terms, &mut tile);
     for (row, from) in tile.chunks_exact(MOST_UNITS * UNIT).take(rows).enumerate() {
         // SAFETY: a row of the place, which is the caller's.
         let into = unsafe { target.part(place.start + row * place.stride, place.columns) };
@@ -212,7 +210,7 @@ fn portable(rows: usize, units: usize, terms: &[Term<'_>], tile: &mut Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{MOST_UNITS, Place, Store, Term, Tile, UNIT};
+    use super::{Place, Store, Term, UNIT};
 
     /// Calls a kernel compiled for the number of rows; a macro because both are constants of its type.
     macro_rules! for_rows {
@@ -420,66 +418,114 @@ mod x86 {
         }
     }
 
-    /// Four rows by one unit at a time: eight sums, which hide the latency of the multiply-add.
+    /// One unit after the other.
     ///
     /// # Safety
-    /// The CPU has AVX2 and FMA; rows, units, depths and strides stay inside of the slices.
+    /// The CPU has AVX2 and FMA; rows, units, depths and strides stay inside of the slices, and the
+    /// place is the caller's.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(rows: usize, units: usize, terms: &[Term<'_>], tile: &mut Tile) {
+    pub(super) unsafe fn avx2(
+        rows: usize,
+        units: usize,
+        terms: &[Term<'_>],
+        store: Store,
+        out: *mut f32,
+        place: Place,
+    ) {
         for unit in 0..units {
-            for row in (0..rows).step_by(4) {
-                // SAFETY: the caller's promise, for a part of the tile.
-                unsafe {
-                    match rows - row {
-                        1 => avx2_part::<1>(row, unit, terms, tile),
-                        2 => avx2_part::<2>(row, unit, terms, tile),
-                        3 => avx2_part::<3>(row, unit, terms, tile),
-                        _ => avx2_part::<4>(row, unit, terms, tile),
-                    }
+            let first = unit * UNIT;
+            let columns = (place.columns - first).min(UNIT);
+            // SAFETY: the caller's promise, for the columns of a unit.
+            unsafe {
+                let out = out.add(first);
+                let place = Place { columns, ..place };
+                match rows {
+                    6 => avx2_tile::<6>(first, terms, store, out, place),
+                    5 => avx2_tile::<5>(first, terms, store, out, place),
+                    4 => avx2_tile::<4>(first, terms, store, out, place),
+                    3 => avx2_tile::<3>(first, terms, store, out, place),
+                    2 => avx2_tile::<2>(first, terms, store, out, place),
+                    _ => avx2_tile::<1>(first, terms, store, out, place),
                 }
             }
         }
     }
 
     /// # Safety
-    /// As [`avx2`], for `ROWS` rows from `row` and the columns of `unit`.
+    /// As [`avx2`], for the columns from `first` on, one unit at most, which `out` points to.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_part<const ROWS: usize>(
+    unsafe fn avx2_tile<const ROWS: usize>(
         first: usize,
-        unit: usize,
         terms: &[Term<'_>],
-        tile: &mut Tile,
+        store: Store,
+        out: *mut f32,
+        place: Place,
     ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
         for term in terms {
-            let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
-            // SAFETY: the caller's promise bounds each pointer.
-            unsafe {
-                let start = term.left.start + first * row_stride;
-                let mut left: *const f32 = term.left.words.as_ptr().add(start).cast();
-                let start = term.right.start + unit * UNIT;
-                let mut right: *const f32 = term.right.words.as_ptr().add(start).cast();
-                for _ in 0..term.depth {
-                    let low = _mm256_loadu_ps(right);
-                    let high = _mm256_loadu_ps(right.add(8));
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let element = _mm256_set1_ps(*left.add(row * row_stride));
-                        sums[0] = _mm256_fmadd_ps(element, low, sums[0]);
-                        sums[1] = _mm256_fmadd_ps(element, high, sums[1]);
-                    }
-                    left = left.wrapping_add(depth_stride);
-                    right = right.wrapping_add(term.right.stride);
+            // SAFETY: the caller's promise.
+            unsafe { avx2_term(first, term, &mut sums) };
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let mut values = [0.0f32; UNIT];
+            // SAFETY: `values` has room for both halves, and the row's columns are the caller's.
+            let into = unsafe {
+                _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
+                _mm256_storeu_ps(values.as_mut_ptr().add(8), sums[1]);
+                std::slice::from_raw_parts_mut(out.add(row * place.stride), place.columns)
+            };
+            // A whole unit's length is known to the compiler, which makes two registers of it.
+            match <&mut [f32; UNIT]>::try_from(&mut *into) {
+                Ok(into) => keep_floats(into, &values, store),
+                Err(_partly) => keep_floats(into, &values, store),
+            }
+        }
+    }
+
+    /// Moves sums into their place.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn keep_floats(into: &mut [f32], sums: &[f32; UNIT], store: Store) {
+        match store {
+            Store::Overwrite => into.copy_from_slice(&sums[..into.len()]),
+            Store::Add(factor) => {
+                for (into, sum) in into.iter_mut().zip(sums) {
+                    *into = factor.mul_add(*sum, *into);
                 }
             }
         }
-        for (part, sums) in sums.iter().enumerate() {
-            // SAFETY: a row of the tile has room for every unit.
-            unsafe {
-                let start = ((first + part) * MOST_UNITS + unit) * UNIT;
-                let start = tile.as_mut_ptr().add(start);
-                _mm256_storeu_ps(start, sums[0]);
-                _mm256_storeu_ps(start.add(8), sums[1]);
+    }
+
+    /// Adds one term, as [`bf16_term`]: twelve sums hide the latency of the multiply-add.
+    ///
+    /// # Safety
+    /// As [`avx2_tile`].
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2_term<const ROWS: usize>(
+        first: usize,
+        term: &Term<'_>,
+        sums: &mut [[__m256; 2]; ROWS],
+    ) {
+        let mut inside = *sums;
+        let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+        // SAFETY: the caller's promise bounds each pointer.
+        unsafe {
+            let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
+            let start = term.right.start + first;
+            let mut right: *const f32 = term.right.words.as_ptr().add(start).cast();
+            for _ in 0..term.depth {
+                let low = _mm256_loadu_ps(right);
+                let high = _mm256_loadu_ps(right.add(8));
+                for (row, sums) in inside.iter_mut().enumerate() {
+                    let element = _mm256_set1_ps(*left.add(row * row_stride));
+                    sums[0] = _mm256_fmadd_ps(element, low, sums[0]);
+                    sums[1] = _mm256_fmadd_ps(element, high, sums[1]);
+                }
+                left = left.wrapping_add(depth_stride);
+                right = right.wrapping_add(term.right.stride);
             }
         }
+        *sums = inside;
     }
 }
