@@ -45,6 +45,17 @@ pub fn new_completion_id() -> String {
     sortable("chatcmpl-")
 }
 
+/// Id of a plain completion: `cmpl-…`.
+pub fn new_text_completion_id() -> String {
+    sortable("cmpl-")
+}
+
+/// Id of a call of a tool: nine letters and digits, since the templates of Mistral's models take no
+/// others when the conversation goes on.
+pub fn new_tool_call_id() -> String {
+    base62(Uuid::new_v4().as_u128(), 9)
+}
+
 /// Id of somebody who wants to be told of events: `whe_…`.
 pub fn new_webhook_endpoint_id() -> String {
     sortable("whe_")
@@ -74,9 +85,14 @@ pub fn new_request_id() -> String {
 /// that checkpoints and the finished model share a name however often a trainer is started.
 pub fn model_suffix(job_id: &str) -> String {
     let digest = Sha256::digest(job_id.as_bytes());
-    let mut number = digest.iter().take(16).fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte));
-    let mut text = String::with_capacity(8);
-    for _ in 0..8 {
+    let number = digest.iter().take(16).fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte));
+    base62(number, 8)
+}
+
+/// The last digits of a number.
+fn base62(mut number: u128, digits: usize) -> String {
+    let mut text = String::with_capacity(digits);
+    for _ in 0..digits {
         text.push(char::from(BASE62[(number % 62) as usize]));
         number /= 62;
     }

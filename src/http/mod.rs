@@ -4,9 +4,11 @@
 //! verbs are files. The OpenAPI document comes from the same declarations.
 
 pub mod accept;
+mod answers;
 mod attachment;
 mod authenticate;
 mod chat;
+mod completions;
 mod cors;
 mod error;
 mod extract;
@@ -90,6 +92,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(uploads::add_part::add_part))
         .routes(routes!(uploads::complete::complete))
         .routes(routes!(chat::create::create))
+        .routes(routes!(completions::create::create))
 }
 
 /// The whole server: the API under `/v1` and without it, which demands keys; health, the document and

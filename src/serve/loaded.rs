@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{AdapterSource, BaseSource, ChatRequest, ServeError};
+use super::answer::Answer;
+use super::begin::Answering;
+use super::events::EventSender;
+use super::request::Request;
+use super::{AdapterSource, BaseSource, ServeError};
 use crate::artifacts::peft;
 use crate::error_code::ErrorCode;
 use crate::train::base_model::BaseModel;
-use crate::train::encode::{control_token_in, control_token_message};
 use crate::train::engine::{
     AttachedAdapter, BackendKind, EngineError, LoraSettings, Responder, Session,
 };
-use crate::train::template::TemplateError;
-use crate::train::tokenizer::Tokenizer;
 
 /// Adapters that stay attached; the one unused for longest makes room.
 const ATTACHED_ADAPTERS: usize = 8;
@@ -109,41 +110,23 @@ impl LoadedBase {
         self.responder.begin(adapter)
     }
 
-    pub(super) fn tokenizer(&self) -> &Tokenizer {
-        &self.model.tokenizer
-    }
-
-    pub(super) fn context_length(&self) -> usize {
-        self.responder.context_length()
-    }
-
-    /// The conversation as tokens, up to where the answer begins.
-    pub(super) fn encode_prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ServeError> {
-        let refuse = |code: ErrorCode, message: String| ServeError { code, message };
-        let Some(template) = &self.model.template else {
-            return Err(refuse(
-                ErrorCode::InvalidRequest,
-                format!("the base model {:?} has no chat template", self.id),
-            ));
+    /// The answers that a request asks for; see [`Answering::begin`].
+    pub(super) fn answers(
+        &self,
+        request: Request,
+        events: &EventSender,
+    ) -> Result<Vec<Answer>, ServeError> {
+        let answering = Answering {
+            id: &self.id,
+            model: &self.model,
+            context_length: self.responder.context_length(),
+            vocabulary: self.responder.vocabulary(),
         };
-        if let Some((index, key, token)) = control_token_in(&self.model, &request.messages) {
-            let message = format!("messages[{index}].{key}: {}", control_token_message(&token));
-            return Err(refuse(ErrorCode::ControlTokenInContent, message));
-        }
-        let text = template.render_prompt(&request.messages, &request.tools).map_err(|error| {
-            let code = match error {
-                TemplateError::NoTools | TemplateError::NoToolCalls { .. } => {
-                    ErrorCode::Unsupported
-                }
-                _ => ErrorCode::InvalidRequest,
-            };
-            refuse(code, error.to_string())
-        })?;
-        let tokens = self
-            .model
-            .tokenizer
-            .encode(&text)
-            .map_err(|error| refuse(ErrorCode::InternalError, error.to_string()))?;
-        Ok(tokens.into_iter().map(|(id, _)| id).collect())
+        answering.begin(request, events)
+    }
+
+    /// How many tokens it knows: the length of its logits.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.responder.vocabulary()
     }
 }

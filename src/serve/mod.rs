@@ -1,20 +1,31 @@
-//! Stage 5: answer chat with a base model and an adapter.
+//! Stage 5: answer with a base model and an adapter.
 //!
-//! Called by `http::chat`. A base model, or a whole model that a job made, is loaded at the first
-//! request for it and kept; adapters attach to a base without reloading it.
+//! Called by `http::chat` and `http::completions`. A base model, or a whole model that a job made, is
+//! loaded at the first request for it and kept; adapters attach to a base without reloading it.
+//!
+//! A [`Request`] waits for the thread of [`worker`], which turns it into answers ([`begin`]) and runs
+//! the model for each of them; an [`answer`] chooses its tokens ([`sample`]), collects its text
+//! ([`text`], [`tools`]) and tells the client ([`events`]).
 
-mod generate;
+mod answer;
+mod begin;
+mod events;
 mod loaded;
+mod request;
+mod sample;
+mod text;
+mod tools;
 mod worker;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
+pub use self::request::{Prompt, Request, Sampling, TextPrompt};
 use crate::base_models::BaseModelEntry;
-use crate::dataset::Message;
 use crate::error_code::ErrorCode;
 
 /// The bytes of an adapter in PEFT layout.
@@ -55,56 +66,6 @@ pub struct ModelSource {
     pub adapter: Option<AdapterSource>,
 }
 
-/// What is asked, checked already for ranges.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ChatRequest {
-    /// The conversation.
-    pub messages: Vec<Message>,
-    /// JSON schemas of tools, for templates that support them.
-    pub tools: Vec<serde_json::Value>,
-    /// Most tokens of an answer; `None`: until the context is full.
-    pub max_tokens: Option<u32>,
-    /// 0 is greedy.
-    pub temperature: f64,
-    /// Nucleus: the smallest set of tokens whose probability reaches this.
-    pub top_p: f64,
-    /// Seed of the sampling; `None` draws one.
-    pub seed: Option<u64>,
-    /// Texts that end an answer and are not part of it, at most four.
-    pub stop: Vec<String>,
-    /// How many answers.
-    pub n: u32,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended its turn, or wrote a stop text.
-    Stop,
-    /// The token limit or the context ended it.
-    Length,
-}
-
-/// One answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
-    /// Its text.
-    pub text: String,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-}
-
-/// The answers and what they cost.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ChatReply {
-    /// `n` of them.
-    pub choices: Vec<Choice>,
-    /// Tokens of the prompt.
-    pub prompt_tokens: u64,
-    /// Tokens of all answers together.
-    pub completion_tokens: u64,
-}
-
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -134,22 +95,19 @@ impl ModelServer {
         Ok(Self { inbox })
     }
 
-    /// Answers; waits for its turn on the device. Dropping the future ends the generation within
-    /// one token.
-    pub async fn chat(
-        &self,
-        source: ModelSource,
-        request: ChatRequest,
-    ) -> Result<ChatReply, ServeError> {
-        let (reply, answer) = oneshot::channel();
-        let work = worker::Work { source, request, reply };
+    /// Answers, in its turn on the device. Dropping the events ends the generation within one token.
+    ///
+    /// # Errors
+    /// When too many requests wait already.
+    pub fn answer(&self, source: ModelSource, request: Request) -> Result<Events, ServeError> {
+        let (events, receiver) = events::channel();
+        let work = worker::Work { source, request, events };
         self.inbox.try_send(work).map_err(|_full_or_closed| ServeError {
             code: ErrorCode::RateLimitExceeded,
-            message: format!("{WAITING_REQUESTS} chat requests wait already: try again later"),
+            message: format!(
+                "{WAITING_REQUESTS} requests wait for answers already: try again later"
+            ),
         })?;
-        answer.await.map_err(|_thread_gone| ServeError {
-            code: ErrorCode::InternalError,
-            message: "the inference thread has ended".to_owned(),
-        })?
+        Ok(receiver)
     }
 }

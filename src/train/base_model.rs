@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -19,8 +20,8 @@ pub struct BaseModel {
     pub config: Value,
     /// The weights, read tensor by tensor when the engine asks.
     pub weights: Box<dyn WeightSource>,
-    /// Text to tokens and back.
-    pub tokenizer: Tokenizer,
+    /// Text to tokens and back; shared with answers, which may outlive their turn of the model.
+    pub tokenizer: Arc<Tokenizer>,
     /// How conversations become text; `None` when the model brings no template.
     pub template: Option<ChatTemplate>,
     /// SHA-256 over the model's files, lower-case hex.
@@ -90,7 +91,7 @@ impl BaseModel {
             digest: digest_of(&files_of(folder)?)?,
             path: folder.to_owned(),
             config,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             template,
         })
     }
@@ -106,7 +107,7 @@ impl BaseModel {
         Ok(Self {
             config: opened.config,
             weights: opened.weights,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             template,
             digest: digest_of(&[path.to_owned()])?,
             path: path.to_owned(),

@@ -1,6 +1,11 @@
 //! Text to tokens and back, whatever file the tokenizer comes from.
 
+mod bytes;
+
+use std::collections::HashMap;
 use std::ops::Range;
+
+use self::bytes::Spelling;
 
 /// What can be wrong with a tokenizer.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,9 @@ pub struct Tokenizer {
     special: SpecialIds,
     /// Texts of the control tokens, longest first.
     control: Vec<(String, u32)>,
+    /// Texts of tokens beside the vocabulary, control tokens among them.
+    added: HashMap<u32, String>,
+    spelling: Spelling,
 }
 
 impl Tokenizer {
@@ -49,7 +57,10 @@ impl Tokenizer {
             .map(|(id, token)| (token.content, id))
             .collect();
         control.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
-        Ok(Self { inner, special, control })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let added = added.map(|(id, token)| (id, token.content)).collect();
+        let spelling = Spelling::of(inner.get_decoder());
+        Ok(Self { inner, special, control, added, spelling })
     }
 
     /// Token ids and the byte range of `text` that each stands for; tokens that share the bytes of
@@ -76,6 +87,33 @@ impl Tokenizer {
         self.inner
             .decode(ids, true)
             .map_err(|error| TokenizerError(format!("tokens cannot be decoded: {error}")))
+    }
+
+    /// The bytes that a token stands for in the middle of a text, which need not be whole characters;
+    /// of a control token its text, and none of an id that no token has.
+    pub fn bytes_of(&self, id: u32) -> Vec<u8> {
+        if let Some(text) = self.added.get(&id) {
+            return text.clone().into_bytes();
+        }
+        let piece = self.inner.id_to_token(id);
+        piece.map_or_else(Vec::new, |piece| self.spelling.bytes(&piece))
+    }
+
+    /// The same where the token begins a text: some tokenizers put a space before every word, and
+    /// leave out that of the first one.
+    pub fn bytes_of_first(&self, id: u32) -> Vec<u8> {
+        let mut bytes = self.bytes_of(id);
+        let is_left_out = bytes.first() == Some(&b' ')
+            && self.decode(&[id]).is_ok_and(|text| !text.starts_with(' '));
+        if is_left_out {
+            bytes.remove(0);
+        }
+        bytes
+    }
+
+    /// Whether a token has a meaning of its own instead of a text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control.iter().any(|(_, control)| *control == id)
     }
 
     /// The first control token whose text `content` holds.

@@ -1,137 +1,117 @@
 //! Reads a chat request: what it asks for, and what hone does not offer.
 
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use crate::dataset::parse_messages;
-use crate::error_code::ErrorCode;
+use crate::http::answers::{Fields, unsupported, wrong};
 use crate::http::error::{ApiError, ApiResult};
-use crate::serve::ChatRequest;
+use crate::serve::{Prompt, Request};
 
-/// Most answers to one request.
-const MOST_CHOICES: u64 = 8;
+/// Most of the likeliest tokens that are told at each place.
+const MOST_LIKELIEST: u64 = 20;
 
-/// Most stop texts.
-const MOST_STOPS: usize = 4;
+/// What of a request decides how its reply looks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    /// Whether there are log-probabilities.
+    pub has_logprobs: bool,
+    /// Whether calls are `function_call`, the older spelling.
+    pub is_function: bool,
+}
 
-/// Reads the body without its `model`.
-pub(super) fn read(body: &Map<String, Value>) -> ApiResult<ChatRequest> {
-    let given = |key: &str| body.get(key).filter(|value| !value.is_null());
-    refuse_what_is_not_offered(&given)?;
+/// Reads the body without its `model` and `stream`.
+pub(super) fn read(fields: &Fields<'_>) -> ApiResult<(Request, Style)> {
+    if fields.get("response_format").is_some_and(|format| format["type"] != "text") {
+        let message = "hone answers in plain text only: leave response_format out";
+        return Err(unsupported("response_format", message));
+    }
     let messages =
-        given("messages").ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
+        fields.get("messages").ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
     let messages = parse_messages(messages).map_err(|problem| {
         let param = problem.key.clone().unwrap_or_else(|| "messages".to_owned());
         ApiError::field(param, problem.message)
     })?;
-    let max_tokens = match given("max_completion_tokens") {
-        Some(value) => Some(whole("max_completion_tokens", value, u64::from(u32::MAX))?),
-        None => match given("max_tokens") {
-            Some(value) => Some(whole("max_tokens", value, u64::from(u32::MAX))?),
-            None => None,
-        },
+    let most = u64::from(u32::MAX);
+    let newer = fields.whole("max_completion_tokens", 1, most)?;
+    let older = fields.whole("max_tokens", 1, most)?;
+    let tools = tools(fields)?;
+    let is_function = tools.is_empty() && fields.get("functions").is_some();
+    let parallel_tool_calls = fields.switch_or("parallel_tool_calls", true)? && !is_function;
+    let log_probabilities = log_probabilities(fields)?;
+    let style = Style { has_logprobs: log_probabilities.is_some(), is_function };
+    let tools = if is_function { functions(fields)? } else { tools };
+    let request = Request {
+        prompt: Prompt::Chat { messages, tools, parallel_tool_calls },
+        sampling: fields.sampling()?,
+        max_tokens: newer.or(older).map(|most| most as u32),
+        seed: fields.seed()?,
+        stop: fields.stop()?,
+        n: fields.n()?,
+        echo: false,
+        log_probabilities,
     };
-    Ok(ChatRequest {
-        messages,
-        tools: tools(given("tools"))?,
-        max_tokens: max_tokens.map(|most| most as u32),
-        temperature: number("temperature", given("temperature"), 0.0, 2.0)?.unwrap_or(1.0),
-        top_p: number("top_p", given("top_p"), 0.0, 1.0)?.unwrap_or(1.0),
-        seed: seed(given("seed"))?,
-        stop: stop(given("stop"))?,
-        n: match given("n") {
-            Some(value) => whole("n", value, MOST_CHOICES)? as u32,
-            None => 1,
-        },
-    })
+    Ok((request, style))
 }
 
-/// Features that would change the answer must not be ignored in silence.
-fn refuse_what_is_not_offered<'a>(given: &impl Fn(&str) -> Option<&'a Value>) -> ApiResult<()> {
-    let refuse = |param: &str, message: &str| {
-        Err(ApiError::new(ErrorCode::Unsupported, message).with_param(param))
-    };
-    if given("stream").is_some_and(|value| *value != false) {
-        return refuse("stream", "hone does not stream answers yet: send \"stream\": false");
+fn log_probabilities(fields: &Fields<'_>) -> ApiResult<Option<usize>> {
+    let is_wanted = fields.switch_or("logprobs", false)?;
+    let likeliest = fields.whole("top_logprobs", 0, MOST_LIKELIEST)?;
+    if likeliest.is_some() && !is_wanted {
+        let message = "top_logprobs needs \"logprobs\": true";
+        return Err(ApiError::field("top_logprobs", message));
     }
-    if given("logprobs").is_some_and(|value| *value != false) || given("top_logprobs").is_some() {
-        return refuse("logprobs", "hone does not return log probabilities yet");
-    }
-    if given("response_format").is_some_and(|format| format["type"] != "text") {
-        return refuse("response_format", "hone answers in plain text only");
-    }
-    for key in ["frequency_penalty", "presence_penalty"] {
-        if given(key).is_some_and(|value| value.as_f64() != Some(0.0)) {
-            return refuse(key, "hone does not offer penalties yet: leave it out or send 0");
+    Ok(is_wanted.then_some(likeliest.unwrap_or_default() as usize))
+}
+
+/// The tools that the model is shown.
+fn tools(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
+    let tools = list(fields, "tools")?;
+    for (index, tool) in tools.iter().enumerate() {
+        if tool["type"] != "function" || !tool["function"]["name"].is_string() {
+            let message = "a tool needs \"type\": \"function\" and a \"function\" with a \"name\"";
+            return Err(ApiError::field(format!("tools[{index}]"), message));
         }
     }
-    if given("logit_bias").is_some_and(|value| value.as_object().is_none_or(|o| !o.is_empty())) {
-        return refuse("logit_bias", "hone does not offer logit_bias yet");
-    }
-    Ok(())
+    let is_shown = is_shown(fields, "tool_choice")?;
+    Ok(if is_shown { tools.to_vec() } else { Vec::new() })
 }
 
-fn whole(key: &str, value: &Value, most: u64) -> ApiResult<u64> {
-    match value.as_u64().filter(|number| (1..=most).contains(number)) {
-        Some(number) => Ok(number),
-        None => {
-            let message = format!("{key} is {value}; it must be a whole number from 1 to {most}");
-            Err(ApiError::field(key, message))
+/// The same in the older spelling.
+fn functions(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
+    let functions = list(fields, "functions")?;
+    for (index, function) in functions.iter().enumerate() {
+        if !function["name"].is_string() {
+            let message = "a function needs a \"name\"";
+            return Err(ApiError::field(format!("functions[{index}]"), message));
         }
     }
+    if !is_shown(fields, "function_call")? {
+        return Ok(Vec::new());
+    }
+    Ok(functions.iter().map(|one| json!({"type": "function", "function": one})).collect())
 }
 
-fn number(key: &str, value: Option<&Value>, least: f64, most: f64) -> ApiResult<Option<f64>> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    match value.as_f64().filter(|number| (least..=most).contains(number)) {
-        Some(number) => Ok(Some(number)),
-        None => {
-            let message = format!("{key} is {value}; it must be a number from {least} to {most}");
-            Err(ApiError::field(key, message))
-        }
+fn list<'a>(fields: &Fields<'a>, key: &str) -> ApiResult<&'a [Value]> {
+    match fields.get(key) {
+        None => Ok(&[]),
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => Err(wrong(key, other, "a list")),
     }
 }
 
-fn seed(value: Option<&Value>) -> ApiResult<Option<u64>> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    match value.as_i64() {
-        Some(seed) => Ok(Some(seed as u64)),
-        None => Err(ApiError::field("seed", format!("seed is {value}; it must be a whole number"))),
-    }
-}
-
-fn stop(value: Option<&Value>) -> ApiResult<Vec<String>> {
-    let wrong = || {
-        let message =
-            format!("stop must be a text or up to {MOST_STOPS} texts, none of them empty");
-        ApiError::field("stop", message)
-    };
-    let texts = match value {
-        None => return Ok(Vec::new()),
-        Some(Value::String(text)) => vec![text.clone()],
-        Some(Value::Array(list)) => {
-            let texts: Option<Vec<String>> =
-                list.iter().map(|text| text.as_str().map(str::to_owned)).collect();
-            texts.ok_or_else(wrong)?
+/// Whether tools are shown to the model. Nothing makes it call one.
+fn is_shown(fields: &Fields<'_>, key: &str) -> ApiResult<bool> {
+    match fields.get(key) {
+        None => Ok(true),
+        Some(Value::String(choice)) if choice == "auto" => Ok(true),
+        Some(Value::String(choice)) if choice == "none" => Ok(false),
+        Some(choice @ (Value::String(_) | Value::Object(_))) => {
+            let message = format!(
+                "{key} is {choice}; hone lets the model choose (\"auto\") or shows it no tools \
+                 (\"none\"), and cannot make it call one"
+            );
+            Err(unsupported(key, &message))
         }
-        Some(_) => return Err(wrong()),
-    };
-    if texts.len() > MOST_STOPS || texts.iter().any(String::is_empty) {
-        return Err(wrong());
-    }
-    Ok(texts)
-}
-
-fn tools(value: Option<&Value>) -> ApiResult<Vec<Value>> {
-    match value {
-        None => Ok(Vec::new()),
-        Some(Value::Array(list)) => Ok(list.clone()),
-        Some(other) => {
-            let message = format!("tools is {other}; it must be a list");
-            Err(ApiError::field("tools", message))
-        }
+        Some(other) => Err(wrong(key, other, "\"auto\" or \"none\"")),
     }
 }

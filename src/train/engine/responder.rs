@@ -50,6 +50,11 @@ impl Responder {
         self.decoder.config().context_length
     }
 
+    /// How many tokens the model knows: the length of its logits.
+    pub fn vocabulary(&self) -> usize {
+        self.decoder.config().vocabulary
+    }
+
     /// Puts an adapter beside the base.
     pub fn attach(
         &self,

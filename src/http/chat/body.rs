@@ -1,0 +1,152 @@
+//! What a client sends, for the OpenAPI document.
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::http::answers::schema::{LogitBias, StopTexts, StreamOptions};
+
+/// A conversation to answer. Further fields of OpenAI's are taken and have no effect.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+pub struct CreateChatCompletion {
+    /// Base model, `ft:…` or checkpoint.
+    model: String,
+    /// The conversation.
+    #[schema(min_items = 1)]
+    messages: Vec<ChatMessageBody>,
+    /// Most tokens of an answer; else until the context is full.
+    #[schema(minimum = 1, maximum = 4294967295i64)]
+    max_completion_tokens: Option<i64>,
+    /// The older spelling.
+    #[schema(minimum = 1, maximum = 4294967295i64)]
+    max_tokens: Option<i64>,
+    /// 0 is greedy; default 1.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    /// Nucleus; default 1.
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
+    /// Same seed, same answer.
+    seed: Option<i64>,
+    /// What ends an answer and is not part of it.
+    #[schema(value_type = Option<StopTexts>, inline)]
+    stop: Option<Value>,
+    /// How many answers; default 1.
+    #[schema(minimum = 1, maximum = 8)]
+    n: Option<u32>,
+    /// Taken off a token's logit for each time that the answer has it.
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f64>,
+    /// Taken off once if the answer has it.
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f64>,
+    /// Added to the logits of tokens; -100 bans one.
+    #[schema(value_type = Option<LogitBias>, inline)]
+    logit_bias: Option<Value>,
+    /// Whether each token comes with its log-probability.
+    logprobs: Option<bool>,
+    /// And those of the likeliest at its place; needs `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<u32>,
+    /// Server-sent events instead of one reply: chunks, then `[DONE]`.
+    stream: Option<bool>,
+    /// Needs `stream`.
+    stream_options: Option<StreamOptions>,
+    /// JSON schemas of functions, for models whose templates show them.
+    tools: Option<Vec<ToolBody>>,
+    /// `auto` shows the tools to the model, `none` does not; nothing makes it call one.
+    tool_choice: Option<ToolChoice>,
+    /// Whether one answer may call several tools; default true.
+    parallel_tool_calls: Option<bool>,
+    /// Plain text is all there is.
+    response_format: Option<ResponseFormat>,
+}
+
+/// A message; more in OpenAI's reference.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct ChatMessageBody {
+    role: RoleBody,
+    content: Option<Content>,
+    name: Option<String>,
+}
+
+/// Who speaks.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+enum RoleBody {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+    Function,
+}
+
+/// A text, or parts of it.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+enum Content {
+    Text(String),
+    Parts(Vec<ContentPart>),
+}
+
+/// A part of a message.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct ContentPart {
+    #[schema(rename = "type")]
+    kind: TextKind,
+    text: String,
+}
+
+/// The only kind of part and of format.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+enum TextKind {
+    Text,
+}
+
+/// A tool.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct ToolBody {
+    #[schema(rename = "type")]
+    kind: ToolKind,
+    function: FunctionBody,
+}
+
+/// The only kind of tool.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+enum ToolKind {
+    Function,
+}
+
+/// A function; its description and parameters go to the template as they are.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct FunctionBody {
+    name: String,
+}
+
+/// Whether tools are shown.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+enum ToolChoice {
+    Auto,
+    None,
+}
+
+/// In what an answer is written.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+struct ResponseFormat {
+    #[schema(rename = "type")]
+    kind: TextKind,
+}

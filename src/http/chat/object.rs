@@ -1,0 +1,131 @@
+//! A whole answer as OpenAI shows it.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::logprobs::ChoiceLogprobs;
+use super::request::Style;
+use crate::http::answers::{Envelope, Usage, WholeAnswer};
+use crate::ids;
+use crate::serve::{CalledTool, FinishReason};
+
+/// `object: "chat.completion"`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatCompletion {
+    id: String,
+    /// `chat.completion`.
+    object: &'static str,
+    /// Unix seconds.
+    created: i64,
+    model: String,
+    choices: Vec<ChatChoice>,
+    usage: Usage,
+}
+
+/// One answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChoice {
+    index: usize,
+    message: ChatMessage,
+    /// `stop`, `length`, `tool_calls` or, of a request with `functions`, `function_call`.
+    finish_reason: &'static str,
+    /// With `logprobs: true`.
+    logprobs: Option<ChoiceLogprobs>,
+}
+
+/// What the model says.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatMessage {
+    /// `assistant`.
+    role: &'static str,
+    /// Null when there is nothing but calls.
+    content: Option<String>,
+    /// Always null.
+    refusal: Option<String>,
+    /// Calls of tools, if there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
+    /// The same for a request with `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<FunctionCall>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Call {
+    /// What the tool's answer names.
+    id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: FunctionCall,
+}
+
+/// The function, and what with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FunctionCall {
+    name: String,
+    /// JSON text, as the model wrote it: it need not fit the function's schema.
+    arguments: String,
+}
+
+impl ChatCompletion {
+    /// Of these answers.
+    pub(super) fn new(
+        envelope: Envelope,
+        answers: Vec<WholeAnswer>,
+        usage: Usage,
+        style: Style,
+    ) -> Self {
+        let Envelope { id, object, created, model } = envelope;
+        let choices = answers.into_iter().enumerate();
+        let choices = choices.map(|(index, answer)| ChatChoice::new(index, answer, style));
+        Self { id, object, created, model, choices: choices.collect(), usage }
+    }
+}
+
+impl ChatChoice {
+    fn new(index: usize, answer: WholeAnswer, style: Style) -> Self {
+        let is_call_alone = answer.text.is_empty() && !answer.calls.is_empty();
+        let content = (!is_call_alone).then_some(answer.text);
+        let mut calls = answer.calls;
+        let function_call =
+            if style.is_function { calls.pop().map(FunctionCall::of) } else { None };
+        let message = ChatMessage {
+            role: "assistant",
+            content,
+            refusal: None,
+            tool_calls: calls.into_iter().map(Call::of).collect(),
+            function_call,
+        };
+        Self {
+            index,
+            message,
+            finish_reason: finish_reason(answer.reason, style),
+            logprobs: style.has_logprobs.then(|| ChoiceLogprobs::of(answer.tokens)),
+        }
+    }
+}
+
+impl Call {
+    /// With an id of its own.
+    pub(super) fn of(call: CalledTool) -> Self {
+        Self { id: ids::new_tool_call_id(), kind: "function", function: FunctionCall::of(call) }
+    }
+}
+
+impl FunctionCall {
+    pub(super) fn of(call: CalledTool) -> Self {
+        Self { name: call.name, arguments: call.arguments }
+    }
+}
+
+/// OpenAI's word.
+pub(super) fn finish_reason(reason: FinishReason, style: Style) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ToolCalls if style.is_function => "function_call",
+        FinishReason::ToolCalls => "tool_calls",
+    }
+}

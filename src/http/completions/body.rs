@@ -1,0 +1,56 @@
+//! What a client sends, for the OpenAPI document.
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::http::answers::schema::{LogitBias, Prompts, StopTexts, StreamOptions};
+
+/// Texts to continue. Further fields of OpenAI's are taken and have no effect.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
+pub struct CreateTextCompletion {
+    /// Base model, `ft:…` or checkpoint.
+    model: String,
+    /// What is continued; without it a new text is begun.
+    #[schema(value_type = Option<Prompts>, inline)]
+    prompt: Option<Value>,
+    /// Most tokens that are added; default 16.
+    #[schema(minimum = 0, maximum = 4294967295i64)]
+    max_tokens: Option<i64>,
+    /// 0 is greedy; default 1.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    /// Nucleus; default 1.
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
+    /// Same seed, same answer.
+    seed: Option<i64>,
+    /// What ends an answer and is not part of it.
+    #[schema(value_type = Option<StopTexts>, inline)]
+    stop: Option<Value>,
+    /// How many answers to each prompt; default 1.
+    #[schema(minimum = 1, maximum = 8)]
+    n: Option<u32>,
+    /// As `n`, if it is there: hone makes no more answers than it returns.
+    #[schema(minimum = 1, maximum = 8)]
+    best_of: Option<u32>,
+    /// Whether an answer begins with its prompt.
+    echo: Option<bool>,
+    /// Whether each token comes with its log-probability, and of how many of the likeliest at its
+    /// place too.
+    #[schema(minimum = 0, maximum = 5)]
+    logprobs: Option<u32>,
+    /// Taken off a token's logit for each time that the answer has it.
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f64>,
+    /// Taken off once if the answer has it.
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f64>,
+    /// Added to the logits of tokens; -100 bans one.
+    #[schema(value_type = Option<LogitBias>, inline)]
+    logit_bias: Option<Value>,
+    /// Server-sent events instead of one reply: chunks, then `[DONE]`.
+    stream: Option<bool>,
+    /// Needs `stream`.
+    stream_options: Option<StreamOptions>,
+}
