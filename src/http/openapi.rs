@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
     info(
         title = "hone",
         description = "OpenAI's fine-tuning API on a machine of your own: files, fine-tuning jobs, \
-                       models and chat completions.",
+                       models, chat and plain completions.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact()
     ),

@@ -79,11 +79,6 @@ impl Answer {
         &self.plan.prompt
     }
 
-    /// How many tokens it may add to its prompt.
-    pub fn max_tokens(&self) -> usize {
-        self.plan.max_tokens
-    }
-
     /// Whether its client is still there. One that is not needs no more tokens: drop it.
     pub fn is_wanted(&self) -> bool {
         self.events.is_wanted()

@@ -10,7 +10,7 @@ pub(in crate::http) struct StopTexts;
 impl PartialSchema for StopTexts {
     fn schema() -> RefOr<Schema> {
         let text = || Object::builder().schema_type(Type::String).min_length(Some(1));
-        let list = Array::builder().items(Schema::from(text().build())).max_items(Some(4));
+        let list = Array::builder().items(RefOr::T(text().build().into())).max_items(Some(4));
         AnyOf::builder().item(text()).item(list).into()
     }
 }
@@ -47,7 +47,9 @@ impl PartialSchema for Prompts {
         let text = || Schema::from(Object::builder().schema_type(Type::String).build());
         let token = Object::builder().schema_type(Type::Integer).minimum(Some(0));
         let token = Schema::from(token.maximum(Some(u32::MAX)).build());
-        let list = |item: Schema, least: usize| Array::builder().items(item).min_items(Some(least));
+        let list = |item: Schema, least: usize| {
+            Array::builder().items(RefOr::T(item)).min_items(Some(least))
+        };
         let most = super::fields::MOST_PROMPTS;
         let tokens = || Schema::from(list(token.clone(), 1).build());
         AnyOf::builder()
