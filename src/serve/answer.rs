@@ -62,16 +62,7 @@ impl Answer {
     ) -> Self {
         let writer = TextWriter::new(plan.stop.clone());
         let waiting = VecDeque::new();
-        let mut answer =
-            Self { plan, sampler, tokenizer, events, writer, tools, written: 0, waiting };
-        if answer.plan.echo && !answer.wants_prompt() {
-            let mut text = String::new();
-            for position in 0..answer.prompt().len() {
-                text += &answer.echo_token(position);
-            }
-            answer.send(text);
-        }
-        answer
+        Self { plan, sampler, tokenizer, events, writer, tools, written: 0, waiting }
     }
 
     /// What the model reads first.
@@ -110,6 +101,10 @@ impl Answer {
     /// Takes the logits of the position after everything so far, which sampling changes. The token
     /// that goes on; `None` when the answer has ended, of which its client knows then.
     pub fn take(&mut self, logits: &mut [f32]) -> Option<u32> {
+        if self.plan.echo && !self.wants_prompt() && self.written == 0 {
+            // Not before: until the model has read the prompt, the answer may still be an error.
+            self.echo_prompt();
+        }
         if self.plan.max_tokens == 0 {
             return self.finish(FinishReason::Length);
         }
@@ -133,10 +128,12 @@ impl Answer {
         let bytes = self.bytes_in_text(token);
         let released = self.writer.push(&bytes);
         self.send(released.text);
-        let has_all_calls = self.tools.as_ref().is_some_and(ToolReader::is_full);
-        if released.is_stopped || has_all_calls {
+        if released.is_stopped {
             self.send_end(FinishReason::Stop);
             return None;
+        }
+        if self.tools.as_ref().is_some_and(ToolReader::is_full) {
+            return self.finish(FinishReason::Stop);
         }
         if self.written >= self.plan.max_tokens {
             return self.finish(FinishReason::Length);
@@ -147,6 +144,14 @@ impl Answer {
     /// Ends it because of a fault.
     pub fn fail(&mut self, error: ServeError) {
         self.events.send(Event::Failed(error));
+    }
+
+    fn echo_prompt(&mut self) {
+        let mut text = String::new();
+        for position in 0..self.prompt().len() {
+            text += &self.echo_token(position);
+        }
+        self.send(text);
     }
 
     fn take_prompt_token(&mut self, position: usize, logits: Option<&[f32]>) -> String {

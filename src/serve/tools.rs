@@ -48,8 +48,10 @@ impl ToolFormat {
             "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
         }});
         let messages = [message(Role::User, Some("a")), call];
-        let rendered = template.render_for_training(&messages, &[tool]).ok()?;
-        let written = &rendered.text[rendered.learnt.first()?.clone()];
+        let tools = [tool];
+        let before = template.render_prompt(&messages[..1], &tools).ok()?;
+        let whole = template.render_prompt(&messages, &tools).ok()?;
+        let written = after_shared(&before, &whole);
         let is_after =
             |mark: &str| written.split_once(mark).is_some_and(|(_, rest)| rest.contains("probe"));
         if is_after(TAG) && written.contains(END_TAG) {
@@ -63,6 +65,13 @@ impl ToolFormat {
             (is_call && written.contains("\"parameters\"")).then_some(Self::Bare)
         }
     }
+}
+
+/// What `whole` has after the beginning that it shares with `before`.
+fn after_shared<'a>(before: &str, whole: &'a str) -> &'a str {
+    let pairs = before.chars().zip(whole.chars());
+    let shared: usize = pairs.take_while(|(a, b)| a == b).map(|(_, b)| b.len_utf8()).sum();
+    &whole[shared..]
 }
 
 /// A part of an answer.
