@@ -75,6 +75,9 @@ impl BaseModel {
         };
         let mut tokenizer = Tokenizer::from_json(&bytes, special)
             .map_err(|error| LoadError::malformed(&path, error.to_string()))?;
+        if tokenizer_config["add_bos_token"].is_null() {
+            tokenizer.begin_texts_as_its_file_says();
+        }
         // The tokenizer's own end of text comes first: it is what ends a completion.
         let named = token_text("eos_token").and_then(|text| {
             tokenizer.control_tokens().iter().find(|(token, _)| *token == text).map(|(_, id)| *id)

@@ -32,6 +32,8 @@ pub struct Tokenizer {
     /// Texts of tokens beside the vocabulary, control tokens among them.
     added: HashMap<u32, String>,
     spelling: Spelling,
+    /// The token that the tokenizer's own file puts before every text.
+    put_first: Option<u32>,
 }
 
 impl Tokenizer {
@@ -43,6 +45,7 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], special: SpecialIds) -> Result<Self, TokenizerError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| TokenizerError(format!("the tokenizer cannot be read: {error}")))?;
+        let put_first = put_first(&inner);
         // Post-processors add special tokens, which templates write themselves, and trim the spaces
         // off offsets, which the loss mask needs exact.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
@@ -60,7 +63,7 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder().into_iter();
         let added = added.map(|(id, token)| (id, token.content)).collect();
         let spelling = Spelling::of(inner.get_decoder());
-        Ok(Self { inner, special, control, added, spelling })
+        Ok(Self { inner, special, control, added, spelling, put_first })
     }
 
     /// Token ids and the byte range of `text` that each stands for; tokens that share the bytes of
@@ -136,6 +139,13 @@ impl Tokenizer {
         &self.special
     }
 
+    /// Lets plain texts begin with the beginning-of-text token if the tokenizer's own file puts it
+    /// there: so it is where no configuration says otherwise.
+    pub fn begin_texts_as_its_file_says(&mut self) {
+        self.special.adds_beginning =
+            self.put_first.is_some() && self.put_first == self.special.beginning;
+    }
+
     /// Adds a token at which generation stops, such as the template's end of turn.
     pub fn add_stop(&mut self, id: u32) {
         if !self.special.ends.contains(&id) {
@@ -147,6 +157,16 @@ impl Tokenizer {
     pub fn stop_ids(&self) -> &[u32] {
         &self.special.ends
     }
+}
+
+/// The token that a post-processor puts before a text, if it does.
+fn put_first(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    let first = |with_special: bool| {
+        // What cannot read a single letter puts nothing before it.
+        let encoding = tokenizer.encode("a", with_special).ok()?;
+        encoding.get_ids().first().copied()
+    };
+    first(true).filter(|id| Some(*id) != first(false))
 }
 
 fn floor_char_boundary(text: &str, mut index: usize) -> usize {
