@@ -95,10 +95,19 @@ async fn an_answer_has_openais_shape_and_is_the_same_each_time_when_greedy_or_se
 async fn what_chat_does_not_offer_or_cannot_read_is_refused_by_name() {
     let server = Server::start();
     for (more, param) in [
-        (json!({"stream": true}), "stream"),
-        (json!({"logprobs": true}), "logprobs"),
+        (json!({"stream": "yes"}), "stream"),
+        (json!({"stream_options": {"include_usage": true}}), "stream_options"),
+        (json!({"logprobs": 3}), "logprobs"),
+        (json!({"top_logprobs": 3}), "top_logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0]"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
-        (json!({"presence_penalty": 1}), "presence_penalty"),
+        (json!({"presence_penalty": 3}), "presence_penalty"),
+        (json!({"frequency_penalty": -2.1}), "frequency_penalty"),
+        (json!({"logit_bias": {"2": 101}}), "logit_bias.2"),
+        (json!({"logit_bias": [2]}), "logit_bias"),
         (json!({"temperature": 3}), "temperature"),
         (json!({"top_p": -1}), "top_p"),
         (json!({"max_tokens": 0}), "max_tokens"),

@@ -224,18 +224,78 @@ test("section_9_1_chat_with_usage", async () => {
   assert(written > 0 && total === read + written);
 });
 
-test("section_9_1_chat_stream_is_refused_clearly_until_it_is_offered", async () => {
-  const request = client.chat.completions.create({
-    model: MODEL,
-    messages: [{ role: "user", content: "What comes after 3?" }],
+const question = {
+  model: MODEL,
+  messages: [{ role: "user", content: "What comes after 3?" }],
+  max_tokens: 8,
+  temperature: 0,
+};
+
+test("section_9_1_chat_stream_with_usage", async () => {
+  const whole = await client.chat.completions.create(question);
+  const stream = await client.chat.completions.create({
+    ...question,
     stream: true,
     stream_options: { include_usage: true },
   });
-  await assert.rejects(request, (error) => {
-    assert(error instanceof OpenAI.BadRequestError);
-    assert.equal(error.param, "stream");
-    return true;
+  const chunks = await collect(stream);
+  const last = chunks.pop();
+  assert.deepEqual([last.choices, last.usage], [[], whole.usage]);
+  assert(chunks.every((chunk) => chunk.usage === null && chunk.id === last.id));
+  assert.equal(chunks[0].choices[0].delta.role, "assistant");
+  const text = chunks.map((chunk) => chunk.choices[0].delta.content ?? "").join("");
+  assert.equal(text, whole.choices[0].message.content);
+  assert.equal(chunks.at(-1).choices[0].finish_reason, whole.choices[0].finish_reason);
+});
+
+test("section_9_1_chat_logprobs", async () => {
+  const answer = await client.chat.completions.create({
+    ...question,
+    logprobs: true,
+    top_logprobs: 2,
   });
+  for (const token of answer.choices[0].logprobs.content) {
+    assert.equal(token.top_logprobs.length, 2);
+    assert.equal(token.logprob, token.top_logprobs[0].logprob);
+    assert(Array.isArray(token.bytes));
+  }
+});
+
+test("section_9_1_chat_stream_that_is_left_ends", async () => {
+  // Nothing but the context ends these answers, which take far longer than one token.
+  const bias = { 0: -100, 1: -100, 2: -100 };
+  const endless = { ...question, n: 8, max_tokens: 400, logit_bias: bias };
+  const timed = async (call) => {
+    const started = performance.now();
+    await call();
+    return performance.now() - started;
+  };
+  const whole = await timed(() => client.chat.completions.create(endless));
+  const stream = await client.chat.completions.create({ ...endless, stream: true });
+  for await (const chunk of stream) {
+    assert.equal(chunk.choices[0].delta.role, "assistant");
+    break;
+  }
+  const waited = await timed(() => client.chat.completions.create({ ...question, max_tokens: 1 }));
+  assert(waited < whole / 3, `${waited} of ${whole}`);
+});
+
+test("section_9_1_completions_whole_streamed_and_scored", async () => {
+  const asked = { model: MODEL, prompt: "What comes after", temperature: 0 };
+  const whole = await client.completions.create(asked);
+  const chunks = await collect(await client.completions.create({ ...asked, stream: true }));
+  assert.equal(chunks.map((chunk) => chunk.choices[0].text).join(""), whole.choices[0].text);
+  const scored = await client.completions.create({
+    ...asked,
+    prompt: [68, 69, 70],
+    echo: true,
+    logprobs: 1,
+    max_tokens: 0,
+  });
+  const { text, logprobs } = scored.choices[0];
+  assert.deepEqual([text, logprobs.tokens], ["ABC", ["A", "B", "C"]]);
+  assert.equal(logprobs.token_logprobs[0], null);
+  assert(logprobs.token_logprobs.slice(1).every((logprob) => logprob < 0));
 });
 
 // 9.2 is what `files.create` of a stream sends: the file before its purpose, chunked, without length.

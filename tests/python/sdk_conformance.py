@@ -295,16 +295,83 @@ def section_9_1_chat_with_usage():
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0, usage
 
 
-def section_9_1_chat_stream_is_refused_clearly_until_it_is_offered():
-    error = raises(
-        openai.BadRequestError,
-        client.chat.completions.create,
-        model=MODEL,
-        messages=[{"role": "user", "content": "What comes after 3?"}],
-        stream=True,
-        stream_options={"include_usage": True},
+QUESTION = [{"role": "user", "content": "What comes after 3?"}]
+
+
+def section_9_1_chat_stream():
+    asked = {"model": trained().fine_tuned_model, "messages": QUESTION, "max_tokens": 8, "seed": 1}
+    whole = client.chat.completions.create(**asked)
+    for _repetition in range(2):
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        assert all(chunk.object == "chat.completion.chunk" for chunk in chunks), chunks
+        assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1, chunks
+        assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == whole.choices[0].message.content, (text, whole)
+        last = chunks[-1].choices[0]
+        assert last.finish_reason == whole.choices[0].finish_reason, chunks[-1]
+        assert all(chunk.usage is None for chunk in chunks), chunks
+
+
+def section_9_1_chat_stream_with_usage():
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    *chunks, last = client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
     )
-    assert error.param == "stream", error
+    assert last.choices == [] and last.usage == whole.usage, last
+    assert all(chunk.usage is None and chunk.choices for chunk in chunks), chunks
+
+
+def section_9_1_chat_logprobs():
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
+    asked |= {"logprobs": True, "top_logprobs": 4}
+    answer = client.chat.completions.create(**asked).choices[0]
+    tokens = answer.logprobs.content
+    assert len(tokens) == 8 or answer.finish_reason == "stop", tokens
+    spelt = b"".join(bytes(token.bytes) for token in tokens if not token.token.startswith("<|"))
+    assert spelt.decode(errors="replace") == answer.message.content, (spelt, answer)
+    for token in tokens:
+        likeliest = token.top_logprobs
+        assert len(likeliest) == 4 and token.logprob < 0, token
+        assert likeliest[0].logprob == token.logprob == max(one.logprob for one in likeliest), token
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content or []
+    ]
+    assert streamed == tokens, (streamed, tokens)
+
+
+def section_9_1_chat_stream_that_is_left_ends():
+    # Nothing but the context ends these answers, which take far longer than one token.
+    endless = {"model": MODEL, "messages": QUESTION, "n": 8, "max_tokens": 400}
+    endless["logit_bias"] = {"0": -100, "1": -100, "2": -100}
+    started = time.monotonic()
+    client.chat.completions.create(**endless)
+    whole = time.monotonic() - started
+    with client.chat.completions.create(**endless, stream=True) as stream:
+        assert next(iter(stream)).choices[0].delta.role == "assistant"
+    started = time.monotonic()
+    client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
+    assert time.monotonic() - started < whole / 3, (time.monotonic() - started, whole)
+
+
+def section_9_1_completions_whole_streamed_and_scored():
+    asked = {"model": trained().fine_tuned_model, "prompt": "What comes after", "temperature": 0}
+    whole = client.completions.create(**asked)
+    assert whole.choices[0].finish_reason in ("stop", "length"), whole
+    assert whole.usage.completion_tokens <= 16, whole
+    chunks = list(client.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text, chunks
+    asked |= {"prompt": [68, 69, 70], "max_tokens": 0}
+    scored = client.completions.create(**asked, echo=True, logprobs=2).choices[0]
+    columns = scored.logprobs
+    assert (scored.text, columns.tokens) == ("ABC", ["A", "B", "C"]), scored
+    assert columns.token_logprobs[0] is None and columns.top_logprobs[0] is None, columns
+    assert all(logprob < 0 for logprob in columns.token_logprobs[1:]), columns
+    assert columns.text_offset == [0, 1, 2], columns
 
 
 # 9.2: forms as other clients send them.

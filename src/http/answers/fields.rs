@@ -153,7 +153,8 @@ impl<'a> Fields<'a> {
         let mut read = Vec::with_capacity(biases.len());
         for (token, bias) in biases {
             let param = format!("{key}.{token}");
-            let Ok(token) = token.parse::<u32>() else {
+            let id = token.parse::<u32>().ok().filter(|id| id.to_string() == *token);
+            let Some(id) = id else {
                 let message = format!("{key} has the key {token:?}; it must be the id of a token");
                 return Err(ApiError::field(key, message));
             };
@@ -161,7 +162,7 @@ impl<'a> Fields<'a> {
             let Some(number) = number else {
                 return Err(wrong(&param, bias, "a number from -100 to 100"));
             };
-            read.push((token, number as f32));
+            read.push((id, number as f32));
         }
         Ok(read)
     }
