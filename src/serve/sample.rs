@@ -269,22 +269,27 @@ mod tests {
         fn no_token_comes_from_outside_of_the_nucleus(
             logits in some_logits(), top_p in 0.01f64..1.0, temperature in 0.1f64..2.0, seed: u64,
         ) {
-            let scaled: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
+            let scale = |logit: &f32| (f64::from(*logit) / temperature).exp();
+            let scaled: Vec<f64> = logits.iter().map(scale).collect();
             let total: f64 = scaled.iter().sum();
             let mut sampler = Sampler::new(Sampling { temperature, top_p, ..plain() }, seed, 0);
             for _ in 0..20 {
                 let token = choose(&mut sampler, &logits) as usize;
                 // Of the tokens before it, together below `top_p`, it is the next one.
-                let before: f64 = (0..logits.len())
-                    .filter(|other| (logits[*other], *other as i64 * -1) > (logits[token], token as i64 * -1))
-                    .map(|other| scaled[other] / total)
-                    .sum();
+                let is_before = |other: &usize| {
+                    logits[*other] > logits[token]
+                        || (logits[*other] == logits[token] && *other < token)
+                };
+                let others = (0..logits.len()).filter(is_before);
+                let before: f64 = others.map(|other| scaled[other] / total).sum();
                 prop_assert!(before < top_p + 1e-9, "token {token}: {before} before it");
             }
         }
 
         #[test]
-        fn the_same_seed_chooses_the_same_tokens(logits in some_logits(), seed: u64, top_p in 0.1f64..1.0) {
+        fn the_same_seed_chooses_the_same_tokens(
+            logits in some_logits(), seed: u64, top_p in 0.1f64..1.0,
+        ) {
             let run = |seed: u64, index: usize| {
                 let mut sampler = Sampler::new(Sampling { top_p, ..plain() }, seed, index);
                 (0..30).map(|_| choose(&mut sampler, &logits)).collect::<Vec<u32>>()
@@ -321,7 +326,8 @@ mod tests {
             let sum: f64 = (0..logits.len()).map(|token| all.of_token(token as u32).exp()).sum();
             prop_assert!((sum - 1.0).abs() < 1e-12);
             let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            let logit = |token: u32| logits[token as usize];
+            order.sort_by(|a, b| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b)));
             order.truncate(count);
             let likeliest = all.likeliest(count);
             prop_assert_eq!(likeliest.iter().map(|(token, _)| *token).collect::<Vec<_>>(), order);

@@ -230,8 +230,8 @@ impl ToolReader {
 
 /// How many bytes at the end of a text may be the beginning of a mark.
 fn beginning_of(text: &str, mark: &str) -> usize {
-    let lengths = (1..mark.len()).rev();
-    lengths.into_iter().find(|length| text.ends_with(&mark[..*length])).unwrap_or_default()
+    let mut lengths = (1..mark.len()).rev();
+    lengths.find(|length| text.ends_with(&mark[..*length])).unwrap_or_default()
 }
 
 /// The calls of a text that is nothing but JSON objects of calls, in a list or one after the other.
