@@ -21,7 +21,7 @@ use crate::device::Device;
 mod responder;
 mod training;
 
-pub use responder::{AttachedAdapter, Responder, Session};
+pub use responder::{Advance, AttachedAdapter, PROMPT_CHUNK, Responder, Session, TextCache};
 use training::TrainingEngine;
 
 /// What can go wrong while the engine computes.

@@ -221,7 +221,7 @@ fn check_logits(case: &Case, wanted: &str, row: usize, got: &[f32]) {
     }
 }
 
-fn argmax(logits: &[f32]) -> u32 {
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (index, value) in logits.iter().enumerate() {
         if *value > logits[best] {

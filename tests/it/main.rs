@@ -10,6 +10,7 @@
 )]
 
 mod allocations;
+mod answering;
 mod architecture;
 mod bench;
 mod device;

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hone::artifacts::peft;
+use hone::dataset::{Message, Role};
 use hone::job::{Auto, Hyperparameters, LoraLayers, TuningMode};
 use hone::train::base_model::BaseModel;
 use hone::train::encode::encode_file;
-use hone::train::engine::{BackendKind, LoraSettings, Responder};
+use hone::train::engine::{Advance, BackendKind, LoraSettings, Responder, TextCache};
 use hone::train::protocol::{Progress, RunSpec};
 use hone::train::run::run;
 
+use crate::golden::argmax;
 use crate::server::{Server, chat_lines, make_key};
 use crate::training::Trainer;
 use crate::whole_models::untied;
@@ -142,6 +144,84 @@ fn the_openai_sdk_drives_a_whole_job_and_peft_computes_the_same_logits() {
     write_logits(&gguf, &out, &valid, &logits);
     let mut compare = script(&python, "peft_compare.py");
     succeed(compare.args([&gguf, &out, &logits]));
+}
+
+/// Greedy answers to prompts, written all together: `count` tokens each, or up to one of `ends`.
+fn write_greedily(
+    responder: &Responder,
+    prompts: &[Vec<u32>],
+    count: usize,
+    ends: &[u32],
+) -> Vec<Vec<u32>> {
+    let mut caches: Vec<TextCache> =
+        prompts.iter().map(|_| responder.new_cache().expect("a cache")).collect();
+    let mut answers = vec![Vec::new(); prompts.len()];
+    let mut next = prompts.to_vec();
+    for _ in 0..count {
+        let mut parts = Vec::new();
+        let mut which = Vec::new();
+        for (index, (cache, input_ids)) in caches.iter_mut().zip(&next).enumerate() {
+            if !input_ids.is_empty() {
+                which.push(index);
+                parts.push(Advance { adapter: None, cache, input_ids, wanted: 1 });
+            }
+        }
+        if parts.is_empty() {
+            break;
+        }
+        let made = responder.advance(&mut parts).expect("computes");
+        for (index, logits) in which.into_iter().zip(made) {
+            let token = argmax(&logits);
+            answers[index].push(token);
+            next[index] = if ends.contains(&token) { Vec::new() } else { vec![token] };
+        }
+    }
+    answers
+}
+
+#[test]
+fn greedy_answers_to_twenty_questions_of_gsm8k_are_those_of_transformers_token_for_token() {
+    let (Some(models_dir), Some(python)) = (models_dir(), given("HONE_TEST_PYTHON")) else {
+        return;
+    };
+    let path = gguf(&models_dir);
+    let base = BaseModel::open(&path).expect("opens");
+    let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
+    let responder = responder.expect("loads");
+    let template = base.template.as_ref().expect("a chat template");
+    let questions = std::fs::read_to_string(data("valid-100.jsonl")).expect("reads");
+    let prompts: Vec<Vec<u32>> = questions
+        .lines()
+        .take(20)
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let question = line["messages"][0]["content"].as_str().expect("a question");
+            let asked = Message {
+                role: Role::User,
+                content: Some(question.to_owned()),
+                name: None,
+                trained: false,
+                tool_calls: Vec::new(),
+                tool_call_id: None,
+            };
+            let text = template.render_prompt(&[asked], &[]).expect("renders");
+            let tokens = base.tokenizer.encode(&text).expect("encodes");
+            tokens.into_iter().map(|(id, _)| id).collect()
+        })
+        .collect();
+    let answers = write_greedily(&responder, &prompts, 48, base.tokenizer.stop_ids());
+    let mut tensors = peft::Tensors::new();
+    for (number, (prompt, answer)) in prompts.iter().zip(&answers).enumerate() {
+        for (part, ids) in [("prompt", prompt), ("answer", answer)] {
+            let ids: Vec<f32> = ids.iter().map(|id| *id as f32).collect();
+            tensors.insert(format!("{part}.{number}"), (vec![ids.len()], ids));
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("tokens.safetensors");
+    std::fs::write(&target, peft::serialise(&tensors).expect("serialises")).expect("writes");
+    let said = succeed(script(&python, "greedy_compare.py").args([&path, &target]));
+    assert!(said.contains("20 answers"), "{said}");
 }
 
 /// A run of the tiny model; where its result lies.

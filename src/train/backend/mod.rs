@@ -133,6 +133,22 @@ pub struct PairBackward<'a, B: Backend> {
     pub gradients: &'a mut LoraPair<B>,
 }
 
+/// Rows and the pairs beside layers for them, a pair or none for each layer.
+pub struct PairsOfRows<'a, B: Backend, const COUNT: usize> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// The pairs.
+    pub pairs: [Option<&'a B::Prepared>; COUNT],
+}
+
+/// Rows of a pass that continue a text.
+pub struct RowsOfText<'a, B: Backend> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// What came before them.
+    pub cache: &'a mut B::Cache,
+}
+
 /// A result and, where there is a pair, x · aᵀ.
 pub type AdaptedResult<B> = (<B as Backend>::Matrix, Option<<B as Backend>::Matrix>);
 
@@ -162,6 +178,10 @@ pub trait Backend: Send + Sized + 'static {
     type Losses: Send;
     /// Which elements of a layer's input dropout keeps.
     type Mask: Send;
+    /// Keys and values of one text, of all layers.
+    type Cache: Send;
+    /// A LoRA pair laid out once for many passes, forward only.
+    type Prepared: Send;
 
     /// Name for messages.
     fn name(&self) -> &'static str;
@@ -362,14 +382,35 @@ pub trait Backend: Send + Sized + 'static {
         segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<[Self::Matrix; 3]>;
-    /// Attention of new tokens, the last of those that `keys` and `values` hold. Forward only.
+    /// A cache of no token, for so many layers of `shape` (whose windows may differ).
+    fn cache(&self, layers: usize, shape: &AttentionShape) -> Outcome<Self::Cache>;
+    /// Makes room for a pass of `tokens` tokens.
+    fn reserve(&self, cache: &mut Self::Cache, tokens: usize) -> Outcome<()>;
+    /// Puts each text's rows of keys and values into its cache's layer, and attends to what this then
+    /// holds. The tokens count with [`Backend::advance`], after the last layer.
     fn attend(
         &self,
+        layer: usize,
         queries: &Self::Matrix,
         keys: &Self::Matrix,
         values: &Self::Matrix,
+        texts: &mut [RowsOfText<'_, Self>],
         shape: &AttentionShape,
     ) -> Outcome<Self::Matrix>;
+    /// The tokens of a pass count.
+    fn advance(&self, cache: &mut Self::Cache, tokens: usize);
+    /// Tokens that a cache holds.
+    fn cached(&self, cache: &Self::Cache) -> usize;
+    /// Lays out a pair, with its scale.
+    fn prepare(&self, pair: &LoraPair<Self>, scale: f32) -> Outcome<Self::Prepared>;
+    /// Linear layers that read the same x, three at most, where runs of its rows have pairs of their
+    /// own. A row comes out alike whatever stands beside it, where the backend promises that.
+    fn linears_of_runs<const COUNT: usize>(
+        &self,
+        x: &Self::Matrix,
+        weights: [&Self::Weight; COUNT],
+        runs: &[PairsOfRows<'_, Self, COUNT>],
+    ) -> [Outcome<Self::Matrix>; COUNT];
 
     // ---- the end
 

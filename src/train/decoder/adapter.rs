@@ -25,6 +25,31 @@ pub struct Adapter<B: Backend> {
     pub(super) head: Option<B::Weight>,
 }
 
+/// An adapter that answers: its pairs laid out once for all passes.
+pub struct ReadyAdapter<B: Backend> {
+    /// One for each of the decoder's modules; `None` where the layer is not adapted.
+    pub(super) pairs: Vec<Option<B::Prepared>>,
+    /// Stands in the place of the model's embedding.
+    pub(super) embedding: Option<B::Weight>,
+    /// Stands in the place of the model's head.
+    pub(super) head: Option<B::Weight>,
+}
+
+impl<B: Backend> ReadyAdapter<B> {
+    /// Lays out an adapter's pairs.
+    pub fn new(decoder: &Decoder<B>, adapter: Adapter<B>) -> Outcome<Self> {
+        let Adapter { pairs, scale, dropout: _, embedding, head } = adapter;
+        let mut ready = Vec::with_capacity(pairs.len());
+        for pair in &pairs {
+            ready.push(match pair {
+                Some(pair) => Some(decoder.backend().prepare(pair, scale)?),
+                None => None,
+            });
+        }
+        Ok(Self { pairs: ready, embedding, head })
+    }
+}
+
 /// What PEFT puts before the paths of a model's modules in `adapter_model.safetensors`.
 pub(super) const PREFIX: &str = "base_model.model.";
 

@@ -53,11 +53,11 @@ impl<B: Backend> Decoder<B> {
             return Ok(Vec::new());
         }
         let there = OnDevice::new(&self.backend, batch)?;
-        let sight = Sight::Segments(&batch.segments);
+        let mut sight = Sight::Segments(&batch.segments);
         let beside = Beside::plain(adapter);
         let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
         let above = frozen.blocks()..self.blocks.len();
-        let (x, _) = self.run_blocks(above, x, &beside, &there.positions, sight, false)?;
+        let (x, _) = self.run_blocks(above, x, &beside, &there.positions, &mut sight, false)?;
         let rows = self.backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
@@ -85,11 +85,11 @@ impl<B: Backend> Decoder<B> {
         let backend = &self.backend;
         let adapter = trained.adapter();
         let there = OnDevice::new(backend, batch)?;
-        let sight = Sight::Segments(&batch.segments);
+        let mut sight = Sight::Segments(&batch.segments);
         let beside = Beside::dropping(self, adapter, &batch.draws)?;
         let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
         let above = frozen.blocks()..self.blocks.len();
-        let (x, saved) = self.run_blocks(above, x, &beside, &there.positions, sight, true)?;
+        let (x, saved) = self.run_blocks(above, x, &beside, &there.positions, &mut sight, true)?;
         let rows = backend.take_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm.norm)?;

@@ -3,24 +3,26 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, ReadyAdapter};
 use super::saved::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
-use crate::train::backend::{Adapted, Backend, Outcome, Segment};
+use crate::train::backend::{Adapted, Backend, Outcome, PairsOfRows, RowsOfText, Segment};
 use crate::train::random::Stream;
 
 /// How the tokens of a pass see each other.
 pub(super) enum Sight<'a, B: Backend> {
     /// Segments of a packed batch, each for itself.
     Segments(&'a [Segment]),
-    /// They continue what each layer's cache holds.
-    Caches(&'a mut [LayerCache<B>]),
+    /// Texts, each of which continues what its cache holds.
+    Texts(Vec<RowsOfText<'a, B>>),
 }
 
-/// Keys and values of one layer.
-pub(super) struct LayerCache<B: Backend> {
-    pub keys: B::Matrix,
-    pub values: B::Matrix,
+/// Rows and the adapter beside the base's layers for them.
+pub(super) struct AdaptedRows<'a, B: Backend> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// The adapter.
+    pub adapter: &'a ReadyAdapter<B>,
 }
 
 /// What stands beside the base's layers in a pass.
@@ -29,12 +31,19 @@ pub(super) struct Beside<'a, B: Backend> {
     pub adapter: Option<&'a Adapter<B>>,
     /// What dropout leaves of each pair's input, by pair; empty without dropout.
     masks: BTreeMap<usize, B::Mask>,
+    /// Runs of rows with adapters of their own, for answering; none in other passes.
+    runs: Option<Vec<AdaptedRows<'a, B>>>,
 }
 
 impl<'a, B: Backend> Beside<'a, B> {
     /// An adapter without dropout.
     pub(super) fn plain(adapter: Option<&'a Adapter<B>>) -> Self {
-        Self { adapter, masks: BTreeMap::new() }
+        Self { adapter, masks: BTreeMap::new(), runs: None }
+    }
+
+    /// Runs of rows with adapters of their own.
+    pub(super) fn answering(runs: Vec<AdaptedRows<'a, B>>) -> Self {
+        Self { adapter: None, masks: BTreeMap::new(), runs: Some(runs) }
     }
 
     /// An adapter with dropout, on which `draws` decide, one for each row; none without draws.
@@ -56,7 +65,8 @@ impl<'a, B: Backend> Beside<'a, B> {
             }
         }
         let masks = decoder.backend.masks(draws, &layers, adapter.dropout)?;
-        Ok(Self { adapter: Some(adapter), masks: pairs.into_iter().zip(masks).collect() })
+        let masks = pairs.into_iter().zip(masks).collect();
+        Ok(Self { adapter: Some(adapter), masks, runs: None })
     }
 
     /// Whether dropout takes a part of the input of any pair.
@@ -105,14 +115,13 @@ impl<B: Backend> Decoder<B> {
         mut x: B::Matrix,
         beside: &Beside<'_, B>,
         positions: &B::Indexes,
-        mut sight: Sight<'_, B>,
+        sight: &mut Sight<'_, B>,
         keep: bool,
     ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
         let mut saved = Vec::new();
         for layer in layers {
             let block = &self.blocks[layer];
-            let (next, kept) =
-                self.run_block(block, layer, x, beside, positions, &mut sight, keep)?;
+            let (next, kept) = self.run_block(block, layer, x, beside, positions, sight, keep)?;
             x = next;
             saved.extend(kept);
         }
@@ -152,12 +161,9 @@ impl<B: Backend> Decoder<B> {
             Sight::Segments(segments) => {
                 backend.attention(&queries, &keys, &values, segments, &block.attention)?
             }
-            Sight::Caches(caches) => {
-                let cache = &mut caches[layer];
-                backend.append_rows(&mut cache.keys, &keys)?;
-                backend.append_rows(&mut cache.values, &values)?;
-                let attended =
-                    backend.attend(&queries, &cache.keys, &cache.values, &block.attention)?;
+            Sight::Texts(texts) => {
+                let shape = &block.attention;
+                let attended = backend.attend(layer, &queries, &keys, &values, texts, shape)?;
                 (attended, backend.zeros(0, 1)?)
             }
         };
@@ -279,6 +285,16 @@ impl<B: Backend> Decoder<B> {
         inner: &mut Inner<B>,
     ) -> [Outcome<B::Matrix>; COUNT] {
         let backend = &self.backend;
+        if let Some(runs) = &beside.runs {
+            let runs: Vec<PairsOfRows<'_, B, COUNT>> = runs
+                .iter()
+                .map(|run| PairsOfRows {
+                    rows: run.rows.clone(),
+                    pairs: linears.map(|linear| run.adapter.pairs[linear.pair].as_ref()),
+                })
+                .collect();
+            return backend.linears_of_runs(x, linears.map(|linear| &linear.weight), &runs);
+        }
         let scale = beside.adapter.map_or(0.0, |adapter| adapter.scale);
         let pair_of = |linear: &Linear<B>| beside.adapter?.pairs[linear.pair].as_ref();
         let made = if beside.is_dropping() {

@@ -236,8 +236,8 @@ impl<B: Backend> Decoder<B> {
         blocks: usize,
     ) -> Outcome<B::Matrix> {
         let x = self.embed(adapter, ids, positions)?;
-        let sight = Sight::Segments(segments);
-        Ok(self.run_blocks(0..blocks, x, &Beside::plain(adapter), positions, sight, false)?.0)
+        let mut sight = Sight::Segments(segments);
+        Ok(self.run_blocks(0..blocks, x, &Beside::plain(adapter), positions, &mut sight, false)?.0)
     }
 }
 

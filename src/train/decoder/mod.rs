@@ -9,6 +9,7 @@ pub mod backward;
 pub mod decode;
 mod forward;
 pub mod frozen;
+mod held;
 mod load;
 mod names;
 pub mod pack;

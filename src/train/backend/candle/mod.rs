@@ -21,6 +21,7 @@
 //! the same job should give the same bytes there; between devices it does not.
 
 mod attention;
+mod cached;
 mod crossing;
 mod curve;
 mod dropout;
@@ -33,11 +34,15 @@ use std::ops::Range;
 use candle_core::{D, DType, Device, Tensor};
 
 use self::attention::Attention;
+use self::cached::{Cache, Prepared};
 use self::crossing::Crossing;
 #[cfg(test)]
 pub use self::crossing::Transfers;
 use self::dropout::Mask;
-use super::{AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, RopeTable, RowLoss, Segment};
+use super::{
+    AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, PairsOfRows, RopeTable, RowLoss, RowsOfText,
+    Segment,
+};
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
 use crate::train::random::Stream;
@@ -158,6 +163,8 @@ impl Backend for CandleBackend {
     type Indexes = Tensor;
     type Losses = Tensor;
     type Mask = Mask;
+    type Cache = Cache;
+    type Prepared = Prepared;
 
     fn name(&self) -> &'static str {
         "candle"
@@ -455,14 +462,51 @@ impl Backend for CandleBackend {
         Ok([Tensor::cat(&query_gradients, 0)?, keys?, values?])
     }
 
+    fn cache(&self, layers: usize, _shape: &AttentionShape) -> Outcome<Cache> {
+        Ok(Cache::new(layers))
+    }
+
+    fn reserve(&self, _cache: &mut Cache, _tokens: usize) -> Outcome<()> {
+        Ok(())
+    }
+
     fn attend(
         &self,
+        layer: usize,
         queries: &Tensor,
         keys: &Tensor,
         values: &Tensor,
+        texts: &mut [RowsOfText<'_, Self>],
         shape: &AttentionShape,
     ) -> Outcome<Tensor> {
-        self.attention.forward(&self.crossing, [queries, keys, values], shape)
+        cached::attend(self, layer, [queries, keys, values], texts, shape)
+    }
+
+    fn advance(&self, cache: &mut Cache, tokens: usize) {
+        cache.advance(tokens);
+    }
+
+    fn cached(&self, cache: &Cache) -> usize {
+        cache.length()
+    }
+
+    fn prepare(&self, pair: &LoraPair<Self>, scale: f32) -> Outcome<Prepared> {
+        Ok(Prepared::new(pair, scale))
+    }
+
+    fn linears_of_runs<const COUNT: usize>(
+        &self,
+        x: &Tensor,
+        weights: [&Weight; COUNT],
+        runs: &[PairsOfRows<'_, Self, COUNT>],
+    ) -> [Outcome<Tensor>; COUNT] {
+        let mut layer = 0;
+        weights.map(|weight| {
+            let pairs = runs.iter().map(|run| (run.rows.clone(), run.pairs[layer]));
+            let made = weight.forward(x).and_then(|y| cached::add_runs(x, y, pairs));
+            layer += 1;
+            made
+        })
     }
 
     fn logits(&self, x: &Tensor, head: &Weight, soft_cap: Option<f32>) -> Outcome<Tensor> {

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use super::activation::{self, Curve};
 use super::attention::backward::{self, Gradients, Made};
+use super::attention::cached::NewRows;
 use super::attention::{self, Inputs};
+use super::cache::{Cache, Meter};
 use super::isa::Isa;
 use super::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
 use super::loss;
@@ -15,11 +17,12 @@ use super::matrix::Packed;
 use super::memory::{Matrix, Pool};
 use super::norm;
 use super::rope;
+use super::runs::{self, Prepared, Run, Shared};
 use super::tile::Store;
 use super::vector;
 use crate::train::backend::{
     Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm, Outcome,
-    RopeTable, RowLoss, Segment,
+    PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
 };
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
@@ -35,12 +38,46 @@ const TENSORS_PER_TASK: usize = 16;
 pub struct CpuBackend {
     isa: Isa,
     pool: Arc<Pool>,
+    meter: Arc<Meter>,
+    /// Whether weights that only answer are rounded to bfloat16 also where the kernels multiply floats.
+    rounds: bool,
 }
 
 impl CpuBackend {
     /// A backend on one level of instructions.
     pub fn new(isa: Isa) -> Self {
-        Self { isa, pool: Arc::new(Pool::default()) }
+        let (pool, meter) = (Arc::new(Pool::default()), Arc::new(Meter::default()));
+        Self { isa, pool, meter, rounds: false }
+    }
+
+    /// The same, but that weights which only answer are bfloat16 on every level of instructions.
+    pub fn rounding(isa: Isa) -> Self {
+        Self { rounds: true, ..Self::new(isa) }
+    }
+
+    /// Bytes of all caches' pages that exist.
+    pub fn cached_bytes(&self) -> u64 {
+        self.meter.bytes()
+    }
+
+    /// Bytes that the cache of a text takes for each page of [`PAGE`] tokens.
+    pub fn page_bytes(&self, layers: usize, shape: &AttentionShape) -> u64 {
+        Cache::bytes_of_page(self.isa, layers, shape)
+    }
+
+    /// W alone, in half the memory where that changes no product.
+    fn answering_weight(&self, outputs: usize, inputs: usize, values: &[f32]) -> Packed {
+        let (isa, pool) = (self.isa, &self.pool);
+        let rounded: Vec<f32>;
+        let values = if self.rounds {
+            let round = |value: &f32| half::bf16::from_f32(*value).to_f32();
+            rounded = values.par_iter().map(round).collect();
+            &rounded
+        } else {
+            values
+        };
+        Packed::of_exact_halves(isa, pool, values, outputs, inputs)
+            .unwrap_or_else(|| Packed::of_rows(isa, pool, values, outputs, inputs))
     }
 
     /// Bytes that a weight of this size takes.
@@ -86,6 +123,13 @@ pub struct Weight {
     bias: Option<Vec<f32>>,
 }
 
+impl Weight {
+    /// Bytes that it takes.
+    pub fn held(&self) -> u64 {
+        self.forward.held() + self.backward.as_ref().map_or(0, Packed::held)
+    }
+}
+
 /// A dropout mask as what decides on it: drawn anew at each use, which costs less than to keep it.
 pub struct Mask {
     draws: Vec<Stream>,
@@ -129,6 +173,8 @@ impl Backend for CpuBackend {
     type Indexes = Vec<u32>;
     type Losses = Vec<RowLoss>;
     type Mask = Mask;
+    type Cache = Cache;
+    type Prepared = Prepared;
 
     fn name(&self) -> &'static str {
         match self.isa {
@@ -174,7 +220,10 @@ impl Backend for CpuBackend {
         backward: bool,
     ) -> Outcome<Weight> {
         let (isa, pool) = (self.isa, &self.pool);
-        let forward = Packed::of_rows(isa, pool, values, outputs, inputs);
+        let forward = match backward {
+            true => Packed::of_rows(isa, pool, values, outputs, inputs),
+            false => self.answering_weight(outputs, inputs, values),
+        };
         let backward = backward.then(|| Packed::of_columns(isa, pool, values, inputs, outputs));
         Ok(Weight { forward, backward, bias: bias.map(<[f32]>::to_vec) })
     }
@@ -537,31 +586,78 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
+    fn cache(&self, layers: usize, shape: &AttentionShape) -> Outcome<Cache> {
+        Ok(Cache::new(self.isa, layers, shape, &self.meter))
+    }
+
+    fn reserve(&self, cache: &mut Cache, tokens: usize) -> Outcome<()> {
+        cache.reserve(tokens);
+        Ok(())
+    }
+
     fn attend(
         &self,
+        layer: usize,
         queries: &Matrix,
         keys: &Matrix,
         values: &Matrix,
+        texts: &mut [RowsOfText<'_, Self>],
         shape: &AttentionShape,
     ) -> Outcome<Matrix> {
-        if queries.rows() == keys.rows() {
-            let segments = [Segment::alone(0..queries.rows())];
-            return Ok(self.attention(queries, keys, values, &segments, shape)?.0);
+        let width = keys.columns();
+        for RowsOfText { rows, cache } in texts.iter_mut() {
+            let part = rows.start * width..rows.end * width;
+            cache.put(layer, &keys.values()[part.clone()], &values.values()[part]);
         }
         let mut output = self.pool.take(queries.rows(), queries.columns());
-        attention::continue_forward(
-            self.isa,
-            queries.values(),
-            keys.values(),
-            values.values(),
-            shape,
-            output.values_mut(),
-        );
+        let mut new = Vec::with_capacity(texts.len());
+        for RowsOfText { rows, cache } in texts.iter() {
+            new.push(NewRows { rows: rows.clone(), cache });
+        }
+        let into = output.values_mut();
+        attention::cached::forward(self.isa, layer, queries.values(), &new, shape, into);
         Ok(output)
     }
 
+    fn advance(&self, cache: &mut Cache, tokens: usize) {
+        cache.advance(tokens);
+    }
+
+    fn cached(&self, cache: &Cache) -> usize {
+        cache.length()
+    }
+
+    fn prepare(&self, pair: &LoraPair<Self>, scale: f32) -> Outcome<Prepared> {
+        Ok(Prepared::new(self.isa, &self.pool, &pair.a, &pair.b, scale))
+    }
+
+    fn linears_of_runs<const COUNT: usize>(
+        &self,
+        x: &Matrix,
+        weights: [&Weight; COUNT],
+        runs: &[PairsOfRows<'_, Self, COUNT>],
+    ) -> [Outcome<Matrix>; COUNT] {
+        let mut made = weights.map(|weight| self.pool.take(x.rows(), weight.forward.outputs));
+        let layers =
+            weights.map(|weight| Shared { weight: &weight.forward, bias: weight.bias.as_deref() });
+        let runs: Vec<Run<'_>> = runs
+            .iter()
+            .map(|run| {
+                let mut pairs = [None; MOST_LAYERS];
+                for (into, pair) in pairs.iter_mut().zip(run.pairs) {
+                    *into = pair.map(Prepared::pair);
+                }
+                Run { rows: run.rows.clone(), pairs }
+            })
+            .collect();
+        let mut results = made.each_mut().map(Matrix::values_mut);
+        runs::forward(self.isa, &self.pool, rows(x), &layers, &runs, &mut results);
+        made.map(Ok)
+    }
+
     fn logits(&self, x: &Matrix, head: &Weight, soft_cap: Option<f32>) -> Outcome<Matrix> {
-        let mut logits = self.linear(x, head)?;
+        let [logits] = self.linears_of_runs(x, [head], &[]);
+        let mut logits = logits?;
         if let Some(cap) = soft_cap {
             vector::soft_cap(self.isa, logits.values_mut(), cap);
         }

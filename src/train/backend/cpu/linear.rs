@@ -21,8 +21,11 @@ use super::words::{along, words};
 /// Most layers that share an input: queries, keys and values.
 pub const MOST_LAYERS: usize = 3;
 
-/// Most rows of a task: their words stay in the second-level cache beside a panel.
-const MOST_ROWS: usize = 96;
+/// Most rows of a task: their words stay in the second-level cache beside a panel. Floats take twice the
+/// room of bfloat16 numbers.
+fn most_rows(isa: Isa) -> usize {
+    if isa == Isa::Bf16 { 96 } else { 48 }
+}
 
 /// Rows of a product so wide that tasks share its panels instead of its rows.
 const FEW_ROWS: usize = 256;
@@ -33,9 +36,9 @@ const WIDE: usize = 768;
 /// A LoRA pair packed for one pass, with its scale in B.
 pub struct PackedPair {
     /// What turns the task's rows into as many columns as the rank: A forward, Bᵀ backward.
-    first: Packed,
+    pub(super) first: Packed,
     /// What turns these into the result: B forward, Aᵀ backward.
-    second: Packed,
+    pub(super) second: Packed,
 }
 
 impl PackedPair {
@@ -256,9 +259,9 @@ pub fn pair_gradients(
 }
 
 /// Rows of one task: few enough for the cache, and as many tasks for one thread as for another.
-fn rows_of_a_task(isa: Isa, rows: usize) -> usize {
+pub(super) fn rows_of_a_task(isa: Isa, rows: usize) -> usize {
     let threads = rayon::current_num_threads();
-    let tasks = rows.div_ceil(MOST_ROWS).next_multiple_of(threads).max(1);
+    let tasks = rows.div_ceil(most_rows(isa)).next_multiple_of(threads).max(1);
     rows.div_ceil(tasks).next_multiple_of(tile_rows(isa, 1)).max(1)
 }
 
@@ -328,7 +331,7 @@ unsafe fn prepare<'a>(
 }
 
 /// Rows of floats as words at the beginning of `space`, which is left with the rest.
-fn to_words<'a>(
+pub(super) fn to_words<'a>(
     isa: Isa,
     floats: &[f32],
     columns: usize,

@@ -31,6 +31,8 @@ pub struct Packed {
     /// Numbers along the depth of the product.
     pub inputs: usize,
     isa: Isa,
+    /// Whether the words are pairs of bfloat16 numbers, though the kernels multiply floats.
+    halves: bool,
     /// Columns of a panel.
     width: usize,
     words: Matrix,
@@ -82,7 +84,39 @@ impl Packed {
     /// One whose words, as many as `take` is asked for, are yet to be filled.
     fn blank(isa: Isa, outputs: usize, inputs: usize, take: impl FnOnce(usize) -> Matrix) -> Self {
         let (width, count) = size(isa, outputs, inputs);
-        Self { outputs, inputs, isa, width, words: take(count) }
+        Self { outputs, inputs, isa, halves: false, width, words: take(count) }
+    }
+
+    /// As [`Packed::of_rows`] for kernels that multiply floats, in half the memory: of values that
+    /// bfloat16 holds exactly, so that no product changes. `None` where it does not hold one of them.
+    pub fn of_exact_halves(
+        isa: Isa,
+        pool: &Arc<Pool>,
+        values: &[f32],
+        outputs: usize,
+        inputs: usize,
+    ) -> Option<Self> {
+        let is_exact = |values: &[f32]| values.iter().all(|value| value.to_bits() & 0xffff == 0);
+        if isa == Isa::Bf16
+            || !inputs.is_multiple_of(2)
+            || !values.par_chunks(PANEL_TASK).all(is_exact)
+        {
+            return None;
+        }
+        let take = |count: usize| pool.take_exactly(1, count / 2);
+        let mut packed = Self { halves: true, ..Self::blank(isa, outputs, inputs, take) };
+        let width = packed.width;
+        packed.each_panel(|panel, words| {
+            for column in 0..width.min(outputs - panel * width) {
+                let row = &values[(panel * width + column) * inputs..][..inputs];
+                for (pair, into) in
+                    row.as_chunks::<2>().0.iter().zip(words[column..].iter_mut().step_by(width))
+                {
+                    *into = (pair[0].to_bits() >> 16) | pair[1].to_bits();
+                }
+            }
+        });
+        Some(packed)
     }
 
     fn fill_from_rows(&mut self, values: &[f32]) {
@@ -125,7 +159,7 @@ impl Packed {
 
     /// Calls `fill` with each panel's index and words.
     fn each_panel(&mut self, fill: impl Fn(usize, &mut [u32]) + Sync) {
-        let count = self.width * words(self.isa, self.inputs);
+        let count = self.width * self.depth();
         let panels = self.words.words_mut().par_chunks_exact_mut(count.max(1));
         let at_once = (PANEL_TASK / count.max(1)).max(1);
         panels.enumerate().with_min_len(at_once).for_each(|(panel, words)| fill(panel, words));
@@ -143,13 +177,23 @@ impl Packed {
 
     /// Words along the depth.
     pub fn depth(&self) -> usize {
-        words(self.isa, self.inputs)
+        words(self.layout(), self.inputs)
+    }
+
+    /// Bytes that its words take.
+    pub fn held(&self) -> u64 {
+        size_of_val(self.words.words()) as u64
+    }
+
+    /// The level whose words these are.
+    fn layout(&self) -> Isa {
+        if self.halves { Isa::Bf16 } else { self.isa }
     }
 
     /// The matrix's own row `output`, as it is packed.
     pub fn read_row(&self, output: usize, into: &mut [f32]) {
         let start = output / self.width * self.depth() * self.width + output % self.width;
-        read(self.isa, self.words.words(), start, self.width, into);
+        read(self.layout(), self.words.words(), start, self.width, into);
     }
 }
 
@@ -194,7 +238,7 @@ pub unsafe fn add_up<'a>(
         while let Some((term, width)) = terms.next() {
             round[count] = term;
             count += 1;
-            in_round += term.depth;
+            in_round += if term.halves { 2 * term.depth } else { term.depth };
             if terms.peek().is_some() && count < TERMS && in_round < DEPTH {
                 continue;
             }
@@ -217,12 +261,15 @@ pub unsafe fn add_up<'a>(
 /// One panel's part of a factor, in terms of the depth of a round, with the panel's columns.
 fn terms_of(factor: Factor<'_>, panel: usize) -> impl Iterator<Item = (Term<'_>, usize)> {
     let Factor { left, packed } = factor;
-    let (width, all) = (packed.width, packed.depth());
-    (0..all).step_by(DEPTH).map(move |from| {
-        let left = Left { start: left.start + from * left.depth_stride, ..left };
+    let (width, all, halves) = (packed.width, packed.depth(), packed.halves);
+    // A round is as many numbers of a row, so that halves add up as floats do.
+    let of_left = if halves { 2 } else { 1 };
+    let most = DEPTH / of_left;
+    (0..all).step_by(most).map(move |from| {
+        let left = Left { start: left.start + from * of_left * left.depth_stride, ..left };
         let start = (panel * all + from) * width;
         let right = Right { words: packed.words.words(), start, stride: width };
-        (Term { left, right, depth: (all - from).min(DEPTH) }, width)
+        (Term { left, right, depth: (all - from).min(most), halves }, width)
     })
 }
 
@@ -278,6 +325,7 @@ pub fn add_outer(
                 left: Left { words: left, start: 0, row_stride: 1, depth_stride: rows },
                 right: Right { words: right, start: first, stride: columns },
                 depth,
+                halves: false,
             };
             let place = Place { start: first, stride: columns, columns: whole };
             // SAFETY: each task has columns of its own.

@@ -1,10 +1,12 @@
 //! The innermost loops of every matrix product: one tile of the result at a time, held in registers.
 //!
-//! A tile has some rows and up to four [`UNIT`]s of columns, 24 registers of sums together (with AVX2 six
-//! rows by one unit after the other, twelve registers). It is the
+//! A tile has some rows and up to four [`UNIT`]s of columns, 24 registers of sums together. It is the
 //! sum of [`Term`]s, each over `depth` words: an element of the left side (any strides) times a row of
 //! the right side (contiguous, any stride between). Sums run in the order of the terms and their
 //! depth, whatever the number of threads, so results repeat exactly.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 
 use std::marker::PhantomData;
 
@@ -19,10 +21,11 @@ pub const MOST_UNITS: usize = 4;
 /// Most rows of a tile, whatever its width.
 const MOST_ROWS: usize = 8;
 
-/// Rows of a tile of so many units that fill the registers: 24 sums of 32 registers, and 12 of the 16
-/// that AVX2 has.
+/// Rows of a tile of so many units that fill the registers: 24 sums of 32 registers, and with AVX2 12 of
+/// 16 for the tiles of one unit that most of its products are made of.
 pub fn tile_rows(isa: Isa, units: usize) -> usize {
-    if units == MOST_UNITS || isa == Isa::Avx2 { 6 } else { MOST_ROWS }
+    let fills = units == MOST_UNITS || (isa == Isa::Avx2 && units == 1);
+    if fills { 6 } else { MOST_ROWS }
 }
 
 /// Where the words of the left side lie: word (row, depth) at `start + row * row_stride + depth *
@@ -65,8 +68,11 @@ pub struct Term<'a> {
     pub left: Left<'a>,
     /// Right side.
     pub right: Right<'a>,
-    /// Words that it runs over.
+    /// Words of the right side that it runs over.
     pub depth: usize,
+    /// The right side's words hold two bfloat16 numbers each, and the left side's one float, so that
+    /// twice as many of these belong to it: what a bfloat16 matrix is multiplied with exactly.
+    pub halves: bool,
 }
 
 /// What a product does with what stands in the result.
@@ -150,9 +156,10 @@ pub unsafe fn multiply(
     let units = place.columns.div_ceil(UNIT);
     assert!(units <= MOST_UNITS && rows <= tile_rows(isa, units));
     assert!(place.start + (rows - 1) * place.stride + place.columns <= target.length);
-    for Term { left, right, depth } in terms {
+    for Term { left, right, depth, halves } in terms {
         let Some(last) = depth.checked_sub(1) else { continue };
-        let last_left = left.start + (rows - 1) * left.row_stride + last * left.depth_stride;
+        let last_of_row = if *halves { 2 * last + 1 } else { last };
+        let last_left = left.start + (rows - 1) * left.row_stride + last_of_row * left.depth_stride;
         let end_of_right = right.start + last * right.stride + units * UNIT;
         assert!(last_left < left.words.len() && end_of_right <= right.words.len());
     }
@@ -165,7 +172,7 @@ pub unsafe fn multiply(
             match isa {
                 Isa::Bf16 => return x86::bf16(rows, units, terms, store, out, place),
                 Isa::Avx512 => return x86::avx512(rows, units, terms, store, out, place),
-                Isa::Avx2 => return x86::avx2(rows, units, terms, store, out, place),
+                Isa::Avx2 => return avx2::multiply(rows, units, terms, store, out, place),
                 Isa::Portable => {}
             }
         }
@@ -191,15 +198,26 @@ type Tile = [f32; MOST_ROWS * MOST_UNITS * UNIT];
 
 /// Plain Rust for every other CPU.
 fn portable(rows: usize, units: usize, terms: &[Term<'_>], tile: &mut Tile) {
-    for Term { left, right, depth } in terms {
+    for Term { left, right, depth, halves } in terms {
         for k in 0..*depth {
             let right = &right.words[right.start + k * right.stride..][..units * UNIT];
             for row in 0..rows {
-                let word = left.words[left.start + row * left.row_stride + k * left.depth_stride];
-                let element = f32::from_bits(word);
+                let word = |number: usize| {
+                    let at = left.start + row * left.row_stride + number * left.depth_stride;
+                    f32::from_bits(left.words[at])
+                };
                 let sums = &mut tile[row * MOST_UNITS * UNIT..][..units * UNIT];
+                if !halves {
+                    let element = word(k);
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum += element * f32::from_bits(*right);
+                    }
+                    continue;
+                }
+                let (first, second) = (word(2 * k), word(2 * k + 1));
                 for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum += element * f32::from_bits(*right);
+                    *sum += first * f32::from_bits(right << 16);
+                    *sum += second * f32::from_bits(right & 0xffff_0000);
                 }
             }
         }
@@ -345,7 +363,11 @@ mod x86 {
         // SAFETY: the caller's promise.
         unsafe {
             for term in terms {
-                avx512_term(term, &mut sums);
+                if term.halves {
+                    avx512_halves_term(term, &mut sums);
+                } else {
+                    avx512_term(term, &mut sums);
+                }
             }
             keep(&sums, store, out, place);
         }
@@ -385,6 +407,46 @@ mod x86 {
         *sums = inside;
     }
 
+    /// Adds one term whose right side is pairs of bfloat16 numbers, in the order of [`avx512_term`].
+    ///
+    /// # Safety
+    /// As [`avx512`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512_halves_term<const ROWS: usize, const UNITS: usize>(
+        term: &Term<'_>,
+        sums: &mut [[__m512; UNITS]; ROWS],
+    ) {
+        let mut inside = *sums;
+        let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
+        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        // SAFETY: the caller's promise bounds each pointer.
+        unsafe {
+            let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
+            let mut right = term.right.words.as_ptr().add(term.right.start);
+            for _ in 0..term.depth {
+                let mut low = [_mm512_setzero_ps(); UNITS];
+                let mut high = [_mm512_setzero_ps(); UNITS];
+                for unit in 0..UNITS {
+                    let words = _mm512_loadu_si512(right.add(unit * UNIT).cast());
+                    low[unit] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
+                    high[unit] = _mm512_castsi512_ps(_mm512_and_si512(words, upper));
+                }
+                for (row, sums) in inside.iter_mut().enumerate() {
+                    let first = _mm512_set1_ps(*left.add(row * row_stride));
+                    let second = _mm512_set1_ps(*left.add(row * row_stride + depth_stride));
+                    for (unit, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(first, low[unit], *sum);
+                        *sum = _mm512_fmadd_ps(second, high[unit], *sum);
+                    }
+                }
+                left = left.wrapping_add(2 * depth_stride);
+                right = right.wrapping_add(term.right.stride);
+            }
+        }
+        *sums = inside;
+    }
+
     /// Moves sums into their place; the last unit may stand for fewer columns.
     ///
     /// # Safety
@@ -416,116 +478,5 @@ mod x86 {
                 }
             }
         }
-    }
-
-    /// One unit after the other.
-    ///
-    /// # Safety
-    /// The CPU has AVX2 and FMA; rows, units, depths and strides stay inside of the slices, and the
-    /// place is the caller's.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(
-        rows: usize,
-        units: usize,
-        terms: &[Term<'_>],
-        store: Store,
-        out: *mut f32,
-        place: Place,
-    ) {
-        for unit in 0..units {
-            let first = unit * UNIT;
-            let columns = (place.columns - first).min(UNIT);
-            // SAFETY: the caller's promise, for the columns of a unit.
-            unsafe {
-                let out = out.add(first);
-                let place = Place { columns, ..place };
-                match rows {
-                    6 => avx2_tile::<6>(first, terms, store, out, place),
-                    5 => avx2_tile::<5>(first, terms, store, out, place),
-                    4 => avx2_tile::<4>(first, terms, store, out, place),
-                    3 => avx2_tile::<3>(first, terms, store, out, place),
-                    2 => avx2_tile::<2>(first, terms, store, out, place),
-                    _ => avx2_tile::<1>(first, terms, store, out, place),
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`avx2`], for the columns from `first` on, one unit at most, which `out` points to.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_tile<const ROWS: usize>(
-        first: usize,
-        terms: &[Term<'_>],
-        store: Store,
-        out: *mut f32,
-        place: Place,
-    ) {
-        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-        for term in terms {
-            // SAFETY: the caller's promise.
-            unsafe { avx2_term(first, term, &mut sums) };
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            let mut values = [0.0f32; UNIT];
-            // SAFETY: `values` has room for both halves, and the row's columns are the caller's.
-            let into = unsafe {
-                _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
-                _mm256_storeu_ps(values.as_mut_ptr().add(8), sums[1]);
-                std::slice::from_raw_parts_mut(out.add(row * place.stride), place.columns)
-            };
-            // A whole unit's length is known to the compiler, which makes two registers of it.
-            match <&mut [f32; UNIT]>::try_from(&mut *into) {
-                Ok(into) => keep_floats(into, &values, store),
-                Err(_partly) => keep_floats(into, &values, store),
-            }
-        }
-    }
-
-    /// Moves sums into their place.
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    fn keep_floats(into: &mut [f32], sums: &[f32; UNIT], store: Store) {
-        match store {
-            Store::Overwrite => into.copy_from_slice(&sums[..into.len()]),
-            Store::Add(factor) => {
-                for (into, sum) in into.iter_mut().zip(sums) {
-                    *into = factor.mul_add(*sum, *into);
-                }
-            }
-        }
-    }
-
-    /// Adds one term, as [`bf16_term`]: twelve sums hide the latency of the multiply-add.
-    ///
-    /// # Safety
-    /// As [`avx2_tile`].
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_term<const ROWS: usize>(
-        first: usize,
-        term: &Term<'_>,
-        sums: &mut [[__m256; 2]; ROWS],
-    ) {
-        let mut inside = *sums;
-        let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
-        // SAFETY: the caller's promise bounds each pointer.
-        unsafe {
-            let mut left: *const f32 = term.left.words.as_ptr().add(term.left.start).cast();
-            let start = term.right.start + first;
-            let mut right: *const f32 = term.right.words.as_ptr().add(start).cast();
-            for _ in 0..term.depth {
-                let low = _mm256_loadu_ps(right);
-                let high = _mm256_loadu_ps(right.add(8));
-                for (row, sums) in inside.iter_mut().enumerate() {
-                    let element = _mm256_set1_ps(*left.add(row * row_stride));
-                    sums[0] = _mm256_fmadd_ps(element, low, sums[0]);
-                    sums[1] = _mm256_fmadd_ps(element, high, sums[1]);
-                }
-                left = left.wrapping_add(depth_stride);
-                right = right.wrapping_add(term.right.stride);
-            }
-        }
-        *sums = inside;
     }
 }

@@ -271,14 +271,21 @@ unsafe fn chunk_backward(
             let place = Place { start, stride, columns: part.len() };
             // SAFETY: the caller's promise.
             unsafe {
-                pass(isa, rows.len(), &[Term { left, right, depth }], store, &write.queries, place);
+                pass(
+                    isa,
+                    rows.len(),
+                    &[Term { left, right, depth, halves: false }],
+                    store,
+                    &write.queries,
+                    place,
+                );
             }
             for (words, right, target) in products {
                 let left = Left { words, start: 0, row_stride: 1, depth_stride: columns };
                 let right = right.queries(layout, head, seen.own(), block, part.start);
                 let start = (slot * layout.tokens() + keys.row) * shape.head_dim + part.start;
                 let place = Place { start, stride: shape.head_dim, columns: part.len() };
-                let terms = [Term { left, right, depth: rows_across }];
+                let terms = [Term { left, right, depth: rows_across, halves: false }];
                 // SAFETY: the caller's promise.
                 unsafe { pass(isa, keys.keys, &terms, Store::Add(1.0), target, place) };
             }

@@ -11,17 +11,14 @@
 //! number of rows: keys stand at their positions, and sums run in their order.
 
 pub mod backward;
+pub mod cached;
 pub mod forward;
 mod layout;
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::isa::Isa;
 use super::matrix::{PANEL, TERMS, pass};
 use super::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
-use super::vector;
 use super::words::words;
 use crate::train::backend::AttentionShape;
 use layout::{Across, Block, Layout, Panels, Piece, Seen};
@@ -77,7 +74,7 @@ unsafe fn scores(
     place: Place,
 ) {
     for (index, first) in (0..piece.keys).step_by(PANEL).enumerate() {
-        let terms = [Term { left, right: keys.right(kv_head, piece, index), depth }];
+        let terms = [Term { left, right: keys.right(kv_head, piece, index), depth, halves: false }];
         let columns = (piece.keys - first).min(PANEL);
         let place = Place { start: place.start + first, columns, ..place };
         // SAFETY: the caller's promise.
@@ -119,6 +116,7 @@ unsafe fn multiply_over_keys(
                 },
                 right: right.keys(kv_head, &piece, part.start),
                 depth: words(isa, piece.keys),
+                halves: false,
             };
             count += 1;
             if count == TERMS || pieces.peek().is_none() {
@@ -128,43 +126,4 @@ unsafe fn multiply_over_keys(
             }
         }
     }
-}
-
-/// Attention of new tokens, the last of those whose `keys` and `values` are given: for decoding,
-/// where there are few queries and no backward pass.
-pub fn continue_forward(
-    isa: Isa,
-    queries: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    shape: &AttentionShape,
-    output: &mut [f32],
-) {
-    let kv_width = shape.kv_heads * shape.head_dim;
-    let query_width = shape.heads * shape.head_dim;
-    let before = keys.len() / kv_width - queries.len() / query_width;
-    let group = shape.heads / shape.kv_heads;
-    let heads = output.par_chunks_exact_mut(shape.head_dim);
-    heads.zip(queries.par_chunks_exact(shape.head_dim)).enumerate().for_each(
-        |(index, (output, query))| {
-            let (row, head) = (before + index / shape.heads, index % shape.heads);
-            let offset = head / group * shape.head_dim;
-            let first = shape.first_key(row);
-            let at = |key: usize| (first + key) * kv_width + offset;
-            let mut weights: Vec<f32> = (0..=row - first)
-                .map(|key| vector::dot(isa, query, &keys[at(key)..][..shape.head_dim]))
-                .collect();
-            vector::scale(isa, &mut weights, shape.scale);
-            if let Some(cap) = shape.soft_cap {
-                vector::soft_cap(isa, &mut weights, cap);
-            }
-            let most = vector::maximum(isa, &weights);
-            let sum = vector::exp_and_sum(isa, &mut weights, 1.0, most);
-            output.fill(0.0);
-            for (key, weight) in weights.iter().enumerate() {
-                let value = &values[at(key)..][..shape.head_dim];
-                vector::add_scaled(isa, output, value, weight / sum);
-            }
-        },
-    );
 }

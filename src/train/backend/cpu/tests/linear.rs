@@ -9,6 +9,7 @@ use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::linear::{self, Layer, PackedPair, Results, Rows};
 use crate::train::backend::cpu::matrix::Packed;
 use crate::train::backend::cpu::memory::{Matrix, Pool};
+use crate::train::backend::cpu::runs::{self, Shared};
 use crate::train::backend::cpu::tile::Store;
 
 proptest! {
@@ -211,4 +212,45 @@ impl Adapted {
         }
         off
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn half_the_memory_changes_no_product(
+        rows in 1usize..40, half_inputs in 1usize..700, outputs in 1usize..120, seed in 0u64..1000,
+    ) {
+        let (pool, inputs) = (Arc::new(Pool::default()), 2 * half_inputs);
+        let x = noise(rows * inputs, seed);
+        let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
+        let values: Vec<f32> = noise(outputs * inputs, seed + 1).iter().map(rounded).collect();
+        for isa in levels().filter(|isa| *isa != Isa::Bf16) {
+            let whole = Packed::of_rows(isa, &pool, &values, outputs, inputs);
+            let halves = Packed::of_exact_halves(isa, &pool, &values, outputs, inputs);
+            let halves = halves.expect("bfloat16 holds all of them");
+            prop_assert_eq!(2 * halves.held(), whole.held());
+            let product = |packed: &Packed| {
+                let mut y = vec![0.0; rows * outputs];
+                let x = Rows { values: &x, columns: inputs };
+                let layers = [Shared { weight: packed, bias: None }];
+                runs::forward(isa, &pool, x, &layers, &[], &mut [&mut y]);
+                y.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            };
+            prop_assert!(product(&halves) == product(&whole), "{:?}", isa);
+            let mut row = vec![0.0; inputs];
+            halves.read_row(outputs - 1, &mut row);
+            prop_assert_eq!(&row[..], &values[(outputs - 1) * inputs..]);
+        }
+    }
+}
+
+#[test]
+fn what_bfloat16_does_not_hold_keeps_its_memory() {
+    let pool = Arc::new(Pool::default());
+    let mut values = vec![0.5; 8];
+    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values, 2, 4).is_some());
+    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values[..6], 2, 3).is_none());
+    values[7] = 0.1;
+    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values, 2, 4).is_none());
 }
