@@ -131,3 +131,24 @@ fn bench_train_refuses_what_it_cannot_measure() {
         assert!(said.contains(wanted), "{arguments:?}: {said}");
     }
 }
+
+#[test]
+fn bench_serve_says_how_fast_prompts_are_read_and_answers_written() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    for (dtype, streams) in [("auto", 1), ("f32", 3), ("bf16", 3)] {
+        let report = json(
+            &Command::new(env!("CARGO_BIN_EXE_hone"))
+                .args(["bench", "serve", "--json", "--prompt", "20", "--generate", "5"])
+                .args(["--streams", &streams.to_string(), "--dtype", dtype, "--model"])
+                .arg(&model)
+                .output()
+                .expect("runs"),
+        );
+        assert_eq!(report["streams"], streams);
+        for key in ["prefill_tokens_per_s", "decode_tokens_per_s", "weights_gb_per_s"] {
+            assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+        }
+    }
+    let too_long = bench(&["serve", "--prompt", "600", "--model", model.to_str().expect("UTF-8")]);
+    assert!(String::from_utf8_lossy(&too_long.stderr).contains("context is 512"));
+}

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{cpu, rounded, set_threads};
+use super::{Precision, cpu, rounded, set_threads, status};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::base_model::BaseModel;
 use crate::train::config::ModelConfig;
@@ -41,17 +41,6 @@ enum BackendName {
     Cpu,
     /// Plain candle operations.
     Candle,
-}
-
-/// The precision of the frozen weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// The fastest that the CPU has.
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
 }
 
 /// The arguments of `hone bench train`.
@@ -345,16 +334,6 @@ fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Re
         "versions": {"hone": env!("CARGO_PKG_VERSION")},
         "cpu": cpu(),
     }))
-}
-
-/// A field of this process's status, in bytes.
-fn status(field: &str) -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/status").context("reading the memory in use")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")).map(str::trim);
-    let kibibytes: f64 =
-        kibibytes.and_then(|text| text.parse().ok()).context("reading the memory")?;
-    Ok(kibibytes * 1024.0)
 }
 
 /// How long this process has run, to a hundredth of a second: the time that the kernel took to start
