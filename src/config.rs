@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use axum::http::HeaderValue;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use reqwest::Url;
 
@@ -53,6 +53,55 @@ pub struct Training {
     /// where hone is built with CUDA and one is there, and the CPU elsewhere.
     #[arg(long, env = "HONE_DEVICE", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceSetting,
+}
+
+/// How models answer beside jobs that train.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Serving {
+    /// Memory that base models, adapters and texts in progress may take, such as 8GB or 512MB; models
+    /// that were used least recently make room. Half of what is free at the start without it.
+    #[arg(long, env = "HONE_SERVE_MEMORY", value_name = "SIZE", value_parser = bytes)]
+    pub serve_memory: Option<u64>,
+
+    /// What goes first on the device while a job trains and requests come.
+    #[arg(long, env = "HONE_SERVE_PRIORITY", value_enum, default_value_t)]
+    pub serve_priority: Priority,
+}
+
+/// What goes first on a device that trains and answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Priority {
+    /// Answers: a job waits between micro-batches while requests are answered.
+    #[default]
+    Serve,
+    /// Neither: the system shares the processor out, a little more to answers.
+    Share,
+    /// Training: answers get what it leaves.
+    Train,
+}
+
+/// A number of bytes, with a unit of a thousand or of 1,024 (`GiB`) where there is one.
+fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|character: char| !(character.is_ascii_digit() || character == '.'));
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    let bytes = number.parse::<f64>().map_or(f64::NAN, |number| number * factor);
+    if !(1.0..1e18).contains(&bytes) {
+        return Err("it must be a number of bytes, such as 8GB, 512MB or 6GiB".to_owned());
+    }
+    Ok(bytes as u64)
 }
 
 /// How much clients may ask for.
@@ -152,3 +201,18 @@ pub const UPLOAD_LIFETIME_SECONDS: i64 = 3600;
 
 /// Largest JSON body in bytes.
 pub const MAX_JSON_BYTES: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(bytes("8GB"), Ok(8_000_000_000));
+        assert_eq!(bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(bytes("4096"), Ok(4096));
+        for wrong in ["", "GB", "8 elephants", "-1", "0", "1e99TB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

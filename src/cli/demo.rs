@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::models::pull_and_say;
 use super::serve::{RunningServer, ServeArgs, start};
-use crate::config::{Cors, Folders, Limits, Listen, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Serving, Training, Webhooks};
 
 /// The base model.
 const BASE_MODEL: &str = "smollm2-135m-instruct";
@@ -75,6 +75,7 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
         listen: Listen { listen: args.listen },
         folders: args.folders.clone(),
         training: args.training.clone(),
+        serving: Serving::default(),
         webhooks: Webhooks::default(),
         limits: Limits::default(),
         cors: Cors::default(),

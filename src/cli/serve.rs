@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Cors, Folders, Limits, Listen, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, Training, Webhooks};
 use crate::executor::{DryRuns, Executor, Patience, Tools};
 use crate::http::{self, AppState, RequestLimiter};
 use crate::project::Project;
@@ -37,6 +37,9 @@ pub struct ServeArgs {
     /// What trains.
     #[command(flatten)]
     pub training: Training,
+    /// How models answer beside jobs.
+    #[command(flatten)]
+    pub serving: Serving,
     /// Who may be told of events.
     #[command(flatten)]
     pub webhooks: Webhooks,
@@ -104,6 +107,11 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let queue = Arc::new(Queue::new(shared.clone(), owner));
     let base_models = Catalog::new(models.models_dir);
 
+    let Serving { serve_memory, serve_priority: priority } = args.serving;
+    if priority == Priority::Train {
+        answer_at_low_priority()?;
+    }
+    let models = ModelServer::start(Handle::current(), serve_memory)?;
     let tools = Tools {
         store: shared.clone(),
         queue: queue.clone(),
@@ -114,6 +122,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         trainer: this_binary()?,
         device,
         patience: Patience::default(),
+        priority,
+        yields_to: (priority == Priority::Serve).then(|| models.demand().clone()),
     };
     let dry_runs = DryRuns::new(tools.clone()).context("finding the folder of work in progress")?;
     let executor = Executor::prepare(tools).await?;
@@ -131,7 +141,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         queue,
         base_models,
         dry_runs: Arc::new(dry_runs),
-        models: Arc::new(ModelServer::start(Handle::current())?),
+        models: Arc::new(models),
         courier,
         known_keys: Arc::default(),
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
@@ -165,6 +175,19 @@ impl RunningServer {
         self.store.close().await;
         Ok(())
     }
+}
+
+/// The threads that compute answers leave the processor to a job that trains.
+fn answer_at_low_priority() -> anyhow::Result<()> {
+    /// Below what a trainer has that keeps the server's priority.
+    const NICENESS: i32 = 10;
+    let lower = |_thread| {
+        if let Err(error) = rustix::process::nice(NICENESS) {
+            tracing::warn!(%error, "answers keep the server's priority");
+        }
+    };
+    let pool = rayon::ThreadPoolBuilder::new().start_handler(lower);
+    pool.build_global().context("starting the threads that compute (--serve-priority train)")
 }
 
 /// Says that anybody is let in as long as there are no keys, and refuses to let in anybody from beyond

@@ -27,6 +27,9 @@ pub struct TrainerArgs {
     /// Device to train on: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Device,
+    /// Run at the priority that it is started with instead of a lower one.
+    #[arg(long)]
+    keep_priority: bool,
     /// Say what the run would be, and do not run.
     #[arg(long)]
     preview: bool,
@@ -37,7 +40,9 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     if args.preview {
         return say_preview(args.device);
     }
-    lower_priority(NICENESS);
+    if !args.keep_priority {
+        lower_priority(NICENESS);
+    }
     let spec = read_spec()?;
     let controls = listen()?;
 

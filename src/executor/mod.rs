@@ -39,9 +39,11 @@ pub use self::dry_run::{DryRunError, DryRuns};
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
 use crate::clock::Clock;
+use crate::config::Priority;
 use crate::device::Device;
 use crate::job::{EventLevel, NewEvent};
 use crate::queue::Queue;
+use crate::serve::Demand;
 use crate::store::{Store, StoreError};
 pub use crate::train::preview::{DataCount, MemoryNeed, PlannedRun, Preview};
 pub use crate::train::report::FILE_NAME as REPORT_FILE;
@@ -117,6 +119,10 @@ pub struct Tools {
     pub device: Device,
     /// How long it may take to end.
     pub patience: Patience,
+    /// Which goes first, answering or training.
+    pub priority: Priority,
+    /// Whose answers a job waits for between micro-batches.
+    pub yields_to: Option<Demand>,
 }
 
 /// Runs the jobs of one device, one after the other.

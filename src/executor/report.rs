@@ -24,6 +24,8 @@ pub(super) struct Report<'a> {
     written_at: Option<Instant>,
     /// Numbers of the last step, when they are not written.
     unwritten: Option<StepMetrics>,
+    /// Seconds that the trainer has waited for answers.
+    yielded_seconds: f64,
     /// The last step that the trainer has named.
     pub(super) step: Option<u64>,
 }
@@ -39,6 +41,7 @@ impl<'a> Report<'a> {
             total_steps: None,
             written_at: None,
             unwritten: None,
+            yielded_seconds: 0.0,
             step: None,
         }
     }
@@ -83,11 +86,17 @@ impl<'a> Report<'a> {
         metrics: &StepMetrics,
         tokens_per_second: f64,
         seconds_left: f64,
+        yielded_seconds: f64,
     ) -> Result<(), StoreError> {
+        if let Some(demand) = &self.tools.yields_to {
+            demand.has_yielded(yielded_seconds - self.yielded_seconds);
+        }
+        self.yielded_seconds = yielded_seconds;
         self.step = Some(metrics.step);
         let mut events = Vec::new();
         if is_shown(metrics, self.total_steps) {
-            events.push(metrics_event(metrics, self.total_steps, tokens_per_second));
+            let speed = Speed { tokens_per_second, yielded_seconds };
+            events.push(metrics_event(metrics, self.total_steps, &speed));
         }
         let is_due = self.written_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
         if events.is_empty() && !is_due {
@@ -123,12 +132,15 @@ fn is_shown(metrics: &StepMetrics, total_steps: Option<u64>) -> bool {
         || metrics.full_valid_loss.is_some()
 }
 
-/// A step in the words that clients parse, and its numbers.
-fn metrics_event(
-    metrics: &StepMetrics,
-    total_steps: Option<u64>,
+/// How fast a run is.
+struct Speed {
     tokens_per_second: f64,
-) -> NewEvent {
+    /// Seconds that it has waited for answers so far.
+    yielded_seconds: f64,
+}
+
+/// A step in the words that clients parse, and its numbers.
+fn metrics_event(metrics: &StepMetrics, total_steps: Option<u64>, speed: &Speed) -> NewEvent {
     let mut message = format!("Step {}", metrics.step);
     if let Some(total_steps) = total_steps {
         message.push_str(&format!("/{total_steps}"));
@@ -140,7 +152,9 @@ fn metrics_event(
     let mut data = serde_json::json!(metrics);
     if let Value::Object(data) = &mut data {
         data.insert("total_steps".to_owned(), serde_json::json!(total_steps));
+        let Speed { tokens_per_second, yielded_seconds } = speed;
         data.insert("tokens_per_second".to_owned(), serde_json::json!(tokens_per_second));
+        data.insert("yielded_seconds".to_owned(), serde_json::json!(yielded_seconds));
     }
     NewEvent { level: EventLevel::Info, kind: EventKind::Metrics, message, data: Some(data) }
 }
@@ -172,12 +186,13 @@ mod tests {
     #[test]
     fn a_step_is_said_in_the_words_that_clients_parse() {
         let mut metrics = metrics(131);
+        let speed = Speed { tokens_per_second: 10.0, yielded_seconds: 2.5 };
         assert_eq!(
-            metrics_event(&metrics, Some(303), 10.0).message,
+            metrics_event(&metrics, Some(303), &speed).message,
             "Step 131/303: training loss=0.25"
         );
         metrics.valid_loss = Some(0.3651);
-        let event = metrics_event(&metrics, Some(303), 10.0);
+        let event = metrics_event(&metrics, Some(303), &speed);
         assert_eq!(event.message, "Step 131/303: training loss=0.25, validation loss=0.37");
         let data = event.data.expect("numbers");
         for key in [
@@ -190,6 +205,7 @@ mod tests {
             "epoch",
             "grad_norm",
             "tokens_per_second",
+            "yielded_seconds",
         ] {
             assert!(data[key].is_number(), "{key}: {data}");
         }

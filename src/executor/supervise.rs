@@ -12,6 +12,7 @@ use super::publish::{self, Finished, PublishError};
 use super::report::Report;
 use super::trainer::{Errand, Heard, Trainer};
 use super::{Patience, Tools, staging};
+use crate::config::Priority;
 use crate::error_code::ErrorCode;
 use crate::job::{EventLevel, Job, JobError};
 use crate::store::{Claim, StoreError};
@@ -105,7 +106,8 @@ pub(super) async fn run_job(
     }
 
     let began_at = newest_checkpoint(&spec.work_dir);
-    let mut trainer = match Trainer::start(&tools.trainer, Errand::Run, tools.device, &spec).await {
+    let errand = Errand::Run { keeps_priority: tools.priority == Priority::Train };
+    let mut trainer = match Trainer::start(&tools.trainer, errand, tools.device, &spec).await {
         Ok(trainer) => trainer,
         Err(error) => {
             let what =
@@ -183,6 +185,7 @@ async fn listen(
     told: &mut Told,
 ) -> Last {
     let mut known = Wish::GoOn;
+    let mut is_busy = false;
     loop {
         let deadline = told.deadline;
         tokio::select! {
@@ -212,6 +215,10 @@ async fn listen(
                     }
                 }
             },
+            busy = change_of_demand(tools, is_busy) => {
+                is_busy = busy;
+                trainer.tell(if busy { Control::Yield } else { Control::GoOn }).await;
+            },
             () = shutdown.cancelled(), if !told.stop => {
                 told.stop = true;
                 told.end_within(tools.patience.stop);
@@ -219,6 +226,15 @@ async fn listen(
             },
             () = sleep_until(deadline) => return Last::Overdue,
         }
+    }
+}
+
+/// Waits until answers are being made, or are not any more, other than `known`; for ever where jobs do
+/// not yield to them.
+async fn change_of_demand(tools: &Tools, known: bool) -> bool {
+    match &tools.yields_to {
+        Some(demand) => demand.change_from(known).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -248,8 +264,8 @@ async fn handle(
             let message = format!("Training continues from the checkpoint at step {step}");
             report.note(EventLevel::Info, message, None).await
         }
-        Progress::Step { metrics, tokens_per_second, seconds_left } => {
-            report.step(&metrics, tokens_per_second, seconds_left).await
+        Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds } => {
+            report.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
         }
         Progress::Checkpoint { metrics, directory, superseded } => {
             let published =

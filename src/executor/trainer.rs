@@ -31,8 +31,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// What a trainer is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errand {
-    /// To run.
-    Run,
+    /// To run, at the server's own priority or a lower one.
+    Run { keeps_priority: bool },
     /// To say what the run would be.
     Preview,
 }
@@ -41,7 +41,8 @@ impl Errand {
     /// Arguments of its command.
     fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Run => &["trainer"],
+            Self::Run { keeps_priority: false } => &["trainer"],
+            Self::Run { keeps_priority: true } => &["trainer", "--keep-priority"],
             Self::Preview => &["trainer", "--preview"],
         }
     }
@@ -50,7 +51,7 @@ impl Errand {
     /// before one that trains, and never the server.
     fn out_of_memory_score(self) -> &'static str {
         match self {
-            Self::Run => "500",
+            Self::Run { .. } => "500",
             Self::Preview => "900",
         }
     }

@@ -18,6 +18,7 @@ mod health;
 mod inspection;
 mod known_keys;
 mod limit;
+mod metrics;
 mod models;
 mod openapi;
 mod spool;
@@ -108,6 +109,7 @@ pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
     let router = Router::new()
         .merge(guarded)
         .merge(health::routes())
+        .merge(metrics::routes())
         .route("/openapi.json", get(move || async move { Json(served) }))
         .merge(SwaggerUi::new("/docs").url("/docs/openapi.json", document))
         .fallback(no_such_route)

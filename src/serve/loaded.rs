@@ -1,7 +1,6 @@
-//! A model in memory and the adapters attached to it. Owned by [`super::worker`].
+//! A model in memory and the adapters attached to it.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 
@@ -9,16 +8,18 @@ use super::answer::Answer;
 use super::begin::Answering;
 use super::events::EventSender;
 use super::request::Request;
-use super::{AdapterSource, BaseSource, ServeError};
+use super::{AdapterSource, ServeError};
 use crate::artifacts::peft;
 use crate::error_code::ErrorCode;
 use crate::train::base_model::BaseModel;
-use crate::train::engine::{
-    AttachedAdapter, BackendKind, EngineError, LoraSettings, Responder, Session,
-};
+use crate::train::engine::{AttachedAdapter, LoraSettings, Responder};
 
-/// Adapters that stay attached; the one unused for longest makes room.
-const ATTACHED_ADAPTERS: usize = 8;
+/// Share of a model's bytes that the adapters beside it may take together; the one unused for longest
+/// makes room.
+const ADAPTERS_SHARE: u64 = 2;
+
+/// Adapters that stay attached in any case.
+const FEWEST_ADAPTERS: usize = 2;
 
 /// One model, ready to answer.
 pub(super) struct LoadedBase {
@@ -26,63 +27,34 @@ pub(super) struct LoadedBase {
     model: BaseModel,
     responder: Responder,
     /// By name, the one used last at the end.
-    adapters: Vec<(String, Arc<AttachedAdapter>)>,
+    adapters: Mutex<Vec<(String, Arc<AttachedAdapter>)>>,
 }
 
 impl LoadedBase {
-    /// The model that `wanted` names, loaded into `slot` if another one or none is there; `runtime`
-    /// runs the future that fetches its files.
-    pub(super) fn ensure<'a>(
-        slot: &'a mut Option<LoadedBase>,
-        wanted: BaseSource,
-        runtime: &Handle,
-    ) -> Result<&'a mut LoadedBase, ServeError> {
-        let id = match &wanted {
-            BaseSource::Entry(entry) => &entry.id,
-            BaseSource::Made { id, .. } => id,
-        };
-        if slot.as_ref().is_none_or(|loaded| loaded.id != *id) {
-            // The old one's memory is free before the new one takes its own.
-            *slot = None;
-            *slot = Some(match wanted {
-                BaseSource::Entry(entry) => Self::load(&entry.id, &entry.path)?,
-                BaseSource::Made { id, load } => {
-                    let folder = runtime.block_on(load).map_err(|reason| ServeError {
-                        code: ErrorCode::InternalError,
-                        message: format!("the files of {id:?} cannot be fetched: {reason}"),
-                    })?;
-                    Self::load(&id, folder.path())?
-                }
-            });
-        }
-        slot.as_mut().ok_or_else(|| ServeError {
-            code: ErrorCode::InternalError,
-            message: "the base model was not kept".to_owned(),
-        })
+    pub fn new(id: &str, model: BaseModel, responder: Responder) -> Self {
+        Self { id: id.to_owned(), model, responder, adapters: Mutex::new(Vec::new()) }
     }
 
-    fn load(id: &str, path: &Path) -> Result<Self, ServeError> {
-        let cannot = |reason: String| ServeError {
-            code: ErrorCode::InvalidModel,
-            message: format!("the model {id:?} cannot be used: {reason}"),
-        };
-        let model = BaseModel::open(path).map_err(|error| cannot(error.to_string()))?;
-        let responder = Responder::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
-            .map_err(|error| cannot(error.to_string()))?;
-        tracing::info!(model = id, "model loaded for answering");
-        Ok(Self { id: id.to_owned(), model, responder, adapters: Vec::new() })
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn responder(&self) -> &Responder {
+        &self.responder
+    }
+
+    /// Bytes of the model and the adapters beside it.
+    pub fn held_bytes(&self) -> u64 {
+        self.responder.held_bytes() + sum(&self.lock())
     }
 
     /// The adapter, attached if it is not yet; `runtime` runs the future that fetches its bytes.
-    pub(super) fn attach(
-        &mut self,
+    pub fn attach(
+        &self,
         source: AdapterSource,
         runtime: &Handle,
     ) -> Result<Arc<AttachedAdapter>, ServeError> {
-        if let Some(index) = self.adapters.iter().position(|(id, _)| *id == source.id) {
-            let used = self.adapters.remove(index);
-            let adapter = Arc::clone(&used.1);
-            self.adapters.push(used);
+        if let Some(adapter) = self.find(&source.id) {
             return Ok(adapter);
         }
         let cannot = |reason: String| ServeError {
@@ -95,23 +67,32 @@ impl LoadedBase {
         let lora = LoraSettings::of_peft(&config);
         let attached = self.responder.attach(&lora, &tensors);
         let adapter = Arc::new(attached.map_err(|error| cannot(error.to_string()))?);
-        if self.adapters.len() >= ATTACHED_ADAPTERS {
-            self.adapters.remove(0);
+        let mut adapters = self.lock();
+        // Somebody else may have attached it meanwhile.
+        adapters.retain(|(id, _)| *id != source.id);
+        adapters.push((source.id, Arc::clone(&adapter)));
+        let most = self.responder.held_bytes() / ADAPTERS_SHARE;
+        while adapters.len() > FEWEST_ADAPTERS && sum(&adapters) > most {
+            adapters.remove(0);
         }
-        self.adapters.push((source.id, Arc::clone(&adapter)));
         Ok(adapter)
     }
 
-    /// Begins a text.
-    pub(super) fn new_session<'a>(
-        &'a self,
-        adapter: Option<&'a AttachedAdapter>,
-    ) -> Result<Session<'a>, EngineError> {
-        self.responder.begin(adapter)
+    fn lock(&self) -> MutexGuard<'_, Vec<(String, Arc<AttachedAdapter>)>> {
+        self.adapters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<AttachedAdapter>> {
+        let mut adapters = self.lock();
+        let index = adapters.iter().position(|(known, _)| known == id)?;
+        let used = adapters.remove(index);
+        let adapter = Arc::clone(&used.1);
+        adapters.push(used);
+        Some(adapter)
     }
 
     /// The answers that a request asks for; see [`Answering::begin`].
-    pub(super) fn answers(
+    pub fn answers(
         &self,
         request: Request,
         events: &EventSender,
@@ -124,9 +105,8 @@ impl LoadedBase {
         };
         answering.begin(request, events)
     }
+}
 
-    /// How many tokens it knows: the length of its logits.
-    pub(super) fn vocabulary(&self) -> usize {
-        self.responder.vocabulary()
-    }
+fn sum(adapters: &[(String, Arc<AttachedAdapter>)]) -> u64 {
+    adapters.iter().map(|(_, adapter)| adapter.held_bytes()).sum()
 }

@@ -3,19 +3,29 @@
 //! Called by `http::chat` and `http::completions`. A base model, or a whole model that a job made, is
 //! loaded at the first request for it and kept; adapters attach to a base without reloading it.
 //!
-//! A [`Request`] waits for the thread of [`worker`], which turns it into answers ([`begin`]) and runs
-//! the model for each of them; an [`answer`] chooses its tokens ([`sample`]), collects its text
+//! A [`Request`] is prepared ([`prepare`]): its model is found among the [`bases`] and its prompts
+//! become answers ([`begin`]). The thread of [`worker`] then runs the models for all answers together
+//! ([`schedule`]), those that begin alike from what is [`kept`]; an [`answer`] chooses its tokens ([`sample`]), collects its text
 //! ([`text`], [`tools`]) and tells the client ([`events`]).
 
 mod answer;
+mod bases;
 mod begin;
+mod demand;
 mod events;
+mod kept;
 mod loaded;
+mod prepare;
 mod request;
+mod running;
 mod sample;
+mod schedule;
+mod statistics;
 mod text;
 mod tools;
 mod worker;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -23,8 +33,10 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+pub use self::demand::Demand;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
 pub use self::request::{Prompt, Request, Sampling, TextPrompt};
+pub use self::statistics::Statistics;
 use crate::base_models::BaseModelEntry;
 use crate::error_code::ErrorCode;
 
@@ -79,20 +91,39 @@ pub struct ServeError {
 /// Requests that wait for their turn before further ones are told to come back.
 const WAITING_REQUESTS: usize = 256;
 
-/// Base models in memory and the adapters attached to them, owned by one thread.
+/// Base models in memory and the adapters attached to them, and the thread that runs them.
 pub struct ModelServer {
     inbox: mpsc::Sender<worker::Work>,
+    demand: Demand,
+    statistics: Arc<Statistics>,
 }
 
 impl ModelServer {
     /// Starts the thread; nothing is loaded before the first request. `runtime` runs the futures
-    /// that fetch models.
-    pub fn start(runtime: Handle) -> std::io::Result<Self> {
+    /// that fetch models. `memory` is what models, adapters and the texts in progress may take, in
+    /// bytes; half of what is free without it.
+    pub fn start(runtime: Handle, memory: Option<u64>) -> std::io::Result<Self> {
         let (inbox, requests) = mpsc::channel(WAITING_REQUESTS);
+        let (demand, statistics) = (Demand::default(), Arc::new(Statistics::default()));
+        let shared = worker::Shared {
+            memory: memory.unwrap_or_else(bases::default_budget),
+            demand: demand.clone(),
+            statistics: Arc::clone(&statistics),
+        };
         std::thread::Builder::new()
             .name("inference".to_owned())
-            .spawn(move || worker::run(requests, &runtime))?;
-        Ok(Self { inbox })
+            .spawn(move || worker::run(requests, &runtime, &shared))?;
+        Ok(Self { inbox, demand, statistics })
+    }
+
+    /// Whether requests are being answered.
+    pub fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// What answering has come to.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// Answers, in its turn on the device. Dropping the events ends the generation within one token.

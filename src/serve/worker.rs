@@ -1,20 +1,23 @@
-//! The thread that owns the models: takes one request after the other, loads what it names, answers.
+//! The thread that runs the models: takes requests in as they come and gives the device to texts, pass
+//! by pass.
 //!
-//! Started by [`super::ModelServer`]. A standard thread, because decoding computes for seconds and
+//! Started by [`super::ModelServer`]. A standard thread, because a pass computes for a good while and
 //! must not hold up the async threads.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::answer::Answer;
-use super::events::{Event, EventSender};
-use super::loaded::LoadedBase;
+use super::bases::Bases;
+use super::demand::Demand;
+use super::events::EventSender;
+use super::prepare::{Prepared, Preparer};
 use super::request::Request;
-use super::{ModelSource, ServeError};
-use crate::error_code::ErrorCode;
-use crate::train::engine::{AttachedAdapter, EngineError};
+use super::schedule::Scheduler;
+use super::statistics::Statistics;
+use super::{ModelSource, WAITING_REQUESTS};
 
 /// One request and who hears of its answers.
 pub(super) struct Work {
@@ -23,70 +26,95 @@ pub(super) struct Work {
     pub events: EventSender,
 }
 
+/// What the thread shares with others.
+pub(super) struct Shared {
+    /// Bytes that models, adapters and caches may take.
+    pub memory: u64,
+    pub demand: Demand,
+    pub statistics: Arc<Statistics>,
+}
+
 /// Serves `inbox` until it closes. `runtime` runs the futures that fetch models.
-pub(super) fn run(mut inbox: mpsc::Receiver<Work>, runtime: &Handle) {
-    let mut base: Option<LoadedBase> = None;
-    while let Some(work) = inbox.blocking_recv() {
-        let Work { source, request, events } = work;
-        if !events.is_wanted() {
-            continue;
-        }
-        if let Err(error) = answer(&mut base, runtime, source, request, &events) {
-            events.send(Event::Failed(error));
-        }
-    }
-}
-
-/// Answers one request.
-fn answer(
-    base: &mut Option<LoadedBase>,
-    runtime: &Handle,
-    source: ModelSource,
-    request: Request,
-    events: &EventSender,
-) -> Result<(), ServeError> {
-    let loaded = LoadedBase::ensure(base, source.base, runtime)?;
-    let adapter = match source.adapter {
-        Some(adapter) => Some(loaded.attach(adapter, runtime)?),
-        None => None,
-    };
-    for mut answer in loaded.answers(request, events)? {
-        make(loaded, adapter.as_deref(), &mut answer).map_err(engine_failed)?;
-    }
-    Ok(())
-}
-
-/// Makes one answer, as long as it is wanted.
-fn make(
-    loaded: &LoadedBase,
-    adapter: Option<&AttachedAdapter>,
-    answer: &mut Answer,
-) -> Result<(), EngineError> {
-    let mut session = loaded.new_session(adapter)?;
-    let prompt = Arc::clone(answer.prompt());
-    let mut logits = Vec::new();
-    if answer.wants_prompt() {
-        // One position at a time: the logits of all of them are too many at once.
-        for (position, token) in prompt.iter().enumerate() {
-            if !answer.is_wanted() {
-                return Ok(());
+pub(super) fn run(mut inbox: mpsc::Receiver<Work>, runtime: &Handle, shared: &Shared) {
+    let Shared { memory, demand, statistics } = shared;
+    let bases = Arc::new(Bases::new(*memory));
+    let (done, mut prepared) = mpsc::unbounded_channel();
+    let preparer = Preparer::new(Arc::clone(&bases), runtime.clone(), done, Arc::clone(statistics));
+    let mut scheduler = Scheduler::new(Arc::clone(statistics));
+    let mut preparing = 0_usize;
+    let mut is_open = true;
+    loop {
+        if scheduler.is_idle() {
+            if preparing == 0 {
+                demand.set(false);
+                if !is_open {
+                    return;
+                }
             }
-            logits = session.extend(&[*token])?;
-            answer.take_prompt(position, &logits, loaded.vocabulary());
+            // Nothing to compute: wait for whatever comes first.
+            let next = runtime.block_on(next(&mut inbox, &mut prepared, is_open));
+            take_in(next, &preparer, &mut scheduler, &mut preparing, &mut is_open);
+            demand.set(preparing > 0 || !scheduler.is_idle());
         }
-    } else if answer.is_wanted() {
-        logits = session.extend(&prompt)?;
+        while preparing + scheduler.waiting() < WAITING_REQUESTS
+            && let Ok(work) = inbox.try_recv()
+        {
+            take_in(Next::Work(work), &preparer, &mut scheduler, &mut preparing, &mut is_open);
+        }
+        while let Ok(one) = prepared.try_recv() {
+            take_in(Next::Prepared(one), &preparer, &mut scheduler, &mut preparing, &mut is_open);
+        }
+        if !scheduler.is_idle() {
+            let began = Instant::now();
+            let cached = || bases.cached_bytes();
+            scheduler.pass(bases.memory_of_caches(), &cached);
+            statistics.was_busy(began.elapsed());
+        }
+        scheduler.keep_within(bases.memory_of_caches(), || bases.cached_bytes());
+        let (count, bytes) = bases.held();
+        statistics.holds(count, bytes, bases.cached_bytes());
     }
-    while answer.is_wanted() {
-        let Some(token) = answer.take(&mut logits) else {
-            break;
-        };
-        logits = session.extend(&[token])?;
-    }
-    Ok(())
 }
 
-/// An engine fault is ours: the client hears that it failed, the log hears why.
-fn engine_failed(error: EngineError) -> ServeError {
-    ServeError { code: ErrorCode::InternalError, message: error.to_string() }
+/// What the thread hears.
+enum Next {
+    Work(Work),
+    /// A preparation has ended.
+    Prepared(Option<Prepared>),
+    /// No more requests will come.
+    Closed,
+}
+
+/// Waits for a request or the end of a preparation.
+async fn next(
+    inbox: &mut mpsc::Receiver<Work>,
+    prepared: &mut mpsc::UnboundedReceiver<Option<Prepared>>,
+    is_open: bool,
+) -> Next {
+    tokio::select! {
+        work = inbox.recv(), if is_open => work.map_or(Next::Closed, Next::Work),
+        Some(one) = prepared.recv() => Next::Prepared(one),
+    }
+}
+
+fn take_in(
+    next: Next,
+    preparer: &Preparer,
+    scheduler: &mut Scheduler,
+    preparing: &mut usize,
+    is_open: &mut bool,
+) {
+    match next {
+        Next::Work(work) => {
+            *preparing += 1;
+            preparer.start(work);
+        }
+        Next::Prepared(one) => {
+            *preparing = preparing.saturating_sub(1);
+            if let Some(one) = one {
+                scheduler.enqueue(one);
+            }
+        }
+        Next::Closed => *is_open = false,
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::announce::{note, warn};
 use super::checkpoint;
 use super::failure::{cannot_load, checkpoint_failed, engine_failed, internal};
@@ -53,6 +55,12 @@ impl Run<'_> {
         let report = self.write(report::FILE_NAME, &text)?;
         let csv = metrics_csv::render(&self.state.metrics);
         let metrics_csv = self.write(metrics_csv::FILE_NAME, csv.as_bytes())?;
+        let waited = self.give_way.waited.as_secs_f64();
+        if waited >= 1.0 {
+            let message =
+                format!("Training waited {waited:.0} seconds while requests were answered");
+            note(sink, EventLevel::Info, message, Some(json!({"yielded_seconds": waited})));
+        }
         Ok(Progress::Finished {
             directory,
             metrics_csv,

@@ -13,6 +13,7 @@ pub mod device;
 pub mod encode;
 pub mod engine;
 mod failure;
+mod give_way;
 mod health;
 mod look;
 pub mod lora;

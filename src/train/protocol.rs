@@ -42,6 +42,11 @@ pub enum Control {
     Cancel,
     /// Write a checkpoint within one step and end; another trainer will go on from it.
     Stop,
+    /// Requests are being answered on the device: wait between micro-batches. One goes through now and
+    /// then, so that the run never stands still for good.
+    Yield,
+    /// They are answered: go on.
+    GoOn,
     /// The files of an announced checkpoint have been copied: the trainer may remove its folder.
     Published {
         /// Its step.
@@ -84,6 +89,9 @@ pub enum Progress {
         tokens_per_second: f64,
         /// Seconds that the rest should take.
         seconds_left: f64,
+        /// Seconds that this trainer has waited for answers to be made, as [`Control::Yield`] asks.
+        #[serde(default)]
+        yielded_seconds: f64,
     },
     /// A checkpoint for the user lies complete in `directory`, until [`Control::Published`].
     Checkpoint {

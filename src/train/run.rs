@@ -12,6 +12,7 @@ use super::announce::{note, warn};
 use super::checkpoint::{self, State};
 use super::engine::{AdamWStep, BackendKind, Engine, Part};
 use super::failure::{checkpoint_failed, engine_failed};
+use super::give_way::GiveWay;
 use super::look::Before;
 use super::material::{Material, Measured};
 use super::pace::{Kept, Speed};
@@ -77,6 +78,8 @@ pub(super) struct Run<'a> {
     unpublished: BTreeSet<u64>,
     /// What was ordered and is not done yet.
     ordered: Option<Control>,
+    /// Waiting for answers.
+    pub(super) give_way: GiveWay,
 }
 
 impl<'a> Run<'a> {
@@ -108,6 +111,7 @@ impl<'a> Run<'a> {
             order: (u64::MAX, Vec::new()),
             unpublished: BTreeSet::new(),
             ordered: None,
+            give_way: GiveWay::default(),
         })
     }
 
@@ -153,9 +157,9 @@ impl<'a> Run<'a> {
                     self.checkpoint()?;
                     return Ok(Progress::Stopped { step: self.state.step });
                 }
-                Some(Control::Published { .. }) | None => {}
+                Some(Control::Published { .. } | Control::Yield | Control::GoOn) | None => {}
             }
-            let began = Instant::now();
+            let (began, waited) = (Instant::now(), self.give_way.waited);
             let step = self.state.step + 1;
             let rate = learning_rate(&plan.hyperparameters, step, total);
             let batch = self.batch(step);
@@ -171,7 +175,8 @@ impl<'a> Run<'a> {
             if !grad_norm.is_finite() {
                 return Err(self.nan_loss(step, "gradient", &batch));
             }
-            let tokens_per_second = tokens as f64 / began.elapsed().as_secs_f64().max(1e-9);
+            let took = began.elapsed().saturating_sub(self.give_way.waited - waited);
+            let tokens_per_second = tokens as f64 / took.as_secs_f64().max(1e-9);
 
             self.state.step = step;
             self.state.trained_tokens += tokens as u64;
@@ -195,7 +200,8 @@ impl<'a> Run<'a> {
                 speed.has_done(self.cost_of_look(&mut kept));
             }
             let seconds_left = speed.seconds_left();
-            sink(Progress::Step { metrics, tokens_per_second, seconds_left });
+            let yielded_seconds = self.give_way.waited.as_secs_f64();
+            sink(Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds });
 
             let save_steps = plan.hyperparameters.save_steps.map(u64::from);
             let is_saved = save_steps.is_some_and(|every| step.is_multiple_of(every));
@@ -212,13 +218,25 @@ impl<'a> Run<'a> {
         self.conclude(sink)
     }
 
-    /// Takes in all orders that have come; the one that is to be carried out.
+    /// Takes in all orders that have come, and waits if one of them says so; the one that is to be
+    /// carried out.
     fn hear(&mut self, orders: &mut Orders<'_>) -> Option<Control> {
+        let began = Instant::now();
+        self.take_in(orders);
+        while self.ordered.is_none() && self.give_way.waits(began) {
+            self.take_in(orders);
+        }
+        self.ordered
+    }
+
+    fn take_in(&mut self, orders: &mut Orders<'_>) {
         while let Some(order) = orders() {
             match order {
                 Control::Published { step } => {
                     self.unpublished.remove(&step);
                 }
+                Control::Yield => self.give_way.asked = true,
+                Control::GoOn => self.give_way.asked = false,
                 Control::Cancel => self.ordered = Some(order),
                 Control::Stop => {
                     self.ordered.get_or_insert(order);
@@ -227,7 +245,6 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        self.ordered
     }
 
     /// The examples of a step, by index: those of its place in the epoch's random order.

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use hone::base_models::Catalog;
 use hone::blobs::{Blobs, upload_key};
 use hone::clock::SystemClock;
+use hone::config::Priority;
 use hone::device::Device;
 use hone::executor::{Executor, Patience, Tools};
 use hone::file::FilePurpose;
 use hone::job::{EventKind, Hyperparameters, Job, JobEvent, JobStatus};
 use hone::queue::Queue;
+use hone::serve::Demand;
 use hone::store::{PageRequest, Store, sqlite};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,7 @@ pub struct Workshop {
     models_dir: PathBuf,
     pub trainer: PathBuf,
     pub device: Device,
+    pub yields_to: Option<Demand>,
 }
 
 /// An executor at work.
@@ -56,6 +59,7 @@ impl Workshop {
             models_dir: models_dir.to_owned(),
             trainer: trainer.to_owned(),
             device: Device::Cpu,
+            yields_to: None,
         }
     }
 
@@ -71,6 +75,8 @@ impl Workshop {
             trainer: self.trainer.clone(),
             device: self.device,
             patience: self.patience,
+            priority: Priority::Serve,
+            yields_to: self.yields_to.clone(),
         });
         prepared.await.expect("prepares")
     }

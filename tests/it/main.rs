@@ -21,6 +21,7 @@ mod frozen;
 mod gguf_writer;
 mod golden;
 mod gradients;
+mod http_answering;
 mod http_chat_stream;
 mod http_completions;
 mod http_cors;

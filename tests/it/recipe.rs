@@ -185,6 +185,35 @@ fn a_run_that_stopped_early_comes_out_the_same_after_it_was_interrupted() {
 }
 
 #[test]
+fn a_run_that_gives_way_to_answers_comes_out_the_same_and_says_how_long_it_waited() {
+    let made = |gives_way: bool| {
+        let recipe = Recipe::new();
+        let mut asked = 0;
+        let said = recipe.run_with(&mut || {
+            asked += 1;
+            let order = match asked % 60 {
+                10 => Control::Yield,
+                50 => Control::GoOn,
+                _ => return None,
+            };
+            gives_way.then_some(order)
+        });
+        let waited = said.iter().rev().find_map(|progress| match progress {
+            Progress::Step { yielded_seconds, .. } => Some(*yielded_seconds),
+            _ => None,
+        });
+        let left = left(&said);
+        let adapter = std::fs::read(left.adapter.join("adapter_model.safetensors"));
+        (adapter.expect("reads"), left.report, waited.expect("a step"))
+    };
+    let (undisturbed, report, waited) = made(false);
+    assert_eq!(waited, 0.0);
+    let (adapter, of_the_other, waited) = made(true);
+    assert!(waited > 0.05, "{waited}");
+    assert!(adapter == undisturbed && of_the_other == report, "not the same run");
+}
+
+#[test]
 fn a_stop_between_micro_batches_is_carried_out_after_the_step() {
     let mut recipe = Recipe::new();
     let long = "and on and on ".repeat(24);

@@ -61,8 +61,10 @@ pub struct StepObject {
     grad_norm: Option<f64>,
     /// Mean margin between the rewards of the two answers, with the method `dpo`.
     reward_margin: Option<f64>,
-    /// Tokens of the step per second.
+    /// Tokens of the step per second, the time that it waited for answers not counted.
     tokens_per_second: Option<f64>,
+    /// Seconds that the job has waited so far while requests were answered, since its trainer began.
+    yielded_seconds: Option<f64>,
 }
 
 impl From<JobEvent> for StepObject {
@@ -86,6 +88,7 @@ impl From<JobEvent> for StepObject {
             grad_norm: number("grad_norm"),
             reward_margin: number("reward_margin"),
             tokens_per_second: number("tokens_per_second"),
+            yielded_seconds: number("yielded_seconds"),
         }
     }
 }
