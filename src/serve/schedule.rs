@@ -126,6 +126,7 @@ impl Scheduler {
     pub fn pass(&mut self, memory: u64, cached: &dyn Fn() -> u64) {
         self.drop_unwanted();
         self.admit(memory, cached);
+        self.statistics.stands(self.running.len(), self.waiting());
         let Some(base) = self.next_base() else { return };
         let shares = self.shares(&base);
         self.make_room(&base, &shares, memory, cached);

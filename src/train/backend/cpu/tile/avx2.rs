@@ -37,9 +37,9 @@ pub(super) unsafe fn multiply(
         };
         let at_once = match (height, is_halves) {
             (5.., _) => 2,
-            (1, _) | (2, false) => 6,
-            (2, true) | (3, false) => 4,
-            (3, true) | (4, false) => 3,
+            (1, _) => 6,
+            (2, _) => 4,
+            (3, _) | (_, false) => 3,
             _ => 2,
         };
         let mut register = 0;
@@ -55,13 +55,10 @@ pub(super) unsafe fn multiply(
                     (1, 3) => multiply_part::<1, 3>(&part),
                     (1, 2) => multiply_part::<1, 2>(&part),
                     (1, _) => multiply_part::<1, 1>(&part),
-                    (2, 6) => multiply_part::<2, 6>(&part),
-                    (2, 5) => multiply_part::<2, 5>(&part),
                     (2, 4) => multiply_part::<2, 4>(&part),
                     (2, 3) => multiply_part::<2, 3>(&part),
                     (2, 2) => multiply_part::<2, 2>(&part),
                     (2, _) => multiply_part::<2, 1>(&part),
-                    (3, 4) => multiply_part::<3, 4>(&part),
                     (3, 3) => multiply_part::<3, 3>(&part),
                     (3, 2) => multiply_part::<3, 2>(&part),
                     (3, _) => multiply_part::<3, 1>(&part),
