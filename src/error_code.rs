@@ -146,6 +146,8 @@ error_codes! {
     OutOfMemory => "out_of_memory", Server, 500;
     /// Job: the loss became NaN or infinite.
     NanLoss => "nan_loss", Server, 500;
+    /// Job: what was read back from the model's files does not compute what was trained.
+    ExportCheckFailed => "export_check_failed", Server, 500;
     /// Job: the trainer process died again and again at the same place.
     WorkerCrashed => "worker_crashed", Server, 500;
 }

@@ -6,6 +6,7 @@ pub mod keys;
 pub mod models;
 pub mod serve;
 pub mod trainer;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +28,8 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Bring, list and remove base models.
     Models(models::ModelsArgs),
+    /// Check an adapter or a model against its certificate.
+    Verify(verify::VerifyArgs),
     /// Measure how fast training is on this machine.
     Bench(bench::BenchArgs),
     /// One training run, started by the server.
@@ -40,7 +43,11 @@ impl Cli {
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Trainer(_) => "info",
-            Command::Demo(_) | Command::Keys(_) | Command::Models(_) | Command::Bench(_) => "warn",
+            Command::Demo(_)
+            | Command::Keys(_)
+            | Command::Models(_)
+            | Command::Bench(_)
+            | Command::Verify(_) => "warn",
         }
     }
 
@@ -51,6 +58,7 @@ impl Cli {
             Command::Demo(args) => demo::demo(&args),
             Command::Keys(args) => keys::keys(&args),
             Command::Models(args) => models::models(&args),
+            Command::Verify(args) => verify::verify(&args),
             Command::Bench(args) => bench::bench(&args),
             Command::Trainer(args) => trainer::trainer(&args),
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::Tools;
-use crate::artifacts::{metrics_csv, model, peft};
+use crate::artifacts::{certificate, metrics_csv, model, peft};
 use crate::blobs::{BlobError, result_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::hex::hex;
@@ -38,6 +38,8 @@ pub(super) struct Finished {
     pub(super) metrics_csv: PathBuf,
     /// The report.
     pub(super) report: PathBuf,
+    /// The certificate.
+    pub(super) certificate: PathBuf,
     /// Optimiser steps done.
     pub(super) trained_steps: u64,
     /// Tokens trained.
@@ -98,29 +100,18 @@ pub(super) async fn success(
     job: &Job,
     finished: &Finished,
 ) -> Result<Success, BlobError> {
-    let csv = store_file(
-        tools,
-        claim,
-        &job.project,
-        &finished.metrics_csv,
-        metrics_csv::FILE_NAME,
-        metrics_csv::FILE_NAME,
-    )
-    .await?;
+    let store = async |path: &Path, name: &str| {
+        store_file(tools, claim, &job.project, path, name, name).await
+    };
+    let csv = store(&finished.metrics_csv, metrics_csv::FILE_NAME).await?;
     let mut files = model_files(tools, claim, job, &finished.directory, "final").await?;
     let ids: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
-    let report = store_file(
-        tools,
-        claim,
-        &job.project,
-        &finished.report,
-        report::FILE_NAME,
-        report::FILE_NAME,
-    )
-    .await?;
+    let report = store(&finished.report, report::FILE_NAME).await?;
+    let certificate = store(&finished.certificate, certificate::FILE_NAME).await?;
     let model = tuned_model(tools, job, job.model_name(), &ids, false);
     files.insert(0, csv);
     files.push(report);
+    files.push(certificate);
     let events = vec![
         NewEvent::message(EventLevel::Info, format!("New fine-tuned model created: {}", model.id)),
         NewEvent::message(EventLevel::Info, "The job has successfully completed"),

@@ -288,9 +288,22 @@ async fn handle(
                 }
             }
         }
-        Progress::Finished { directory, metrics_csv, report, trained_steps, trained_tokens } => {
-            let finished =
-                Finished { directory, metrics_csv, report, trained_steps, trained_tokens };
+        Progress::Finished {
+            directory,
+            metrics_csv,
+            report,
+            certificate,
+            trained_steps,
+            trained_tokens,
+        } => {
+            let finished = Finished {
+                directory,
+                metrics_csv,
+                report,
+                certificate,
+                trained_steps,
+                trained_tokens,
+            };
             return Some(Last::Finished(finished));
         }
         Progress::Cancelled { step } => {

@@ -24,10 +24,12 @@ pub struct BaseModel {
     pub tokenizer: Arc<Tokenizer>,
     /// How conversations become text; `None` when the model brings no template.
     pub template: Option<ChatTemplate>,
+    /// The template as the model brings it.
+    pub template_source: Option<String>,
     /// SHA-256 over the model's files, lower-case hex.
     pub digest: String,
     /// The folder or `.gguf` file.
-    path: PathBuf,
+    pub path: PathBuf,
 }
 
 impl BaseModel {
@@ -88,7 +90,7 @@ impl BaseModel {
         let source = template_source(folder, &tokenizer_config)?;
         let beginning = token_text("bos_token").unwrap_or_default();
         let end = token_text("eos_token").unwrap_or_default();
-        let template = compile(source, &mut tokenizer, &beginning, &end, folder)?;
+        let template = compile(source.as_deref(), &mut tokenizer, &beginning, &end, folder)?;
         Ok(Self {
             weights: folder::open(folder)?,
             digest: digest_of(&files_of(folder)?)?,
@@ -96,6 +98,7 @@ impl BaseModel {
             config,
             tokenizer: Arc::new(tokenizer),
             template,
+            template_source: source,
         })
     }
 
@@ -106,12 +109,13 @@ impl BaseModel {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.text_of(id)).unwrap_or_default();
         let beginning = text(tokenizer.special().beginning);
         let end = text(tokenizer.special().ends.first().copied());
-        let template = compile(opened.template, &mut tokenizer, &beginning, &end, path)?;
+        let template = compile(opened.template.as_deref(), &mut tokenizer, &beginning, &end, path)?;
         Ok(Self {
             config: opened.config,
             weights: opened.weights,
             tokenizer: Arc::new(tokenizer),
             template,
+            template_source: opened.template,
             digest: digest_of(&[path.to_owned()])?,
             path: path.to_owned(),
         })
@@ -206,7 +210,7 @@ fn template_source(folder: &Path, config: &Value) -> Result<Option<String>, Load
 
 /// Compiles the template, and lets generation stop at its end-of-turn token.
 fn compile(
-    source: Option<String>,
+    source: Option<&str>,
     tokenizer: &mut Tokenizer,
     beginning: &str,
     end: &str,
@@ -217,7 +221,7 @@ fn compile(
     };
     let control: Vec<String> =
         tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect();
-    let template = ChatTemplate::new(&source, &control, beginning, end)
+    let template = ChatTemplate::new(source, &control, beginning, end)
         .map_err(|error| LoadError::malformed(path, error.to_string()))?;
     if let Some(text) = template.end_of_turn() {
         let id = tokenizer.control_tokens().iter().find(|(token, _)| *token == text);

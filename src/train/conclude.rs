@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::announce::{note, warn};
+use super::certificate::Witness;
 use super::checkpoint;
 use super::failure::{cannot_load, checkpoint_failed, engine_failed, internal};
 use super::health;
@@ -12,7 +13,7 @@ use super::ordinary;
 use super::protocol::Progress;
 use super::report::{self, Findings};
 use super::run::{Run, Sink};
-use crate::artifacts::metrics_csv;
+use crate::artifacts::{certificate, metrics_csv};
 use crate::atomic_file;
 use crate::job::{EventLevel, JobError};
 
@@ -61,10 +62,12 @@ impl Run<'_> {
                 format!("Training waited {waited:.0} seconds while requests were answered");
             note(sink, EventLevel::Info, message, Some(json!({"yielded_seconds": waited})));
         }
+        self.witness = Some(Witness::ask(self.prepared, self.engine).map_err(engine_failed)?);
         Ok(Progress::Finished {
             directory,
             metrics_csv,
             report,
+            certificate: self.spec.work_dir.join(certificate::FILE_NAME),
             trained_steps: self.state.step,
             trained_tokens: self.state.trained_tokens,
         })

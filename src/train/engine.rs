@@ -368,6 +368,13 @@ pub(super) fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
     Ok(if kind == BackendKind::CpuF32 { isa.for_f32() } else { isa })
 }
 
+/// In which precision `kind` multiplies with frozen weights, `bf16` or `f32`, where [`Responder`] computes
+/// for it.
+pub fn precision(kind: BackendKind) -> Result<&'static str, EngineError> {
+    let is_f32 = matches!(kind, BackendKind::CpuF32 | BackendKind::Candle);
+    Ok(if !is_f32 && isa(kind)? == Isa::Bf16 { "bf16" } else { "f32" })
+}
+
 /// Most tokens that run through the blocks at once, beside a beginning that sequences share; longer
 /// batches go in several passes, whose gradients add up to the same.
 pub const TOKENS_AT_ONCE: usize = 512;

@@ -4,6 +4,7 @@
 mod announce;
 pub mod backend;
 pub mod base_model;
+pub mod certificate;
 pub mod checkpoint;
 mod conclude;
 pub mod config;

@@ -44,6 +44,8 @@ pub(super) struct Prepared {
     pub vocabulary: usize,
     /// Longest text in tokens.
     pub context: usize,
+    /// What computes.
+    pub backend: BackendKind,
 }
 
 /// What a run goes by before its data is read.
@@ -178,6 +180,7 @@ pub(super) fn prepare(
         is_continued: start.is_some(),
         vocabulary: model.vocabulary,
         context,
+        backend,
     };
     Ok((prepared, engine))
 }

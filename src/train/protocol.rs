@@ -111,6 +111,8 @@ pub enum Progress {
         metrics_csv: PathBuf,
         /// The report.
         report: PathBuf,
+        /// The certificate.
+        certificate: PathBuf,
         /// Optimiser steps done.
         trained_steps: u64,
         /// Real tokens that went through training, every epoch counted.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::announce::{note, warn};
+use super::certificate::{self, Witness};
 use super::checkpoint::{self, State};
 use super::engine::{AdamWStep, BackendKind, Engine, Part};
 use super::failure::{checkpoint_failed, engine_failed};
@@ -59,7 +60,14 @@ fn try_run(
     .map_err(checkpoint_failed)?;
     let mut run = Run::new(spec, &prepared, engine.as_mut())?;
     run.take_up(sink)?;
-    run.train(sink, orders)
+    let last = run.train(sink, orders)?;
+    let witness = run.witness.take();
+    if let (Progress::Finished { directory, .. }, Some(witness)) = (&last, witness) {
+        // The base is loaded anew: there should not be two of it.
+        drop(engine);
+        certificate::issue(spec, &prepared, &witness, directory)?;
+    }
+    Ok(last)
 }
 
 /// A run under way.
@@ -80,6 +88,8 @@ pub(super) struct Run<'a> {
     ordered: Option<Control>,
     /// Waiting for answers.
     pub(super) give_way: GiveWay,
+    /// What the engine computed at the end, for the certificate.
+    pub(super) witness: Option<Witness>,
 }
 
 impl<'a> Run<'a> {
@@ -112,6 +122,7 @@ impl<'a> Run<'a> {
             unpublished: BTreeSet::new(),
             ordered: None,
             give_way: GiveWay::default(),
+            witness: None,
         })
     }
 

@@ -24,7 +24,7 @@ case "$spec" in
     exec sleep 60
     ;;
 *'"base_model_id":"empty-handed"'*)
-    echo '{"type":"finished","directory":"/nonexistent","metrics_csv":"/nonexistent/metrics.csv","report":"/nonexistent/report.json","trained_steps":1,"trained_tokens":1}'
+    echo '{"type":"finished","directory":"/nonexistent","metrics_csv":"/nonexistent/metrics.csv","report":"/nonexistent/report.json","certificate":"/nonexistent/certificate.json","trained_steps":1,"trained_tokens":1}'
     ;;
 *)
     echo "no such fault: $spec" >&2

@@ -115,8 +115,13 @@ async fn a_job_becomes_a_model_with_its_files_and_tells_how() {
         }
         names.push(file.filename);
     }
-    let wanted =
-        ["step_metrics.csv", "adapter_config.json", "adapter_model.safetensors", "report.json"];
+    let wanted = [
+        "step_metrics.csv",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "report.json",
+        "certificate.json",
+    ];
     assert_eq!(names, wanted);
 
     let checkpoints = workshop.store.list_checkpoints(&id, &first(10)).await.expect("lists").items;

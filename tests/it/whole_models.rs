@@ -244,7 +244,10 @@ async fn a_whole_model_is_published_answers_and_is_gone_on_from() {
     assert_eq!((&shown["tuning"], shown.get("lora_r")), (&json!("full"), None));
     let files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     let all = names(&server, &job["result_files"]).await;
-    assert_eq!(all, [&["step_metrics.csv"], &files[..], &["report.json"]].concat());
+    assert_eq!(
+        all,
+        [&["step_metrics.csv"], &files[..], &["report.json", "certificate.json"]].concat()
+    );
 
     let model = job["fine_tuned_model"].as_str().expect("a model");
     assert_eq!(server.get(&format!("/v1/models/{model}")).await.ok()["parent"], TINY);

@@ -16,7 +16,7 @@ use crate::job::{Job, JobStatus};
 
 /// A job's report.
 ///
-/// Extension of hone: `report.json`, the last of the job's result files. It says what the run came to,
+/// Extension of hone: `report.json` among the job's result files. It says what the run came to,
 /// what was found on the way and what every value was.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/report", tag = "extensions",
