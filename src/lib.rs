@@ -9,6 +9,7 @@
 //! 4. [`executor`]: one job at a time; supervises one trainer process. The only stage that
 //!    knows both the queue and the engine.
 //! 5. [`serve`]: answer chat with a base model and an adapter.
+//!    [`export`]: hand a model out in the formats of other programs.
 //! 6. [`train`]: the engine: knows nothing of HTTP, SQL or jobs.
 //! 7. [`artifacts`]: the files that a job leaves behind.
 //!
@@ -32,6 +33,8 @@ pub mod store;
 pub mod webhooks;
 
 pub mod executor;
+
+pub mod export;
 
 pub mod serve;
 

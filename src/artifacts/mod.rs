@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod certificate;
+pub mod gguf;
 pub mod metrics_csv;
 pub mod model;
 pub mod peft;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod export;
 pub mod keys;
 pub mod models;
 pub mod serve;
@@ -28,6 +29,8 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Bring, list and remove base models.
     Models(models::ModelsArgs),
+    /// Put a fine-tuned model into the format of another program.
+    Export(export::ExportArgs),
     /// Check an adapter or a model against its certificate.
     Verify(verify::VerifyArgs),
     /// Measure how fast training is on this machine.
@@ -47,6 +50,7 @@ impl Cli {
             | Command::Keys(_)
             | Command::Models(_)
             | Command::Bench(_)
+            | Command::Export(_)
             | Command::Verify(_) => "warn",
         }
     }
@@ -58,6 +62,7 @@ impl Cli {
             Command::Demo(args) => demo::demo(&args),
             Command::Keys(args) => keys::keys(&args),
             Command::Models(args) => models::models(&args),
+            Command::Export(args) => export::export(&args),
             Command::Verify(args) => verify::verify(&args),
             Command::Bench(args) => bench::bench(&args),
             Command::Trainer(args) => trainer::trainer(&args),

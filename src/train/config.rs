@@ -30,6 +30,22 @@ pub enum Family {
     GptNeox,
 }
 
+/// transformers' class of the models of a `model_type`.
+pub fn class_of(model_type: &str) -> Option<&'static str> {
+    Some(match model_type {
+        "llama" => "LlamaForCausalLM",
+        "mistral" => "MistralForCausalLM",
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3" => "Qwen3ForCausalLM",
+        "gemma2" => "Gemma2ForCausalLM",
+        "gemma3_text" => "Gemma3ForCausalLM",
+        "phi3" => "Phi3ForCausalLM",
+        "gpt2" => "GPT2LMHeadModel",
+        "gpt_neox" => "GPTNeoXForCausalLM",
+        _ => return None,
+    })
+}
+
 /// How rows are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {

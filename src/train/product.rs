@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::base_model::BaseModel;
 use super::checkpoint::CheckpointError;
+use super::config;
 use super::engine::{Engine, NamedTensors};
 use super::weights::{self, LoadError};
 use crate::artifacts::model::{self, CONFIG_FILE, FOLDER, WEIGHTS_FILE};
@@ -99,12 +100,23 @@ impl From<LoadError> for WriteError {
 }
 
 /// The base's configuration with the type of the weights that are written, so that whoever loads
-/// them in the type that it names computes what was trained.
-fn config_of(base: &BaseModel) -> serde_json::Value {
+/// them in the type that it names computes what was trained; and with the name of the class, which a
+/// GGUF file does not have and vLLM asks for.
+pub fn config_of(base: &BaseModel) -> serde_json::Value {
     let mut config = base.config.clone();
+    let Some(keys) = config.as_object_mut() else { return config };
     for key in ["dtype", "torch_dtype"] {
-        if let Some(value) = config.get_mut(key) {
+        if let Some(value) = keys.get_mut(key) {
             *value = "float32".into();
+        }
+    }
+    if !keys.contains_key("dtype") && !keys.contains_key("torch_dtype") {
+        keys.insert("dtype".to_owned(), "float32".into());
+    }
+    if !keys.contains_key("architectures") {
+        let kind = keys.get("model_type").and_then(serde_json::Value::as_str);
+        if let Some(class) = kind.and_then(config::class_of) {
+            keys.insert("architectures".to_owned(), serde_json::json!([class]));
         }
     }
     config

@@ -10,7 +10,7 @@ const STAGES: &[&[&str]] = &[
     &["http"],
     &["validate"],
     &["executor"],
-    &["queue", "webhooks"],
+    &["queue", "webhooks", "export"],
     &["store", "blobs"],
     &["serve"],
     &["train"],

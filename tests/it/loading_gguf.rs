@@ -243,30 +243,36 @@ fn keys_and_tensors_that_do_not_fit_are_named() {
     fails(&|_, tensors| tensors[0].1 = plain(&random(100, 256, 1)), "lists 320 tokens");
 }
 
+/// A file with a vocabulary of SentencePiece's, in a folder that goes when it is dropped.
+pub fn sentence_piece_file(given: &Json, adds_space: bool) -> (tempfile::TempDir, PathBuf) {
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().join("model.gguf");
+    let list = |key: &str, value: &dyn Fn(&Json) -> Value| {
+        Value::Array(given[key].as_array().unwrap().iter().map(value).collect())
+    };
+    let (mut keys, mut tensors) = small_llama(&plain(&random(32, 256, 2)));
+    keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+    let mut set = |key: &str, value: Value| keys.push((format!("tokenizer.ggml.{key}"), value));
+    set("model", text("llama"));
+    set("pre", text("default"));
+    set("tokens", list("pieces", &|piece| text(piece.as_str().unwrap())));
+    set("scores", list("scores", &|score| Value::F32(score.as_f64().unwrap() as f32)));
+    set("token_type", list("kinds", &|kind| Value::I32(kind.as_i64().unwrap() as i32)));
+    set("add_space_prefix", Value::Bool(adds_space));
+    set("bos_token_id", Value::U32(1));
+    set("eos_token_id", Value::U32(2));
+    tensors[0].1 = plain(&random(480, 256, 1));
+    gguf_writer::write(&path, &keys, &tensors);
+    (target, path)
+}
+
 #[test]
 fn a_sentencepiece_vocabulary_gives_the_tokens_that_sentencepiece_gives() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sentencepiece.json");
     let reference: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let target = tempfile::tempdir().unwrap();
-    let path = target.path().join("model.gguf");
     for (name, adds_space) in [("llama", true), ("gemma", false)] {
         let given = &reference[name];
-        let list = |key: &str, value: &dyn Fn(&Json) -> Value| {
-            Value::Array(given[key].as_array().unwrap().iter().map(value).collect())
-        };
-        let (mut keys, mut tensors) = small_llama(&plain(&random(32, 256, 2)));
-        keys.retain(|(key, _)| !key.starts_with("tokenizer."));
-        let mut set = |key: &str, value: Value| keys.push((format!("tokenizer.ggml.{key}"), value));
-        set("model", text("llama"));
-        set("pre", text("default"));
-        set("tokens", list("pieces", &|piece| text(piece.as_str().unwrap())));
-        set("scores", list("scores", &|score| Value::F32(score.as_f64().unwrap() as f32)));
-        set("token_type", list("kinds", &|kind| Value::I32(kind.as_i64().unwrap() as i32)));
-        set("add_space_prefix", Value::Bool(adds_space));
-        set("bos_token_id", Value::U32(1));
-        set("eos_token_id", Value::U32(2));
-        tensors[0].1 = plain(&random(480, 256, 1));
-        gguf_writer::write(&path, &keys, &tensors);
+        let (_target, path) = sentence_piece_file(given, adds_space);
         let base = BaseModel::open(&path).unwrap();
         assert!(base.tokenizer.special().adds_beginning, "where the key is missing, as llama.cpp");
         for case in given["cases"].as_array().unwrap() {

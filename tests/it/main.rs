@@ -17,6 +17,8 @@ mod device;
 mod executor_faults;
 mod executor_jobs;
 mod executor_support;
+mod export;
+mod export_jobs;
 mod frozen;
 mod gguf_writer;
 mod golden;

@@ -1,40 +1,60 @@
-//! A job's adapter as one archive, streamed: the files that can be had one by one as result files.
+//! What a job made as one archive, streamed, in the format of the program that shall use it.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use tempfile::TempDir;
+use tokio::fs::File;
+use tokio::sync::Semaphore;
+use tokio_util::io::ReaderStream;
 
-use crate::artifacts::{archive, peft};
-use crate::blobs::BlobError;
+use crate::artifacts::archive;
 use crate::error_code::ErrorCode;
+use crate::export::fetch::{self, FetchError, Sources};
+use crate::export::{ExportError, Format, Quantization};
 use crate::http::attachment;
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
 use crate::http::state::AppState;
 use crate::job::{Job, JobStatus};
-use crate::model::{TunedModel, checkpoint_name};
+use crate::model::checkpoint_name;
 
-/// The one layout in which adapters are handed out.
-const PEFT: &str = "peft";
+/// Exports that are made at the same time: each takes the memory of a model's largest tensors.
+static EXPORTS: Semaphore = Semaphore::const_new(1);
 
-/// A job's adapter as a tar archive.
+/// Bytes that are read at once.
+const CHUNK: usize = 1024 * 1024;
+
+/// What a job made as a tar archive, in the format of the program that shall use it.
 ///
-/// Extension of hone. The archive holds `adapter_config.json` and `adapter_model.safetensors`, the
-/// layout of Hugging Face PEFT: unpacked into a folder, `PeftModel.from_pretrained(base, folder)`
-/// loads it.
+/// Extension of hone. `peft` holds `adapter_config.json` and `adapter_model.safetensors`, which
+/// `PeftModel.from_pretrained(base, folder)` and vLLM load, and `certificate.json`; `merged` a whole
+/// model in Hugging Face's layout; `gguf-lora` an adapter for llama.cpp's `--lora`; `gguf` a whole
+/// model for llama.cpp and Ollama.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/adapter", tag = "extensions",
     operation_id = "downloadFineTuningJobAdapter",
     params(
         ("fine_tuning_job_id" = String, Path, description = "ftjob-…"),
-        ("format" = Option<String>, Query, description = "peft, which is also the default"),
+        (
+            "format" = Option<String>, Query,
+            description = "peft, merged, gguf-lora or gguf; peft without it"
+        ),
+        (
+            "quantization" = Option<String>, Query,
+            description = "how the matrices of gguf are stored, f16 or q8_0; f16 without it"
+        ),
         (
             "step" = Option<u64>, Query,
-            description = "`step_number` of a checkpoint, whose adapter it is then; without it the \
-                           adapter is that of the finished model"
+            description = "`step_number` of a checkpoint, whose model it is then; without it that of the \
+                           finished job"
         )
     ),
     responses(
@@ -49,32 +69,43 @@ pub async fn adapter(
     query: Query,
 ) -> ApiResult<Response> {
     let job = super::find(&state, &caller, &id).await?;
-    check_format(query.get("format"))?;
+    let (format, quantization) = format(&query)?;
     let step = step(query.get("step"))?;
-    if job.makes_whole_model() {
-        let message = "the job trains the model's own weights, so there is no adapter: the model's \
-                       files are the result_files of the job and of its checkpoints";
-        return Err(ApiError::new(ErrorCode::Unsupported, message).with_param("format"));
+    if job.makes_whole_model() && !format.is_whole() {
+        return Err(cannot(ExportError::no_adapter(&job.model_name(), format).into()));
     }
     let name = match step {
         Some(step) => checkpoint_name(&job.model_name(), step),
         None => job.model_name(),
     };
     let Some(model) = state.store.model(&name).await? else {
-        return Err(no_adapter(&job, step));
+        return Err(no_model(&job, step));
     };
-    let files = open(&state, &model).await?;
+    let work = tempfile::Builder::new().prefix(".export-").tempdir_in(state.blobs.spool_dir());
+    let work = work.map_err(|error| cannot(FetchError::Io(error)))?;
+    let sources = Sources {
+        store: state.store.as_ref(),
+        blobs: &state.blobs,
+        base_models: &state.base_models,
+    };
+    let turn = EXPORTS.acquire().await.map_err(ApiError::internal)?;
+    let made = fetch::export(sources, &model, format, quantization, work.path()).await;
+    drop(turn);
+    let files = open(&made.map_err(cannot)?).await.map_err(|error| cannot(error.into()))?;
+
     let length = archive::length(files.iter().map(|file| file.size));
     let mut pieces = Vec::with_capacity(files.len() + 1);
     for file in files {
-        let header = archive::header(file.name, file.size, model.created_at);
+        let header = archive::header(&file.name, file.size, model.created_at);
         let header = Bytes::from_owner(header.map_err(ApiError::internal)?);
         let padding = Bytes::from_static(archive::padding(file.size));
-        pieces.push(piece(header).chain(file.bytes).chain(piece(padding)).boxed());
+        let bytes = ReaderStream::with_capacity(file.file, CHUNK);
+        pieces.push(piece(header).chain(bytes).chain(piece(padding)).boxed());
     }
     pieces.push(piece(Bytes::from_static(archive::END)));
+    let archive = stream::iter(pieces).flatten().boxed();
 
-    let mut response = Response::new(Body::from_stream(stream::iter(pieces).flatten()));
+    let mut response = Response::new(Body::from_stream(Spooled { archive, _work: work }));
     let filename = match step {
         Some(step) => format!("{id}-step-{step}.tar"),
         None => format!("{id}.tar"),
@@ -86,14 +117,43 @@ pub async fn adapter(
     Ok(response)
 }
 
-fn check_format(format: Option<&str>) -> ApiResult<()> {
-    match format {
-        None | Some("" | PEFT) => Ok(()),
-        Some(other) => {
-            let message = format!("format is {other:?}; an adapter can be had as {PEFT:?}");
-            Err(ApiError::field("format", message))
+/// The format that is asked for, and how the matrices of a GGUF model shall be stored.
+fn format(query: &Query) -> ApiResult<(Format, Quantization)> {
+    let asked = |name: &str| query.get(name).filter(|text| !text.is_empty());
+    let format = match asked("format") {
+        None => Format::Peft,
+        Some(text) => {
+            let found = Format::ALL.iter().copied().find(|format| format.as_str() == text);
+            found.ok_or_else(|| {
+                let known: Vec<&str> = Format::ALL.iter().map(|format| format.as_str()).collect();
+                unknown("format", text, &known)
+            })?
         }
-    }
+    };
+    let quantization = match asked("quantization") {
+        None => Quantization::F16,
+        Some(_) if format != Format::Gguf => {
+            let message = format!(
+                "quantization is of the format \"gguf\" alone, and the format is {:?}",
+                format.as_str()
+            );
+            return Err(ApiError::field("quantization", message));
+        }
+        Some(text) => {
+            let all = Quantization::ALL;
+            let found = all.iter().copied().find(|one| one.as_str() == text);
+            found.ok_or_else(|| {
+                let known: Vec<&str> = all.iter().map(|one| one.as_str()).collect();
+                unknown("quantization", text, &known)
+            })?
+        }
+    };
+    Ok((format, quantization))
+}
+
+fn unknown(field: &str, text: &str, known: &[&str]) -> ApiError {
+    let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
+    ApiError::field(field, format!("{field} is {text:?}; it can be {}", known.join(", ")))
 }
 
 fn step(text: Option<&str>) -> ApiResult<Option<u64>> {
@@ -109,8 +169,8 @@ fn step(text: Option<&str>) -> ApiResult<Option<u64>> {
     }
 }
 
-/// Why there is no adapter, and where or when there is one.
-fn no_adapter(job: &Job, step: Option<u64>) -> ApiError {
+/// Why there is no model, and where or when there is one.
+fn no_model(job: &Job, step: Option<u64>) -> ApiError {
     let checkpoints = format!("/v1/fine_tuning/jobs/{}/checkpoints", job.id);
     let message = match (step, job.status) {
         (Some(step), _) => {
@@ -119,12 +179,12 @@ fn no_adapter(job: &Job, step: Option<u64>) -> ApiError {
         (None, JobStatus::Succeeded) => "the job's model was deleted".to_owned(),
         (None, status) if status.is_terminal() => format!(
             "the job ended as {:?} and has no model; {checkpoints} lists the checkpoints that it \
-             left, whose adapters can be had with step",
+             left, which can be had with step",
             status.as_str()
         ),
         (None, _) => format!(
-            "the job {}: its adapter is there as soon as it has succeeded; {checkpoints} lists the \
-             checkpoints so far, whose adapters can be had with step",
+            "the job {}: its model is there as soon as it has succeeded; {checkpoints} lists the \
+             checkpoints so far, which can be had with step",
             super::where_it_stands(job)
         ),
     };
@@ -132,27 +192,59 @@ fn no_adapter(job: &Job, step: Option<u64>) -> ApiError {
         .with_param(step.map_or("fine_tune_id", |_| "step"))
 }
 
-type Bits = BoxStream<'static, Result<Bytes, BlobError>>;
+/// Why it cannot be handed out, as a reply.
+fn cannot(error: FetchError) -> ApiError {
+    match error {
+        FetchError::Export(ExportError::Unsupported(message)) => {
+            ApiError::new(ErrorCode::Unsupported, message).with_param("format")
+        }
+        FetchError::BaseIsGone(_) => {
+            ApiError::new(ErrorCode::ModelNotFound, error.to_string()).with_param("model")
+        }
+        FetchError::Store(error) => error.into(),
+        FetchError::Blobs(error) => error.into(),
+        FetchError::Io(error) | FetchError::Export(ExportError::Io(error))
+            if error.kind() == std::io::ErrorKind::StorageFull =>
+        {
+            ApiError::new(ErrorCode::InsufficientStorage, "the server's disk is full")
+        }
+        other => ApiError::internal(other),
+    }
+}
+
+type Bits = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// An archive whose files lie in a folder that goes with it.
+struct Spooled {
+    archive: Bits,
+    _work: TempDir,
+}
+
+impl Stream for Spooled {
+    type Item = std::io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.archive.poll_next_unpin(context)
+    }
+}
 
 /// A file of the archive, open.
 struct Entry {
-    name: &'static str,
+    name: String,
     size: u64,
-    bytes: Bits,
+    file: File,
 }
 
-/// Opens both files of an adapter: what is missing is said before the reply begins.
-async fn open(state: &AppState, model: &TunedModel) -> ApiResult<Vec<Entry>> {
-    let mut entries = Vec::with_capacity(2);
-    let named =
-        [(peft::CONFIG_FILE, &model.config_file), (peft::WEIGHTS_FILE, &model.weights_file)];
-    for (name, id) in named {
-        let Some(file) = state.store.file(id).await? else {
-            return Err(ApiError::internal(format!("the file {id} of {} is gone", model.id)));
-        };
-        let (size, bytes) = state.blobs.stream(&file.blob_key, None).await?;
-        entries.push(Entry { name, size, bytes });
+/// Opens the files of a folder, by name: what is missing is said before the reply begins.
+async fn open(folder: &Path) -> std::io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut listed = tokio::fs::read_dir(folder).await?;
+    while let Some(entry) = listed.next_entry().await? {
+        let file = File::open(entry.path()).await?;
+        let size = file.metadata().await?.len();
+        entries.push(Entry { name: entry.file_name().to_string_lossy().into_owned(), size, file });
     }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 

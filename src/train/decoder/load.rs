@@ -1,6 +1,6 @@
 //! Reads a base model's weights onto a device; names what is missing, left over or misshapen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{self, BlockNames, Layout, LinearName, MlpNames, QkvNames};
 use super::tensors::{ModelTensor, Part};
@@ -215,6 +215,46 @@ pub fn check(config: &ModelConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Res
         true => Ok(()),
         false => Err(LoadError::Tensors(problems.join("; "))),
     }
+}
+
+/// A tensor of a model as its file has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTensor {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Its name in the file at hand.
+    pub stored: String,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    /// Whether it is the weight of a layer and lies there as `[inputs, outputs]` (GPT-2's `Conv1D`).
+    pub is_transposed: bool,
+}
+
+/// Every tensor of a model, by name; none is read.
+///
+/// # Errors
+/// Missing, extra or misshapen tensors, by name.
+pub fn tensors_of(
+    config: &ModelConfig,
+    weights: &dyn WeightSource,
+) -> Result<Vec<FileTensor>, LoadError> {
+    let shapes: BTreeMap<String, Vec<usize>> = weights.shapes().into_iter().collect();
+    check(config, &shapes)?;
+    let mut transposed = BTreeSet::new();
+    for layer in 0..config.layers {
+        for linear in linears(&names::block(config, layer)) {
+            if linear.layout == Layout::Conv1d {
+                transposed.insert(format!("{}.weight", linear.module));
+            }
+        }
+    }
+    let mut tensors = Vec::new();
+    for (name, shape) in wanted(config) {
+        let stored = find(&shapes, &name).map_or(&name, |(stored, _)| stored).clone();
+        let is_transposed = transposed.contains(&name);
+        tensors.push(FileTensor { name, stored, shape, is_transposed });
+    }
+    Ok(tensors)
 }
 
 /// A tensor by its name; GPT-2's own checkpoints leave out the leading `transformer.`.

@@ -23,7 +23,7 @@ use std::ops::Range;
 use super::backend::{AttentionShape, Backend, Norm, RopeTable};
 use super::config::{Activation, ModelConfig};
 use adapter::Adapter;
-pub use load::check as check_tensors;
+pub use load::{FileTensor, check as check_tensors, tensors_of};
 use tensors::ModelTensor;
 
 /// One linear layer of a block.

@@ -10,7 +10,7 @@ use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, json};
 
 use super::metadata::{Metadata, whole};
-use crate::train::config::Family;
+use crate::train::config::{Family, ModelConfig};
 use crate::train::weights::{HostTensor, LoadError, TensorData, transposed};
 
 /// The architectures by their names in GGUF files. Mistral's models are `llama` there.
@@ -78,6 +78,21 @@ impl Architecture {
         let heads = metadata.size(&format!("{name}.attention.head_count"))?;
         let kv_heads = metadata.optional_size(&format!("{name}.attention.head_count_kv"))?;
         Ok(Self { name, family: *family, heads, kv_heads: kv_heads.unwrap_or(heads) })
+    }
+
+    /// That of a model whose configuration is known.
+    pub(super) fn for_model(config: &ModelConfig) -> Self {
+        let name = match config.family {
+            Family::Llama | Family::Mistral => "llama",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3",
+            Family::Phi3 => "phi3",
+            Family::Gpt2 => "gpt2",
+            Family::GptNeox => "gptneox",
+        };
+        Self { name, family: config.family, heads: config.heads, kv_heads: config.kv_heads }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -432,6 +447,31 @@ impl Change {
             Self::Interleaved { heads } => rows > 0 && rows.is_multiple_of(2 * heads),
             Self::HeadsApart { heads } => rows > 0 && rows.is_multiple_of(3 * heads),
             Self::Transposed => stored.len() == 2,
+        }
+    }
+
+    /// Makes the change: the values of a tensor of Hugging Face's `shape` as they are stored.
+    pub(super) fn apply(self, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+        let rows = shape.first().copied().unwrap_or(1);
+        let columns = values.len() / rows.max(1);
+        match self {
+            Self::None => values,
+            Self::PlusOne => values.into_iter().map(|value| value + 1.0).collect(),
+            Self::Transposed => transposed(&values, rows, columns),
+            Self::Interleaved { heads } => {
+                let head_dim = rows / heads;
+                by_rows(&values, columns, rows, |row| {
+                    let (head, place) = (row / head_dim, row % head_dim);
+                    head * head_dim + place % 2 * (head_dim / 2) + place / 2
+                })
+            }
+            Self::HeadsApart { heads } => {
+                let head_dim = rows / (3 * heads);
+                by_rows(&values, columns, rows, |row| {
+                    let (part, rest) = (row / (heads * head_dim), row % (heads * head_dim));
+                    (rest / head_dim * 3 + part) * head_dim + rest % head_dim
+                })
+            }
         }
     }
 

@@ -5,8 +5,10 @@
 //! become floats tensor by tensor.
 
 mod architecture;
+mod layout;
 mod metadata;
 mod vocabulary;
+pub mod words;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +22,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
 use self::architecture::{Architecture, Change};
+pub use self::layout::{Layout, StoredTensor};
 use self::metadata::Metadata;
 use super::{FloatType, HostTensor, LoadError, TensorData, WeightSource, read_range};
 use crate::train::tokenizer::SpecialIds;
@@ -61,6 +64,23 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
         _ => None,
     };
     Ok(Gguf { config, weights: Box::new(weights), tokenizer_json, special, template })
+}
+
+/// The keys of a file as they stand in it, and its lists of rotary divisors by their names.
+pub fn keys(
+    path: &Path,
+) -> Result<(HashMap<String, Value>, BTreeMap<String, Vec<f32>>), LoadError> {
+    let content = read_header(path)?;
+    let length = std::fs::metadata(path).map_err(|error| LoadError::io(path, error))?.len();
+    let mut factors = BTreeMap::new();
+    for (name, info) in &content.tensor_infos {
+        if architecture::is_rope_factors(name) {
+            let place = place(info, content.tensor_data_offset, length)
+                .map_err(|reason| LoadError::malformed(path, reason))?;
+            factors.insert(name.clone(), place.read(path, name)?.into_f32());
+        }
+    }
+    Ok((content.metadata, factors))
 }
 
 /// Metadata and the list of tensors.

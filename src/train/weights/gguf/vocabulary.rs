@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::metadata::Metadata;
+use super::words;
 use crate::train::tokenizer::SpecialIds;
 use crate::train::weights::LoadError;
 
@@ -121,8 +122,8 @@ fn byte_level_bpe(
             let digits = json!({"type": "Digits", "individual_digits": true});
             vec![digits, byte_level(true)]
         }
-        _ if is_llama3(pre) => vec![split(LLAMA3_WORDS), byte_level(false)],
-        "qwen2" => vec![split(QWEN2_WORDS), byte_level(false)],
+        _ if is_llama3(pre) => vec![split(words::LLAMA3), byte_level(false)],
+        "qwen2" => vec![split(words::QWEN2), byte_level(false)],
         _ => {
             return Err(format!(
                 "is {pre:?}, a rule for words that is not known; hone knows gpt-2, smollm, llama-bpe \
@@ -189,15 +190,3 @@ fn sentence_piece_bpe(
         },
     })
 }
-
-/// How Llama 3 cuts words, from its published `tokenizer.json`.
-const LLAMA3_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
-
-/// How Qwen 2 cuts words: as Llama 3, but digits one by one.
-const QWEN2_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
