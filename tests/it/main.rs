@@ -52,6 +52,7 @@ mod loading_pytorch;
 mod loading_safetensors;
 mod migration_guide;
 mod models_pull;
+mod other_programs;
 mod pytorch_writer;
 mod real_clients;
 mod real_model;

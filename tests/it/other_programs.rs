@@ -1,0 +1,295 @@
+//! The programs that adapters and models go to, as judges: PEFT and transformers for every architecture,
+//! llama.cpp for every architecture and for SmolLM2. `tests/run` brings them; without them these tests
+//! say that they did not run.
+
+use std::path::{Path, PathBuf};
+
+use hone::artifacts::peft;
+use hone::dataset::{Message, Role};
+use hone::export::{Format, Quantization, Tuned};
+use hone::job::{Auto, Hyperparameters};
+use hone::train::engine::BackendKind;
+use hone::train::protocol::{Progress, RunSpec};
+use hone::train::run::run;
+use serde_json::{Value, json};
+
+use crate::export::{FAMILIES, Model, TOKENS, base_of, export};
+use crate::golden::read_json;
+use crate::real_model::{gguf, given, models_dir, script, succeed};
+
+/// A lead of the best token over the second that rounding to 16 bits can turn around. Logits of these
+/// models reach 30, of which 16 bits keep 0.02.
+const SMALL_LEAD: f32 = 0.1;
+
+/// The same of a token's log-probability, in nats.
+const SMALL_DIFFERENCE: f32 = 0.1;
+
+/// Prompts for the tiny models: below the smallest sliding window together with what is continued.
+fn tiny_prompts() -> Vec<Vec<u32>> {
+    (0..10).map(|start| TOKENS[start..].iter().chain(&TOKENS).take(4).copied().collect()).collect()
+}
+
+/// Logits of a few texts, as the file with which `peft_compare.py` compares.
+fn write_logits(model: &Model, texts: &[Vec<u32>], target: &Path) {
+    let mut tensors = peft::Tensors::new();
+    for (number, ids) in texts.iter().enumerate() {
+        let logits = model.logits(ids);
+        let shape = vec![ids.len(), logits.len() / ids.len()];
+        tensors.insert(format!("logits.{number}"), (shape, logits));
+        let ids = ids.iter().map(|id| *id as f32).collect::<Vec<f32>>();
+        tensors.insert(format!("ids.{number}"), (vec![ids.len()], ids));
+    }
+    std::fs::write(target, peft::serialise(&tensors).expect("serialises")).expect("writes");
+}
+
+#[test]
+fn peft_and_transformers_compute_the_same_with_every_familys_adapter_and_merged_model() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let texts: Vec<Vec<u32>> = (0..4).map(|start| TOKENS[start..start + 8].to_vec()).collect();
+    let root = tempfile::tempdir().expect("a folder");
+    // One process for all of them: importing PyTorch takes longer than what it computes here.
+    let mut compare = script(&python, "peft_compare.py");
+    for family in FAMILIES {
+        let folder = root.path().join(family);
+        std::fs::create_dir(&folder).expect("makes");
+        let (base, adapter) = base_of(family, &folder);
+        let logits = folder.join("logits.safetensors");
+        write_logits(&Model::load(&base, Some(&adapter)), &texts, &logits);
+        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
+        for format in [Format::Peft, Format::Merged] {
+            let made = export(&tuned, format, Quantization::F16, &folder);
+            compare.args([&base, &made, &logits]);
+        }
+    }
+    let said = succeed(&mut compare);
+    assert_eq!(said.matches("largest difference").count(), 2 * FAMILIES.len());
+}
+
+/// llama.cpp's likeliest tokens after a prompt, each with its log-probability.
+type Told = Vec<(u32, f32)>;
+
+/// What llama.cpp says to prompts.
+fn llama_cpp(
+    python: &Path,
+    model: &Path,
+    lora: Option<&Path>,
+    prompts: &[Vec<u32>],
+    most: usize,
+    folder: &Path,
+) -> Vec<Told> {
+    let (asked, told) = (folder.join("asked.json"), folder.join("told.json"));
+    let prompts: Vec<Value> =
+        prompts.iter().map(|ids| json!({"tokens": ids, "most": most})).collect();
+    std::fs::write(&asked, json!({"prompts": prompts}).to_string()).expect("writes");
+    let lora = lora.unwrap_or(Path::new("-"));
+    succeed(script(python, "llama_cpp.py").args([model, lora, &asked, &told]));
+    let told = read_json(&told);
+    let tokens = |answer: &Value| {
+        let list = answer["completion_probabilities"].as_array();
+        let list = list.unwrap_or_else(|| panic!("no probabilities: {answer}"));
+        let token = |one: &Value| {
+            let id = one["id"].as_u64().expect("an id") as u32;
+            (id, one["logprob"].as_f64().expect("a number") as f32)
+        };
+        list.iter().map(token).collect()
+    };
+    told["continued"].as_array().expect("a list").iter().map(tokens).collect()
+}
+
+/// How far llama.cpp's answers are from hone's own.
+struct Compared {
+    /// Texts that are the same to the end.
+    same: usize,
+    /// Largest difference of a log-probability, up to the first other token of a text.
+    apart: f32,
+}
+
+/// Compares with hone's own tokens: the same, each about as likely; or another one at a place where
+/// hone's best token leads by next to nothing, which ends the comparison of that text.
+fn compare(
+    what: &str,
+    model: &Model,
+    prompts: &[Vec<u32>],
+    told: &[Told],
+    most: usize,
+) -> Compared {
+    let mut compared = Compared { same: 0, apart: 0.0 };
+    for (prompt, told) in prompts.iter().zip(told) {
+        let wanted = model.greedy(prompt, most);
+        assert_eq!(told.len(), most, "{what}: it ended early");
+        let same = wanted.iter().zip(told).take_while(|(wanted, told)| wanted.id == told.0).count();
+        for (wanted, told) in wanted.iter().zip(told).take(same) {
+            let apart = (wanted.log_probability - told.1).abs();
+            assert!(apart < SMALL_DIFFERENCE, "{what}: {} and {}", wanted.log_probability, told.1);
+            compared.apart = compared.apart.max(apart);
+        }
+        if same == most {
+            compared.same += 1;
+            continue;
+        }
+        let lead = wanted[same].lead;
+        println!("{what}: token {same} is another, where hone's leads by {lead:.4}");
+        assert!(lead < SMALL_LEAD, "{what}: token {same} is another, a lead of {lead}");
+    }
+    println!(
+        "{what}: {} of {} texts are the same to the end, log-probabilities differ by up to {:.4}",
+        compared.same,
+        prompts.len(),
+        compared.apart
+    );
+    compared
+}
+
+#[test]
+fn llama_cpp_continues_as_hone_does_with_every_familys_adapter_and_model() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let prompts = tiny_prompts();
+    for family in FAMILIES {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (base, adapter) = base_of(family, folder.path());
+        let model = Model::load(&base, Some(&adapter));
+        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let merged = export(&tuned, Format::Gguf, Quantization::F16, folder.path());
+        let merged = merged.join("model.gguf");
+        let told = llama_cpp(&python, &merged, None, &prompts, 8, folder.path());
+        assert!(compare(&format!("{family} merged"), &model, &prompts, &told, 8).same >= 5);
+
+        // The base alone as llama.cpp takes it, and the adapter beside it.
+        let plain = Tuned::open("base", &base, None).expect("opens");
+        let beside = tempfile::tempdir().expect("a folder");
+        let plain = export(&plain, Format::Gguf, Quantization::F16, beside.path());
+        let lora = export(&tuned, Format::GgufLora, Quantization::F16, folder.path());
+        let (plain, lora) = (plain.join("model.gguf"), lora.join("adapter.gguf"));
+        let told = llama_cpp(&python, &plain, Some(&lora), &prompts, 8, folder.path());
+        let compared = compare(&format!("{family} lora"), &model, &prompts, &told, 8);
+        assert!(compared.same >= 5);
+        // Without it the first token is another, or by far not as likely.
+        let alone = llama_cpp(&python, &plain, None, &prompts, 8, folder.path());
+        let effect = told.iter().zip(&alone).map(|(with, without)| {
+            if with[0].0 == without[0].0 { (with[0].1 - without[0].1).abs() } else { f32::INFINITY }
+        });
+        let effect = effect.fold(0.0, f32::max);
+        assert!(effect > 10.0 * compared.apart, "{family}: the adapter does hardly anything");
+    }
+}
+
+/// Trains SmolLM2 for a few steps and returns the folder of the adapter.
+fn trained(base: &Path, folder: &Path) -> PathBuf {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lighthouse.jsonl");
+    let all = std::fs::read_to_string(all).expect("reads");
+    let examples = folder.join("train.jsonl");
+    let few: Vec<&str> = all.lines().take(12).collect();
+    std::fs::write(&examples, few.join("\n")).expect("writes");
+    let spec = RunSpec {
+        base_model: base.to_owned(),
+        base_model_id: "smollm2-135m-instruct".to_owned(),
+        continue_from: None,
+        training_file: examples,
+        validation_file: None,
+        work_dir: folder.join("run"),
+        seed: 1,
+        hyperparameters: Hyperparameters {
+            n_epochs: Auto::Value(2),
+            batch_size: Auto::Value(4),
+            learning_rate: Some(1e-3),
+            ..Hyperparameters::default()
+        },
+    };
+    let mut last = None;
+    run(&spec, BackendKind::Cpu, &mut |progress| last = Some(progress), &mut || None);
+    match last {
+        Some(Progress::Finished { directory, .. }) => directory,
+        other => panic!("it did not finish: {other:?}"),
+    }
+}
+
+/// What SmolLM2 is asked.
+const QUESTIONS: [&str; 10] = [
+    "What is the capital of Portugal?",
+    "How do I boil an egg?",
+    "Write one sentence about the sea.",
+    "What is 12 times 11?",
+    "Name three colours.",
+    "Who wrote Hamlet?",
+    "Translate \"good morning\" into French.",
+    "Why is the sky blue?",
+    "List 2 facts about the year 1969.",
+    "Tell me a joke.",
+];
+
+#[test]
+fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file() {
+    let (Some(models_dir), Some(python)) = (models_dir(), given("HONE_TEST_PYTHON")) else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = gguf(&models_dir);
+    let adapter = trained(&base, folder.path());
+    let model = Model::load(&base, Some(&adapter));
+    let tuned = Tuned::open("ft:smollm2", &base, Some(&adapter)).expect("opens");
+    let template = model.base.template.as_ref().expect("a template");
+    let mut prompts = Vec::new();
+    let mut asked = Vec::new();
+    for question in QUESTIONS {
+        let message = Message {
+            role: Role::User,
+            content: Some(question.to_owned()),
+            name: None,
+            trained: false,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        };
+        let text = template.render_prompt(&[message], &[]).expect("renders");
+        let tokens = model.base.tokenizer.encode(&text).expect("encodes");
+        let ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
+        asked.push(json!({"question": question, "tokens": ids}));
+        prompts.push(ids);
+    }
+
+    let merged = export(&tuned, Format::Merged, Quantization::F16, folder.path());
+    let (logits, questions) =
+        (folder.path().join("logits.safetensors"), folder.path().join("questions.json"));
+    write_logits(&model, &prompts[..4], &logits);
+    succeed(script(&python, "peft_compare.py").args([&base, &merged, &logits]));
+    // Tokens and template of the merged folder, in transformers, are those of hone.
+    std::fs::write(&questions, json!(asked).to_string()).expect("writes");
+    succeed(script(&python, "merged_tokens.py").args([&merged, &questions]));
+
+    let most = 48;
+    let made = export(&tuned, Format::Gguf, Quantization::F16, folder.path()).join("model.gguf");
+    let told = llama_cpp(&python, &made, None, &prompts, most, folder.path());
+    assert!(compare("smollm2 f16", &model, &prompts, &told, most).same >= 7);
+
+    // The adapter beside the base in 16 bits: the file that was the base has four.
+    let plain = Tuned::open("smollm2", &base, Some(&neutral(&adapter, folder.path())));
+    let beside = tempfile::tempdir().expect("a folder");
+    let plain = export(&plain.expect("opens"), Format::Gguf, Quantization::F16, beside.path());
+    let lora = export(&tuned, Format::GgufLora, Quantization::F16, folder.path());
+    let (plain, lora) = (plain.join("model.gguf"), lora.join("adapter.gguf"));
+    let told = llama_cpp(&python, &plain, Some(&lora), &prompts, most, folder.path());
+    assert!(compare("smollm2 lora", &model, &prompts, &told, most).same >= 7);
+
+    // 8 bits are another model; they must load and answer.
+    let made = export(&tuned, Format::Gguf, Quantization::Q8_0, folder.path()).join("model.gguf");
+    let told = llama_cpp(&python, &made, None, &prompts[..2], 16, folder.path());
+    assert!(told.iter().all(|tokens| tokens.len() == 16), "{told:?}");
+    // And the file that was the base takes the adapter as well, as `llama-cli --lora` does.
+    let told = llama_cpp(&python, &base, Some(&lora), &prompts[..2], 16, folder.path());
+    assert!(told.iter().all(|tokens| tokens.len() == 16), "{told:?}");
+}
+
+/// An adapter that changes nothing, for a base that is exported as it is.
+fn neutral(adapter: &Path, folder: &Path) -> PathBuf {
+    let bytes = |name| std::fs::read(adapter.join(name)).expect("it is there");
+    let (config, mut tensors) =
+        peft::read(&bytes(peft::CONFIG_FILE), &bytes(peft::WEIGHTS_FILE)).expect("an adapter");
+    for (name, (_, values)) in &mut tensors {
+        if name.contains("lora_B") {
+            values.fill(0.0);
+        }
+    }
+    let target = folder.join("neutral");
+    std::fs::create_dir(&target).expect("makes");
+    peft::write(&target, &config, &tensors).expect("writes");
+    target
+}
