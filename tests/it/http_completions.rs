@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::http_chat_stream::{CHATML, Scripted, chunks, scripted, stream_of};
-use crate::scripted_model::Token;
+use crate::scripted_model::{BASE, Token};
 use crate::server::{Server, TINY};
 
 const PATH: &str = "/v1/completions";
@@ -105,6 +105,29 @@ async fn an_echoed_prompt_is_scored_as_harnesses_need() {
         (&whole["choices"][0]["logprobs"]["token_logprobs"][3], &forced["token_logprobs"][0]);
     let difference = a.as_f64().expect("a number") - b.as_f64().expect("a number");
     assert!(difference.abs() < 5e-3, "{a} {b}");
+}
+
+#[tokio::test]
+async fn a_harness_finds_one_score_behind_each_prompt_even_where_the_text_ends() {
+    // As lm-evaluation-harness asks: it takes the scores from the length of the context on, and
+    // leaves out the last one, which is that of a token it did not ask about.
+    let Scripted { server, _folders } = scripted(None, &[Token::Text("done")]);
+    let done = BASE as u32;
+    let body = json!({"model": "scripted", "prompt": [[68, done], [68, 69, 70]], "temperature": 0,
+        "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true});
+    let reply = server.post(PATH, body).await.ok();
+    for (index, (length, context, is_sure)) in [(2, 1, true), (3, 1, false)].iter().enumerate() {
+        let columns = &reply["choices"][index]["logprobs"];
+        let scores = columns["token_logprobs"].as_array().expect("a list");
+        let top = columns["top_logprobs"].as_array().expect("a list");
+        assert_eq!((scores.len(), top.len()), (length + 1, length + 1), "{columns}");
+        for place in *context..scores.len() - 1 {
+            let likeliest = top[place].as_object().expect("an object").values();
+            let likeliest = likeliest.filter_map(Value::as_f64).fold(f64::NEG_INFINITY, f64::max);
+            let is_greedy = scores[place].as_f64() == Some(likeliest);
+            assert_eq!(is_greedy, *is_sure, "place {place} of {columns}");
+        }
+    }
 }
 
 #[tokio::test]
