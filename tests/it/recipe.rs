@@ -284,7 +284,7 @@ fn checkpoints_are_kept_at_intervals_the_last_few_and_the_best() {
 #[test]
 fn the_report_holds_what_was_found_and_no_text_of_the_data() {
     let mut recipe = Recipe::new();
-    recipe.spec.hyperparameters.learning_rate = Some(5e-2);
+    recipe.spec.hyperparameters.learning_rate = Some(2e-1);
     recipe.spec.hyperparameters.n_epochs = Auto::Value(20);
     let left = left(&recipe.run());
     let report = &left.report;
