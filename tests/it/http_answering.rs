@@ -174,7 +174,8 @@ async fn more_texts_than_memory_holds_are_answered_all_the_same() {
 #[tokio::test]
 async fn a_job_waits_while_requests_are_answered_and_goes_on_after_them() {
     let server = Server::start();
-    let id = server.create_job(&chat_lines(12), json!({"n_epochs": 5000, "batch_size": 6})).await;
+    let steps = json!({"n_epochs": 50, "batch_size": 1});
+    let id = server.create_job(&chat_lines(400), steps).await;
     server.until(&id, |job| job["trained_steps"].as_u64().is_some_and(|step| step > 0)).await;
     let long = json!({"max_tokens": 300, "n": 8, "logit_bias": {"2": -100}});
     server.post(CHAT, about("patience", long)).await.ok();
