@@ -8,7 +8,7 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 
 /// The format's media type.
@@ -25,6 +25,6 @@ async fn metrics(State(state): State<AppState>) -> ApiResult<impl IntoResponse> 
     state.models.statistics().register(registry.sub_registry_with_prefix("serve"));
     state.models.demand().register(registry.sub_registry_with_prefix("train"));
     let mut text = String::new();
-    encode(&mut text, &registry).map_err(super::error::ApiError::internal)?;
+    encode(&mut text, &registry).map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text))
 }
