@@ -1,22 +1,17 @@
 //! The keys of a GGUF file that describe a model beside its tokenizer, as llama.cpp's converter writes
 //! them, and the lists of rotary divisors, which stand among the tensors.
 
-use std::collections::BTreeMap;
-
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 
 use super::{ExportError, Quantization, Tuned};
 use crate::artifacts::gguf::Keys;
 use crate::train::config::{Family, ModelConfig, NormKind};
-use crate::train::weights::gguf;
+use crate::train::weights::gguf::{self, RopeFactors};
 
 /// Keys of how a file was made, which are another's in a new one: of the quantisation, and of the
 /// parts that it was cut into.
 const OF_THE_FILE: &[&str] = &["quantize.", "split.", "general.file_type", "general.name"];
-
-/// Lists of rotary divisors by llama.cpp's names.
-pub(super) type Factors = BTreeMap<String, Vec<f32>>;
 
 /// A text.
 pub(super) fn text(text: &str) -> Value {
@@ -47,7 +42,7 @@ pub(super) fn carried(
     tuned: &Tuned,
     architecture: &str,
     quantization: Quantization,
-) -> Result<(Keys, Factors), ExportError> {
+) -> Result<(Keys, RopeFactors), ExportError> {
     let (found, factors) = gguf::keys(&tuned.base.path)?;
     let mut keys = of_any(tuned, architecture, quantization);
     let mut rest: Keys = found.into_iter().collect();
@@ -68,7 +63,7 @@ pub(super) fn made(
     architecture: &str,
     quantization: Quantization,
     context: usize,
-) -> Result<(Keys, Factors), ExportError> {
+) -> Result<(Keys, RopeFactors), ExportError> {
     let config = &tuned.config;
     let mut keys = of_any(tuned, architecture, quantization);
     let mut set = |key: &str, value: Value| keys.push((format!("{architecture}.{key}"), value));
@@ -102,7 +97,7 @@ pub(super) fn made(
         // Zero stands for none.
         set("attention.sliding_window", Value::U32(0));
     }
-    let mut factors = Factors::new();
+    let mut factors = RopeFactors::new();
     if let Some(rope) = config.ropes.iter().zip(&config.windows).find(|(_, window)| {
         // Gemma 3 turns its full layers otherwise than the sliding ones; the main keys are theirs.
         config.family != Family::Gemma3 || window.is_none()
@@ -201,7 +196,7 @@ fn scaling(
 }
 
 /// The divisors of the rotary frequencies, where there are some.
-fn rope_factors(section: &Json, frequencies: &[f32], theta: f64) -> Factors {
+fn rope_factors(section: &Json, frequencies: &[f32], theta: f64) -> RopeFactors {
     let list = |name: &str| -> Vec<f32> {
         let numbers = section[name].as_array().into_iter().flatten();
         numbers.filter_map(Json::as_f64).map(|number| number as f32).collect()
@@ -212,12 +207,12 @@ fn rope_factors(section: &Json, frequencies: &[f32], theta: f64) -> Factors {
             let plain = |pair: usize| theta.powf(-(2.0 * pair as f64) / turning);
             let pairs = frequencies.iter().enumerate();
             let divisors = pairs.map(|(pair, made)| (plain(pair) / f64::from(*made)) as f32);
-            Factors::from([("rope_freqs.weight".to_owned(), divisors.collect())])
+            RopeFactors::from([("rope_freqs.weight".to_owned(), divisors.collect())])
         }
-        "longrope" | "su" => Factors::from([
+        "longrope" | "su" => RopeFactors::from([
             ("rope_factors_short.weight".to_owned(), list("short_factor")),
             ("rope_factors_long.weight".to_owned(), list("long_factor")),
         ]),
-        _ => Factors::new(),
+        _ => RopeFactors::new(),
     }
 }

@@ -65,8 +65,9 @@ fn peft_and_transformers_compute_the_same_with_every_familys_adapter_and_merged_
     assert_eq!(said.matches("largest difference").count(), 2 * FAMILIES.len());
 }
 
-/// llama.cpp's likeliest tokens after a prompt, each with its log-probability.
-type Told = Vec<(u32, f32)>;
+/// llama.cpp's likeliest tokens after a prompt, each with its log-probability, which is not told of bytes
+/// that are no whole character.
+type Told = Vec<(u32, Option<f32>)>;
 
 /// What llama.cpp says to prompts.
 fn llama_cpp(
@@ -84,16 +85,22 @@ fn llama_cpp(
     let lora = lora.unwrap_or(Path::new("-"));
     succeed(script(python, "llama_cpp.py").args([model, lora, &asked, &told]));
     let told = read_json(&told);
-    let tokens = |answer: &Value| {
-        let list = answer["completion_probabilities"].as_array();
-        let list = list.unwrap_or_else(|| panic!("no probabilities: {answer}"));
-        let token = |one: &Value| {
-            let id = one["id"].as_u64().expect("an id") as u32;
-            (id, one["logprob"].as_f64().expect("a number") as f32)
-        };
-        list.iter().map(token).collect()
-    };
-    told["continued"].as_array().expect("a list").iter().map(tokens).collect()
+    told["continued"].as_array().expect("a list").iter().map(tokens_of).collect()
+}
+
+/// The tokens of a reply of llama.cpp's.
+fn tokens_of(answer: &Value) -> Told {
+    let tokens = answer["tokens"].as_array().unwrap_or_else(|| panic!("no tokens: {answer}"));
+    let mut likely = answer["completion_probabilities"].as_array().into_iter().flatten().peekable();
+    let mut told = Told::new();
+    for token in tokens {
+        let found = likely.next_if(|one| one["id"] == *token);
+        let log_probability = found.and_then(|one| one["logprob"].as_f64());
+        let id = token.as_u64().expect("an id") as u32;
+        told.push((id, log_probability.map(|number| number as f32)));
+    }
+    assert!(likely.next().is_none(), "probabilities of other tokens: {answer}");
+    told
 }
 
 /// How far llama.cpp's answers are from hone's own.
@@ -102,6 +109,8 @@ struct Compared {
     same: usize,
     /// Largest difference of a log-probability, up to the first other token of a text.
     apart: f32,
+    /// Log-probabilities that were compared.
+    likely: usize,
 }
 
 /// Compares with hone's own tokens: the same, each about as likely; or another one at a place where
@@ -113,15 +122,17 @@ fn compare(
     told: &[Told],
     most: usize,
 ) -> Compared {
-    let mut compared = Compared { same: 0, apart: 0.0 };
+    let mut compared = Compared { same: 0, apart: 0.0, likely: 0 };
     for (prompt, told) in prompts.iter().zip(told) {
         let wanted = model.greedy(prompt, most);
         assert_eq!(told.len(), most, "{what}: it ended early");
         let same = wanted.iter().zip(told).take_while(|(wanted, told)| wanted.id == told.0).count();
-        for (wanted, told) in wanted.iter().zip(told).take(same) {
-            let apart = (wanted.log_probability - told.1).abs();
-            assert!(apart < SMALL_DIFFERENCE, "{what}: {} and {}", wanted.log_probability, told.1);
+        for (wanted, (_, told)) in wanted.iter().zip(told).take(same) {
+            let Some(told) = told else { continue };
+            let apart = (wanted.log_probability - told).abs();
+            assert!(apart < SMALL_DIFFERENCE, "{what}: {} and {told}", wanted.log_probability);
             compared.apart = compared.apart.max(apart);
+            compared.likely += 1;
         }
         if same == most {
             compared.same += 1;
@@ -132,11 +143,13 @@ fn compare(
         assert!(lead < SMALL_LEAD, "{what}: token {same} is another, a lead of {lead}");
     }
     println!(
-        "{what}: {} of {} texts are the same to the end, log-probabilities differ by up to {:.4}",
+        "{what}: {} of {} texts are the same to the end, {} log-probabilities differ by up to {:.4}",
         compared.same,
         prompts.len(),
+        compared.likely,
         compared.apart
     );
+    assert!(compared.likely >= prompts.len(), "{what}: hardly anything was compared");
     compared
 }
 
@@ -166,7 +179,9 @@ fn llama_cpp_continues_as_hone_does_with_every_familys_adapter_and_model() {
         // Without it the first token is another, or by far not as likely.
         let alone = llama_cpp(&python, &plain, None, &prompts, 8, folder.path());
         let effect = told.iter().zip(&alone).map(|(with, without)| {
-            if with[0].0 == without[0].0 { (with[0].1 - without[0].1).abs() } else { f32::INFINITY }
+            let both = with[0].1.zip(without[0].1);
+            let apart = both.map_or(0.0, |(with, without)| (with - without).abs());
+            if with[0].0 == without[0].0 { apart } else { f32::INFINITY }
         });
         let effect = effect.fold(0.0, f32::max);
         assert!(effect > 10.0 * compared.apart, "{family}: the adapter does hardly anything");

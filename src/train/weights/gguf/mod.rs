@@ -66,10 +66,11 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     Ok(Gguf { config, weights: Box::new(weights), tokenizer_json, special, template })
 }
 
-/// The keys of a file as they stand in it, and its lists of rotary divisors by their names.
-pub fn keys(
-    path: &Path,
-) -> Result<(HashMap<String, Value>, BTreeMap<String, Vec<f32>>), LoadError> {
+/// Lists of rotary divisors by their names in a file.
+pub type RopeFactors = BTreeMap<String, Vec<f32>>;
+
+/// The keys of a file as they stand in it, and its lists of rotary divisors.
+pub fn keys(path: &Path) -> Result<(HashMap<String, Value>, RopeFactors), LoadError> {
     let content = read_header(path)?;
     let length = std::fs::metadata(path).map_err(|error| LoadError::io(path, error))?.len();
     let mut factors = BTreeMap::new();
