@@ -17,7 +17,6 @@ async fn every_fallback_has_openais_error_shape_and_a_request_id() {
     for (route, hint) in [
         ("/v1/responses", "/v1/chat/completions"),
         ("/v1/responses/resp_1", "/v1/chat/completions"),
-        ("/v1/completions", "/v1/chat/completions"),
         ("/v1/images/generations", "text alone"),
     ] {
         let error = server.post(route, json!({})).await.error(404);

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use reqwest::multipart::{Form, Part};
 use reqwest::Method;
+use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,7 +72,8 @@ impl Connection {
         self.stream.write_all(request.as_bytes()).await.expect("the connection holds");
         self.received.clear();
         loop {
-            let count = self.stream.read_buf(&mut self.received).await.expect("the connection holds");
+            let count =
+                self.stream.read_buf(&mut self.received).await.expect("the connection holds");
             assert_ne!(count, 0, "the server has closed the connection");
             let Some(end) = self.received.windows(4).position(|four| four == b"\r\n\r\n") else {
                 continue;

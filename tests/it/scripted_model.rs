@@ -72,6 +72,7 @@ pub fn write(models: &Path, name: &str, template: Option<&str>, answer: &[Token<
         ("hidden_size", json!(WIDTH)),
         ("vocab_size", json!(size)),
         ("num_hidden_layers", json!(1)),
+        ("max_position_embeddings", json!(2048)),
         ("tie_word_embeddings", json!(false)),
     ] {
         config[key] = value;

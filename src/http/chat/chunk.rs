@@ -38,6 +38,9 @@ impl Choices for ChatChoices {
         let mut choices = Vec::new();
         match event {
             Event::Started { .. } | Event::Failed(_) => {}
+            // The token that ended an answer is not shown here, so nothing is left to say of it.
+            Event::Delta { text, tokens, .. }
+                if text.is_empty() && tokens.iter().all(|token| token.is_end) => {}
             Event::Delta { index, text, tokens } => {
                 self.begin(index, &mut choices);
                 let logprobs = self.style.has_logprobs.then(|| ChoiceLogprobs::of(tokens));

@@ -40,8 +40,8 @@ use self::crossing::Crossing;
 pub use self::crossing::Transfers;
 use self::dropout::Mask;
 use super::{
-    AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, PairsOfRows, RopeTable, RowLoss, RowsOfText,
-    Segment,
+    AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, PairsOfRows, RopeTable, RowLoss,
+    RowsOfText, Segment,
 };
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};

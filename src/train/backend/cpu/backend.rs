@@ -21,8 +21,8 @@ use super::runs::{self, Prepared, Run, Shared};
 use super::tile::Store;
 use super::vector;
 use crate::train::backend::{
-    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm, Outcome,
-    PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
+    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm,
+    Outcome, PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
 };
 use crate::train::config::{Activation, NormKind};
 use crate::train::engine::{AdamWStep, EngineError};
