@@ -80,10 +80,7 @@ class Specification:
         validator = jsonschema.Draft202012Validator(whole)
         found = []
         for error in validator.iter_errors(reply):
-            for leaf in leaves(error):
-                place = "/".join(str(part) for part in leaf.absolute_path)
-                if not is_known(name, place, leaf.message):
-                    found.append(f"{name}: {place or 'the reply'}: {leaf.message[:300]}")
+            found += [f"{name}: {reason}" for reason in unknown(name, error)]
         return found
 
 
@@ -101,13 +98,16 @@ def as_json_schema(node):
         as_json_schema(inner)
 
 
-def leaves(error):
-    """The innermost reasons of an error, by the branch that came nearest."""
+def unknown(name, error):
+    """The innermost reasons of an error that are no known deviations, by the branch with the fewest."""
     if not error.context:
-        return [error]
+        place = "/".join(str(part) for part in error.absolute_path)
+        if is_known(name, place, error.message):
+            return []
+        return [f"{place or 'the reply'}: {error.message[:300]}"]
     branches = {}
     for inner in error.context:
-        branches.setdefault(inner.schema_path[0], []).extend(leaves(inner))
+        branches.setdefault(inner.schema_path[0], []).extend(unknown(name, inner))
     return min(branches.values(), key=len)
 
 
