@@ -1,7 +1,5 @@
 //! API keys: what a client shows to be let in, and what is remembered of it.
 
-use std::time::Duration;
-
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
@@ -13,10 +11,6 @@ const PREFIX: &str = "sk-hone-";
 
 /// How many random bytes a key has.
 const KEY_BYTES: usize = 32;
-
-/// How long a server goes on with what it knows of a key. Whoever makes or revokes one in another
-/// process waits as long before saying that it is done.
-pub const REMEMBERED: Duration = Duration::from_millis(100);
 
 /// The key itself. It is shown when it is made and kept nowhere: neither the store nor a log has it.
 pub struct ApiKeySecret(SecretString);

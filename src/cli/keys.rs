@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 
-use crate::api_key::{ApiKey, ApiKeySecret, REMEMBERED};
+use crate::api_key::{ApiKey, ApiKeySecret};
 use crate::clock::{Clock, SystemClock};
 use crate::ids;
 use crate::project::Project;
@@ -103,8 +103,6 @@ async fn create(
         revoked_at: None,
     };
     store.insert_api_key(&key, &secret.digest()).await?;
-    // A running server lets nobody in without a key from now on, and everybody with this one.
-    tokio::time::sleep(REMEMBERED).await;
     eprintln!("{}: made for project {project}; the key is shown this once:", key.id);
     println!("{}", secret.expose());
     Ok(())
@@ -139,7 +137,6 @@ async fn list(store: &SqliteStore, data_dir: &Path) -> anyhow::Result<()> {
 async fn revoke(store: &SqliteStore, id: &str) -> anyhow::Result<()> {
     match store.revoke_api_key(id).await? {
         RevokeOutcome::Revoked(key) => {
-            tokio::time::sleep(REMEMBERED).await;
             println!("{id}: revoked; it let in to project {}", key.project);
         }
         RevokeOutcome::AlreadyRevoked(key) => {

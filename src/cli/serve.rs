@@ -143,7 +143,6 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         dry_runs: Arc::new(dry_runs),
         models: Arc::new(models),
         courier,
-        known_keys: Arc::default(),
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
         most_queued_jobs: args.limits.max_queued_jobs.get(),
         clock,

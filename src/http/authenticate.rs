@@ -1,9 +1,9 @@
 //! Who asks: the key of a request, and the project that it lets in to.
 //!
-//! Keys are looked up in the database, and again after a tenth of a second, for which `hone keys revoke`
-//! waits: when it says that a key is revoked, the key lets nobody in. As long as no key was ever made,
-//! any key or none is taken, and everything lies in the default project; the server then listens on
-//! this machine alone.
+//! Keys are looked up in the store at every request, so that one that is revoked by another process lets
+//! nobody in as soon as that process says so. As long as no key was ever made, any key or
+//! none is taken, and everything lies in the default project; the server then listens on this machine
+//! alone.
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -47,12 +47,13 @@ pub(super) async fn authenticate(
 async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
     let shown = shown_key(headers);
     if let Some(shown) = shown
-        && let Some(key) = state.known_keys.find(&*state.store, KeyDigest::of(shown)).await?
+        && let Some(key) = state.store.api_key(&KeyDigest::of(shown)).await?
+        && key.revoked_at.is_none()
     {
         take_turn(state, Some(&key.id))?;
         return Ok(Caller { project: key.project });
     }
-    if !state.known_keys.are_demanded(&*state.store).await? {
+    if !state.store.has_api_keys().await? {
         take_turn(state, None)?;
         return Ok(Caller { project: Project::default() });
     }

@@ -16,7 +16,6 @@ mod files;
 mod fine_tuning;
 mod health;
 mod inspection;
-mod known_keys;
 mod limit;
 mod metrics;
 mod models;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::known_keys::KnownKeys;
 use super::limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
@@ -32,8 +31,6 @@ pub struct AppState {
     pub models: Arc<ModelServer>,
     /// Who brings webhooks to their endpoints.
     pub courier: Arc<Courier>,
-    /// Keys that were shown lately.
-    pub known_keys: Arc<KnownKeys>,
     /// How many requests come with each key.
     pub limiter: Arc<RequestLimiter>,
     /// Most jobs of a project that wait.

@@ -1,7 +1,8 @@
-//! SQL of API keys.
+//! SQL of API keys, the one thing that other processes write beside a server.
 
 use async_trait::async_trait;
 
+use super::recent::LONGEST;
 use super::{SqliteStore, rows};
 use crate::api_key::{ApiKey, KeyDigest};
 use crate::store::{KeyStore, RevokeOutcome, StoreError};
@@ -23,20 +24,36 @@ impl KeyStore for SqliteStore {
         .bind(key.revoked_at)
         .execute(&mut *transaction)
         .await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        self.until_a_server_sees_it().await;
+        Ok(())
     }
 
     async fn api_key(&self, digest: &KeyDigest) -> Result<Option<ApiKey>, StoreError> {
+        let now = self.commits.now();
+        if let Some(key) = self.recent_api_keys.get(digest, now) {
+            return Ok(Some(key));
+        }
         let row = sqlx::query("SELECT * FROM api_keys WHERE digest = $1")
             .bind(digest.as_str())
             .fetch_optional(&self.readers)
             .await?;
-        row.as_ref().map(rows::api_key).transpose()
+        let key = row.as_ref().map(rows::api_key).transpose()?;
+        if let Some(key) = &key {
+            self.recent_api_keys.keep(digest.clone(), now, key.clone());
+        }
+        Ok(key)
     }
 
     async fn has_api_keys(&self) -> Result<bool, StoreError> {
+        let now = self.commits.now();
+        if let Some(are_there) = self.recent_are_keys.get(&(), now) {
+            return Ok(are_there);
+        }
         let found = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)");
-        Ok(found.fetch_one(&self.readers).await?)
+        let are_there = found.fetch_one(&self.readers).await?;
+        self.recent_are_keys.keep((), now, are_there);
+        Ok(are_there)
     }
 
     async fn list_api_keys(&self) -> Result<Vec<ApiKey>, StoreError> {
@@ -63,6 +80,17 @@ impl KeyStore for SqliteStore {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.until_a_server_sees_it().await;
         Ok(RevokeOutcome::Revoked(key))
+    }
+}
+
+impl SqliteStore {
+    /// Waits until a server that has the folder, if one does beside this process, no longer gives what
+    /// it read before.
+    async fn until_a_server_sees_it(&self) {
+        if self.lock.is_none() {
+            tokio::time::sleep(LONGEST).await;
+        }
     }
 }

@@ -21,22 +21,24 @@ mod request_keys;
 mod rows;
 mod uploads;
 mod webhooks;
+mod write;
 
 use std::fs::File;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::SqlitePool;
 
 pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
 use recent::{Commits, Recent};
+use write::WriteTransaction;
 
 use super::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
     DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply, MetadataFilter, Order,
     Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
 };
+use crate::api_key::{ApiKey, KeyDigest};
 use crate::clock::Clock;
 use crate::file::{FilePurpose, FileRecord};
 use crate::job::{
@@ -58,18 +60,19 @@ pub struct SqliteStore {
     recent_jobs: Recent<String, Job>,
     /// By job, cursor and limit.
     recent_events: Recent<(String, Option<String>, u32), Page<JobEvent>>,
+    /// By digest.
+    recent_api_keys: Recent<KeyDigest, ApiKey>,
+    /// Whether there are API keys.
+    recent_are_keys: Recent<(), bool>,
     /// Locked, unless a server beside this process has the folder; the lock goes when the file is
     /// closed.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl SqliteStore {
-    /// Begins a transaction that may write from its first statement on. A transaction that starts
-    /// as a reader and then writes can fail at that point, whatever the busy timeout.
+    /// Begins a transaction that may write.
     async fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
-        let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let counted = CountedWhenDropped(self.commits.clone());
-        Ok(WriteTransaction { transaction, counted })
+        WriteTransaction::begin(&self.writer, &self.commits).await
     }
 
     /// Waits for running statements and closes every connection; SQLite then folds its log into
@@ -77,44 +80,6 @@ impl SqliteStore {
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
-    }
-}
-
-/// A transaction that writes. However it ends, what was read before is not given again after.
-struct WriteTransaction {
-    // Ends before it is counted: fields are dropped in this order.
-    transaction: Transaction<'static, Sqlite>,
-    counted: CountedWhenDropped,
-}
-
-impl WriteTransaction {
-    async fn commit(self) -> Result<(), sqlx::Error> {
-        let Self { transaction, counted } = self;
-        let outcome = transaction.commit().await;
-        drop(counted);
-        outcome
-    }
-}
-
-impl Deref for WriteTransaction {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        &self.transaction
-    }
-}
-
-impl DerefMut for WriteTransaction {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.transaction
-    }
-}
-
-struct CountedWhenDropped(Commits);
-
-impl Drop for CountedWhenDropped {
-    fn drop(&mut self) {
-        self.0.count();
     }
 }
 
@@ -248,13 +213,12 @@ impl Store for SqliteStore {
 
     async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
         let now = self.commits.now();
-        let key = id.to_owned();
-        if let Some(job) = self.recent_jobs.get(&key, now) {
+        if let Some(job) = self.recent_jobs.get(id, now) {
             return Ok(Some(job));
         }
         let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
         if let Some(job) = &job {
-            self.recent_jobs.keep(key, now, job.clone());
+            self.recent_jobs.keep(id.to_owned(), now, job.clone());
         }
         Ok(job)
     }

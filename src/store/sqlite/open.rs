@@ -152,7 +152,9 @@ async fn with_readers(
         commits: Commits::default(),
         recent_jobs: Recent::new(),
         recent_events: Recent::new(),
-        _lock: lock,
+        recent_api_keys: Recent::new(),
+        recent_are_keys: Recent::new(),
+        lock,
     })
 }
 

@@ -2,9 +2,10 @@
 //! of its events many times between two of its steps, and a read costs two changes of thread.
 //!
 //! A value is given again only while nothing was committed since it was read, and for [`LONGEST`] at
-//! most. Whoever reads after a write of this process has returned sees it; other processes write
-//! nothing that is kept here.
+//! most. Whoever reads after a write of this process has returned sees it; a process that writes beside
+//! a server waits as long before it says that it is done.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Longest time that a value is given again. A transaction that nobody waits for any more is counted
 /// when it is given up, and may still be committed right after.
-const LONGEST: Duration = Duration::from_millis(100);
+pub(super) const LONGEST: Duration = Duration::from_millis(100);
 
 /// Most values of one kind.
 const MOST: usize = 256;
@@ -51,7 +52,11 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
     }
 
     /// The value, if it is at `now` what a read would find.
-    pub(super) fn get(&self, key: &K, now: Moment) -> Option<V> {
+    pub(super) fn get<Q>(&self, key: &Q, now: Moment) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (read, value) = values.get(key)?;
         is_current(*read, now).then(|| value.clone())
