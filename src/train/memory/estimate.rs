@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::train::backend::candle;
-use crate::train::backend::cpu::backend::{CpuBackend, HEAD_CHUNK};
+use crate::train::backend::cpu::backend::HEAD_CHUNK;
+use crate::train::backend::cpu::weight::Weight;
 use crate::train::config::ModelConfig;
 use crate::train::decoder::size::{self, MatrixSize};
 use crate::train::engine::{BackendKind, EngineError, TOKENS_AT_ONCE, Tuning, isa};
@@ -95,7 +96,7 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, EngineError> {
         let floats = FLOAT * matrix.elements();
         let taken = match backend {
             BackendKind::Cpu | BackendKind::CpuF32 => {
-                CpuBackend::weight_bytes(isa(backend)?, outputs, inputs, backward)
+                Weight::bytes(isa(backend)?, outputs, inputs, backward)
             }
             BackendKind::Candle => floats,
             BackendKind::Cuda(_) => floats / 2,

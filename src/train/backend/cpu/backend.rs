@@ -20,6 +20,7 @@ use super::rope;
 use super::runs::{self, Prepared, Run, Shared};
 use super::tile::Store;
 use super::vector;
+use super::weight::Weight;
 use crate::train::backend::{
     Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm,
     Outcome, PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
@@ -65,27 +66,6 @@ impl CpuBackend {
         Cache::bytes_of_page(self.isa, layers, shape)
     }
 
-    /// W alone, in half the memory where that changes no product.
-    fn answering_weight(&self, outputs: usize, inputs: usize, values: &[f32]) -> Packed {
-        let (isa, pool) = (self.isa, &self.pool);
-        let rounded: Vec<f32>;
-        let values = if self.rounds {
-            let round = |value: &f32| half::bf16::from_f32(*value).to_f32();
-            rounded = values.par_iter().map(round).collect();
-            &rounded
-        } else {
-            values
-        };
-        Packed::of_exact_halves(isa, pool, values, outputs, inputs)
-            .unwrap_or_else(|| Packed::of_rows(isa, pool, values, outputs, inputs))
-    }
-
-    /// Bytes that a weight of this size takes.
-    pub fn weight_bytes(isa: Isa, outputs: usize, inputs: usize, backward: bool) -> u64 {
-        let back = if backward { Packed::bytes(isa, inputs, outputs) } else { 0 };
-        Packed::bytes(isa, outputs, inputs) + back
-    }
-
     /// `result = x · packedᵀ`.
     fn times(&self, x: Rows<'_>, packed: &Packed, result: &mut [f32]) {
         let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
@@ -113,20 +93,6 @@ impl CpuBackend {
         let mut made = self.pool.take(rows, columns);
         made.values_mut().fill(value);
         made
-    }
-}
-
-/// A frozen linear layer: W packed for the way forward, Wᵀ for the way back.
-pub struct Weight {
-    forward: Packed,
-    backward: Option<Packed>,
-    bias: Option<Vec<f32>>,
-}
-
-impl Weight {
-    /// Bytes that it takes.
-    pub fn held(&self) -> u64 {
-        self.forward.held() + self.backward.as_ref().map_or(0, Packed::held)
     }
 }
 
@@ -220,12 +186,11 @@ impl Backend for CpuBackend {
         backward: bool,
     ) -> Outcome<Weight> {
         let (isa, pool) = (self.isa, &self.pool);
-        let forward = match backward {
-            true => Packed::of_rows(isa, pool, values, outputs, inputs),
-            false => self.answering_weight(outputs, inputs, values),
+        let weight = match backward {
+            true => Weight::to_train(isa, pool, values, outputs, inputs),
+            false => Weight::to_answer(isa, pool, values, outputs, inputs, self.rounds),
         };
-        let backward = backward.then(|| Packed::of_columns(isa, pool, values, inputs, outputs));
-        Ok(Weight { forward, backward, bias: bias.map(<[f32]>::to_vec) })
+        Ok(Weight { bias: bias.map(<[f32]>::to_vec), ..weight })
     }
 
     fn indexes(&self, values: &[u32]) -> Outcome<Vec<u32>> {

@@ -19,6 +19,7 @@ pub mod runs;
 mod scratch;
 pub mod tile;
 pub mod vector;
+pub mod weight;
 mod words;
 
 #[cfg(test)]
