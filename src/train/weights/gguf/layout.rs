@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::architecture::{Architecture, Change};
+use super::architecture::Architecture;
+use super::change::Change;
 use crate::train::config::ModelConfig;
 
 /// llama.cpp's names of the parts of a block, of those with one meaning the usual one first.

@@ -5,6 +5,7 @@
 //! become floats tensor by tensor.
 
 mod architecture;
+mod change;
 mod layout;
 mod metadata;
 mod vocabulary;
@@ -21,7 +22,8 @@ use candle_core::CpuStorage;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
-use self::architecture::{Architecture, Change};
+use self::architecture::Architecture;
+use self::change::Change;
 pub use self::layout::{Layout, StoredTensor};
 use self::metadata::Metadata;
 use super::{FloatType, HostTensor, LoadError, TensorData, WeightSource, read_range};
