@@ -72,7 +72,7 @@ pub async fn export(
     tokio::fs::create_dir(&made).await?;
     // What a job leaves is in this format already, and its certificate is of these very bytes.
     if format == model_format(model) {
-        bring(sources, model, &made).await?;
+        bring(sources.store, sources.blobs, model, &made).await?;
         if let Some(file) = certificate_of(sources.store, model).await? {
             sources.blobs.fetch_to(&file.blob_key, &made.join(certificate::FILE_NAME)).await?;
         }
@@ -89,7 +89,7 @@ pub async fn export(
         (base, adapter) = (found.path, Some(fetched.clone()));
     }
     tokio::fs::create_dir(&fetched).await?;
-    bring(sources, model, &fetched).await?;
+    bring(sources.store, sources.blobs, model, &fetched).await?;
     let (name, folder) = (model.id.clone(), made.clone());
     let written = tokio::task::spawn_blocking(move || {
         let tuned = Tuned::open(&name, &base, adapter.as_deref())?;
@@ -105,15 +105,20 @@ fn model_format(model: &TunedModel) -> Format {
     if model.is_whole { Format::Merged } else { Format::Peft }
 }
 
-/// Brings the files of `model` into `folder`.
-async fn bring(sources: Sources<'_>, model: &TunedModel, folder: &Path) -> Result<(), FetchError> {
+/// Brings the files of `model`, as its job left them, into `folder`.
+pub async fn bring(
+    store: &dyn Store,
+    blobs: &Blobs,
+    model: &TunedModel,
+    folder: &Path,
+) -> Result<(), FetchError> {
     for id in model.files() {
-        let Some(file) = sources.store.file(id).await? else {
+        let Some(file) = store.file(id).await? else {
             let (file, model) = (id.clone(), model.id.clone());
             return Err(FetchError::FileIsGone { file, model });
         };
         // The name is one that we gave it when it was published.
-        sources.blobs.fetch_to(&file.blob_key, &folder.join(&file.filename)).await?;
+        blobs.fetch_to(&file.blob_key, &folder.join(&file.filename)).await?;
     }
     Ok(())
 }

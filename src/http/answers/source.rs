@@ -5,6 +5,7 @@ use tempfile::TempDir;
 
 use crate::base_models::BaseModelEntry;
 use crate::error_code::ErrorCode;
+use crate::export::fetch::bring;
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::models::{find_usable, no_such_model};
@@ -47,13 +48,8 @@ pub(in crate::http) async fn source(
 async fn fetch(state: AppState, model: TunedModel) -> Result<TempDir, String> {
     let folder =
         tempfile::tempdir_in(state.blobs.spool_dir()).map_err(|error| error.to_string())?;
-    for id in model.files() {
-        let file = state.store.file(id).await.map_err(|error| error.to_string())?;
-        let file = file.ok_or_else(|| format!("its file {id:?} is gone"))?;
-        // The name is one that we gave it when it was published.
-        let to = folder.path().join(&file.filename);
-        state.blobs.fetch_to(&file.blob_key, &to).await.map_err(|error| error.to_string())?;
-    }
+    let brought = bring(&*state.store, &state.blobs, &model, folder.path()).await;
+    brought.map_err(|error| error.to_string())?;
     Ok(folder)
 }
 
