@@ -3,6 +3,7 @@
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::dataset::Role;
 use crate::http::answers::schema::{LogitBias, StopTexts, StreamOptions};
 
 /// A conversation to answer. Further fields of OpenAI's are taken and have no effect.
@@ -66,22 +67,9 @@ pub struct CreateChatCompletion {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
 struct ChatMessageBody {
-    role: RoleBody,
+    role: Role,
     content: Option<Content>,
     name: Option<String>,
-}
-
-/// Who speaks.
-#[derive(ToSchema)]
-#[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "describes the body for the OpenAPI document")]
-enum RoleBody {
-    System,
-    Developer,
-    User,
-    Assistant,
-    Tool,
-    Function,
 }
 
 /// A text, or parts of it.
