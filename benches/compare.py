@@ -17,13 +17,14 @@ import statistics
 import subprocess
 import sys
 
+import page
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INPUTS = ROOT / "target" / "bench"
 GGUF = ROOT / "models" / "smollm2-135m-instruct"
 SMOLLM2 = INPUTS / "smollm2"
 GSM8K = ROOT / "tests" / "data" / "gsm8k" / "train-64.jsonl"
 RESULTS = INPUTS / "results.json"
-PAGE = ROOT / "benches" / "README.md"
 BEGIN, END = "<!-- results: written by benches/run --write -->", "<!-- end of results -->"
 
 FP32 = ["--dtype", "fp32"]
@@ -291,9 +292,7 @@ def main():
     text = tables(args, found)
     print(text)
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        page.write(BEGIN, END, text)
 
 
 if __name__ == "__main__":

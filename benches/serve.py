@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 
+import page
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INPUTS = ROOT / "target" / "bench"
 SMOLLM2 = INPUTS / "smollm2"
 GGUF = ROOT / "models" / "smollm2-135m-instruct"
-PAGE = ROOT / "benches" / "README.md"
 BEGIN, END = "<!-- results: written by benches/serve --write -->", "<!-- end of serving results -->"
 
 # key, name, which speed counts, prompt, generate, streams
@@ -287,9 +288,7 @@ def main():
     text = table(found)
     print(text)
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        page.write(BEGIN, END, text)
 
 
 if __name__ == "__main__":
