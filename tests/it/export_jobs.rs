@@ -2,7 +2,6 @@
 //! computes; and what vLLM asks of an adapter.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::export::FAMILIES;
 use crate::golden::read_json;
+use crate::http_extensions::unpacked;
 use crate::server::{Server, TINY, chat_lines};
 use crate::training::Trainer;
 
@@ -33,15 +33,7 @@ async fn downloaded(server: &Server, id: &str, query: &str) -> BTreeMap<String, 
     let length = reply.headers()["content-length"].to_str().expect("a text").to_owned();
     let bytes = reply.bytes().await.expect("bytes");
     assert_eq!(length, bytes.len().to_string());
-    let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(&bytes[..]).entries().expect("an archive") {
-        let mut entry = entry.expect("an entry");
-        let name = entry.path().expect("a path").display().to_string();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).expect("reads");
-        files.insert(name, content);
-    }
-    files
+    unpacked(&bytes)
 }
 
 fn hone(arguments: &[&str]) -> Output {

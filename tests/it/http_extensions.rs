@@ -31,7 +31,7 @@ async fn archive(server: &Server, id: &str, query: &str) -> (Vec<u8>, String) {
 }
 
 /// The files of an archive.
-fn unpacked(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+pub fn unpacked(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(bytes).entries().expect("an archive") {
         let mut entry = entry.expect("an entry");

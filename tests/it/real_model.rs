@@ -115,10 +115,17 @@ fn write_logits_of(base: &Path, adapter: Option<&Path>, examples: &Path, target:
         responder.attach(&lora, &tensors).expect("attaches")
     });
     let examples = encode_file(examples, &base, 2048).expect("encodes");
+    let logits = examples.sequences.iter().take(4).map(|sequence| {
+        let ids = &sequence.input_ids[..];
+        (ids, responder.logits(attached.as_ref(), ids).expect("computes"))
+    });
+    save_logits(logits, target);
+}
+
+/// Texts and their logits, as the file with which `peft_compare.py` compares.
+pub fn save_logits<'a>(texts: impl Iterator<Item = (&'a [u32], Vec<f32>)>, target: &Path) {
     let mut tensors = peft::Tensors::new();
-    for (number, sequence) in examples.sequences.iter().take(4).enumerate() {
-        let ids = &sequence.input_ids;
-        let logits = responder.logits(attached.as_ref(), ids).expect("computes");
+    for (number, (ids, logits)) in texts.enumerate() {
         let shape = vec![ids.len(), logits.len() / ids.len()];
         tensors.insert(format!("logits.{number}"), (shape, logits));
         let ids = ids.iter().map(|id| *id as f32).collect::<Vec<f32>>();
