@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::sync::Semaphore;
+
 use super::{ExportError, Format, Quantization, Tuned};
 use crate::artifacts::certificate;
 use crate::base_models::Catalog;
@@ -11,6 +13,10 @@ use crate::blobs::{BlobError, Blobs};
 use crate::file::FileRecord;
 use crate::model::TunedModel;
 use crate::store::{Store, StoreError};
+
+/// Models that are written in another format at the same time: each takes the memory of its largest
+/// tensors. What is there already is handed out meanwhile.
+static WRITING: Semaphore = Semaphore::const_new(1);
 
 /// Why a model is not handed out.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +97,7 @@ pub async fn export(
     tokio::fs::create_dir(&fetched).await?;
     bring(sources.store, sources.blobs, model, &fetched).await?;
     let (name, folder) = (model.id.clone(), made.clone());
+    let _turn = WRITING.acquire().await.map_err(io::Error::other)?;
     let written = tokio::task::spawn_blocking(move || {
         let tuned = Tuned::open(&name, &base, adapter.as_deref())?;
         super::write(&tuned, format, quantization, &folder)

@@ -11,7 +11,6 @@ use axum::response::Response;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tempfile::TempDir;
 use tokio::fs::File;
-use tokio::sync::Semaphore;
 use tokio_util::io::ReaderStream;
 
 use crate::artifacts::archive;
@@ -25,9 +24,6 @@ use crate::http::extract::{PathId, Query};
 use crate::http::state::AppState;
 use crate::job::{Job, JobStatus};
 use crate::model::checkpoint_name;
-
-/// Exports that are made at the same time: each takes the memory of a model's largest tensors.
-static EXPORTS: Semaphore = Semaphore::const_new(1);
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1024 * 1024;
@@ -88,9 +84,7 @@ pub async fn adapter(
         blobs: &state.blobs,
         base_models: &state.base_models,
     };
-    let turn = EXPORTS.acquire().await.map_err(ApiError::internal)?;
     let made = fetch::export(sources, &model, format, quantization, work.path()).await;
-    drop(turn);
     let files = open(&made.map_err(cannot)?).await.map_err(|error| cannot(error.into()))?;
 
     let length = archive::length(files.iter().map(|file| file.size));
