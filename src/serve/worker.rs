@@ -59,7 +59,13 @@ pub(super) fn run(mut inbox: mpsc::Receiver<Work>, runtime: &Handle, shared: &Sh
         while preparing + scheduler.waiting() < WAITING_REQUESTS
             && let Ok(work) = inbox.try_recv()
         {
-            take_in(Next::Work(work), &preparer, &mut scheduler, &mut preparing, &mut is_open);
+            take_in(
+                Next::Work(Box::new(work)),
+                &preparer,
+                &mut scheduler,
+                &mut preparing,
+                &mut is_open,
+            );
         }
         while let Ok(one) = prepared.try_recv() {
             take_in(Next::Prepared(one), &preparer, &mut scheduler, &mut preparing, &mut is_open);
@@ -78,7 +84,7 @@ pub(super) fn run(mut inbox: mpsc::Receiver<Work>, runtime: &Handle, shared: &Sh
 
 /// What the thread hears.
 enum Next {
-    Work(Work),
+    Work(Box<Work>),
     /// A preparation has ended.
     Prepared(Option<Prepared>),
     /// No more requests will come.
@@ -92,7 +98,7 @@ async fn next(
     is_open: bool,
 ) -> Next {
     tokio::select! {
-        work = inbox.recv(), if is_open => work.map_or(Next::Closed, Next::Work),
+        work = inbox.recv(), if is_open => work.map_or(Next::Closed, |work| Next::Work(Box::new(work))),
         Some(one) = prepared.recv() => Next::Prepared(one),
     }
 }
@@ -107,7 +113,7 @@ fn take_in(
     match next {
         Next::Work(work) => {
             *preparing += 1;
-            preparer.start(work);
+            preparer.start(*work);
         }
         Next::Prepared(one) => {
             *preparing = preparing.saturating_sub(1);
