@@ -141,6 +141,11 @@ impl Answer {
         Some(token)
     }
 
+    /// So many tokens of its prompt, which it shares with other answers, were read before.
+    pub fn reuses(&self, prompt_tokens: usize) {
+        self.events.send(Event::Reused { prompt_tokens: prompt_tokens as u64 });
+    }
+
     /// Ends it because of a fault.
     pub fn fail(&mut self, error: ServeError) {
         self.events.send(Event::Failed(error));

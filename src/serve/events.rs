@@ -18,6 +18,11 @@ pub enum Event {
         /// Tokens of all prompts together.
         prompt_tokens: u64,
     },
+    /// The beginning of a prompt need not be read again; comes at most once for each prompt.
+    Reused {
+        /// Tokens of it.
+        prompt_tokens: u64,
+    },
     /// More of an answer.
     Delta {
         /// Which answer: those to the first prompt come first.

@@ -195,6 +195,9 @@ impl Scheduler {
                 }
             };
             self.statistics.began(prompt.len(), cache.length());
+            if let Some(first) = answers.first().filter(|_| cache.length() > 0) {
+                first.reuses(cache.length());
+            }
             self.arrived += 1;
             self.running.extend(Text::begin(base, adapter, answers, cache, self.arrived));
         }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::gguf_writer;
 use crate::golden::read_json;
+use crate::loading_pytorch::{tensors_of as golden_tensors, write_tensors};
 
 /// Every architecture, by the name of its golden case.
 pub const FAMILIES: &[&str] = &[
@@ -154,6 +155,28 @@ fn merged_and_gguf_models_of_every_family_compute_what_base_and_adapter_do() {
             assert!(modelfile.contains("FROM ./model.gguf\n"), "{modelfile}");
             assert!(modelfile.contains("PARAMETER stop \"<|im_end|>\"\n"), "{modelfile}");
         }
+    }
+}
+
+#[test]
+fn a_base_that_pytorch_saved_is_exported_in_the_bytes_of_the_same_safetensors() {
+    for family in ["gpt2", "llama"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (base, adapter) = base_of(family, folder.path());
+        let exported = |name: &str| {
+            let below = folder.path().join(name);
+            std::fs::create_dir(&below).expect("makes");
+            let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
+            let merged = export(&tuned, Format::Merged, Quantization::F16, &below);
+            let gguf = export(&tuned, Format::Gguf, Quantization::F16, &below);
+            [merged.join("model.safetensors"), gguf.join("model.gguf")]
+                .map(|file| std::fs::read(file).expect("reads"))
+        };
+        let wanted = exported("of-safetensors");
+        std::fs::remove_file(base.join("model.safetensors")).expect("removes");
+        let checkpoint = base.join("pytorch_model.bin");
+        write_tensors(&checkpoint, "FloatStorage", &golden_tensors(family));
+        assert!(exported("of-pytorch") == wanted, "{family}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! them stays within its limits.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -100,6 +101,11 @@ async fn the_next_turn_of_a_conversation_is_read_from_where_it_goes_on() {
         if index > 0 {
             assert!(cached - before > 50.0, "turn {index}: {cached} after {before}");
         }
+        assert_eq!(
+            reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_f64(),
+            Some(cached - before),
+            "the request is told as well"
+        );
         before = cached;
     }
 }
@@ -151,6 +157,39 @@ async fn models_share_the_memory_that_they_are_given_and_the_one_unused_for_long
     let message = error["message"].as_str().expect("a text");
     assert!(message.contains("--serve-memory") && message.contains("first"), "{message}");
     assert_eq!(error["code"], "out_of_memory");
+}
+
+#[tokio::test]
+async fn a_model_for_which_there_is_no_memory_now_is_asked_for_again_later() {
+    let folder = tempfile::tempdir().expect("a folder");
+    two_models(folder.path());
+    let data = tempfile::tempdir().expect("a folder");
+    // One of them, and the keys and values of what it answers.
+    let memory = [("HONE_SERVE_MEMORY", "500kB")];
+    let server = Server::start_over_with(data.path(), folder.path(), &memory);
+    let second = ask("second", json!({}));
+    let refused = Mutex::new(None);
+    let is_refused = || refused.lock().expect("a lock").is_some();
+    // Its texts overlap, so that the first model always answers something.
+    let keeps_busy = async || {
+        while !is_refused() {
+            let long = json!({"max_tokens": 300, "n": 4, "logit_bias": {"2": -100}});
+            server.post(CHAT, ask("first", long)).await.ok();
+        }
+    };
+    let asks_for_another = async || {
+        until_metric(&server, "hone_serve_texts_running", |running| running > 0.0).await;
+        let reply = server.post(CHAT, second.clone()).await;
+        *refused.lock().expect("a lock") = Some(reply);
+    };
+    tokio::join!(keeps_busy(), keeps_busy(), keeps_busy(), asks_for_another());
+    let reply = refused.into_inner().expect("a lock").expect("a reply");
+    let error = reply.error(503);
+    assert_eq!(error["code"], "model_loading");
+    assert!(error["message"].as_str().expect("a text").contains("\"second\""), "{error}");
+    let seconds = reply.headers["retry-after"].to_str().expect("a text").parse::<u64>();
+    assert!(seconds.is_ok_and(|seconds| seconds > 0), "{:?}", reply.headers);
+    server.post(CHAT, second).await.ok();
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ fn logits(family: &str, weights: &dyn WeightSource) -> Vec<f32> {
 }
 
 /// Every tensor of a golden model.
-fn tensors_of(family: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+pub fn tensors_of(family: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let source = safetensors::open(&golden(family)).unwrap();
     let mut tensors = BTreeMap::new();
     for (name, shape) in source.shapes() {
@@ -40,7 +40,7 @@ fn tensors_of(family: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 }
 
 /// Writes some tensors as one file of a class of storages.
-fn write_tensors(
+pub fn write_tensors(
     path: &Path,
     class: &'static str,
     tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,

@@ -14,9 +14,10 @@ pub(super) use self::fields::{Fields, MOST_PROMPTS, unsupported, wrong};
 pub(super) use self::source::source;
 pub(super) use self::stream::{Choices, Envelope, stream};
 pub(super) use self::whole::{WholeAnswer, collect};
+use crate::serve::Event;
 
 /// Tokens read and written.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub struct Usage {
     /// Of the prompts.
     prompt_tokens: u64,
@@ -24,13 +25,30 @@ pub struct Usage {
     completion_tokens: u64,
     /// Both.
     total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+/// Tokens of the prompts by what they cost.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Those that the model had read for an earlier request that begins alike.
+    cached_tokens: u64,
 }
 
 impl Usage {
-    /// The sum of both.
-    pub(super) fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
-        let total_tokens = prompt_tokens + completion_tokens;
-        Self { prompt_tokens, completion_tokens, total_tokens }
+    /// Counts what an event tells of.
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::Started { prompt_tokens } => self.prompt_tokens += prompt_tokens,
+            Event::Reused { prompt_tokens } => {
+                self.prompt_tokens_details.cached_tokens += prompt_tokens;
+            }
+            Event::Finished { completion_tokens, .. } => {
+                self.completion_tokens += completion_tokens;
+            }
+            Event::Delta { .. } | Event::ToolCall { .. } | Event::Failed(_) => {}
+        }
+        self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
 }
 

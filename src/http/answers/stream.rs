@@ -60,7 +60,7 @@ pub(in crate::http) async fn stream<C: Choices>(
 ) -> ApiResult<Response> {
     let mut first = Vec::new();
     // That it has begun is not yet that the model can read the prompt.
-    while first.len() < 2 {
+    while first.iter().all(|event| matches!(event, Event::Started { .. } | Event::Reused { .. })) {
         match events.next().await {
             Some(Event::Failed(error)) => return Err(error.into()),
             Some(event) => first.push(event),
@@ -73,8 +73,7 @@ pub(in crate::http) async fn stream<C: Choices>(
         choices,
         includes_usage,
         unfinished: answers,
-        read: 0,
-        written: 0,
+        usage: Usage::default(),
         unsent: VecDeque::new(),
     };
     for event in first {
@@ -101,8 +100,7 @@ struct Streamer<C> {
     includes_usage: bool,
     /// Answers whose ends are still to come.
     unfinished: usize,
-    read: u64,
-    written: u64,
+    usage: Usage,
     unsent: VecDeque<String>,
 }
 
@@ -125,20 +123,16 @@ impl<C: Choices> Streamer<C> {
     }
 
     fn take(&mut self, event: Event) {
-        match &event {
-            Event::Started { prompt_tokens } => self.read = *prompt_tokens,
-            Event::Finished { completion_tokens, .. } => {
-                self.written += completion_tokens;
-                self.unfinished = self.unfinished.saturating_sub(1);
-            }
-            _ => {}
+        self.usage.count(&event);
+        if matches!(event, Event::Finished { .. }) {
+            self.unfinished = self.unfinished.saturating_sub(1);
         }
         for choice in self.choices.of(event) {
             self.push(vec![choice], None);
         }
         if self.unfinished == 0 {
             if self.includes_usage {
-                self.push(Vec::new(), Some(Usage::new(self.read, self.written)));
+                self.push(Vec::new(), Some(self.usage));
             }
             self.unsent.push_back("[DONE]".to_owned());
         }

@@ -34,23 +34,23 @@ pub(in crate::http) async fn collect(mut events: Events, count: usize) -> ApiRes
         reason: FinishReason::Stop,
     };
     let mut answers: Vec<WholeAnswer> = (0..count).map(|_| empty()).collect();
-    let (mut unfinished, mut read, mut written) = (count, 0, 0);
+    let (mut unfinished, mut usage) = (count, Usage::default());
     while unfinished > 0 {
-        match events.next().await {
-            Some(Event::Started { prompt_tokens }) => read = prompt_tokens,
-            Some(Event::Delta { index, text, tokens }) => {
+        let event = events.next().await.ok_or_else(ended_early)?;
+        usage.count(&event);
+        match event {
+            Event::Started { .. } | Event::Reused { .. } => {}
+            Event::Delta { index, text, tokens } => {
                 answers[index].text += &text;
                 answers[index].tokens.extend(tokens);
             }
-            Some(Event::ToolCall { index, call }) => answers[index].calls.push(call),
-            Some(Event::Finished { index, reason, completion_tokens }) => {
+            Event::ToolCall { index, call } => answers[index].calls.push(call),
+            Event::Finished { index, reason, .. } => {
                 answers[index].reason = reason;
-                written += completion_tokens;
                 unfinished -= 1;
             }
-            Some(Event::Failed(error)) => return Err(error.into()),
-            None => return Err(ended_early()),
+            Event::Failed(error) => return Err(error.into()),
         }
     }
-    Ok(Whole { answers, usage: Usage::new(read, written) })
+    Ok(Whole { answers, usage })
 }

@@ -37,7 +37,7 @@ impl Choices for ChatChoices {
     fn of(&mut self, event: Event) -> Vec<Value> {
         let mut choices = Vec::new();
         match event {
-            Event::Started { .. } | Event::Failed(_) => {}
+            Event::Started { .. } | Event::Reused { .. } | Event::Failed(_) => {}
             // The token that ended an answer is not shown here, so nothing is left to say of it.
             Event::Delta { text, tokens, .. }
                 if text.is_empty() && tokens.iter().all(|token| token.is_end) => {}

@@ -26,7 +26,10 @@ impl Choices for TextChoices {
                 "text": "", "index": index, "logprobs": null,
                 "finish_reason": finish_reason(reason),
             })],
-            Event::Started { .. } | Event::ToolCall { .. } | Event::Failed(_) => Vec::new(),
+            Event::Started { .. }
+            | Event::Reused { .. }
+            | Event::ToolCall { .. }
+            | Event::Failed(_) => Vec::new(),
         }
     }
 }
