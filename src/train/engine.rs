@@ -361,18 +361,19 @@ pub fn load_tuned(
     }
 }
 
-/// The level of instructions that `kind` and the environment ask for.
+/// The level of instructions that `kind` and the environment ask for, of the CPU's kernels: also where
+/// these compute what candle did, which is done in 32-bit floats on the CPU.
 pub(super) fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
     let chosen = Isa::choose();
     let isa = chosen.map_err(|reason| EngineError::Backend { backend: "cpu", reason })?;
-    Ok(if kind == BackendKind::CpuF32 { isa.for_f32() } else { isa })
+    let is_f32 = matches!(kind, BackendKind::CpuF32 | BackendKind::Candle);
+    Ok(if is_f32 { isa.for_f32() } else { isa })
 }
 
 /// In which precision `kind` multiplies with frozen weights, `bf16` or `f32`, where [`Responder`] computes
 /// for it.
 pub fn precision(kind: BackendKind) -> Result<&'static str, EngineError> {
-    let is_f32 = matches!(kind, BackendKind::CpuF32 | BackendKind::Candle);
-    Ok(if !is_f32 && isa(kind)? == Isa::Bf16 { "bf16" } else { "f32" })
+    Ok(if isa(kind)? == Isa::Bf16 { "bf16" } else { "f32" })
 }
 
 /// Most tokens that run through the blocks at once, beside a beginning that sequences share; longer
