@@ -9,6 +9,36 @@ use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Bytes of a cache line, and of the widest register: a load that lies across two of them costs two.
+const LINE: usize = 64;
+
+/// Floats that begin with a cache line.
+#[derive(Default)]
+struct Buffer {
+    floats: Vec<f32>,
+    /// Where the first line begins.
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    /// So many zeros.
+    fn new(length: usize) -> Self {
+        let floats = vec![0.0; length + LINE / size_of::<f32>()];
+        // Whoever allocates promises no more than what a float needs.
+        let start = floats.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        Self { floats, start, length }
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.floats[self.start..self.start + self.length]
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.floats[self.start..self.start + self.length]
+    }
+}
+
 /// Buffers that wait for their next use, by length.
 #[derive(Default)]
 pub struct Pool {
@@ -16,21 +46,21 @@ pub struct Pool {
 }
 
 /// No list is empty.
-type Waiting = BTreeMap<usize, Vec<Vec<f32>>>;
+type Waiting = BTreeMap<usize, Vec<Buffer>>;
 
 /// The shortest buffer in a range of lengths.
-fn pop(waiting: &mut Waiting, lengths: RangeInclusive<usize>) -> Option<Vec<f32>> {
+fn pop(waiting: &mut Waiting, lengths: RangeInclusive<usize>) -> Option<Buffer> {
     let length = *waiting.range(lengths).next()?.0;
     pop_one(waiting, length)
 }
 
 /// The longest buffer in a range of lengths.
-fn pop_longest(waiting: &mut Waiting, lengths: Range<usize>) -> Option<Vec<f32>> {
+fn pop_longest(waiting: &mut Waiting, lengths: Range<usize>) -> Option<Buffer> {
     let length = *waiting.range(lengths).next_back()?.0;
     pop_one(waiting, length)
 }
 
-fn pop_one(waiting: &mut Waiting, length: usize) -> Option<Vec<f32>> {
+fn pop_one(waiting: &mut Waiting, length: usize) -> Option<Buffer> {
     let buffers = waiting.get_mut(&length)?;
     let buffer = buffers.pop();
     if buffers.is_empty() {
@@ -46,7 +76,7 @@ impl Pool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let buffer = pop(&mut waiting, class..=2 * class).unwrap_or_else(|| {
             drop(pop_longest(&mut waiting, class / 2..class));
-            vec![0.0; class]
+            Buffer::new(class)
         });
         drop(waiting);
         Matrix { rows, columns, buffer, pool: Arc::clone(self) }
@@ -54,12 +84,12 @@ impl Pool {
 
     /// As [`Pool::take`] for what stays: of zeros, and not a float longer than it needs.
     pub fn take_exactly(self: &Arc<Self>, rows: usize, columns: usize) -> Matrix {
-        Matrix { rows, columns, buffer: vec![0.0; rows * columns], pool: Arc::clone(self) }
+        Matrix { rows, columns, buffer: Buffer::new(rows * columns), pool: Arc::clone(self) }
     }
 
-    fn give(&self, buffer: Vec<f32>) {
+    fn give(&self, buffer: Buffer) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(buffer.len()).or_default().push(buffer);
+        waiting.entry(buffer.length).or_default().push(buffer);
     }
 }
 
@@ -75,7 +105,7 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     /// At least `rows · columns` long.
-    buffer: Vec<f32>,
+    buffer: Buffer,
     pool: Arc<Pool>,
 }
 
@@ -92,12 +122,12 @@ impl Matrix {
 
     /// The elements.
     pub fn values(&self) -> &[f32] {
-        &self.buffer[..self.rows * self.columns]
+        &self.buffer.values()[..self.rows * self.columns]
     }
 
     /// The elements.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.buffer[..self.rows * self.columns]
+        &mut self.buffer.values_mut()[..self.rows * self.columns]
     }
 
     /// The elements as words.
@@ -114,13 +144,13 @@ impl Matrix {
     pub fn append(&mut self, more: &Matrix) {
         let length = self.rows * self.columns;
         let wanted = length + more.values().len();
-        if wanted > self.buffer.len() {
+        if wanted > self.buffer.length {
             // Twice as long, so that token after token costs no copy each time.
             let mut longer = self.pool.take(2 * (self.rows + more.rows), self.columns);
-            longer.buffer[..length].copy_from_slice(self.values());
+            longer.buffer.values_mut()[..length].copy_from_slice(self.values());
             std::mem::swap(&mut self.buffer, &mut longer.buffer);
         }
-        self.buffer[length..wanted].copy_from_slice(more.values());
+        self.buffer.values_mut()[length..wanted].copy_from_slice(more.values());
         self.rows += more.rows;
     }
 }
@@ -142,6 +172,18 @@ mod tests {
         let place = first.values().as_ptr();
         drop(first);
         assert_eq!(pool.take(10, 10).values().as_ptr(), place);
+    }
+
+    #[test]
+    fn every_matrix_begins_with_a_cache_line() {
+        let pool = Arc::new(Pool::default());
+        for rows in 1..50 {
+            let (made, exact) = (pool.take(rows, 7), pool.take_exactly(rows, 1000));
+            for matrix in [&made, &exact] {
+                assert_eq!(matrix.values().as_ptr().addr() % LINE, 0);
+                assert_eq!(matrix.values().len(), matrix.rows() * matrix.columns());
+            }
+        }
     }
 
     #[test]
