@@ -25,19 +25,13 @@ pub fn along(isa: Isa, row: &[f32], words: &mut [u32]) {
         words[row.len()..].fill(0);
         return;
     }
-    let whole = row.len() / 32 * 32;
-    assert!(words.len() >= row.len().div_ceil(2));
+    let (used, rest) = words.split_at_mut(row.len().div_ceil(2));
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the level is there, and `whole` is a multiple of 32 within both slices.
+    // SAFETY: the level is there, and there are half as many words as numbers.
     unsafe {
-        x86::along(&row[..whole], &mut words[..whole / 2]);
+        x86::along(row, used);
     }
-    let rest = row[whole..].chunks(2);
-    let used = whole / 2 + rest.len();
-    for (word, pair) in words[whole / 2..].iter_mut().zip(rest) {
-        *word = pack(pair[0], pair.get(1).copied().unwrap_or(0.0));
-    }
-    words[used..].fill(0);
+    rest.fill(0);
 }
 
 /// The words of rows that lie across the depth: in bfloat16 of two rows (the second of zeros where
@@ -93,11 +87,13 @@ mod x86 {
     use std::arch::x86_64::*;
 
     /// # Safety
-    /// The CPU has AVX-512 BF16; `row` is a multiple of 32 long and `words` half as long.
+    /// The CPU has AVX-512 BF16; there are half as many words as numbers, one more where these are odd.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn along(row: &[f32], words: &mut [u32]) {
-        for (row, words) in row.chunks_exact(32).zip(words.chunks_exact_mut(16)) {
-            // SAFETY: both chunks are 64 or 128 bytes; __m512bh is 64 plain bytes.
+        let (row, rest) = row.as_chunks::<32>();
+        let (words, rest_words) = words.split_at_mut(row.len() * 16);
+        for (row, words) in row.iter().zip(words.chunks_exact_mut(16)) {
+            // SAFETY: both are of a register or two; __m512bh is 64 plain bytes.
             unsafe {
                 let low = _mm512_loadu_ps(row.as_ptr());
                 let high = _mm512_loadu_ps(row.as_ptr().add(16));
@@ -105,6 +101,20 @@ mod x86 {
                 let both = std::mem::transmute::<__m512bh, __m512i>(both);
                 _mm512_storeu_si512(words.as_mut_ptr().cast(), both);
             }
+        }
+        if rest.is_empty() {
+            return;
+        }
+        let first = |count: usize| (u64::MAX >> (64 - count)) as u32;
+        let (numbers, stored) = (first(rest.len()), first(rest_words.len()));
+        // SAFETY: the masks end with the slices, each of at least one and fewer than a register's.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(numbers as __mmask16, rest.as_ptr());
+            let after = rest.as_ptr().wrapping_add(16);
+            let high = _mm512_maskz_loadu_ps((numbers >> 16) as __mmask16, after);
+            let both = _mm512_cvtne2ps_pbh(high, low);
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            _mm512_mask_storeu_epi32(rest_words.as_mut_ptr().cast(), stored as __mmask16, both);
         }
     }
 
