@@ -45,7 +45,12 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     }
     let spec = read_spec()?;
     let controls = listen()?;
+    // On one of the threads that compute, for the reason that `Responder::advance` gives.
+    rayon::scope(|_| train(&spec, args.device, controls))
+}
 
+/// Runs, saying how it goes.
+fn train(spec: &RunSpec, device: Device, controls: Receiver<Control>) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
     let mut failure: Option<std::io::Error> = None;
     let mut sink = |progress: Progress| {
@@ -59,7 +64,7 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
         // The reader says Stop before it ends, so this is after that.
         Err(TryRecvError::Disconnected) => Some(Control::Stop),
     };
-    run(&spec, BackendKind::of(args.device), &mut sink, &mut orders);
+    run(spec, BackendKind::of(device), &mut sink, &mut orders);
     match failure {
         Some(error) => Err(error).context("telling the supervisor how it goes"),
         None => Ok(()),

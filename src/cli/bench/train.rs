@@ -146,7 +146,7 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
                 .cloned()
                 .collect(),
         };
-        let record = take_step(engine.as_mut(), &batch, step + 1, &cost)?;
+        let record = rayon::scope(|_| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
         if !args.json {
             println!(
                 "step {}: loss {:.5}, norm {:.4}, {:.3} s, {:.1} tokens/s",
