@@ -121,6 +121,11 @@ async fn a_client_that_goes_frees_its_place() {
     server.post(CHAT, about("now", json!({}))).await.ok();
 }
 
+/// So much memory for models, which take the same of it on every CPU.
+fn within(memory: &str) -> [(&str, &str); 2] {
+    [("HONE_SERVE_MEMORY", memory), ("HONE_CPU", "portable")]
+}
+
 /// A folder of two base models.
 fn two_models(folder: &Path) {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(TINY);
@@ -143,7 +148,7 @@ async fn models_share_the_memory_that_they_are_given_and_the_one_unused_for_long
     let asked = async |server: &Server, model: &str| server.post(CHAT, ask(model, json!({}))).await;
     for (memory, kept) in [("1MB", 2.0), ("500kB", 1.0)] {
         std::fs::create_dir(&data).expect("made");
-        let server = Server::start_over_with(&data, &models, &[("HONE_SERVE_MEMORY", memory)]);
+        let server = Server::start_over_with(&data, &models, &within(memory));
         let first = asked(&server, "first").await.ok()["choices"].clone();
         assert_eq!(asked(&server, "second").await.ok()["choices"], first);
         until_metric(&server, "hone_serve_base_models", |count| count == kept).await;
@@ -152,7 +157,7 @@ async fn models_share_the_memory_that_they_are_given_and_the_one_unused_for_long
         std::fs::remove_dir_all(&data).expect("removed");
     }
     std::fs::create_dir(&data).expect("made");
-    let server = Server::start_over_with(&data, &models, &[("HONE_SERVE_MEMORY", "100kB")]);
+    let server = Server::start_over_with(&data, &models, &within("100kB"));
     let error = asked(&server, "first").await.error(500);
     let message = error["message"].as_str().expect("a text");
     assert!(message.contains("--serve-memory") && message.contains("first"), "{message}");
@@ -165,8 +170,7 @@ async fn a_model_for_which_there_is_no_memory_now_is_asked_for_again_later() {
     two_models(folder.path());
     let data = tempfile::tempdir().expect("a folder");
     // One of them, and the keys and values of what it answers.
-    let memory = [("HONE_SERVE_MEMORY", "500kB")];
-    let server = Server::start_over_with(data.path(), folder.path(), &memory);
+    let server = Server::start_over_with(data.path(), folder.path(), &within("500kB"));
     let second = ask("second", json!({}));
     let refused = Mutex::new(None);
     let is_refused = || refused.lock().expect("a lock").is_some();
@@ -197,9 +201,9 @@ async fn more_texts_than_memory_holds_are_answered_all_the_same() {
     let bodies: Vec<Value> = (0..6)
         .map(|index| about(&"rain, ".repeat(10 + index), json!({"max_tokens": 120})))
         .collect();
-    let roomy = Server::start();
+    let roomy = Server::start_with(&within("1GB"));
     // The model and two pages of keys and values.
-    let tight = Server::start_with(&[("HONE_SERVE_MEMORY", "450kB")]);
+    let tight = Server::start_with(&within("450kB"));
     let mut wanted = Vec::new();
     for body in &bodies {
         wanted.push(roomy.post(CHAT, body.clone()).await.ok()["choices"].clone());
