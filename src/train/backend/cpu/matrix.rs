@@ -249,9 +249,9 @@ pub unsafe fn add_up<'a>(
             };
             // SAFETY: the caller's promise, for this panel.
             unsafe { pass(isa, rows, &round[..count], store, target, place) };
-            // What comes after adds to what is there, with the factor of the whole.
+            // What comes after goes on from there, or adds to it with the factor of the whole.
             if store == Store::Overwrite {
-                store = Store::Add(1.0);
+                store = Store::Continue;
             }
             (count, in_round) = (0, 0);
         }

@@ -1,9 +1,9 @@
 //! Linear layers of one input, forward only, where runs of its rows have LoRA pairs of their own: how
 //! texts with different adapters are answered in one pass.
 //!
-//! The layers themselves are multiplied with all rows together; what a run's pair makes is added
-//! after, so that a row comes out alike whatever stands beside it. Few rows share out the panels of
-//! all layers, in one go; many rows are cut into blocks.
+//! The layers themselves are multiplied with all rows together; the sums of a run's pair go on from
+//! there, so that a row comes out alike whatever stands beside it, and as in training, where both are
+//! one sum. Few rows share out the panels of all layers, in one go; many rows are cut into blocks.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -206,7 +206,7 @@ impl All<'_> {
                 }
                 for pair in ready.pairs.iter().filter(|pair| pair.layer == index) {
                     let more = std::iter::once(Factor { left: pair.between, packed: pair.second });
-                    let (rows, store) = (&pair.rows, Store::Add(1.0));
+                    let (rows, store) = (&pair.rows, Store::Continue);
                     // SAFETY: the caller's promise.
                     unsafe {
                         add_up(self.isa, rows.len(), more, panel.clone(), store, y, place(rows));

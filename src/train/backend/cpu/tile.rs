@@ -80,6 +80,8 @@ pub struct Term<'a> {
 pub enum Store {
     /// Replaces it.
     Overwrite,
+    /// Goes on from it: its sums begin there, and come to what they would in one go.
+    Continue,
     /// Adds `factor` times the product to it.
     Add(f32),
 }
@@ -179,12 +181,19 @@ pub unsafe fn multiply(
         }
     }
     let mut tile = [0.0; MOST_ROWS * MOST_UNITS * UNIT];
+    if store == Store::Continue {
+        for (row, into) in tile.chunks_exact_mut(MOST_UNITS * UNIT).take(rows).enumerate() {
+            // SAFETY: a row of the place, which is the caller's.
+            let from = unsafe { target.part(place.start + row * place.stride, place.columns) };
+            into[..place.columns].copy_from_slice(from);
+        }
+    }
     portable(rows, units, terms, &mut tile);
     for (row, from) in tile.chunks_exact(MOST_UNITS * UNIT).take(rows).enumerate() {
         // SAFETY: a row of the place, which is the caller's.
         let into = unsafe { target.part(place.start + row * place.stride, place.columns) };
         match store {
-            Store::Overwrite => into.copy_from_slice(&from[..place.columns]),
+            Store::Overwrite | Store::Continue => into.copy_from_slice(&from[..place.columns]),
             Store::Add(factor) => {
                 for (into, from) in into.iter_mut().zip(from) {
                     *into += factor * from;
@@ -305,45 +314,87 @@ mod x86 {
         let mut sums = MaybeUninit::uninit();
         // SAFETY: the caller's promise; the first term writes all sums.
         unsafe {
-            for (index, term) in terms.iter().enumerate() {
-                bf16_term::<ROWS, UNITS>(term, index == 0, &mut sums);
+            let mut begins = begin(store, out, place, &mut sums);
+            for term in terms {
+                bf16_term::<ROWS, UNITS>(term, begins, &mut sums);
+                begins = false;
             }
             keep(sums.assume_init_ref(), store, out, place);
         }
     }
 
-    /// What a term adds to: zeros to begin with, made in registers. Memory filled with them takes a
-    /// twentieth of a product's time.
+    /// Begins sums with what is in their place if they go on from it. Otherwise the first term begins
+    /// with zeros, which this then says.
     ///
     /// # Safety
-    /// The CPU has AVX-512F; without `is_first` the sums are there.
+    /// As [`keep`].
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn begin<const ROWS: usize, const UNITS: usize>(
-        is_first: bool,
+        store: Store,
+        out: *const f32,
+        place: Place,
+        sums: &mut MaybeUninit<[[__m512; UNITS]; ROWS]>,
+    ) -> bool {
+        if store != Store::Continue {
+            return true;
+        }
+        let mut there = [[_mm512_setzero_ps(); UNITS]; ROWS];
+        for (row, sums) in there.iter_mut().enumerate() {
+            for (unit, sum) in sums.iter_mut().enumerate() {
+                let mask = mask::<UNITS>(unit, place);
+                // SAFETY: the mask ends with the columns of the place.
+                unsafe {
+                    *sum = _mm512_maskz_loadu_ps(mask, out.add(row * place.stride + unit * UNIT));
+                }
+            }
+        }
+        sums.write(there);
+        false
+    }
+
+    /// What a term adds to. Zeros to begin with are made in registers: memory filled with them takes a
+    /// twentieth of a product's time.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512F; without `begins` the sums are there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn so_far<const ROWS: usize, const UNITS: usize>(
+        begins: bool,
         sums: &MaybeUninit<[[__m512; UNITS]; ROWS]>,
     ) -> [[__m512; UNITS]; ROWS] {
-        if is_first {
+        if begins {
             return [[_mm512_setzero_ps(); UNITS]; ROWS];
         }
         // SAFETY: the caller's promise.
         unsafe { sums.assume_init_read() }
     }
 
+    /// Which columns of a unit are of the place: the last unit may stand for fewer.
+    #[inline]
+    fn mask<const UNITS: usize>(unit: usize, place: Place) -> __mmask16 {
+        if unit + 1 < UNITS {
+            return __mmask16::MAX;
+        }
+        let last = place.columns - (UNITS - 1) * UNIT;
+        (u32::MAX >> (32 - last)) as __mmask16
+    }
+
     /// Adds one term. A function of its own, so that the sums stay in registers along the depth: with
     /// the loop over terms around it the compiler moves them to memory and back.
     ///
     /// # Safety
-    /// As [`bf16`]; the sums are there, unless it is the first term.
+    /// As [`bf16`]; the sums are there, unless the term begins them.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn bf16_term<const ROWS: usize, const UNITS: usize>(
         term: &Term<'_>,
-        is_first: bool,
+        begins: bool,
         sums: &mut MaybeUninit<[[__m512; UNITS]; ROWS]>,
     ) {
         // SAFETY: the caller's promise.
-        let mut inside = unsafe { begin(is_first, sums) };
+        let mut inside = unsafe { so_far(begins, sums) };
         let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
         // SAFETY: the caller's promise bounds each pointer; __m512i and __m512bh are both 64 plain
         // bytes.
@@ -384,12 +435,14 @@ mod x86 {
         let mut sums = MaybeUninit::uninit();
         // SAFETY: the caller's promise; the first term writes all sums.
         unsafe {
-            for (index, term) in terms.iter().enumerate() {
+            let mut begins = begin(store, out, place, &mut sums);
+            for term in terms {
                 if term.halves {
-                    avx512_halves_term::<ROWS, UNITS>(term, index == 0, &mut sums);
+                    avx512_halves_term::<ROWS, UNITS>(term, begins, &mut sums);
                 } else {
-                    avx512_term::<ROWS, UNITS>(term, index == 0, &mut sums);
+                    avx512_term::<ROWS, UNITS>(term, begins, &mut sums);
                 }
+                begins = false;
             }
             keep(sums.assume_init_ref(), store, out, place);
         }
@@ -403,11 +456,11 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_term<const ROWS: usize, const UNITS: usize>(
         term: &Term<'_>,
-        is_first: bool,
+        begins: bool,
         sums: &mut MaybeUninit<[[__m512; UNITS]; ROWS]>,
     ) {
         // SAFETY: the caller's promise.
-        let mut inside = unsafe { begin(is_first, sums) };
+        let mut inside = unsafe { so_far(begins, sums) };
         let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
         // SAFETY: the caller's promise bounds each pointer.
         unsafe {
@@ -439,11 +492,11 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_halves_term<const ROWS: usize, const UNITS: usize>(
         term: &Term<'_>,
-        is_first: bool,
+        begins: bool,
         sums: &mut MaybeUninit<[[__m512; UNITS]; ROWS]>,
     ) {
         // SAFETY: the caller's promise.
-        let mut inside = unsafe { begin(is_first, sums) };
+        let mut inside = unsafe { so_far(begins, sums) };
         let (row_stride, depth_stride) = (term.left.row_stride, term.left.depth_stride);
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         // SAFETY: the caller's promise bounds each pointer.
@@ -473,7 +526,7 @@ mod x86 {
         sums.write(inside);
     }
 
-    /// Moves sums into their place; the last unit may stand for fewer columns.
+    /// Moves sums into their place.
     ///
     /// # Safety
     /// The CPU has AVX-512F, and the place is the caller's.
@@ -485,16 +538,14 @@ mod x86 {
         out: *mut f32,
         place: Place,
     ) {
-        let last = place.columns - (UNITS - 1) * UNIT;
-        let last_mask = (u32::MAX >> (32 - last)) as __mmask16;
         for (row, sums) in sums.iter().enumerate() {
             for (unit, sum) in sums.iter().enumerate() {
-                let mask = if unit + 1 == UNITS { last_mask } else { __mmask16::MAX };
+                let mask = mask::<UNITS>(unit, place);
                 // SAFETY: the mask ends with the columns of the place.
                 unsafe {
                     let into = out.add(row * place.stride + unit * UNIT);
                     let value = match store {
-                        Store::Overwrite => *sum,
+                        Store::Overwrite | Store::Continue => *sum,
                         Store::Add(factor) => {
                             let there = _mm512_maskz_loadu_ps(mask, into);
                             _mm512_fmadd_ps(_mm512_set1_ps(factor), *sum, there)

@@ -9,7 +9,7 @@ use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::linear::{self, Layer, PackedPair, Results, Rows};
 use crate::train::backend::cpu::matrix::Packed;
 use crate::train::backend::cpu::memory::{Matrix, Pool};
-use crate::train::backend::cpu::runs::{self, Shared};
+use crate::train::backend::cpu::runs::{self, Run, Shared};
 use crate::train::backend::cpu::tile::Store;
 
 proptest! {
@@ -241,6 +241,47 @@ proptest! {
             let mut row = vec![0.0; inputs];
             halves.read_row(outputs - 1, &mut row);
             prop_assert_eq!(&row[..], &values[(outputs - 1) * inputs..]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn what_answers_computes_to_the_bit_what_was_trained(
+        before in 0usize..4, rows in 1usize..200, after in 0usize..4,
+        inputs in prop_oneof![1usize..70, Just(2048), 2049usize..4400], outputs in 1usize..120,
+        rank in 1usize..20, seed in 0u64..1000,
+    ) {
+        let pool = Arc::new(Pool::default());
+        let all = before + rows + after;
+        let x = noise(all * inputs, seed);
+        let weight = noise(outputs * inputs, seed + 1);
+        let matrix = |seed, rows, columns| {
+            let mut made = pool.take(rows, columns);
+            made.values_mut().copy_from_slice(&noise(rows * columns, seed));
+            made
+        };
+        let (a, b) = (matrix(seed + 2, rank, inputs), matrix(seed + 3, outputs, rank));
+        for isa in levels() {
+            let weight = Packed::of_rows(isa, &pool, &weight, outputs, inputs);
+            let pair = || PackedPair::forward(isa, &pool, &a, &b, 1.5);
+            let own = before..before + rows;
+            let mut trained = vec![0.0; rows * outputs];
+            let mut inner = vec![0.0; rows * rank];
+            let x_own = Rows { values: &x[own.start * inputs..own.end * inputs], columns: inputs };
+            let layers = [Layer { weight: Some(&weight), bias: None, pair: Some(pair()) }];
+            let mut results = [Results { y: &mut trained, inner: &mut inner }];
+            linear::forward(isa, x_own, &layers, Store::Overwrite, &mut results);
+
+            let mut answered = vec![0.0; all * outputs];
+            let attached = pair();
+            let runs = [Run { rows: own.clone(), pairs: [Some(&attached), None, None] }];
+            let layers = [Shared { weight: &weight, bias: None }];
+            let x = Rows { values: &x, columns: inputs };
+            runs::forward(isa, &pool, x, &layers, &runs, &mut [&mut answered]);
+            prop_assert!(answered[own.start * outputs..own.end * outputs] == trained, "{:?}", isa);
         }
     }
 }

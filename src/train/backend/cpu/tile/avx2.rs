@@ -92,6 +92,10 @@ struct Part<'a> {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply_part<const ROWS: usize, const COUNT: usize>(part: &Part<'_>) {
     let mut sums = [[_mm256_setzero_ps(); COUNT]; ROWS];
+    if part.store == Store::Continue {
+        // SAFETY: the caller's promise.
+        unsafe { begin(&mut sums, part) };
+    }
     for term in part.terms {
         // SAFETY: the caller's promise.
         unsafe {
@@ -191,6 +195,32 @@ unsafe fn add_halves<const ROWS: usize, const COUNT: usize>(
     *sums = inside;
 }
 
+/// Begins sums with what is in their place; the last registers may stand for fewer columns.
+///
+/// # Safety
+/// As [`multiply_part`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn begin<const ROWS: usize, const COUNT: usize>(
+    sums: &mut [[__m256; COUNT]; ROWS],
+    part: &Part<'_>,
+) {
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let column = (part.register + index) * WIDTH;
+            let columns = part.place.columns.saturating_sub(column).min(WIDTH);
+            let mut values = [0.0; WIDTH];
+            // SAFETY: no more than the columns of the place.
+            unsafe {
+                let at = (part.row + row) * part.place.stride + column;
+                let from = part.out.wrapping_add(at);
+                std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), columns);
+                *sum = _mm256_loadu_ps(values.as_ptr());
+            }
+        }
+    }
+}
+
 /// Moves sums into their place; the last registers may stand for fewer columns.
 ///
 /// # Safety
@@ -211,7 +241,7 @@ unsafe fn keep<const ROWS: usize, const COUNT: usize>(
                 if columns == WIDTH {
                     let into = part.out.add(at);
                     let value = match part.store {
-                        Store::Overwrite => *sum,
+                        Store::Overwrite | Store::Continue => *sum,
                         Store::Add(factor) => {
                             let more = _mm256_mul_ps(_mm256_set1_ps(factor), *sum);
                             _mm256_add_ps(_mm256_loadu_ps(into), more)
@@ -225,7 +255,7 @@ unsafe fn keep<const ROWS: usize, const COUNT: usize>(
                 for (column, value) in values[..columns].iter().enumerate() {
                     let into = part.out.add(at + column);
                     match part.store {
-                        Store::Overwrite => *into = *value,
+                        Store::Overwrite | Store::Continue => *into = *value,
                         Store::Add(factor) => *into += factor * value,
                     }
                 }
