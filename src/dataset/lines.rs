@@ -37,7 +37,7 @@ pub struct LineSplitter {
 impl LineSplitter {
     /// Takes the next bytes and hands out the lines that end in them.
     pub fn feed(&mut self, mut bytes: &[u8], each: &mut EachLine<'_>) {
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
             self.keep(&bytes[..end]);
             self.end_line(each);
             bytes = &bytes[end + 1..];
