@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use reqwest::Client;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect;
@@ -45,9 +46,13 @@ pub enum Undelivered {
     Unreachable(String),
 }
 
+/// Finds every address of a name.
+type LookUp = fn(String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>>;
+
 /// Signs and sends.
 pub struct Courier {
     policy: Arc<Policy>,
+    look_up: LookUp,
     https: Client,
     http: Client,
 }
@@ -66,6 +71,11 @@ pub struct Parcel<'a> {
 impl Courier {
     /// A courier that goes where `policy` lets it.
     pub fn new(policy: Policy) -> Result<Self, CourierError> {
+        Self::asking(look_up, policy)
+    }
+
+    /// One that asks `look_up` for the addresses of names.
+    fn asking(look_up: LookUp, policy: Policy) -> Result<Self, CourierError> {
         let policy = Arc::new(policy);
         let client = |scheme| {
             Client::builder()
@@ -76,10 +86,10 @@ impl Courier {
                 .no_proxy()
                 // Every attempt looks up and judges anew.
                 .pool_max_idle_per_host(0)
-                .dns_resolver(Arc::new(Resolver { policy: Arc::clone(&policy), scheme }))
+                .dns_resolver(Arc::new(Resolver { policy: Arc::clone(&policy), scheme, look_up }))
                 .build()
         };
-        Ok(Self { https: client(Scheme::Https)?, http: client(Scheme::Http)?, policy })
+        Ok(Self { https: client(Scheme::Https)?, http: client(Scheme::Http)?, policy, look_up })
     }
 
     /// Judges an address that a client wants deliveries to go to. A name that cannot be looked up now
@@ -89,7 +99,7 @@ impl Courier {
         let Some(name) = &target.name else {
             return Ok(());
         };
-        match look_up(name).await {
+        match (self.look_up)(name.clone()).await {
             Ok(addresses) => self.policy.judge(target.scheme, &addresses).map(|_permitted| ()),
             Err(error) => {
                 tracing::debug!(host = name, %error, "a webhook's host cannot be looked up yet");
@@ -164,13 +174,15 @@ fn why(error: reqwest::Error) -> Undelivered {
 struct Resolver {
     policy: Arc<Policy>,
     scheme: Scheme,
+    look_up: LookUp,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, scheme) = (Arc::clone(&self.policy), self.scheme);
+        let addresses = (self.look_up)(name.as_str().to_owned());
         Box::pin(async move {
-            let addresses = look_up(name.as_str()).await?;
+            let addresses = addresses.await?;
             let permitted = policy.judge(scheme, &addresses)?;
             // The client puts the port of the URL in place of this one.
             let sockets = permitted.into_iter().map(|address| SocketAddr::new(address, 0));
@@ -179,14 +191,21 @@ impl Resolve for Resolver {
     }
 }
 
-/// Every address of a name.
-async fn look_up(name: &str) -> std::io::Result<Vec<IpAddr>> {
-    let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await??;
-    Ok(found.map(|socket| socket.ip()).collect())
+/// Every address of a name, as the system knows it.
+fn look_up(name: String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>> {
+    Box::pin(async move {
+        let looked_up = tokio::net::lookup_host((name, 0));
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, looked_up).await??;
+        Ok(found.map(|socket| socket.ip()).collect())
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::webhook::EventType;
 
@@ -230,6 +249,56 @@ mod tests {
         let error = attempt(&["127.0.0.1/32"], &format!("http://localhost:{port}/")).await;
         let error = error.expect_err("nobody listens").to_string();
         assert!(error.contains("refused") && !error.contains("--webhook-allow"), "{error}");
+    }
+
+    /// Delivers to a name that is at another address each time it is looked up, on a port of the
+    /// loopback network; whether it was delivered, and who was connected to.
+    async fn rebind(networks: &[&str], look_up: LookUp) -> (Result<u16, Undelivered>, Vec<u8>) {
+        let listeners = async |last: u8, port: u16| {
+            tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, last], port))).await.expect("listens")
+        };
+        let first = listeners(1, 0).await;
+        let port = first.local_addr().expect("an address").port();
+        let second = listeners(2, port).await;
+        let networks = networks.iter().map(|text| text.parse().expect("a network")).collect();
+        let courier = Courier::asking(look_up, Policy::new(networks)).expect("a courier");
+        let secret = SigningSecret::random().expect("random bytes");
+        let parcel = Parcel { id: "wh_1", event: &event(), secrets: &[&secret] };
+        let url = format!("http://rebinds.example:{port}/");
+        let answer = async |listener: &tokio::net::TcpListener, last: u8| {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut request = [0; 4096];
+            stream.read(&mut request).await.expect("a request");
+            let reply = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+            stream.write_all(reply).await.expect("takes it");
+            last
+        };
+        let delivery = courier.deliver(&url, parcel, now());
+        let (delivered, connected) = tokio::join!(delivery, async {
+            let either = async {
+                tokio::select! { last = answer(&first, 1) => last, last = answer(&second, 2) => last }
+            };
+            tokio::time::timeout(Duration::from_millis(300), either).await
+        });
+        (delivered, connected.into_iter().collect())
+    }
+
+    #[tokio::test]
+    async fn a_name_that_moves_after_it_was_judged_is_connected_to_where_it_was_judged() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        fn moving(_name: String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>> {
+            let last = if ASKED.fetch_add(1, Ordering::Relaxed) == 0 { 2 } else { 1 };
+            Box::pin(async move { Ok(vec![IpAddr::from([127, 0, 0, last])]) })
+        }
+        // The first look-up leads to the one address that is allowed, a second one would elsewhere.
+        let (delivered, connected) = rebind(&["127.0.0.2/32"], moving).await;
+        assert_eq!((delivered.expect("is delivered"), connected), (204, vec![2]));
+        assert_eq!(ASKED.load(Ordering::Relaxed), 1, "what is judged is what is connected to");
+        // It has moved by the next delivery, which is judged anew.
+        let (delivered, connected) = rebind(&["127.0.0.2/32"], moving).await;
+        let refused = delivered.expect_err("it is refused");
+        assert!(matches!(refused, Undelivered::Refused(TargetError::Plain)), "{refused:?}");
+        assert!(connected.is_empty(), "{connected:?}");
     }
 
     #[test]
