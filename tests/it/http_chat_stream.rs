@@ -201,8 +201,7 @@ async fn a_client_that_goes_ends_the_generation() {
             let mut bytes = request.send().await.expect("a reply").bytes_stream();
             bytes.next().await.expect("something").expect("bytes");
         } else {
-            let patience = std::time::Duration::from_millis(50);
-            assert!(request.timeout(patience).send().await.is_err(), "it takes longer");
+            assert!(request.timeout(whole / 4).send().await.is_err(), "it takes longer");
         }
         let start = Instant::now();
         server.post(CHAT, ask(TINY, json!({"max_tokens": 1}))).await.ok();
