@@ -255,7 +255,9 @@ mod tests {
     /// loopback network; whether it was delivered, and who was connected to.
     async fn rebind(networks: &[&str], look_up: LookUp) -> (Result<u16, Undelivered>, Vec<u8>) {
         let listeners = async |last: u8, port: u16| {
-            tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, last], port))).await.expect("listens")
+            tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, last], port)))
+                .await
+                .expect("listens")
         };
         let first = listeners(1, 0).await;
         let port = first.local_addr().expect("an address").port();
