@@ -270,7 +270,8 @@ mod tests {
         let answer = async |listener: &tokio::net::TcpListener, last: u8| {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             let mut request = [0; 4096];
-            stream.read(&mut request).await.expect("a request");
+            let count = stream.read(&mut request).await.expect("a request");
+            assert_ne!(count, 0, "the connection is closed");
             let reply = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
             stream.write_all(reply).await.expect("takes it");
             last
