@@ -196,8 +196,8 @@ def tables(args, found):
 
 
 KERNELS = [
-    ("products of frozen weights and of attention (bf16 tiles)", r"tile::x86::bf16"),
-    ("gradients of the adapter (f32 tiles)", r"tile::x86::avx"),
+    ("products of frozen weights and of attention (bf16 tiles)", r"tile::avx512::bf16"),
+    ("gradients of the adapter (f32 tiles)", r"tile::(avx512::(float|halves)|avx2::)"),
     ("handing tiles out and moving them into place", r"tile::|matrix::|linear::"),
     ("rows into bf16 words", r"words::"),
     ("softmax and its backward, in attention and head", r"exp_and_sum|plain_row|vector::maximum|vector::scale|vector::dot|loss::"),
