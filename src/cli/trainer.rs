@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::device::Device;
-use crate::train::engine::BackendKind;
+use crate::train::engine::{BackendKind, on_a_computing_thread};
 use crate::train::preview::{Pace, preview};
 use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::run;
@@ -45,8 +45,7 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     }
     let spec = read_spec()?;
     let controls = listen()?;
-    // On one of the threads that compute, for the reason that `Responder::advance` gives.
-    rayon::scope(|_| train(&spec, args.device, controls))
+    on_a_computing_thread(|| train(&spec, args.device, controls))
 }
 
 /// Runs, saying how it goes.

@@ -370,6 +370,13 @@ pub(super) fn isa(kind: BackendKind) -> Result<Isa, EngineError> {
     Ok(if is_f32 { isa.for_f32() } else { isa })
 }
 
+/// Does `work`, which computes, on one of the threads that its tasks are shared out to. Handing a task to
+/// these from outside wakes one of them and waits for it, which for the hundreds of tasks of a pass
+/// costs more than many of them.
+pub fn on_a_computing_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 /// In which precision `kind` multiplies with frozen weights, `bf16` or `f32`, where [`Responder`] computes
 /// for it.
 pub fn precision(kind: BackendKind) -> Result<&'static str, EngineError> {

@@ -19,7 +19,7 @@ use crate::train::decoder::pack::longest_shared;
 use crate::train::encode::encode_file;
 use crate::train::engine::{
     AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence, Tuning,
-    load,
+    load, on_a_computing_thread,
 };
 use crate::train::memory;
 use crate::train::memory::estimate::{Workload, estimate};
@@ -146,7 +146,7 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
                 .cloned()
                 .collect(),
         };
-        let record = rayon::scope(|_| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
+        let record = on_a_computing_thread(|| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
         if !args.json {
             println!(
                 "step {}: loss {:.5}, norm {:.4}, {:.3} s, {:.1} tokens/s",

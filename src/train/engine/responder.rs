@@ -3,7 +3,10 @@
 //! Texts advance together: a pass takes the next tokens of each, reads the base once for all, and
 //! gives each the logits that it would have got alone, bit for bit.
 
-use super::{BackendKind, EngineError, LoadEngineError, LoraSettings, NamedTensors, isa};
+use super::{
+    BackendKind, EngineError, LoadEngineError, LoraSettings, NamedTensors, isa,
+    on_a_computing_thread,
+};
 use crate::train::backend::Backend;
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::backend::cpu::cache::{Cache, PAGE};
@@ -148,9 +151,7 @@ impl Responder {
     /// # Errors
     /// Tokens that the model does not have, and texts longer than its context.
     pub fn advance(&self, texts: &mut [Advance<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        // On one of the pool's own threads: handing a task to it from outside wakes a thread and
-        // waits for it, which for the hundreds of tasks of a pass costs more than many of them.
-        rayon::scope(|_| {
+        on_a_computing_thread(|| {
             let passes = texts.iter_mut().map(|text| TextPass {
                 adapter: text.adapter.map(|adapter| &adapter.0),
                 cache: &mut text.cache.0,
