@@ -17,7 +17,7 @@ use crate::blobs::Blobs;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, Training, Webhooks};
 use crate::executor::{DryRuns, Executor, Patience, Tools};
-use crate::http::{self, AppState, RequestLimiter};
+use crate::http::{self, RequestLimiter};
 use crate::project::Project;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
@@ -135,7 +135,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let courier = Arc::new(Courier::new(Policy::new(args.webhooks.allowed.clone()))?);
     let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
     let shutdown = CancellationToken::new();
-    let state = AppState {
+    let state = Arc::new(http::Shared {
         store: shared,
         blobs,
         queue,
@@ -147,7 +147,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         most_queued_jobs: args.limits.max_queued_jobs.get(),
         clock,
         shutdown: shutdown.clone(),
-    };
+    });
     let router = http::router(state, args.cors.origins.clone());
     Ok(RunningServer {
         address,

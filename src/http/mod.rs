@@ -43,7 +43,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use self::error::ApiError;
 pub use self::limit::RequestLimiter;
 pub use self::openapi::document;
-pub use self::state::AppState;
+pub use self::state::{AppState, Shared};
 use crate::error_code::ErrorCode;
 use crate::ids;
 

@@ -14,9 +14,11 @@ use crate::serve::ModelServer;
 use crate::store::Store;
 use crate::webhooks::Courier;
 
+/// What a request takes along; layers and handlers each take one.
+pub type AppState = Arc<Shared>;
+
 /// Shared by all requests.
-#[derive(Clone)]
-pub struct AppState {
+pub struct Shared {
     /// What the product remembers.
     pub store: Arc<dyn Store>,
     /// Big bytes.

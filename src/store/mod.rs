@@ -10,6 +10,7 @@ pub mod sqlite;
 mod webhooks;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -332,8 +333,8 @@ pub trait Store: WebhookStore + KeyStore {
         request: &RequestKey,
         most_waiting: u32,
     ) -> Result<Option<EarlierRequest>, StoreError>;
-    /// A job by id.
-    async fn job(&self, id: &str) -> Result<Option<Job>, StoreError>;
+    /// A job by id. Shared, as are [`Store::list_events`], by all who ask at about the same time.
+    async fn job(&self, id: &str) -> Result<Option<Arc<Job>>, StoreError>;
     /// A project's jobs, newest first.
     async fn list_jobs(
         &self,
@@ -363,7 +364,7 @@ pub trait Store: WebhookStore + KeyStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Page<JobEvent>, StoreError>;
+    ) -> Result<Arc<Page<JobEvent>>, StoreError>;
     /// Events of a job, oldest first.
     async fn follow_events(
         &self,

@@ -181,7 +181,7 @@ async fn a_start_sweeps_what_no_row_names_and_keeps_the_rest() {
     workshop.blobs.put_file("elsewhere/theirs", &stray).await.expect("stores");
     let waiting = create(&workshop, "killed").await;
     let waiting_file =
-        workshop.store.job(&waiting).await.expect("reads").expect("there").training_file;
+        workshop.store.job(&waiting).await.expect("reads").expect("there").training_file.clone();
     for folder in [waiting.as_str(), "ftjob-ended-long-ago"] {
         std::fs::create_dir_all(workshop.work_dir().join(folder).join("run")).expect("makes");
     }

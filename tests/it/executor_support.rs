@@ -132,7 +132,7 @@ impl Workshop {
         loop {
             let job = self.store.job(id).await.expect("reads").expect("the job is there");
             if wanted(&job) {
-                return job;
+                return (*job).clone();
             }
             assert!(!job.status.is_terminal(), "ended: {:?} {:?}", job.status, job.error);
             assert!(start.elapsed() < PATIENCE, "still waiting: {job:?}");
@@ -143,7 +143,8 @@ impl Workshop {
     /// The job's events, oldest first.
     pub async fn events(&self, id: &str) -> Vec<JobEvent> {
         let request = PageRequest { after: None, limit: 10_000 };
-        let mut events = self.store.list_events(id, &request).await.expect("lists").items;
+        let page = self.store.list_events(id, &request).await.expect("lists");
+        let mut events = page.items.clone();
         events.reverse();
         events
     }

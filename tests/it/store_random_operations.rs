@@ -1,6 +1,8 @@
 //! Random sequences of operations on jobs, against a model of the state machine that fits on a
 //! page: what the store does and what the model says never differ.
 
+use std::sync::Arc;
+
 use hone::error_code::ErrorCode;
 use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
 use hone::store::{CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
@@ -419,7 +421,7 @@ async fn walk(limit: u32, writes: &[usize], newest_first: bool) -> (Vec<i64>, i6
     loop {
         let found = match newest_first {
             true => fixture.store.list_events(&claim.job_id, &page).await,
-            false => fixture.store.follow_events(&claim.job_id, &page).await,
+            false => fixture.store.follow_events(&claim.job_id, &page).await.map(Arc::new),
         };
         let found = found.expect("lists");
         seen.extend(found.items.iter().map(|event| event.sequence));

@@ -58,7 +58,8 @@ impl Fixture {
 
     /// The job's row.
     pub async fn job(&self, id: &str) -> Job {
-        self.store.job(id).await.expect("reads").expect("the job is there")
+        let job = self.store.job(id).await.expect("reads").expect("the job is there");
+        (*job).clone()
     }
 
     /// Numbers of the job's events, oldest first, read in small pages.

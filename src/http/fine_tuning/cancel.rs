@@ -46,5 +46,5 @@ pub async fn cancel(
             return Err(ApiError::new(ErrorCode::JobNotCancellable, message));
         }
     };
-    Ok(Json(job.into()))
+    Ok(Json((&job).into()))
 }

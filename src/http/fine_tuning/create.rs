@@ -84,7 +84,7 @@ pub async fn create(
     if job.status == JobStatus::Queued {
         state.queue.announce_work();
     }
-    Ok(Json(Created::Job(Box::new(job.into()))))
+    Ok(Json(Created::Job(Box::new((&job).into()))))
 }
 
 /// The reply: the job, or what it would be.
@@ -131,7 +131,7 @@ async fn check(state: &AppState, caller: Caller, body: &Map<String, Value>) -> A
 /// The reply to a repetition of an earlier request: its job, as it is now.
 fn of_earlier(earlier: EarlierRequest, key: &RequestKey) -> ApiResult<Json<Created>> {
     match earlier {
-        EarlierRequest::Same(job) => Ok(Json(Created::Job(Box::new((*job).into())))),
+        EarlierRequest::Same(job) => Ok(Json(Created::Job(Box::new(job.as_ref().into())))),
         EarlierRequest::Other => {
             let message = format!(
                 "the key {:?} was used for a request with another body: a new request needs a new \

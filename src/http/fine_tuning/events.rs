@@ -17,11 +17,11 @@ use crate::store::StoreError;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EventList {
+pub struct EventList<'a> {
     /// `list`.
     object: &'static str,
     /// The events.
-    data: Vec<EventObject>,
+    data: Vec<EventObject<'a>>,
     /// Whether there is another page.
     has_more: bool,
 }
@@ -62,7 +62,7 @@ pub async fn events(
         return stream(state, id, &query, &headers).await;
     }
     let page = state.store.list_events(&id, &query.page(20, MOST)?).await?;
-    let data = page.items.into_iter().map(EventObject::from).collect();
+    let data = page.items.iter().map(EventObject::from).collect();
     Ok(Json(EventList { object: "list", data, has_more: page.has_more }).into_response())
 }
 

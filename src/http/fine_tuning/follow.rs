@@ -120,7 +120,7 @@ impl Follower {
 /// An event with its id, which a client that comes again names as the last one it has seen.
 fn as_sent(event: JobEvent) -> Event {
     let id = event.id.clone();
-    let event_object = EventObject::from(event);
+    let event_object = EventObject::from(&event);
     match serde_json::to_string(&event_object) {
         Ok(json) => Event::default().id(id).data(json),
         Err(error) => Event::default().data(ApiError::internal(error).into_json()),

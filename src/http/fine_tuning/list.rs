@@ -44,7 +44,7 @@ pub async fn list(
 ) -> ApiResult<Json<JobList>> {
     let (filter, page) = (metadata(&query)?, query.page(20, MOST)?);
     let page = state.store.list_jobs(&caller.project, &filter, &page).await?;
-    let data = page.items.into_iter().map(JobObject::from).collect();
+    let data = page.items.iter().map(JobObject::from).collect();
     Ok(Json(JobList { object: "list", data, has_more: page.has_more }))
 }
 

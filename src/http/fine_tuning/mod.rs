@@ -18,6 +18,7 @@ mod request_key;
 pub(super) mod resume;
 pub(super) mod retrieve;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::authenticate::Caller;
@@ -36,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The caller's job, or OpenAI's 404.
-async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Job> {
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<Job>> {
     let job = state.store.job(id).await?.filter(|job| job.project == caller.project);
     job.ok_or_else(|| no_such_job(id))
 }
@@ -55,7 +56,8 @@ async fn wait_while(
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while is_pending(&job) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
-        job = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
+        let now = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
+        job = Arc::unwrap_or_clone(now);
     }
     Ok(job)
 }

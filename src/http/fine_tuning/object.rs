@@ -56,22 +56,22 @@ pub struct JobObject {
     total_steps: Option<u64>,
 }
 
-impl From<Job> for JobObject {
-    fn from(job: Job) -> Self {
-        let (hyperparameters, method) = hyperparameters(&job);
+impl From<&Job> for JobObject {
+    fn from(job: &Job) -> Self {
+        let (hyperparameters, method) = hyperparameters(job);
         let error = job.error.as_ref().map(job_error);
         Self {
-            id: job.id,
+            id: job.id.clone(),
             object: "fine_tuning.job",
             created_at: job.created_at,
             finished_at: job.finished_at,
-            model: job.continue_from.unwrap_or(job.model),
-            fine_tuned_model: job.fine_tuned_model,
+            model: job.continue_from.as_ref().unwrap_or(&job.model).clone(),
+            fine_tuned_model: job.fine_tuned_model.clone(),
             organization_id: format!("org-{ORGANISATION}"),
             status: job.status,
-            training_file: job.training_file,
-            validation_file: job.validation_file,
-            result_files: job.result_files,
+            training_file: job.training_file.clone(),
+            validation_file: job.validation_file.clone(),
+            result_files: job.result_files.clone(),
             trained_tokens: job.trained_tokens,
             hyperparameters,
             error,
@@ -79,8 +79,8 @@ impl From<Job> for JobObject {
             estimated_finish: job.estimated_finish,
             integrations: Vec::new(),
             method,
-            metadata: job.metadata,
-            user_provided_suffix: job.suffix,
+            metadata: job.metadata.clone(),
+            user_provided_suffix: job.suffix.clone(),
             usage_metrics: None,
             shared_with_openai: false,
             trained_steps: job.trained_steps,
@@ -117,31 +117,31 @@ pub(super) fn job_error(error: &JobError) -> Value {
 
 /// `object: "fine_tuning.job.event"`.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EventObject {
-    id: String,
+pub struct EventObject<'a> {
+    id: &'a str,
     /// `fine_tuning.job.event`.
     object: &'static str,
     /// Unix seconds.
     created_at: i64,
     level: EventLevel,
-    message: String,
+    message: &'a str,
     #[serde(rename = "type")]
     kind: EventKind,
     /// Numbers.
     #[schema(value_type = Option<Object>)]
-    data: Option<Value>,
+    data: Option<&'a Value>,
 }
 
-impl From<JobEvent> for EventObject {
-    fn from(stored: JobEvent) -> Self {
+impl<'a> From<&'a JobEvent> for EventObject<'a> {
+    fn from(stored: &'a JobEvent) -> Self {
         Self {
-            id: stored.id,
+            id: &stored.id,
             object: "fine_tuning.job.event",
             created_at: stored.created_at,
             level: stored.event.level,
-            message: stored.event.message,
+            message: &stored.event.message,
             kind: stored.event.kind,
-            data: stored.event.data,
+            data: stored.event.data.as_ref(),
         }
     }
 }

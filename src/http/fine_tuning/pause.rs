@@ -44,7 +44,7 @@ pub async fn pause(
         }
         PauseOutcome::Refused(job) => return Err(refused(&job)),
     };
-    Ok(Json(job.into()))
+    Ok(Json((&job).into()))
 }
 
 fn refused(job: &Job) -> ApiError {

@@ -34,9 +34,9 @@ pub async fn resume(
         None => Err(super::no_such_job(&id)),
         Some(ResumeOutcome::Resumed(job)) => {
             state.queue.announce_work();
-            Ok(Json(job.into()))
+            Ok(Json((&job).into()))
         }
-        Some(ResumeOutcome::NotPaused(job)) => Ok(Json(job.into())),
+        Some(ResumeOutcome::NotPaused(job)) => Ok(Json((&job).into())),
         Some(ResumeOutcome::Refused(job)) => {
             let message = format!(
                 "a job can be resumed while it is paused; this one {}",

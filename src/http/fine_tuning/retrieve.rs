@@ -21,5 +21,5 @@ pub async fn retrieve(
     caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<JobObject>> {
-    Ok(Json(super::find(&state, &caller, &id).await?.into()))
+    Ok(Json(super::find(&state, &caller, &id).await?.as_ref().into()))
 }

@@ -57,9 +57,9 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     commits: Commits,
     /// By id.
-    recent_jobs: Recent<String, Job>,
+    recent_jobs: Recent<String, Arc<Job>>,
     /// By job, cursor and limit.
-    recent_events: Recent<(String, Option<String>, u32), Page<JobEvent>>,
+    recent_events: Recent<(String, Option<String>, u32), Arc<Page<JobEvent>>>,
     /// By digest.
     recent_api_keys: Recent<KeyDigest, ApiKey>,
     /// Whether there are API keys.
@@ -211,14 +211,14 @@ impl Store for SqliteStore {
         Ok(None)
     }
 
-    async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+    async fn job(&self, id: &str) -> Result<Option<Arc<Job>>, StoreError> {
         let now = self.commits.now();
         if let Some(job) = self.recent_jobs.get(id, now) {
             return Ok(Some(job));
         }
-        let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
+        let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?.map(Arc::new);
         if let Some(job) = &job {
-            self.recent_jobs.keep(id.to_owned(), now, job.clone());
+            self.recent_jobs.keep(id.to_owned(), now, Arc::clone(job));
         }
         Ok(job)
     }
@@ -265,15 +265,15 @@ impl Store for SqliteStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Page<JobEvent>, StoreError> {
+    ) -> Result<Arc<Page<JobEvent>>, StoreError> {
         let now = self.commits.now();
         let key = (job_id.to_owned(), page.after.clone(), page.limit);
         if let Some(events) = self.recent_events.get(&key, now) {
             return Ok(events);
         }
         let reader = &mut *self.readers.acquire().await?;
-        let events = events::list(reader, job_id, Order::Descending, page).await?;
-        self.recent_events.keep(key, now, events.clone());
+        let events = Arc::new(events::list(reader, job_id, Order::Descending, page).await?);
+        self.recent_events.keep(key, now, Arc::clone(&events));
         Ok(events)
     }
 
