@@ -38,9 +38,17 @@ impl LineSplitter {
     /// Takes the next bytes and hands out the lines that end in them.
     pub fn feed(&mut self, mut bytes: &[u8], each: &mut EachLine<'_>) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
-            self.keep(&bytes[..end]);
-            self.end_line(each);
+            let line = &bytes[..end];
             bytes = &bytes[end + 1..];
+            // Most lines lie in one piece, and need no copy.
+            let is_whole = self.pending.is_empty() && !self.is_too_long;
+            if is_whole && line.len() <= MAX_LINE_BYTES {
+                self.lines_done += 1;
+                hand_out(self.lines_done, line, each);
+                continue;
+            }
+            self.keep(line);
+            self.end_line(each);
         }
         self.keep(bytes);
     }
@@ -66,17 +74,21 @@ impl LineSplitter {
         if self.is_too_long {
             each(self.lines_done, Err(LineFault::TooLong));
         } else {
-            let mut bytes = &self.pending[..];
-            if self.lines_done == 1 {
-                bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-            }
-            let bytes = bytes.trim_ascii();
-            if !bytes.is_empty() {
-                each(self.lines_done, std::str::from_utf8(bytes).map_err(|_| LineFault::NotUtf8));
-            }
+            hand_out(self.lines_done, &self.pending, each);
         }
         self.pending.clear();
         self.is_too_long = false;
+    }
+}
+
+/// Hands out a line, unless it is blank.
+fn hand_out(number: u64, mut bytes: &[u8], each: &mut EachLine<'_>) {
+    if number == 1 {
+        bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    }
+    let bytes = bytes.trim_ascii();
+    if !bytes.is_empty() {
+        each(number, std::str::from_utf8(bytes).map_err(|_| LineFault::NotUtf8));
     }
 }
 

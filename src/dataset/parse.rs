@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+// Objects of a line are read once and have few keys: lists of borrowed texts, not maps of owned ones.
+use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Example, Message, Problem, Problems, Role, ToolCall};
 
@@ -15,7 +16,7 @@ pub fn parse_example(
     warnings: &mut Problems,
 ) -> Option<Example> {
     let mut reader = Reader { line, problems, warnings, found: 0, list: "messages" };
-    let value: Value = match serde_json::from_str(text) {
+    let value: Value<'_> = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(error) => {
             reader.problem(None, None, format!("not valid JSON: {}", without_line(&error)));
@@ -33,7 +34,7 @@ pub fn parse_example(
     } else if object.contains_key("prompt") || object.contains_key("completion") {
         reader.prompt_completion(&object)
     } else {
-        let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+        let keys: Vec<&str> = object.keys().collect();
         let message = format!(
             "expected \"messages\", or \"prompt\" and \"completion\", or \"input\" with \
              \"preferred_output\" and \"non_preferred_output\"; found the keys {keys:?}"
@@ -46,7 +47,7 @@ pub fn parse_example(
 
 /// Reads the messages of a chat request by the rules of training files; the first problem, if any.
 /// The conversation need not hold an assistant's message.
-pub fn parse_messages(messages: &Value) -> Result<Vec<Message>, Problem> {
+pub fn parse_messages(messages: &serde_json::Value) -> Result<Vec<Message>, Problem> {
     let (mut problems, mut warnings) = (Problems::default(), Problems::default());
     let mut reader = Reader {
         line: 0,
@@ -55,7 +56,7 @@ pub fn parse_messages(messages: &Value) -> Result<Vec<Message>, Problem> {
         found: 0,
         list: "messages",
     };
-    let read = reader.messages(messages);
+    let read = reader.messages(&messages.into());
     match problems.listed.into_iter().next() {
         Some(problem) => Err(problem),
         None => Ok(read),
@@ -72,12 +73,12 @@ fn without_line(error: &serde_json::Error) -> String {
 }
 
 /// What a value is, for messages.
-fn kind(value: &Value) -> &'static str {
+fn kind(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
+        Value::Str(_) => "a text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
@@ -103,21 +104,32 @@ impl Reader<'_> {
         self.warnings.push(Problem { line: self.line, message_index, key, message });
     }
 
-    fn unknown_keys(
-        &mut self,
-        object: &Map<String, Value>,
-        known: &[&str],
-        message_index: Option<usize>,
-    ) {
-        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-            self.warning(message_index, Some(key.clone()), "unknown key, ignored".to_owned());
+    /// Warns of keys that nobody reads, and refuses those that stand twice: which of them counts would be
+    /// a guess.
+    fn check_keys(&mut self, object: &Object<'_>, known: &[&str], message_index: Option<usize>) {
+        let mut seen = 0_u32;
+        for key in object.keys() {
+            let Some(place) = known.iter().position(|known| *known == key) else {
+                let text = "unknown key, ignored".to_owned();
+                self.warning(message_index, Some(key.to_owned()), text);
+                continue;
+            };
+            if seen & 1 << place != 0 {
+                let path = match message_index {
+                    Some(index) => format!("{}[{index}].{key}", self.list),
+                    None => key.to_owned(),
+                };
+                let text = "the key stands here twice: keep one of them".to_owned();
+                self.problem(message_index, Some(path), text);
+            }
+            seen |= 1 << place;
         }
     }
 
-    fn prompt_completion(&mut self, object: &Map<String, Value>) -> Option<Example> {
-        self.unknown_keys(object, &["prompt", "completion"], None);
+    fn prompt_completion(&mut self, object: &Object<'_>) -> Option<Example> {
+        self.check_keys(object, &["prompt", "completion"], None);
         let mut text = |key: &str| match object.get(key) {
-            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Str(text)) => Some(text.clone().into_owned()),
             Some(other) => {
                 let message = format!("expected a text, found {}", kind(other));
                 self.problem(None, Some(key.to_owned()), message);
@@ -136,9 +148,9 @@ impl Reader<'_> {
         Some(Example::PromptCompletion { prompt: prompt?, completion })
     }
 
-    fn chat(&mut self, object: &Map<String, Value>) -> Option<Example> {
+    fn chat(&mut self, object: &Object<'_>) -> Option<Example> {
         let known = ["messages", "tools", "parallel_tool_calls", "functions"];
-        self.unknown_keys(object, &known, None);
+        self.check_keys(object, &known, None);
         let messages = self.messages(object.get("messages")?);
         let tools = self.tools(object);
         if self.found > 0 {
@@ -163,7 +175,7 @@ impl Reader<'_> {
         Some(Example::Chat { messages, tools })
     }
 
-    fn preference(&mut self, object: &Map<String, Value>) -> Option<Example> {
+    fn preference(&mut self, object: &Object<'_>) -> Option<Example> {
         let known = [
             "input",
             "preferred_output",
@@ -171,13 +183,13 @@ impl Reader<'_> {
             "non_preferred_output",
             "non_preferred_completion",
         ];
-        self.unknown_keys(object, &known, None);
+        self.check_keys(object, &known, None);
         let Some(input) = object.get("input").and_then(Value::as_object) else {
             let message = "expected an object with \"messages\"".to_owned();
             self.problem(None, Some("input".to_owned()), message);
             return None;
         };
-        self.unknown_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
+        self.check_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
         self.list = "input.messages";
         let mut messages = self.messages(input.get("messages").unwrap_or(&Value::Null));
         // The answer alone is learnt.
@@ -196,18 +208,14 @@ impl Reader<'_> {
     }
 
     /// The one assistant message under one of two spellings.
-    fn answer(
-        &mut self,
-        object: &Map<String, Value>,
-        spellings: [&'static str; 2],
-    ) -> Option<Message> {
+    fn answer(&mut self, object: &Object<'_>, spellings: [&'static str; 2]) -> Option<Message> {
         let Some(name) = spellings.into_iter().find(|name| object.contains_key(*name)) else {
             self.problem(None, Some(spellings[0].to_owned()), "the key is missing".to_owned());
             return None;
         };
         self.list = name;
         let before = self.found;
-        let mut messages = self.messages(&object[name]);
+        let mut messages = self.messages(object.get(name).unwrap_or(&Value::Null));
         let only = messages.pop();
         match only {
             _ if self.found > before => None,
@@ -222,14 +230,14 @@ impl Reader<'_> {
         }
     }
 
-    fn tools(&mut self, object: &Map<String, Value>) -> Vec<Value> {
+    fn tools(&mut self, object: &Object<'_>) -> Vec<serde_json::Value> {
         let mut tools = Vec::new();
         match object.get("tools") {
             None | Some(Value::Null) => {}
             Some(Value::Array(list)) => {
                 for (index, tool) in list.iter().enumerate() {
-                    if tool["function"]["name"].is_string() {
-                        tools.push(tool.clone());
+                    if tool.get("function").get("name").is_string() {
+                        tools.push(tool.into());
                         continue;
                     }
                     let message = "a tool needs \"type\": \"function\" and a \"function\" with a \
@@ -247,6 +255,7 @@ impl Reader<'_> {
             None | Some(Value::Null) => {}
             Some(Value::Array(list)) => {
                 for function in list {
+                    let function = serde_json::Value::from(function);
                     tools.push(serde_json::json!({"type": "function", "function": function}));
                 }
             }
@@ -258,7 +267,7 @@ impl Reader<'_> {
         tools
     }
 
-    fn messages(&mut self, value: &Value) -> Vec<Message> {
+    fn messages(&mut self, value: &Value<'_>) -> Vec<Message> {
         let Some(list) = value.as_array() else {
             let message = format!("expected a list of messages, found {}", kind(value));
             self.problem(None, Some(self.list.to_owned()), message);
@@ -295,7 +304,7 @@ impl Reader<'_> {
         self.problem(Some(index), Some(format!("{}[{index}].{key}", self.list)), message);
     }
 
-    fn message(&mut self, index: usize, object: &Map<String, Value>) -> Option<Message> {
+    fn message(&mut self, index: usize, object: &Object<'_>) -> Option<Message> {
         let known = [
             "role",
             "content",
@@ -306,13 +315,13 @@ impl Reader<'_> {
             "tool_call_id",
             "refusal",
         ];
-        self.unknown_keys(object, &known, Some(index));
+        self.check_keys(object, &known, Some(index));
         let before = self.found;
         let role = self.role(index, object);
         let content = self.content(index, object.get("content"));
         let name = match object.get("name") {
             None | Some(Value::Null) => None,
-            Some(Value::String(name)) => Some(name.clone()),
+            Some(Value::Str(name)) => Some(name.clone().into_owned()),
             Some(other) => {
                 self.at(index, "name", format!("expected a text, found {}", kind(other)));
                 None
@@ -322,7 +331,7 @@ impl Reader<'_> {
         let trained = self.weight(index, object.get("weight"), is_assistant);
         let tool_calls = self.tool_calls(index, object, is_assistant);
         let tool_call_id = match (role, object.get("tool_call_id")) {
-            (Some(Role::Tool), Some(Value::String(id))) => Some(id.clone()),
+            (Some(Role::Tool), Some(Value::Str(id))) => Some(id.clone().into_owned()),
             (Some(Role::Tool), _) => {
                 let text = "a tool message needs the id of the call that it answers".to_owned();
                 self.at(index, "tool_call_id", text);
@@ -343,13 +352,13 @@ impl Reader<'_> {
         Some(Message { role: role?, content, name, trained, tool_calls, tool_call_id })
     }
 
-    fn role(&mut self, index: usize, object: &Map<String, Value>) -> Option<Role> {
+    fn role(&mut self, index: usize, object: &Object<'_>) -> Option<Role> {
         let known = || {
             let names: Vec<&str> = Role::ALL.iter().map(|(name, _)| *name).collect();
             names.join(", ")
         };
         match object.get("role") {
-            Some(Value::String(text)) => {
+            Some(Value::Str(text)) => {
                 let role = Role::ALL.iter().find(|(name, _)| name == text);
                 if role.is_none() {
                     let text = format!("unknown role {text:?}; it can be {}", known());
@@ -369,14 +378,14 @@ impl Reader<'_> {
     }
 
     /// A text, null, or a list of text parts.
-    fn content(&mut self, index: usize, value: Option<&Value>) -> Option<String> {
+    fn content(&mut self, index: usize, value: Option<&Value<'_>>) -> Option<String> {
         match value {
             None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Str(text)) => Some(text.clone().into_owned()),
             Some(Value::Array(parts)) => {
                 let mut whole = String::new();
                 for (part_index, part) in parts.iter().enumerate() {
-                    match (part["type"].as_str(), part["text"].as_str()) {
+                    match (part.get("type").as_str(), part.get("text").as_str()) {
                         (Some("text"), Some(text)) => whole.push_str(text),
                         (found, _) => {
                             let text = format!(
@@ -396,7 +405,7 @@ impl Reader<'_> {
     }
 
     /// Whether the message is learnt.
-    fn weight(&mut self, index: usize, value: Option<&Value>, is_assistant: bool) -> bool {
+    fn weight(&mut self, index: usize, value: Option<&Value<'_>>, is_assistant: bool) -> bool {
         match value {
             None | Some(Value::Null) => is_assistant,
             Some(_) if !is_assistant => {
@@ -416,7 +425,7 @@ impl Reader<'_> {
     fn tool_calls(
         &mut self,
         index: usize,
-        object: &Map<String, Value>,
+        object: &Object<'_>,
         is_assistant: bool,
     ) -> Vec<ToolCall> {
         let mut calls = Vec::new();
@@ -439,22 +448,30 @@ impl Reader<'_> {
         };
         for (call_index, call) in list.iter().enumerate() {
             let key = format!("tool_calls[{call_index}]");
-            let Some(id) = call["id"].as_str() else {
+            let Some(id) = call.get("id").as_str() else {
                 self.at(index, &format!("{key}.id"), "a call needs an id, a text".to_owned());
                 continue;
             };
-            if call.get("type").is_some_and(|kind| kind != "function") {
+            if !matches!(call.get("type"), Value::Null)
+                && call.get("type").as_str() != Some("function")
+            {
                 let text = "the type of a call can only be \"function\"".to_owned();
                 self.at(index, &format!("{key}.type"), text);
             }
             let key = format!("{key}.function");
-            calls.extend(self.function(index, &key, id.to_owned(), &call["function"]));
+            calls.extend(self.function(index, &key, id.to_owned(), call.get("function")));
         }
         calls
     }
 
-    fn function(&mut self, index: usize, key: &str, id: String, value: &Value) -> Option<ToolCall> {
-        let (name, arguments) = (value["name"].as_str(), value["arguments"].as_str());
+    fn function(
+        &mut self,
+        index: usize,
+        key: &str,
+        id: String,
+        value: &Value<'_>,
+    ) -> Option<ToolCall> {
+        let (name, arguments) = (value.get("name").as_str(), value.get("arguments").as_str());
         let (Some(name), Some(arguments)) = (name, arguments) else {
             let text = "a function call needs \"name\" and \"arguments\", both texts".to_owned();
             self.at(index, key, text);
@@ -524,6 +541,14 @@ mod tests {
                 "line 7, message 0, key \"messages[0].content[0]\": a part of type",
             ),
             (r#"{"prompt":"a"}"#, "line 7, key \"completion\": the key is missing"),
+            (
+                r#"{"prompt":"a","completion":"b","prompt":"c"}"#,
+                "line 7, key \"prompt\": the key stands here twice",
+            ),
+            (
+                r#"{"messages":[{"role":"assistant","content":"a","\u0063ontent":"b"}]}"#,
+                "line 7, message 0, key \"messages[0].content\": the key stands here twice",
+            ),
         ];
         for (text, want) in cases {
             let found = problems_of(text);
