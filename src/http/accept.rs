@@ -1,4 +1,4 @@
-//! The accept loop: connections with a limit on their number and on the time that headers may take,
+//! The accept loop: connections with a limit on their number and on the time that heads may take,
 //! and a shutdown that lets running requests end.
 //!
 //! Our own, because `axum::serve` installs no timer, without which the header timeout never fires.
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -15,11 +15,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::silence::{self, Counted};
+
 /// Connections at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 1024;
-
-/// Time in which a request's headers must be there.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that running requests have to end after the shutdown began.
 const GRACE: Duration = Duration::from_secs(15);
@@ -33,8 +32,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let graceful = GracefulShutdown::new();
     // HTTP/1 alone: to tell the versions apart, the builder would wait for a connection's first bytes
     // without any timeout.
-    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let builder = Builder::new(TokioExecutor::new()).http1_only();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -45,6 +43,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             continue;
         };
         let service = TowerToHyperService::new(router.clone());
+        let (stream, timer) = Counted::new(stream);
+        let mut builder = builder.clone();
+        builder.http1().timer(timer).header_read_timeout(silence::HEAD);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {

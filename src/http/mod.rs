@@ -20,6 +20,7 @@ mod limit;
 mod metrics;
 mod models;
 mod openapi;
+mod silence;
 mod spool;
 mod state;
 mod uploads;

@@ -143,6 +143,26 @@ async fn a_connection_that_never_sends_its_headers_is_closed() {
     }
 }
 
+/// Clients keep connections for the next request, which a server that closes them meanwhile would lose.
+#[tokio::test]
+async fn a_connection_may_rest_between_requests_but_not_within_a_head() {
+    let server = Server::start();
+    let address = server.base.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    let mut reply = [0; 4096];
+    for _ in 0..2 {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
+        let length = stream.read(&mut reply).await.expect("it is read");
+        assert!(reply[..length].starts_with(b"HTTP/1.1 200"), "{length} bytes");
+        tokio::time::sleep(Duration::from_secs(12)).await;
+    }
+    stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.expect("sends");
+    let start = Instant::now();
+    let end = tokio::time::timeout(Duration::from_secs(40), stream.read(&mut reply));
+    let _ = end.await.expect("the server closes the connection");
+    assert!((5..25).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn a_body_that_never_ends_is_refused() {
     let server = Server::start();
