@@ -209,7 +209,7 @@ impl Reader<'_> {
 
     /// The one assistant message under one of two spellings.
     fn answer(&mut self, object: &Object<'_>, spellings: [&'static str; 2]) -> Option<Message> {
-        let Some(name) = spellings.into_iter().find(|name| object.contains_key(*name)) else {
+        let Some(name) = spellings.into_iter().find(|name| object.contains_key(name)) else {
             self.problem(None, Some(spellings[0].to_owned()), "the key is missing".to_owned());
             return None;
         };
