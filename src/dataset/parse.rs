@@ -1,8 +1,9 @@
 //! Reads examples and messages, and names every problem with its place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 // Objects of a line are read once and have few keys: lists of borrowed texts, not maps of owned ones.
+use serde::Deserialize;
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Example, Message, Problem, Problems, Role, ToolCall};
@@ -23,16 +24,21 @@ pub fn parse_example(
             return None;
         }
     };
-    let Value::Object(object) = value else {
+    let Value::Object(object) = &value else {
         reader.problem(None, None, format!("expected an object, found {}", kind(&value)));
         return None;
     };
+    if let Some(twice) = key_twice(&value) {
+        let text = "the key stands there twice: keep one of them".to_owned();
+        reader.problem(twice.message_index, Some(twice.path), text);
+        return None;
+    }
     let example = if object.contains_key("messages") {
-        reader.chat(&object)
+        reader.chat(object)
     } else if object.contains_key("input") {
-        reader.preference(&object)
+        reader.preference(object)
     } else if object.contains_key("prompt") || object.contains_key("completion") {
-        reader.prompt_completion(&object)
+        reader.prompt_completion(object)
     } else {
         let keys: Vec<&str> = object.keys().collect();
         let message = format!(
@@ -56,7 +62,11 @@ pub fn parse_messages(messages: &serde_json::Value) -> Result<Vec<Message>, Prob
         found: 0,
         list: "messages",
     };
-    let read = reader.messages(&messages.into());
+    let mut read = Vec::new();
+    match Value::deserialize(messages) {
+        Ok(messages) => read = reader.messages(&messages),
+        Err(error) => reader.problem(None, Some("messages".to_owned()), error.to_string()),
+    }
     match problems.listed.into_iter().next() {
         Some(problem) => Err(problem),
         None => Ok(read),
@@ -70,6 +80,57 @@ fn without_line(error: &serde_json::Error) -> String {
         Some((what, _)) => format!("{what} at column {}", error.column()),
         None => text,
     }
+}
+
+/// A key that stands more than once in an object: which of them counts would be a guess.
+struct Twice {
+    /// From the line's object on.
+    path: String,
+    /// The message that it is in.
+    message_index: Option<usize>,
+}
+
+/// The first one, if there is one anywhere in a line.
+fn key_twice(value: &Value<'_>) -> Option<Twice> {
+    let mut twice = find_twice(value)?;
+    twice.path.remove(0);
+    Some(twice)
+}
+
+/// The same with a dot at the beginning of the path.
+fn find_twice(value: &Value<'_>) -> Option<Twice> {
+    match value {
+        Value::Array(list) => list.iter().enumerate().find_map(|(index, value)| {
+            let found = find_twice(value)?;
+            // The outermost list is that of the messages.
+            Some(Twice { path: format!("[{index}]{}", found.path), message_index: Some(index) })
+        }),
+        Value::Object(object) => {
+            if let Some(key) = repeated(object) {
+                return Some(Twice { path: format!(".{key}"), message_index: None });
+            }
+            object.iter().find_map(|(key, value)| {
+                let found = find_twice(value)?;
+                let is_of_messages = !["tools", "functions"].contains(&key);
+                let message_index = found.message_index.filter(|_| is_of_messages);
+                Some(Twice { path: format!(".{key}{}", found.path), message_index })
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A key that an object holds more than once.
+fn repeated<'a>(object: &'a Object<'_>) -> Option<&'a str> {
+    /// Most keys that are compared with each other: a line can hold a hundred thousand.
+    const FEW: usize = 16;
+    if object.len() <= FEW {
+        let is_repeated =
+            |(place, key): &(usize, &str)| object.keys().take(*place).any(|k| k == *key);
+        return object.keys().enumerate().find(is_repeated).map(|(_, key)| key);
+    }
+    let mut seen = HashSet::new();
+    object.keys().find(|key| !seen.insert(*key))
 }
 
 /// What a value is, for messages.
@@ -104,30 +165,14 @@ impl Reader<'_> {
         self.warnings.push(Problem { line: self.line, message_index, key, message });
     }
 
-    /// Warns of keys that nobody reads, and refuses those that stand twice: which of them counts would be
-    /// a guess.
-    fn check_keys(&mut self, object: &Object<'_>, known: &[&str], message_index: Option<usize>) {
-        let mut seen = 0_u32;
-        for key in object.keys() {
-            let Some(place) = known.iter().position(|known| *known == key) else {
-                let text = "unknown key, ignored".to_owned();
-                self.warning(message_index, Some(key.to_owned()), text);
-                continue;
-            };
-            if seen & 1 << place != 0 {
-                let path = match message_index {
-                    Some(index) => format!("{}[{index}].{key}", self.list),
-                    None => key.to_owned(),
-                };
-                let text = "the key stands here twice: keep one of them".to_owned();
-                self.problem(message_index, Some(path), text);
-            }
-            seen |= 1 << place;
+    fn unknown_keys(&mut self, object: &Object<'_>, known: &[&str], message_index: Option<usize>) {
+        for key in object.keys().filter(|key| !known.contains(key)) {
+            self.warning(message_index, Some(key.to_owned()), "unknown key, ignored".to_owned());
         }
     }
 
     fn prompt_completion(&mut self, object: &Object<'_>) -> Option<Example> {
-        self.check_keys(object, &["prompt", "completion"], None);
+        self.unknown_keys(object, &["prompt", "completion"], None);
         let mut text = |key: &str| match object.get(key) {
             Some(Value::Str(text)) => Some(text.clone().into_owned()),
             Some(other) => {
@@ -150,7 +195,7 @@ impl Reader<'_> {
 
     fn chat(&mut self, object: &Object<'_>) -> Option<Example> {
         let known = ["messages", "tools", "parallel_tool_calls", "functions"];
-        self.check_keys(object, &known, None);
+        self.unknown_keys(object, &known, None);
         let messages = self.messages(object.get("messages")?);
         let tools = self.tools(object);
         if self.found > 0 {
@@ -183,13 +228,13 @@ impl Reader<'_> {
             "non_preferred_output",
             "non_preferred_completion",
         ];
-        self.check_keys(object, &known, None);
+        self.unknown_keys(object, &known, None);
         let Some(input) = object.get("input").and_then(Value::as_object) else {
             let message = "expected an object with \"messages\"".to_owned();
             self.problem(None, Some("input".to_owned()), message);
             return None;
         };
-        self.check_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
+        self.unknown_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
         self.list = "input.messages";
         let mut messages = self.messages(input.get("messages").unwrap_or(&Value::Null));
         // The answer alone is learnt.
@@ -209,13 +254,14 @@ impl Reader<'_> {
 
     /// The one assistant message under one of two spellings.
     fn answer(&mut self, object: &Object<'_>, spellings: [&'static str; 2]) -> Option<Message> {
-        let Some(name) = spellings.into_iter().find(|name| object.contains_key(name)) else {
+        let given = spellings.into_iter().find_map(|name| Some((name, object.get(name)?)));
+        let Some((name, answer)) = given else {
             self.problem(None, Some(spellings[0].to_owned()), "the key is missing".to_owned());
             return None;
         };
         self.list = name;
         let before = self.found;
-        let mut messages = self.messages(object.get(name).unwrap_or(&Value::Null));
+        let mut messages = self.messages(answer);
         let only = messages.pop();
         match only {
             _ if self.found > before => None,
@@ -315,7 +361,7 @@ impl Reader<'_> {
             "tool_call_id",
             "refusal",
         ];
-        self.check_keys(object, &known, Some(index));
+        self.unknown_keys(object, &known, Some(index));
         let before = self.found;
         let role = self.role(index, object);
         let content = self.content(index, object.get("content"));
@@ -452,9 +498,8 @@ impl Reader<'_> {
                 self.at(index, &format!("{key}.id"), "a call needs an id, a text".to_owned());
                 continue;
             };
-            if !matches!(call.get("type"), Value::Null)
-                && call.get("type").as_str() != Some("function")
-            {
+            let kind = call.as_object().and_then(|call| call.get("type"));
+            if kind.is_some_and(|kind| kind.as_str() != Some("function")) {
                 let text = "the type of a call can only be \"function\"".to_owned();
                 self.at(index, &format!("{key}.type"), text);
             }
@@ -543,17 +588,41 @@ mod tests {
             (r#"{"prompt":"a"}"#, "line 7, key \"completion\": the key is missing"),
             (
                 r#"{"prompt":"a","completion":"b","prompt":"c"}"#,
-                "line 7, key \"prompt\": the key stands here twice",
+                "line 7, key \"prompt\": the key stands there twice",
             ),
             (
                 r#"{"messages":[{"role":"assistant","content":"a","\u0063ontent":"b"}]}"#,
-                "line 7, message 0, key \"messages[0].content\": the key stands here twice",
+                "line 7, message 0, key \"messages[0].content\": the key stands there twice",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","tool_calls":[
+                    {"id":"c","function":{"name":"f","arguments":"1","arguments":"2"}}]}]}"#,
+                "line 7, message 1, key \"messages[1].tool_calls[0].function.arguments\": the key",
+            ),
+            (
+                r#"{"tools":[{"function":{"name":"f","name":"g"}}],"messages":[]}"#,
+                "line 7, key \"tools[0].function.name\": the key stands there twice",
+            ),
+            (
+                r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"c",
+                    "type":null,"function":{"name":"f","arguments":"1"}}]}]}"#,
+                "line 7, message 0, key \"messages[0].tool_calls[0].type\": the type of a call",
             ),
         ];
         for (text, want) in cases {
             let found = problems_of(text);
             assert!(found[0].starts_with(want), "{text}\n  {found:?}\n  {want}");
         }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_among_very_many_is_found_in_time() {
+        let keys: String = (0..100_000).map(|number| format!("\"{number}\":1,")).collect();
+        let text = format!(r#"{{"messages":{{{keys}"77777":2}}}}"#);
+        let began = std::time::Instant::now();
+        let found = problems_of(&text);
+        assert!(found[0].starts_with("line 7, key \"messages.77777\": the key"), "{}", found[0]);
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 
     #[test]
