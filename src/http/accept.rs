@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::silence::{self, Counted};
+use super::head_timer::{Counted, HEAD};
 
 /// Connections at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -45,7 +45,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         let service = TowerToHyperService::new(router.clone());
         let (stream, timer) = Counted::new(stream);
         let mut builder = builder.clone();
-        builder.http1().timer(timer).header_read_timeout(silence::HEAD);
+        builder.http1().timer(timer).header_read_timeout(HEAD);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {

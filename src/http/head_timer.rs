@@ -34,13 +34,16 @@ pub(super) struct Counted {
 /// Of one connection.
 pub(super) struct HeadTimer {
     received: Arc<AtomicU64>,
+    head: Duration,
+    rest: Duration,
 }
 
 impl Counted {
     /// The stream, and the timer for its connection.
     pub(super) fn new(stream: TcpStream) -> (Self, HeadTimer) {
         let received = Arc::new(AtomicU64::new(0));
-        (Self { stream, received: received.clone() }, HeadTimer { received })
+        let timer = HeadTimer { received: received.clone(), head: HEAD, rest: REST };
+        (Self { stream, received }, timer)
     }
 }
 
@@ -95,10 +98,11 @@ impl Timer for HeadTimer {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let received = self.received.load(Ordering::Relaxed);
-        let rest = if received == 0 { Duration::ZERO } else { REST.saturating_sub(HEAD) };
+        let rest = if received == 0 { Duration::ZERO } else { self.rest.saturating_sub(self.head) };
         Box::pin(HeadSleep {
             sleep: Box::pin(tokio::time::sleep_until((deadline + rest).into())),
             received: self.received.clone(),
+            head: self.head,
             at_rest: (received > 0).then_some(received),
         })
     }
@@ -108,6 +112,7 @@ impl Timer for HeadTimer {
 struct HeadSleep {
     sleep: Pin<Box<tokio::time::Sleep>>,
     received: Arc<AtomicU64>,
+    head: Duration,
     /// What had been received when the connection began to rest, as long as it rests. The beginning of a
     /// head that came together with the request before is in it, and so may rest as well.
     at_rest: Option<u64>,
@@ -120,10 +125,45 @@ impl Future for HeadSleep {
         let received = self.received.load(Ordering::Relaxed);
         if self.at_rest.is_some_and(|at_rest| at_rest != received) {
             self.at_rest = None;
-            self.sleep.as_mut().reset(tokio::time::Instant::now() + HEAD);
+            let deadline = tokio::time::Instant::now() + self.head;
+            self.sleep.as_mut().reset(deadline);
         }
         self.sleep.as_mut().poll(context)
     }
 }
 
 impl Sleep for HeadSleep {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Duration = Duration::from_millis(100);
+    const REST: Duration = Duration::from_millis(1500);
+
+    fn timer(received: u64) -> HeadTimer {
+        HeadTimer { received: Arc::new(AtomicU64::new(received)), head: HEAD, rest: REST }
+    }
+
+    #[tokio::test]
+    async fn the_first_head_has_little_time_and_a_rest_much_but_not_for_ever() {
+        for (received, limit) in [(0, HEAD), (5, REST)] {
+            let began = Instant::now();
+            timer(received).sleep(HEAD).await;
+            assert!(began.elapsed() >= limit, "{received}: {:?}", began.elapsed());
+            assert!(began.elapsed() < limit + REST / 2, "{received}: {:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_begins_after_a_rest_has_its_own_time_from_then_on() {
+        let timer = timer(5);
+        let mut sleep = timer.sleep(HEAD);
+        assert!(tokio::time::timeout(HEAD * 3, &mut sleep).await.is_err(), "it rests");
+        let began = Instant::now();
+        timer.received.fetch_add(1, Ordering::Relaxed);
+        sleep.await;
+        assert!(began.elapsed() >= HEAD, "{:?}", began.elapsed());
+        assert!(began.elapsed() < REST / 2, "{:?}", began.elapsed());
+    }
+}
