@@ -10,13 +10,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{
     GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
+    PutPayload,
 };
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
@@ -25,6 +26,9 @@ use tokio_util::io::ReaderStream;
 
 /// Bytes that are read or written at once. What a call holds in memory is a small multiple of it.
 const CHUNK: usize = 1024 * 1024;
+
+/// Pieces that are written at once: a client may send a byte at a time, and each piece takes its room.
+const MOST_PIECES: usize = 256;
 
 /// Keys of uploaded files begin with this.
 pub const UPLOADS: &str = "files/";
@@ -95,7 +99,7 @@ impl Blobs {
         Ok(Self { storage: Arc::new(storage), objects, spool })
     }
 
-    /// A folder for bytes that are still arriving. What lies in it at the next start is removed.
+    /// A folder for files that a request works with. What lies in it at the next start is removed.
     pub fn spool_dir(&self) -> &Path {
         &self.spool
     }
@@ -119,25 +123,24 @@ impl Blobs {
     /// Stores the bytes of a local file under `key`; appears whole or not at all, and is durable
     /// when this returns. Returns their number.
     pub async fn put_file(&self, key: &str, from: &Path) -> Result<u64, BlobError> {
-        let path = parse(key)?;
-        let mut file = File::open(from).await.map_err(|source| local_error(from, source))?;
-        let mut chunk = read_chunk(&mut file).await.map_err(|source| local_error(from, source))?;
-        let mut total = chunk.len() as u64;
-        if chunk.len() < CHUNK {
-            let put = self.storage.put(&path, chunk.into()).await;
-            return put.map(|_put| total).map_err(|error| storage_error(key, error));
-        }
-        // A part at a time, each waited for: memory stays constant whatever the file's size. An
-        // upload that is dropped on the way removes what it has staged.
-        let mut upload =
-            self.storage.put_multipart(&path).await.map_err(|error| storage_error(key, error))?;
-        while !chunk.is_empty() {
-            upload.put_part(chunk.into()).await.map_err(|error| storage_error(key, error))?;
-            chunk = read_chunk(&mut file).await.map_err(|source| local_error(from, source))?;
+        let file = File::open(from).await.map_err(|source| local_error(from, source))?;
+        let mut chunks = ReaderStream::with_capacity(file, CHUNK);
+        let mut staged = self.stage(key).await?;
+        let mut total = 0;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|source| local_error(from, source))?;
             total += chunk.len() as u64;
+            staged.write(chunk).await?;
         }
-        upload.complete().await.map_err(|error| storage_error(key, error))?;
+        staged.commit().await?;
         Ok(total)
+    }
+
+    /// Begins a blob under `key`, which appears when it is committed, or not at all.
+    pub async fn stage(&self, key: &str) -> Result<Staged, BlobError> {
+        let upload = self.storage.put_multipart(&parse(key)?).await;
+        let upload = upload.map_err(|error| storage_error(key, error))?;
+        Ok(Staged { upload, key: key.to_owned(), gathered: Vec::new(), gathered_bytes: 0 })
     }
 
     /// Joins blobs in order under the new key `to`, in constant memory; `seen` gets every chunk. The
@@ -148,9 +151,7 @@ impl Blobs {
         to: &str,
         seen: mpsc::Sender<Bytes>,
     ) -> Result<Staged, BlobError> {
-        let upload = self.storage.put_multipart(&parse(to)?).await;
-        let upload = upload.map_err(|error| storage_error(to, error))?;
-        let mut staged = Staged { upload, key: to.to_owned() };
+        let mut staged = self.stage(to).await?;
         for key in from {
             if let Err(error) = self.append(&mut staged, key, &seen).await {
                 staged.discard().await;
@@ -170,8 +171,7 @@ impl Blobs {
         while let Some(chunk) = stream.try_next().await? {
             // Whoever looks on may have seen enough.
             let _nobody_looks = seen.send(chunk.clone()).await;
-            let put = staged.upload.put_part(chunk.into()).await;
-            put.map_err(|error| storage_error(&staged.key, error))?;
+            staged.write(chunk).await?;
         }
         Ok(())
     }
@@ -250,15 +250,37 @@ impl Blobs {
     }
 }
 
-/// A blob that has been written and is not there yet. Dropped, it takes its bytes along in a moment.
+/// A blob that is written and not there yet. Dropped, it takes its bytes along in a moment.
 pub struct Staged {
     upload: Box<dyn MultipartUpload>,
     key: String,
+    /// Bytes that have not been passed on.
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
 }
 
 impl Staged {
+    /// Appends bytes. They are passed on about [`CHUNK`] at a time, each waited for: memory stays constant
+    /// whatever the blob's size.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.gathered_bytes += bytes.len();
+        self.gathered.push(bytes);
+        let is_enough = self.gathered_bytes >= CHUNK || self.gathered.len() >= MOST_PIECES;
+        if is_enough { self.pass_on().await } else { Ok(()) }
+    }
+
+    async fn pass_on(&mut self) -> Result<(), BlobError> {
+        let part = PutPayload::from_iter(std::mem::take(&mut self.gathered));
+        self.gathered_bytes = 0;
+        let put = self.upload.put_part(part).await;
+        put.map_err(|error| storage_error(&self.key, error))
+    }
+
     /// Lets the blob appear; it is durable when this returns.
     pub async fn commit(mut self) -> Result<(), BlobError> {
+        if !self.gathered.is_empty() {
+            self.pass_on().await?;
+        }
         let done = self.upload.complete().await;
         done.map(|_put| ()).map_err(|error| storage_error(&self.key, error))
     }
@@ -275,18 +297,6 @@ impl Staged {
 /// refused here.
 fn parse(key: &str) -> Result<Key, BlobError> {
     Key::parse(key).map_err(|error| BlobError::Storage(error.into()))
-}
-
-/// The next [`CHUNK`] bytes of a file, fewer at its end, none after it.
-async fn read_chunk(file: &mut File) -> std::io::Result<Bytes> {
-    let mut chunk = BytesMut::with_capacity(CHUNK);
-    while chunk.len() < CHUNK {
-        let room = CHUNK - chunk.len();
-        if (&mut *file).take(room as u64).read_buf(&mut chunk).await? == 0 {
-            break;
-        }
-    }
-    Ok(chunk.freeze())
 }
 
 fn is_full(error: &std::io::Error) -> bool {

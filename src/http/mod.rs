@@ -21,7 +21,7 @@ mod limit;
 mod metrics;
 mod models;
 mod openapi;
-mod spool;
+mod receive;
 mod state;
 mod uploads;
 mod webhooks;

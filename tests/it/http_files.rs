@@ -1,5 +1,8 @@
 //! `/v1/files`: what is uploaded is kept, byte for byte, and can be listed, read and deleted.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
@@ -305,4 +308,44 @@ async fn a_file_over_the_limit_is_refused_with_a_clear_413() {
     assert_eq!(error["code"], "file_too_large");
     assert!(error["message"].as_str().is_some_and(|text| text.contains("512 MiB")), "{error}");
     assert_eq!(server.get("/v1/files").await.ok()["data"], json!([]));
+    assert_eq!(blobs(&server).len(), 0, "the bytes are gone when the client hears of it");
+}
+
+/// What lies where the bytes of files lie, whole or not.
+fn blobs(server: &Server) -> Vec<PathBuf> {
+    let folder = server.data_dir().join("blobs/objects/files");
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_or_is_refused_leaves_nothing() {
+    let server = Server::start();
+    // Refused for its purpose, which comes behind the bytes.
+    let form = Form::new().part("file", part(&chat_lines(12))).text("purpose", "none");
+    server.form(form).await.error(400);
+    for path in blobs(&server) {
+        gone(&path).await;
+    }
+    // Broken off after bytes enough to be on the disk.
+    let (sent, seen) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
+    let body = reqwest::Body::wrap_stream(futures_util::stream::unfold(seen, async |mut seen| {
+        Some((seen.recv().await?, seen))
+    }));
+    let form = Form::new().text("purpose", "fine-tune").part("file", Part::stream(body));
+    let (url, client) = (format!("{}/files", server.base), server.client.clone());
+    let upload = tokio::spawn(client.post(url).multipart(form).send());
+    for _ in 0..4 {
+        sent.send(Ok(bytes::Bytes::from(vec![b' '; 1 << 20]))).await.expect("it is read");
+    }
+    let staged = loop {
+        if let Some(path) = blobs(&server).pop() {
+            break path;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    upload.abort();
+    gone(&staged).await;
+    assert_eq!(server.get("/v1/files").await.ok()["data"], json!([]));
+    assert_eq!(blobs(&server).len(), 0);
 }

@@ -255,10 +255,12 @@ impl Measured {
         let used: f64 = self.turns.iter().map(|turn| turn.server_share * turn.seconds).sum();
         let mut wait = |share| quantile(&mut self.waits, share);
         let (p50, p99, worst) = (wait(0.5), wait(0.99), wait(1.0));
-        let slowdown = quantile(&mut self.slowdowns, 0.5);
+        let mut slower = |share| quantile(&mut self.slowdowns, share);
+        let (slowdown, least, most) = (slower(0.5), slower(0.0), slower(1.0));
         println!(
             "{name}: {:.0} requests/s, p50 {p50:.1} ms, p99 {p99:.1} ms, worst {worst:.1} ms, no \
-             errors; the server used {:.0} % of a core; training {slowdown:.1} % slower",
+             errors; the server used {:.0} % of a core; training {slowdown:.1} % slower (single turns: \
+             {least:.1} to {most:.1} %)",
             self.waits.len() as f64 / seconds,
             100.0 * used / seconds,
         );

@@ -1,4 +1,4 @@
-//! Takes an upload: streamed to disk while it is hashed and checked, never held in memory.
+//! Takes an upload: streamed to the blobs while it is hashed and checked, never held in memory.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -10,7 +10,7 @@ use crate::file::{FilePurpose, FileRecord};
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::inspection::Inspection;
-use crate::http::spool::{self, Limit};
+use crate::http::receive::{self, Expected};
 use crate::http::state::AppState;
 use crate::ids;
 use crate::validate::file_request;
@@ -51,39 +51,41 @@ pub async fn create(
     caller: Caller,
     request: Request,
 ) -> ApiResult<Json<FileObject>> {
-    let limit = Limit {
-        bytes: MAX_UPLOAD_BYTES,
-        message: format!(
+    let id = ids::new_file_id();
+    let blob_key = upload_key(&id);
+    let large = Expected {
+        name: "file",
+        most_bytes: MAX_UPLOAD_BYTES,
+        too_large: format!(
             "a file may have {} MiB at most: leave out what is not needed, or send it in parts, with \
              POST /v1/uploads",
             MAX_UPLOAD_BYTES >> 20
         ),
+        key: &blob_key,
     };
-    let inspection = Inspection::default();
-    let form =
-        spool::read_form(&state, request, "file", &limit, inspection, Inspection::feed).await?;
+    let (seen, inspection) = Inspection::begin(false);
+    let form = receive::read_form(&state, request, &large, Some(seen)).await?;
     let field = |name: &str| form.fields.get(name).map(String::as_str);
     let purpose = file_request::purpose(field("purpose"))?;
-    let Some(spooled) = form.spooled else {
+    let Some(received) = form.large else {
         return Err(ApiError::field("file", "the form has no field \"file\" with the bytes"));
     };
     let lifetime = file_request::lifetime(field(ANCHOR), field(SECONDS), [ANCHOR, SECONDS])?;
-    let inspected = spooled.inspector.finish();
+    let inspected = inspection.finish().await?;
     let created_at = state.clock.now();
-    let id = ids::new_file_id();
     let file = FileRecord {
-        blob_key: upload_key(&id),
+        blob_key,
         id,
         project: caller.project,
-        bytes: spooled.bytes as i64,
+        bytes: received.bytes as i64,
         created_at,
         expires_at: lifetime.map(|seconds| created_at.saturating_add(seconds)),
-        filename: file_request::base_name(spooled.filename.as_deref().unwrap_or_default()),
+        filename: file_request::base_name(received.filename.as_deref().unwrap_or_default()),
         purpose,
         sha256: inspected.sha256,
         verdict: (purpose == FilePurpose::FineTune).then_some(inspected.verdict),
     };
-    state.blobs.put_file(&file.blob_key, spooled.file.path()).await?;
+    received.staged.commit().await?;
     state.store.insert_file(&file).await?;
     Ok(Json(file.into()))
 }

@@ -10,7 +10,7 @@ use crate::error_code::ErrorCode;
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
-use crate::http::spool::{self, Limit};
+use crate::http::receive::{self, Expected};
 use crate::http::state::AppState;
 use crate::ids;
 use crate::store::AddPartOutcome;
@@ -47,23 +47,27 @@ pub async fn add_part(
     if upload.status != UploadStatus::Pending {
         return Err(super::not_pending(&upload));
     }
-    let limit = Limit {
-        bytes: MAX_PART_BYTES,
-        message: format!("a part may have {} MiB at most: cut smaller ones", MAX_PART_BYTES >> 20),
+    let id = ids::new_part_id();
+    let blob_key = part_key(&id);
+    let most = MAX_PART_BYTES;
+    let large = Expected {
+        name: "data",
+        most_bytes: most,
+        too_large: format!("a part may have {} MiB at most: cut smaller ones", most >> 20),
+        key: &blob_key,
     };
-    let form = spool::read_form(&state, request, "data", &limit, (), |(), _chunk| ()).await?;
-    let Some(spooled) = form.spooled else {
+    let form = receive::read_form(&state, request, &large, None).await?;
+    let Some(received) = form.large else {
         return Err(ApiError::field("data", "the form has no field \"data\" with the bytes"));
     };
-    let id = ids::new_part_id();
     let part = UploadPart {
-        blob_key: part_key(&id),
+        blob_key,
         id,
         upload_id,
         created_at: state.clock.now(),
-        bytes: spooled.bytes as i64,
+        bytes: received.bytes as i64,
     };
-    state.blobs.put_file(&part.blob_key, spooled.file.path()).await?;
+    received.staged.commit().await?;
     let refused = match state.store.add_part(&part).await? {
         Some(AddPartOutcome::Added) => return Ok(Json(part.into())),
         Some(AddPartOutcome::NotPending(upload)) => super::not_pending(&upload),

@@ -5,19 +5,14 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::State;
-use bytes::Bytes;
-use md5::{Digest, Md5};
-use tokio::sync::mpsc;
 
 use super::object::UploadObject;
 use crate::blobs::{BlobError, upload_key};
 use crate::file::{FilePurpose, FileRecord};
-use crate::hex::hex;
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
-use crate::http::inspection::{Inspected, Inspection};
-use crate::http::spool::CHUNKS_IN_FLIGHT;
+use crate::http::inspection::Inspection;
 use crate::http::state::AppState;
 use crate::ids;
 use crate::store::CompleteUploadOutcome;
@@ -135,19 +130,17 @@ async fn join(
     parts: &[UploadPart],
     md5: Option<&str>,
 ) -> ApiResult<Option<FileRecord>> {
-    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let is_md5_wanted = md5.is_some();
-    let inspector = tokio::task::spawn_blocking(move || inspect(chunks, is_md5_wanted));
+    let (seen, inspection) = Inspection::begin(md5.is_some());
     let id = ids::new_file_id();
     let blob_key = upload_key(&id);
     let keys: Vec<&str> = parts.iter().map(|part| part.blob_key.as_str()).collect();
-    let joined = match state.blobs.join(&keys, &blob_key, sender).await {
+    let joined = match state.blobs.join(&keys, &blob_key, seen).await {
         Ok(joined) => joined,
         Err(BlobError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let (inspected, found) = inspector.await.map_err(ApiError::internal)?;
-    if let Some(stated) = md5
+    let inspected = inspection.finish().await?;
+    if let (Some(stated), Some(found)) = (md5, &inspected.md5)
         && stated != found
     {
         let message = format!(
@@ -171,17 +164,4 @@ async fn join(
         blob_key,
         verdict: (upload.purpose == FilePurpose::FineTune).then_some(inspected.verdict),
     }))
-}
-
-/// Looks at the joined bytes on a thread of its own; the MD5 is empty unless it is wanted.
-fn inspect(mut chunks: mpsc::Receiver<Bytes>, is_md5_wanted: bool) -> (Inspected, String) {
-    let mut inspection = Inspection::default();
-    let mut md5 = Md5::new();
-    while let Some(chunk) = chunks.blocking_recv() {
-        inspection.feed(&chunk);
-        if is_md5_wanted {
-            md5.update(&chunk);
-        }
-    }
-    (inspection.finish(), hex(&md5.finalize()))
 }
