@@ -1,9 +1,10 @@
 //! Linear layers of one input together, with their LoRA pairs: forward and backward.
 //!
-//! A task is a block of rows. It turns them into words once, computes what the pairs make of them in
-//! between, and then sums x · Wᵀ and (x · aᵀ) · bᵀ in the same registers, so that a pair costs no pass
-//! of its own over the result. Backward likewise sums the gradients that all layers give their common
-//! input.
+//! A task is a block of rows. It makes them ready once (see [`super::ready`]), and then sums x · Wᵀ and
+//! (x · aᵀ) · bᵀ in the same registers, so that a pair costs no pass of its own over the result. Backward
+//! likewise sums the gradients that all layers give their common input. Where there are few rows, all of
+//! them are made ready first, and threads take the matrices' panels in turns: each panel is read by one
+//! thread alone.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::isa::Isa;
-use super::matrix::{Factor, Packed, add_outer, add_up};
+use super::matrix::{Packed, add_outer, add_up};
 use super::memory::{Matrix, Pool};
+use super::ready::Preparation;
 use super::scratch::with_words;
-use super::tile::{Left, Place, Store, Target, tile_rows};
+use super::tile::{Place, Store, Target, tile_rows};
 use super::vector;
-use super::words::{along, words};
+use super::words::words;
 
 /// Most layers that share an input: queries, keys and values.
 pub const MOST_LAYERS: usize = 3;
@@ -27,8 +29,11 @@ fn most_rows(isa: Isa) -> usize {
     if isa == Isa::Bf16 { 96 } else { 48 }
 }
 
-/// Rows of a product so wide that tasks share its panels instead of its rows.
-const FEW_ROWS: usize = 256;
+/// Most rows of a product whose panels are shared out instead of its rows.
+const FEW_ROWS: usize = 96;
+
+/// The same of a wide product.
+const MORE_ROWS: usize = 256;
 
 /// Columns for each thread that make a product wide.
 const WIDE: usize = 768;
@@ -96,7 +101,7 @@ impl Layer<'_> {
     }
 
     /// Words of a row between the matrices of its pair.
-    fn words_between(&self, isa: Isa) -> usize {
+    pub(super) fn words_between(&self, isa: Isa) -> usize {
         self.pair.as_ref().map_or(0, |pair| words(isa, pair.first.outputs))
     }
 }
@@ -112,7 +117,7 @@ pub struct Rows<'a> {
 
 impl Rows<'_> {
     /// Words that a task makes of a row: none where the floats are words already.
-    fn words(&self, isa: Isa) -> usize {
+    pub(super) fn words(&self, isa: Isa) -> usize {
         if isa == Isa::Bf16 { words(isa, self.columns) } else { 0 }
     }
 }
@@ -143,40 +148,45 @@ pub fn forward(
         inner[index] = Some(Target::new(results.inner));
         y[index] = Some(Target::new(results.y));
     }
-    let room = x.words(isa) + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
+    let preparation = Preparation::new(isa, std::slice::from_ref(&x), layers, &inner);
     let columns: usize = layers.iter().map(Layer::outputs).sum();
     let threads = rayon::current_num_threads();
-    let whole =
-        |layer: &Layer<'_>| Place { start: 0, stride: layer.outputs(), columns: layer.outputs() };
-    if rows <= tile_rows(isa, 1) || (rows <= FEW_ROWS && columns >= WIDE * threads) {
-        with_words(rows * room, |words| {
-            // SAFETY: all rows are this task's, the only one there is.
-            let ready = unsafe { prepare(isa, &[x], layers, &inner, 0..rows, words) };
-            for (index, (layer, y)) in layers.iter().zip(y.iter().flatten()).enumerate() {
-                let at_once = layer.panels().div_ceil(4 * threads).max(1);
-                (0..layer.panels().div_ceil(at_once)).into_par_iter().for_each(|task| {
-                    let panels = task * at_once..((task + 1) * at_once).min(layer.panels());
-                    let factors = ready.factors(layers, index..index + 1);
-                    // SAFETY: each task has panels of its own.
-                    unsafe { add_up(isa, rows, factors, panels, store, y, whole(layer)) };
-                });
-            }
+    let results_of = |index: usize, layer: &Layer<'_>| {
+        let place = Place { start: 0, stride: layer.outputs(), columns: layer.outputs() };
+        y[index].as_ref().map(|target| (target, place))
+    };
+    if rows <= FEW_ROWS || (rows <= MORE_ROWS && columns >= WIDE * threads) {
+        with_words(rows * preparation.room, |space| {
+            let panels = layers.iter().map(Layer::panels).sum();
+            let multiply = |share: Range<usize>, space: &[u32]| {
+                let mut before = 0;
+                for (index, layer) in layers.iter().enumerate() {
+                    let own = |at: usize| at.saturating_sub(before).min(layer.panels());
+                    let own = own(share.start)..own(share.end);
+                    before += layer.panels();
+                    let Some((target, place)) = results_of(index, layer) else { continue };
+                    let factors = preparation.factors(index..index + 1, 0, space);
+                    // SAFETY: each turn has panels of its own.
+                    unsafe { add_up(isa, rows, factors, own, store, target, place) };
+                }
+            };
+            // SAFETY: all rows are this call's.
+            unsafe { preparation.multiply_all(rows, space, panels, multiply) };
         });
     } else {
         let block = rows_of_a_task(isa, rows);
         (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
             let block = task * block..((task + 1) * block).min(rows);
-            with_words(block.len() * room, |words| {
+            with_words(block.len() * preparation.room, |space| {
                 // SAFETY: each task has rows of its own.
-                let ready = unsafe { prepare(isa, &[x], layers, &inner, block.clone(), words) };
-                for (index, (layer, y)) in layers.iter().zip(y.iter().flatten()).enumerate() {
-                    let factors = ready.factors(layers, index..index + 1);
-                    let place = Place { start: block.start * layer.outputs(), ..whole(layer) };
+                unsafe { preparation.prepare(block.clone(), space) };
+                for (index, layer) in layers.iter().enumerate() {
+                    let Some((target, place)) = results_of(index, layer) else { continue };
+                    let factors = preparation.factors(index..index + 1, block.start, space);
+                    let place = Place { start: block.start * layer.outputs(), ..place };
                     let panels = 0..layer.panels();
                     // SAFETY: each task has rows of its own.
-                    unsafe {
-                        add_up(isa, block.len(), factors, panels, store, y, place);
-                    }
+                    unsafe { add_up(isa, block.len(), factors, panels, store, target, place) };
                 }
             });
         });
@@ -211,17 +221,31 @@ pub fn backward(
     for (target, values) in inner.iter_mut().zip(inner_gradients) {
         *target = Some(Target::new(values));
     }
-    let room = gradients.iter().map(|gradient| gradient.words(isa)).sum::<usize>()
-        + layers.iter().map(|layer| layer.words_between(isa)).sum::<usize>();
+    let preparation = Preparation::new(isa, gradients, layers, &inner);
+    let place = Place { start: 0, stride: outputs, columns: outputs };
+    if rows <= FEW_ROWS {
+        with_words(rows * preparation.room, |space| {
+            let multiply = |share: Range<usize>, space: &[u32]| {
+                let Some(into) = &into else { return };
+                let factors = preparation.factors(0..layers.len(), 0, space);
+                // SAFETY: each turn has panels of its own.
+                unsafe { add_up(isa, rows, factors, share, store, into, place) };
+            };
+            let panels = if into.is_some() { panels } else { 0 };
+            // SAFETY: all rows are this call's.
+            unsafe { preparation.multiply_all(rows, space, panels, multiply) };
+        });
+        return;
+    }
     let block = rows_of_a_task(isa, rows);
     (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
         let block = task * block..((task + 1) * block).min(rows);
-        with_words(block.len() * room, |words| {
+        with_words(block.len() * preparation.room, |space| {
             // SAFETY: each task has rows of its own.
-            let ready = unsafe { prepare(isa, gradients, layers, &inner, block.clone(), words) };
+            unsafe { preparation.prepare(block.clone(), space) };
             let Some(into) = &into else { return };
-            let factors = ready.factors(layers, 0..layers.len());
-            let place = Place { start: block.start * outputs, stride: outputs, columns: outputs };
+            let factors = preparation.factors(0..layers.len(), block.start, space);
+            let place = Place { start: block.start * outputs, ..place };
             // SAFETY: each task has rows of its own.
             unsafe { add_up(isa, block.len(), factors, 0..panels, store, into, place) };
         });
@@ -263,86 +287,4 @@ pub(super) fn rows_of_a_task(isa: Isa, rows: usize) -> usize {
     let threads = rayon::current_num_threads();
     let tasks = rows.div_ceil(most_rows(isa)).next_multiple_of(threads).max(1);
     rows.div_ceil(tasks).next_multiple_of(tile_rows(isa, 1)).max(1)
-}
-
-/// A task's rows in words: those of its inputs, one for all layers or one for each, and those between
-/// the matrices of the pairs.
-struct Ready<'a> {
-    inputs: [Option<Left<'a>>; MOST_LAYERS],
-    between: [Option<Left<'a>>; MOST_LAYERS],
-}
-
-impl Ready<'_> {
-    /// What the results of these layers together are the sum of.
-    fn factors<'b>(
-        &'b self,
-        layers: &'b [Layer<'_>],
-        which: Range<usize>,
-    ) -> impl Iterator<Item = Factor<'b>> + Clone {
-        which.flat_map(|index| {
-            let layer = &layers[index];
-            let own = self.inputs[index].or(self.inputs[0]).zip(layer.weight);
-            let pair = self.between[index].zip(layer.pair.as_ref().map(|pair| &pair.second));
-            own.into_iter().chain(pair).map(|(left, packed)| Factor { left, packed })
-        })
-    }
-}
-
-/// Turns the rows of `block` into words, and computes what the pairs have in between into `inner`.
-///
-/// # Safety
-/// Nothing else reads or writes these rows of `inner` meanwhile.
-unsafe fn prepare<'a>(
-    isa: Isa,
-    inputs: &[Rows<'a>],
-    layers: &[Layer<'_>],
-    inner: &[Option<Target<'_>>; MOST_LAYERS],
-    block: Range<usize>,
-    mut space: &'a mut [u32],
-) -> Ready<'a> {
-    let rows = block.len();
-    let mut ready = Ready { inputs: [None; MOST_LAYERS], between: [None; MOST_LAYERS] };
-    for (input, ready) in inputs.iter().zip(&mut ready.inputs) {
-        let columns = input.columns;
-        if isa != Isa::Bf16 {
-            let words = bytemuck::cast_slice(input.values);
-            let start = block.start * columns;
-            *ready = Some(Left { words, start, row_stride: columns, depth_stride: 1 });
-            continue;
-        }
-        let floats = &input.values[block.start * columns..block.end * columns];
-        *ready = Some(to_words(isa, floats, columns, rows, &mut space));
-    }
-    for (index, layer) in layers.iter().enumerate() {
-        let (Some(pair), Some(target)) = (&layer.pair, &inner[index]) else { continue };
-        let Some(left) = ready.inputs[index].or(ready.inputs[0]) else { continue };
-        let rank = pair.first.outputs;
-        let place = Place { start: block.start * rank, stride: rank, columns: rank };
-        let factor = std::iter::once(Factor { left, packed: &pair.first });
-        let panels = 0..pair.first.panels();
-        // SAFETY: the caller's promise.
-        let floats = unsafe {
-            add_up(isa, rows, factor, panels, Store::Overwrite, target, place);
-            target.part(place.start, rows * rank)
-        };
-        ready.between[index] = Some(to_words(isa, floats, rank, rows, &mut space));
-    }
-    ready
-}
-
-/// Rows of floats as words at the beginning of `space`, which is left with the rest.
-pub(super) fn to_words<'a>(
-    isa: Isa,
-    floats: &[f32],
-    columns: usize,
-    rows: usize,
-    space: &mut &'a mut [u32],
-) -> Left<'a> {
-    let width = words(isa, columns);
-    let (made, rest) = std::mem::take(space).split_at_mut(rows * width);
-    *space = rest;
-    for (row, words) in floats.chunks_exact(columns).zip(made.chunks_exact_mut(width)) {
-        along(isa, row, words);
-    }
-    Left { words: made, start: 0, row_stride: width, depth_stride: 1 }
 }

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::isa::Isa;
-use super::linear::{MOST_LAYERS, PackedPair, Rows, rows_of_a_task, to_words};
+use super::linear::{MOST_LAYERS, PackedPair, Rows, rows_of_a_task};
 use super::matrix::{Factor, Packed, add_up};
 use super::memory::{Matrix, Pool};
 use super::scratch::with_words;
 use super::tile::{Left, Place, Store, Target};
 use super::vector;
-use super::words::words;
+use super::words::{along, words};
 
 /// Most rows that share out panels.
 const FEW_ROWS: usize = 96;
@@ -215,6 +215,23 @@ impl All<'_> {
             }
         }
     }
+}
+
+/// Rows of floats as words at the beginning of `space`, which is left with the rest.
+fn to_words<'a>(
+    isa: Isa,
+    floats: &[f32],
+    columns: usize,
+    rows: usize,
+    space: &mut &'a mut [u32],
+) -> Left<'a> {
+    let width = words(isa, columns);
+    let (made, rest) = std::mem::take(space).split_at_mut(rows * width);
+    *space = rest;
+    for (row, words) in floats.chunks_exact(columns).zip(made.chunks_exact_mut(width)) {
+        along(isa, row, words);
+    }
+    Left { words: made, start: 0, row_stride: width, depth_stride: 1 }
 }
 
 /// A LoRA pair packed once for many passes.

@@ -126,6 +126,21 @@ impl<'a> Target<'a> {
     }
 }
 
+impl Target<'_> {
+    /// `length` elements from `start`, to be read.
+    ///
+    /// # Safety
+    /// Nothing else writes them while the slice lives.
+    ///
+    /// # Panics
+    /// When they reach beyond the end.
+    pub unsafe fn written(&self, start: usize, length: usize) -> &[f32] {
+        assert!(start + length <= self.length);
+        // SAFETY: within the borrowed slice, and written by nobody, as the caller promises.
+        unsafe { std::slice::from_raw_parts(self.first.add(start), length) }
+    }
+}
+
 /// The part of a [`Target`] that a tile covers: its rows begin `stride` apart from `start` on and are
 /// `columns` long.
 #[derive(Debug, Clone, Copy)]
