@@ -5,6 +5,7 @@
 //! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
 
+mod found;
 mod keys;
 pub mod sqlite;
 mod webhooks;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use self::found::Found;
 pub use self::keys::{KeyStore, RevokeOutcome};
 pub use self::webhooks::WebhookStore;
 use crate::file::{FilePurpose, FileRecord};
@@ -334,7 +336,7 @@ pub trait Store: WebhookStore + KeyStore {
         most_waiting: u32,
     ) -> Result<Option<EarlierRequest>, StoreError>;
     /// A job by id. Shared, as are [`Store::list_events`], by all who ask at about the same time.
-    async fn job(&self, id: &str) -> Result<Option<Arc<Job>>, StoreError>;
+    async fn job(&self, id: &str) -> Result<Option<Arc<Found<Job>>>, StoreError>;
     /// A project's jobs, newest first.
     async fn list_jobs(
         &self,
@@ -364,7 +366,7 @@ pub trait Store: WebhookStore + KeyStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Arc<Page<JobEvent>>, StoreError>;
+    ) -> Result<Arc<Found<Page<JobEvent>>>, StoreError>;
     /// Events of a job, oldest first.
     async fn follow_events(
         &self,

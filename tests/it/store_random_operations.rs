@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use hone::error_code::ErrorCode;
 use hone::job::{EventLevel, JobError, JobStatus, NewEvent};
-use hone::store::{CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError};
+use hone::store::{
+    CancelOutcome, Claim, Found, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
+};
 use hone::webhook::EventType;
 use proptest::prelude::*;
 
@@ -421,7 +423,11 @@ async fn walk(limit: u32, writes: &[usize], newest_first: bool) -> (Vec<i64>, i6
     loop {
         let found = match newest_first {
             true => fixture.store.list_events(&claim.job_id, &page).await,
-            false => fixture.store.follow_events(&claim.job_id, &page).await.map(Arc::new),
+            false => fixture
+                .store
+                .follow_events(&claim.job_id, &page)
+                .await
+                .map(|page| Arc::new(Found::new(page))),
         };
         let found = found.expect("lists");
         seen.extend(found.items.iter().map(|event| event.sequence));

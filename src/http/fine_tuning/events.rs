@@ -1,9 +1,8 @@
 //! A job's events: a page of them, newest first, or all as they come.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -62,8 +61,10 @@ pub async fn events(
         return stream(state, id, &query, &headers).await;
     }
     let page = state.store.list_events(&id, &query.page(20, MOST)?).await?;
-    let data = page.items.iter().map(EventObject::from).collect();
-    Ok(Json(EventList { object: "list", data, has_more: page.has_more }).into_response())
+    super::reply(&page, |page| {
+        let data = page.items.iter().map(EventObject::from).collect();
+        serde_json::to_vec(&EventList { object: "list", data, has_more: page.has_more })
+    })
 }
 
 async fn stream(

@@ -21,11 +21,15 @@ pub(super) mod retrieve;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
 use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::error_code::ErrorCode;
 use crate::job::Job;
+use crate::store::Found;
 
 /// Most items of a page.
 const MOST: u32 = 100;
@@ -37,9 +41,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The caller's job, or OpenAI's 404.
-async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<Job>> {
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<Found<Job>>> {
     let job = state.store.job(id).await?.filter(|job| job.project == caller.project);
     job.ok_or_else(|| no_such_job(id))
+}
+
+/// A reply of JSON that is written once for all who ask.
+fn reply<T>(
+    found: &Found<T>,
+    write: impl FnOnce(&T) -> serde_json::Result<Vec<u8>>,
+) -> ApiResult<Response> {
+    const JSON: HeaderValue = HeaderValue::from_static("application/json");
+    let body = found.written(write).map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
 }
 
 fn no_such_job(id: &str) -> ApiError {
@@ -57,7 +71,7 @@ async fn wait_while(
     while is_pending(&job) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
         let now = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
-        job = Arc::unwrap_or_clone(now);
+        job = now.value();
     }
     Ok(job)
 }

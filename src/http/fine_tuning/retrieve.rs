@@ -1,7 +1,7 @@
 //! One job.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 
 use super::object::JobObject;
 use crate::http::authenticate::Caller;
@@ -20,6 +20,7 @@ pub async fn retrieve(
     State(state): State<AppState>,
     caller: Caller,
     PathId(id): PathId,
-) -> ApiResult<Json<JobObject>> {
-    Ok(Json(super::find(&state, &caller, &id).await?.as_ref().into()))
+) -> ApiResult<Response> {
+    let job = super::find(&state, &caller, &id).await?;
+    super::reply(&job, |job| serde_json::to_vec(&JobObject::from(job)))
 }

@@ -35,8 +35,8 @@ use write::WriteTransaction;
 
 use super::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, HeartbeatReply, MetadataFilter, Order,
-    Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
+    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Found, HeartbeatReply, MetadataFilter,
+    Order, Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
 };
 use crate::api_key::{ApiKey, KeyDigest};
 use crate::clock::Clock;
@@ -57,9 +57,9 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     commits: Commits,
     /// By id.
-    recent_jobs: Recent<String, Arc<Job>>,
+    recent_jobs: Recent<String, Arc<Found<Job>>>,
     /// By job, cursor and limit.
-    recent_events: Recent<(String, Option<String>, u32), Arc<Page<JobEvent>>>,
+    recent_events: Recent<(String, Option<String>, u32), Arc<Found<Page<JobEvent>>>>,
     /// By digest.
     recent_api_keys: Recent<KeyDigest, ApiKey>,
     /// Whether there are API keys.
@@ -211,12 +211,13 @@ impl Store for SqliteStore {
         Ok(None)
     }
 
-    async fn job(&self, id: &str) -> Result<Option<Arc<Job>>, StoreError> {
+    async fn job(&self, id: &str) -> Result<Option<Arc<Found<Job>>>, StoreError> {
         let now = self.commits.now();
         if let Some(job) = self.recent_jobs.get(id, now) {
             return Ok(Some(job));
         }
-        let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?.map(Arc::new);
+        let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
+        let job = job.map(|job| Arc::new(Found::new(job)));
         if let Some(job) = &job {
             self.recent_jobs.keep(id.to_owned(), now, Arc::clone(job));
         }
@@ -265,14 +266,15 @@ impl Store for SqliteStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Arc<Page<JobEvent>>, StoreError> {
+    ) -> Result<Arc<Found<Page<JobEvent>>>, StoreError> {
         let now = self.commits.now();
         let key = (job_id.to_owned(), page.after.clone(), page.limit);
         if let Some(events) = self.recent_events.get(&key, now) {
             return Ok(events);
         }
         let reader = &mut *self.readers.acquire().await?;
-        let events = Arc::new(events::list(reader, job_id, Order::Descending, page).await?);
+        let events = events::list(reader, job_id, Order::Descending, page).await?;
+        let events = Arc::new(Found::new(events));
         self.recent_events.keep(key, now, Arc::clone(&events));
         Ok(events)
     }
