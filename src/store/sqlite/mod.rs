@@ -48,6 +48,9 @@ use crate::model::{CheckpointPermission, TunedModel};
 use crate::project::Project;
 use crate::upload::{Upload, UploadPart};
 
+/// A page of events: its job, cursor and limit.
+type EventsKey = (String, Option<String>, u32);
+
 /// The store on SQLite. Holds the data folder's lock for as long as it lives.
 pub struct SqliteStore {
     /// The only connection that writes.
@@ -58,8 +61,7 @@ pub struct SqliteStore {
     commits: Commits,
     /// By id.
     recent_jobs: Recent<String, Arc<Found<Job>>>,
-    /// By job, cursor and limit.
-    recent_events: Recent<(String, Option<String>, u32), Arc<Found<Page<JobEvent>>>>,
+    recent_events: Recent<EventsKey, Arc<Found<Page<JobEvent>>>>,
     /// By digest.
     recent_api_keys: Recent<KeyDigest, ApiKey>,
     /// Whether there are API keys.
