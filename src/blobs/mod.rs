@@ -21,7 +21,6 @@ use object_store::{
 };
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
-use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 /// Bytes that are read or written at once. What a call holds in memory is a small multiple of it.
@@ -141,39 +140,6 @@ impl Blobs {
         let upload = self.storage.put_multipart(&parse(key)?).await;
         let upload = upload.map_err(|error| storage_error(key, error))?;
         Ok(Staged { upload, key: key.to_owned(), gathered: Vec::new(), gathered_bytes: 0 })
-    }
-
-    /// Joins blobs in order under the new key `to`, in constant memory; `seen` gets every chunk. The
-    /// whole appears when it is committed, or not at all.
-    pub async fn join(
-        &self,
-        from: &[&str],
-        to: &str,
-        seen: mpsc::Sender<Bytes>,
-    ) -> Result<Staged, BlobError> {
-        let mut staged = self.stage(to).await?;
-        for key in from {
-            if let Err(error) = self.append(&mut staged, key, &seen).await {
-                staged.discard().await;
-                return Err(error);
-            }
-        }
-        Ok(staged)
-    }
-
-    async fn append(
-        &self,
-        staged: &mut Staged,
-        key: &str,
-        seen: &mpsc::Sender<Bytes>,
-    ) -> Result<(), BlobError> {
-        let (_size, mut stream) = self.stream(key, None).await?;
-        while let Some(chunk) = stream.try_next().await? {
-            // Whoever looks on may have seen enough.
-            let _nobody_looks = seen.send(chunk.clone()).await;
-            staged.write(chunk).await?;
-        }
-        Ok(())
     }
 
     /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
@@ -384,38 +350,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn joined_blobs_appear_when_they_are_committed_and_not_before() {
+    async fn staged_bytes_appear_when_they_are_committed_and_not_before() {
         let folder = tempfile::tempdir().expect("a folder");
         let blobs = Blobs::local(folder.path()).expect("opens");
         let mut whole = Vec::new();
-        let keys = ["parts/a", "parts/b", "parts/empty", "parts/c"];
-        for (key, length) in keys.into_iter().zip([3, 2 * CHUNK + 5, 0, CHUNK]) {
+        let mut staged = blobs.stage("files/whole").await.expect("begins");
+        for length in [3, 2 * CHUNK + 5, 0, CHUNK, 7] {
             let bytes = pattern(length);
-            let from = folder.path().join("part");
-            std::fs::write(&from, &bytes).expect("writes");
-            blobs.put_file(key, &from).await.expect("stores");
             whole.extend_from_slice(&bytes);
+            staged.write(bytes.into()).await.expect("writes");
         }
-        let (sender, mut seen) = mpsc::channel(100);
-        let joined = blobs.join(&keys, "files/whole", sender).await.expect("joins");
         assert!(matches!(blobs.bytes("files/whole").await, Err(BlobError::NotFound(_))));
-        joined.commit().await.expect("appears");
+        staged.commit().await.expect("appears");
         assert!(blobs.bytes("files/whole").await.expect("reads") == whole);
-        let mut passed = Vec::new();
-        while let Some(chunk) = seen.recv().await {
-            passed.extend_from_slice(&chunk);
-        }
-        assert!(passed == whole);
 
-        // One that is discarded, and one of which a part is gone, leave nothing.
-        let (sender, _seen) = mpsc::channel(100);
-        let joined = blobs.join(&keys, "files/discarded", sender.clone()).await.expect("joins");
-        joined.discard().await;
-        let missing = blobs.join(&["parts/a", "parts/gone"], "files/broken", sender).await;
-        assert!(matches!(missing, Err(BlobError::NotFound(key)) if key == "parts/gone"));
-        let mut listed = blobs.list().await.expect("lists");
-        listed.sort();
-        assert_eq!(listed, ["files/whole", "parts/a", "parts/b", "parts/c", "parts/empty"]);
+        let mut staged = blobs.stage("files/discarded").await.expect("begins");
+        staged.write(pattern(2 * CHUNK).into()).await.expect("writes");
+        staged.discard().await;
+        assert_eq!(blobs.list().await.expect("lists"), ["files/whole"]);
         let files = std::fs::read_dir(folder.path().join("objects/files")).expect("lists");
         assert_eq!(files.count(), 1, "nothing is left staged");
     }

@@ -1,10 +1,14 @@
 //! What is found out about a file's bytes while they pass by.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use md5::Md5;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::error::{ApiError, ApiResult};
 use crate::dataset::Verdict;
@@ -14,8 +18,23 @@ use crate::validate::upload::UploadChecker;
 /// Chunks on their way to the thread that looks at them.
 const CHUNKS_IN_FLIGHT: usize = 8;
 
-/// Hashes and judges bytes on a thread of its own.
-pub(super) struct Inspection(JoinHandle<Inspected>);
+/// How long a thread waits for the next chunk before it is given back. Bytes are written by threads of the
+/// same pool: slow clients, however many, may not hold them all.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Hashes and judges bytes on a thread of its own, as long as they come.
+pub(super) struct Inspection {
+    chunks: Sender<Bytes>,
+    look: JoinHandle<Look>,
+}
+
+/// What has been seen.
+struct Look {
+    chunks: Receiver<Bytes>,
+    sha256: Sha256,
+    md5: Option<Md5>,
+    checker: UploadChecker,
+}
 
 /// What was found.
 pub(super) struct Inspected {
@@ -28,30 +47,78 @@ pub(super) struct Inspected {
 }
 
 impl Inspection {
-    /// Of the bytes that are sent, in order; they end when the sender is dropped.
-    pub(super) fn begin(is_md5_wanted: bool) -> (mpsc::Sender<Bytes>, Self) {
-        let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-        let thread = tokio::task::spawn_blocking(move || {
-            let (mut sha256, mut checker) = (Sha256::new(), UploadChecker::new());
-            let mut md5 = is_md5_wanted.then(Md5::new);
-            while let Some(chunk) = chunks.blocking_recv() {
-                sha256.update(&chunk);
-                checker.feed(&chunk);
-                if let Some(md5) = &mut md5 {
-                    md5.update(&chunk);
-                }
-            }
-            Inspected {
-                sha256: hex(&sha256.finalize()),
-                md5: md5.map(|md5| hex(&md5.finalize())),
-                verdict: checker.finish(),
-            }
-        });
-        (sender, Self(thread))
+    /// Nothing seen yet.
+    pub(super) fn new(is_md5_wanted: bool) -> Self {
+        let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        let md5 = is_md5_wanted.then(Md5::new);
+        let look = Look { chunks, sha256: Sha256::new(), md5, checker: UploadChecker::new() };
+        Self { chunks: sender, look: look.go_on() }
     }
 
-    /// What the whole is; the sender must have been dropped.
+    /// Takes the next bytes; waits while many are on their way, so that memory stays constant.
+    pub(super) async fn see(&mut self, bytes: Bytes) -> ApiResult<()> {
+        if self.look.is_finished() {
+            self.look = (&mut self.look).await.map_err(ApiError::internal)?.go_on();
+        }
+        // A thread that ends just now has left no chunk behind, so that there is room for this one.
+        self.chunks.send(bytes).await.map_err(ApiError::internal)
+    }
+
+    /// What the whole is.
     pub(super) async fn finish(self) -> ApiResult<Inspected> {
-        self.0.await.map_err(ApiError::internal)
+        drop(self.chunks);
+        let mut look = self.look.await.map_err(ApiError::internal)?;
+        if !look.chunks.is_empty() {
+            look = look.go_on().await.map_err(ApiError::internal)?;
+        }
+        Ok(Inspected {
+            sha256: hex(&look.sha256.finalize()),
+            md5: look.md5.map(|md5| hex(&md5.finalize())),
+            verdict: look.checker.finish(),
+        })
+    }
+}
+
+impl Look {
+    /// Looks at chunks on another thread until there are no more, or none for a while.
+    fn go_on(mut self) -> JoinHandle<Self> {
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || {
+            while let Ok(Some(chunk)) = runtime.block_on(timeout(PATIENCE, self.chunks.recv())) {
+                self.sha256.update(&chunk);
+                if let Some(md5) = &mut self.md5 {
+                    md5.update(&chunk);
+                }
+                self.checker.feed(&chunk);
+            }
+            self
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chunk_is_seen_however_long_it_takes_to_come() {
+        let mut whole = Vec::new();
+        let mut inspection = Inspection::new(true);
+        for pause in [0, 1, 3, 1, 0] {
+            tokio::time::sleep(PATIENCE * pause).await;
+            for _ in 0..2 * CHUNKS_IN_FLIGHT {
+                let line = b"{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+                whole.extend_from_slice(line);
+                inspection.see(Bytes::from_static(line)).await.expect("takes it");
+            }
+        }
+        let found = inspection.finish().await.expect("ends");
+        assert_eq!(found.sha256, hex(&Sha256::digest(&whole)));
+        assert_eq!(found.md5, Some(hex(&Md5::digest(&whole))));
+        assert_eq!(found.verdict.examples, 5 * 2 * CHUNKS_IN_FLIGHT as u64);
+        let nothing = Inspection::new(false);
+        tokio::time::sleep(2 * PATIENCE).await;
+        let found = nothing.finish().await.expect("ends");
+        assert_eq!((found.md5, found.verdict.examples), (None, 0));
     }
 }

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
-use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::error::{ApiError, ApiResult};
+use super::inspection::Inspection;
 use super::state::AppState;
 use crate::blobs::Staged;
 use crate::error_code::ErrorCode;
@@ -46,13 +45,13 @@ pub(super) struct Received {
     pub(super) filename: Option<String>,
 }
 
-/// Reads a form with the field `large`, whose bytes `seen` gets as well. Fields come in any order: node
-/// streams send the file first.
+/// Reads a form with the field `large`, whose bytes are inspected if that is wanted. Fields come in any
+/// order: node streams send the file first.
 pub(super) async fn read_form(
     state: &AppState,
     mut request: Request,
     large: &Expected<'_>,
-    seen: Option<mpsc::Sender<Bytes>>,
+    mut inspection: Option<&mut Inspection>,
 ) -> ApiResult<Form> {
     // The limit counts the field's bytes as they come in.
     DefaultBodyLimit::disable().apply(&mut request);
@@ -65,7 +64,7 @@ pub(super) async fn read_form(
         if name != large.name {
             fields.insert(name, text(field).await?);
         } else if received.is_none() {
-            received = Some(receive(state, field, large, seen.as_ref()).await?);
+            received = Some(receive(state, field, large, inspection.as_deref_mut()).await?);
         } else {
             let message = format!("the form has the field {name:?} twice");
             return Err(ApiError::field(name, message));
@@ -91,7 +90,7 @@ async fn receive(
     state: &AppState,
     mut field: Field<'_>,
     large: &Expected<'_>,
-    seen: Option<&mpsc::Sender<Bytes>>,
+    mut inspection: Option<&mut Inspection>,
 ) -> ApiResult<Received> {
     let filename = field.file_name().map(str::to_owned);
     let mut staged = state.blobs.stage(large.key).await?;
@@ -105,9 +104,8 @@ async fn receive(
             let error = ApiError::new(ErrorCode::FileTooLarge, large.too_large.clone());
             return Err(error.with_param(large.name));
         }
-        if let Some(seen) = seen {
-            // Whoever looks on ends early only when it has failed, which it says itself.
-            let _nobody_looks = seen.send(chunk.clone()).await;
+        if let Some(inspection) = &mut inspection {
+            inspection.see(chunk.clone()).await?;
         }
         staged.write(chunk).await?;
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::server::{Reply, Server, TINY, chat_lines, gone, peak_memory};
 
@@ -309,6 +311,32 @@ async fn a_file_over_the_limit_is_refused_with_a_clear_413() {
     assert!(error["message"].as_str().is_some_and(|text| text.contains("512 MiB")), "{error}");
     assert_eq!(server.get("/v1/files").await.ok()["data"], json!([]));
     assert_eq!(blobs(&server).len(), 0, "the bytes are gone when the client hears of it");
+}
+
+#[tokio::test]
+async fn slow_uploads_do_not_hold_up_another_however_many_they_are() {
+    /// More than the threads on which files are written.
+    const SLOW: usize = 520;
+    let server = Server::start();
+    let host = server.base.trim_start_matches("http://").trim_end_matches("/v1");
+    let begin = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\
+        Content-Type: multipart/form-data; boundary=xx\r\n\r\n--xx\r\n\
+        Content-Disposition: form-data; name=\"file\"; filename=\"slow\"\r\n\r\nsome";
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let mut stream = TcpStream::connect(host).await.expect("connects");
+        stream.write_all(begin.as_bytes()).await.expect("sends");
+        slow.push(stream);
+    }
+    let started = std::time::Instant::now();
+    while blobs(&server).len() < SLOW {
+        assert!(started.elapsed() < Duration::from_secs(30), "{} began", blobs(&server).len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (body, length) = many_examples(8);
+    let form = Form::new().text("purpose", "fine-tune").part("file", Part::stream(body));
+    let upload = tokio::time::timeout(Duration::from_secs(30), server.form(form)).await;
+    assert_eq!(upload.expect("it is not held up").ok()["bytes"], length);
 }
 
 /// What lies where the bytes of files lie, whole or not.

@@ -63,8 +63,8 @@ pub async fn create(
         ),
         key: &blob_key,
     };
-    let (seen, inspection) = Inspection::begin(false);
-    let form = receive::read_form(&state, request, &large, Some(seen)).await?;
+    let mut inspection = Inspection::new(false);
+    let form = receive::read_form(&state, request, &large, Some(&mut inspection)).await?;
     let field = |name: &str| form.fields.get(name).map(String::as_str);
     let purpose = file_request::purpose(field("purpose"))?;
     let Some(received) = form.large else {

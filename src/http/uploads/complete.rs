@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::State;
+use futures_util::TryStreamExt;
 
 use super::object::UploadObject;
-use crate::blobs::{BlobError, upload_key};
+use crate::blobs::{BlobError, Staged, upload_key};
 use crate::file::{FilePurpose, FileRecord};
 use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
@@ -130,15 +131,17 @@ async fn join(
     parts: &[UploadPart],
     md5: Option<&str>,
 ) -> ApiResult<Option<FileRecord>> {
-    let (seen, inspection) = Inspection::begin(md5.is_some());
+    let mut inspection = Inspection::new(md5.is_some());
     let id = ids::new_file_id();
     let blob_key = upload_key(&id);
-    let keys: Vec<&str> = parts.iter().map(|part| part.blob_key.as_str()).collect();
-    let joined = match state.blobs.join(&keys, &blob_key, seen).await {
-        Ok(joined) => joined,
-        Err(BlobError::NotFound(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
+    let mut joined = state.blobs.stage(&blob_key).await?;
+    for part in parts {
+        let appended = append(state, part, &mut joined, &mut inspection).await;
+        if !matches!(appended, Ok(true)) {
+            joined.discard().await;
+            return appended.map(|_is_gone| None);
+        }
+    }
     let inspected = inspection.finish().await?;
     if let (Some(stated), Some(found)) = (md5, &inspected.md5)
         && stated != found
@@ -164,4 +167,22 @@ async fn join(
         blob_key,
         verdict: (upload.purpose == FilePurpose::FineTune).then_some(inspected.verdict),
     }))
+}
+
+/// Appends a part's bytes; whether it was there.
+async fn append(
+    state: &AppState,
+    part: &UploadPart,
+    joined: &mut Staged,
+    inspection: &mut Inspection,
+) -> ApiResult<bool> {
+    let (_size, mut chunks) = match state.blobs.stream(&part.blob_key, None).await {
+        Err(BlobError::NotFound(_)) => return Ok(false),
+        found => found?,
+    };
+    while let Some(chunk) = chunks.try_next().await? {
+        inspection.see(chunk.clone()).await?;
+        joined.write(chunk).await?;
+    }
+    Ok(true)
 }
