@@ -1,14 +1,14 @@
 //! What is found out about a file's bytes while they pass by.
 
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
 use md5::Md5;
 use sha2::{Digest, Sha256};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::error::{ApiError, ApiResult};
 use crate::dataset::Verdict;
@@ -24,13 +24,17 @@ const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Hashes and judges bytes on a thread of its own, as long as they come.
 pub(super) struct Inspection {
-    chunks: Sender<Bytes>,
+    chunks: Sender<Chunk>,
+    in_flight: Arc<Semaphore>,
     look: JoinHandle<Look>,
 }
 
+/// Bytes, with their place among those in flight.
+type Chunk = (Bytes, OwnedSemaphorePermit);
+
 /// What has been seen.
 struct Look {
-    chunks: Receiver<Bytes>,
+    chunks: Receiver<Chunk>,
     sha256: Sha256,
     md5: Option<Md5>,
     checker: UploadChecker,
@@ -49,10 +53,12 @@ pub(super) struct Inspected {
 impl Inspection {
     /// Nothing seen yet.
     pub(super) fn new(is_md5_wanted: bool) -> Self {
-        let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        // The standard library's: a thread that waits in the runtime's would wake another for its timer.
+        let (sender, chunks) = mpsc::channel();
         let md5 = is_md5_wanted.then(Md5::new);
         let look = Look { chunks, sha256: Sha256::new(), md5, checker: UploadChecker::new() };
-        Self { chunks: sender, look: look.go_on() }
+        let in_flight = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
+        Self { chunks: sender, in_flight, look: look.go_on() }
     }
 
     /// Takes the next bytes; waits while many are on their way, so that memory stays constant.
@@ -61,16 +67,17 @@ impl Inspection {
             self.look = (&mut self.look).await.map_err(ApiError::internal)?.go_on();
         }
         // A thread that ends just now has left no chunk behind, so that there is room for this one.
-        self.chunks.send(bytes).await.map_err(ApiError::internal)
+        let place = Arc::clone(&self.in_flight).acquire_owned().await;
+        let place = place.map_err(ApiError::internal)?;
+        self.chunks.send((bytes, place)).map_err(ApiError::internal)
     }
 
     /// What the whole is.
     pub(super) async fn finish(self) -> ApiResult<Inspected> {
         drop(self.chunks);
-        let mut look = self.look.await.map_err(ApiError::internal)?;
-        if !look.chunks.is_empty() {
-            look = look.go_on().await.map_err(ApiError::internal)?;
-        }
+        let look = self.look.await.map_err(ApiError::internal)?;
+        // Its thread may have been given back just before the last chunk came.
+        let look = look.go_on().await.map_err(ApiError::internal)?;
         Ok(Inspected {
             sha256: hex(&look.sha256.finalize()),
             md5: look.md5.map(|md5| hex(&md5.finalize())),
@@ -82,9 +89,8 @@ impl Inspection {
 impl Look {
     /// Looks at chunks on another thread until there are no more, or none for a while.
     fn go_on(mut self) -> JoinHandle<Self> {
-        let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
-            while let Ok(Some(chunk)) = runtime.block_on(timeout(PATIENCE, self.chunks.recv())) {
+            while let Ok((chunk, _place)) = self.chunks.recv_timeout(PATIENCE) {
                 self.sha256.update(&chunk);
                 if let Some(md5) = &mut self.md5 {
                     md5.update(&chunk);
