@@ -1,20 +1,22 @@
 //! Linear layers of one input together, with their LoRA pairs: forward and backward.
 //!
-//! A task is a block of rows. It makes them ready once (see [`super::ready`]), and then sums x · Wᵀ and
+//! A task is a block of rows. It makes them ready once (see [`ready`]), and then sums x · Wᵀ and
 //! (x · aᵀ) · bᵀ in the same registers, so that a pair costs no pass of its own over the result. Backward
 //! likewise sums the gradients that all layers give their common input. Where there are few rows, all of
 //! them are made ready first, and threads take the matrices' panels in turns: each panel is read by one
 //! thread alone.
+
+mod ready;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use self::ready::Preparation;
 use super::isa::Isa;
 use super::matrix::{Packed, add_outer, add_up};
 use super::memory::{Matrix, Pool};
-use super::ready::Preparation;
 use super::scratch::with_words;
 use super::tile::{Place, Store, Target, tile_rows};
 use super::vector;
@@ -101,7 +103,7 @@ impl Layer<'_> {
     }
 
     /// Words of a row between the matrices of its pair.
-    pub(super) fn words_between(&self, isa: Isa) -> usize {
+    fn words_between(&self, isa: Isa) -> usize {
         self.pair.as_ref().map_or(0, |pair| words(isa, pair.first.outputs))
     }
 }
@@ -117,7 +119,7 @@ pub struct Rows<'a> {
 
 impl Rows<'_> {
     /// Words that a task makes of a row: none where the floats are words already.
-    pub(super) fn words(&self, isa: Isa) -> usize {
+    fn words(&self, isa: Isa) -> usize {
         if isa == Isa::Bf16 { words(isa, self.columns) } else { 0 }
     }
 }

@@ -14,7 +14,6 @@ pub mod matrix;
 pub mod memory;
 pub mod norm;
 pub mod peak;
-mod ready;
 pub mod rope;
 pub mod runs;
 mod scratch;

@@ -1,14 +1,14 @@
-//! Rows made ready for the products of [`super::linear`]: turned into words once, whatever the number of
+//! Rows made ready for the products of linear layers: turned into words once, whatever the number of
 //! layers that read them, with what the layers' LoRA pairs have in between.
 
 use std::ops::Range;
 
-use super::isa::Isa;
-use super::linear::{Layer, MOST_LAYERS, Rows};
-use super::matrix::{Factor, add_up};
-use super::tile::{Left, Place, Store, Target, tile_rows};
-use super::turns::take_turns;
-use super::words::{along, words};
+use super::{Layer, MOST_LAYERS, Rows};
+use crate::train::backend::cpu::isa::Isa;
+use crate::train::backend::cpu::matrix::{Factor, add_up};
+use crate::train::backend::cpu::tile::{Left, Place, Store, Target, tile_rows};
+use crate::train::backend::cpu::turns::take_turns;
+use crate::train::backend::cpu::words::{along, words};
 
 /// What is to be made ready. The words of a row lie side by side: those of its inputs, one for all
 /// layers or one for each, then those between the matrices of the pairs.
