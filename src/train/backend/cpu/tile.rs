@@ -124,9 +124,7 @@ impl<'a> Target<'a> {
         // SAFETY: within the borrowed slice, and the caller's alone.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(start), length) }
     }
-}
 
-impl Target<'_> {
     /// `length` elements from `start`, to be read.
     ///
     /// # Safety
