@@ -139,7 +139,7 @@ impl Blobs {
     pub async fn stage(&self, key: &str) -> Result<Staged, BlobError> {
         let upload = self.storage.put_multipart(&parse(key)?).await;
         let upload = upload.map_err(|error| storage_error(key, error))?;
-        Ok(Staged { upload, key: key.to_owned(), gathered: Vec::new(), gathered_bytes: 0 })
+        Ok(Staged { upload, key: key.to_owned(), gathered: Vec::new() })
     }
 
     /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
@@ -222,22 +222,20 @@ pub struct Staged {
     key: String,
     /// Bytes that have not been passed on.
     gathered: Vec<Bytes>,
-    gathered_bytes: usize,
 }
 
 impl Staged {
     /// Appends bytes. They are passed on about [`CHUNK`] at a time, each waited for: memory stays constant
     /// whatever the blob's size.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        self.gathered_bytes += bytes.len();
         self.gathered.push(bytes);
-        let is_enough = self.gathered_bytes >= CHUNK || self.gathered.len() >= MOST_PIECES;
+        let gathered: usize = self.gathered.iter().map(Bytes::len).sum();
+        let is_enough = gathered >= CHUNK || self.gathered.len() >= MOST_PIECES;
         if is_enough { self.pass_on().await } else { Ok(()) }
     }
 
     async fn pass_on(&mut self) -> Result<(), BlobError> {
         let part = PutPayload::from_iter(std::mem::take(&mut self.gathered));
-        self.gathered_bytes = 0;
         let put = self.upload.put_part(part).await;
         put.map_err(|error| storage_error(&self.key, error))
     }
