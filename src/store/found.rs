@@ -31,13 +31,6 @@ impl<T> Found<T> {
     }
 }
 
-impl<T: Clone> Found<T> {
-    /// The value alone.
-    pub fn value(&self) -> T {
-        self.value.clone()
-    }
-}
-
 impl<T> Deref for Found<T> {
     type Target = T;
 

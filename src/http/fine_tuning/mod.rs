@@ -71,7 +71,7 @@ async fn wait_while(
     while is_pending(&job) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
         let now = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
-        job = now.value();
+        job = Job::clone(&now);
     }
     Ok(job)
 }
