@@ -296,7 +296,7 @@ impl Measured {
 async fn training_and_polling_hardly_slow_each_other() {
     const POLLED: usize = 10;
     const TURN: Duration = Duration::from_secs(5);
-    const UPLOADED: usize = 5;
+    const UPLOADED: usize = 11;
     /// Polling while 512 MiB are uploaded, and after.
     const UPLOAD: Duration = Duration::from_secs(30);
     if std::env::var_os("HONE_MEASURE_LOAD").is_none() {
