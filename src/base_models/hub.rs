@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use hf_hub::api::tokio::{ApiBuilder, ApiError};
 
+use crate::reason;
+
 /// Time in which the Hub must answer a first question; behind a closed network it never does.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,7 +29,7 @@ pub enum HubError {
     #[error("the Hugging Face Hub did not answer within {} seconds", PATIENCE.as_secs())]
     Silent,
     /// An answer that does not help.
-    #[error("the Hugging Face Hub could not be used: {0}")]
+    #[error("the Hugging Face Hub could not be used: {}", with_reason(.0))]
     Api(#[from] ApiError),
     /// A local file.
     #[error("a file from the Hugging Face Hub could not be put in place: {0}")]
@@ -37,6 +39,12 @@ pub enum HubError {
         "the repository {0:?} has no safetensors weights with a config.json and tokenizer.json"
     )]
     Incomplete(String),
+}
+
+/// What went wrong and where, and the reason, which the HTTP client leaves out.
+fn with_reason(error: &ApiError) -> String {
+    let (whole, reason) = (error.to_string(), reason::innermost(error).to_string());
+    if whole.contains(&reason) { whole } else { format!("{whole}: {reason}") }
 }
 
 /// Downloads what hone reads of `repository` into `made`; finished files are kept in `downloads`

@@ -12,6 +12,7 @@ use reqwest::redirect;
 use standardwebhooks::Webhook;
 
 use super::policy::{Policy, Scheme, Target, TargetError};
+use crate::reason;
 use crate::webhook::{SigningSecret, WebhookEvent};
 
 /// Longest time from the look-up of the host to the end of the reply.
@@ -159,10 +160,7 @@ fn why(error: reqwest::Error) -> Undelivered {
         return Undelivered::TimedOut;
     }
     let error = error.without_url();
-    let mut innermost: &(dyn std::error::Error + 'static) = &error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
+    let innermost = reason::innermost(&error);
     match innermost.downcast_ref::<TargetError>() {
         Some(refused) => Undelivered::Refused(refused.clone()),
         None => Undelivered::Unreachable(innermost.to_string()),

@@ -34,6 +34,7 @@ const DOMAIN: &[&str] = &[
     "job",
     "model",
     "project",
+    "reason",
     "upload",
     "webhook",
 ];

@@ -12,6 +12,7 @@
 mod allocations;
 mod answering;
 mod architecture;
+mod authority;
 mod bench;
 mod device;
 mod executor_faults;
@@ -44,6 +45,7 @@ mod http_protocol;
 mod http_uploads;
 mod http_webhooks;
 mod http_webhooks_policy;
+mod http_webhooks_tls;
 mod kills;
 mod load;
 mod loading_gguf;

@@ -1,5 +1,6 @@
 //! `hone models`: a model comes whole and checked, or not at all with the way to bring it by hand.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -8,7 +9,10 @@ use axum::extract::Path as Route;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use serde_json::json;
+
+use crate::authority::Authority;
 
 fn tiny_llama() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama")
@@ -16,14 +20,19 @@ fn tiny_llama() -> PathBuf {
 
 /// A hub with one repository, `Someone/Tiny`.
 async fn hub() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    format!("http://{}", hub_behind(listener))
+}
+
+/// The same behind a listener of its own; its address.
+fn hub_behind(listener: impl Listener<Addr = SocketAddr>) -> SocketAddr {
     let files = get(file).head(file);
     let routes = Router::new()
         .route("/api/models/Someone/Tiny/revision/main", get(listing))
         .route("/Someone/Tiny/resolve/main/{name}", files);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, routes).await });
-    format!("http://{address}")
+    address
 }
 
 async fn listing() -> Response {
@@ -53,9 +62,17 @@ async fn file(Route(name): Route<String>, headers: HeaderMap) -> Response {
 }
 
 async fn models(folder: &Path, hub: &str, path: &str, arguments: &[&str]) -> Output {
+    output_of(command(folder, hub, path, arguments)).await
+}
+
+fn command(folder: &Path, hub: &str, path: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
     command.arg("models").args(arguments).arg("--models-dir").arg(folder);
     command.env("HF_ENDPOINT", hub).env("PATH", path).env("HOME", folder);
+    command
+}
+
+async fn output_of(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output())
         .await
         .expect("no panic")
@@ -92,6 +109,22 @@ async fn a_repository_is_pulled_listed_and_removed() {
     assert!(text(&output.stdout).contains("hone models pull smollm2-135m-instruct"));
     let output = models(folder.path(), &hub, "", &["remove", "tiny"]).await;
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_hub_in_a_companys_network_is_trusted_by_the_companys_authority() {
+    let (folder, company) = (tempfile::tempdir().expect("a folder"), Authority::new("a company"));
+    let address = hub_behind(company.listener("localhost").await);
+    let hub = format!("https://localhost:{}", address.port());
+    let pull = || command(folder.path(), &hub, "", &["pull", "Someone/Tiny"]);
+    let output = output_of(pull()).await;
+    assert!(!output.status.success(), "nobody has said that it can be trusted");
+    assert!(text(&output.stderr).contains("UnknownIssuer"), "{}", text(&output.stderr));
+    let mut trusting = pull();
+    trusting.env("SSL_CERT_FILE", company.file(folder.path()));
+    let output = output_of(trusting).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(folder.path().join("tiny/model.safetensors").exists());
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
+use axum::serve::Listener;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 use tokio::net::TcpListener;
@@ -89,6 +90,14 @@ impl Receiver {
     /// A receiver with answers of its own.
     pub async fn answering(answers: impl Fn(usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        Self::listening(listener, answers)
+    }
+
+    /// A receiver behind a listener of its own.
+    pub fn listening(
+        listener: impl Listener<Addr = SocketAddr>,
+        answers: impl Fn(usize) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().expect("an address");
         let received = Arc::default();
         let shared = Shared { received: Arc::clone(&received), answers: Arc::new(answers) };
