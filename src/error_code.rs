@@ -131,6 +131,8 @@ error_codes! {
     InternalError => "internal_error", Server, 500;
     /// The model is being loaded, or the server is shutting down.
     ModelLoading => "model_loading", Server, 503;
+    /// The server took too long to answer.
+    TimedOut => "timed_out", Server, 504;
     /// The disk is full.
     InsufficientStorage => "insufficient_storage", Server, 507;
 

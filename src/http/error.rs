@@ -120,6 +120,11 @@ impl IntoResponse for ApiError {
             let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
+        if status == StatusCode::GATEWAY_TIMEOUT {
+            // OpenAI's clients would ask again for what has just taken too long.
+            let no = HeaderValue::from_static("false");
+            response.headers_mut().insert("x-should-retry", no);
+        }
         if status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -177,7 +182,10 @@ impl From<ServeError> for ApiError {
     fn from(error: ServeError) -> Self {
         match error.code {
             ErrorCode::InternalError => Self::internal(error.message),
-            code => Self::new(code, error.message),
+            code => match error.param {
+                Some(param) => Self::new(code, error.message).with_param(param),
+                None => Self::new(code, error.message),
+            },
         }
     }
 }

@@ -16,6 +16,7 @@ mod files;
 mod fine_tuning;
 mod head_timer;
 mod health;
+mod incoming;
 mod inspection;
 mod limit;
 mod metrics;
@@ -36,7 +37,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
-use tower_http::timeout::TimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
@@ -82,7 +82,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(webhooks::test::test))
         .routes(routes!(webhooks::deliveries::deliveries))
         .routes(routes!(webhooks::event_types::event_types))
-        .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::GATEWAY_TIMEOUT, TIMEOUT));
+        .layer(middleware::from_fn(in_time));
     OpenApiRouter::new()
         .merge(quick)
         .routes(routes!(files::create::create))
@@ -117,6 +117,7 @@ pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
         .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
             ApiError::internal("a handler panicked").into_response()
         }))
+        .layer(middleware::from_fn(incoming::read_to_the_end))
         .layer(middleware::from_fn(with_request_id))
         .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
         .with_state(state);
@@ -142,6 +143,15 @@ async fn no_such_route(uri: Uri) -> ApiError {
 async fn no_such_method(request: Request) -> ApiError {
     let message = format!("{} does not take {}", request.uri().path(), request.method());
     ApiError::new(ErrorCode::MethodNotAllowed, message)
+}
+
+/// Ends what takes longer than [`TIMEOUT`].
+async fn in_time(request: Request, next: Next) -> Response {
+    let Ok(response) = tokio::time::timeout(TIMEOUT, next.run(request)).await else {
+        let message = format!("the server had no answer within {} seconds", TIMEOUT.as_secs());
+        return ApiError::new(ErrorCode::TimedOut, message).into_response();
+    };
+    response
 }
 
 /// Gives every reply an `x-request-id`: the client's own, if it has the shape of one.

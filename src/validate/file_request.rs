@@ -45,8 +45,8 @@ pub fn lifetime(
     if anchor.is_none() && seconds.is_none() {
         return Ok(None);
     }
-    if anchor.is_some_and(|anchor| anchor != "created_at") {
-        return Err(Refusal::new(names[0], "the anchor can only be \"created_at\""));
+    if anchor != Some("created_at") {
+        return Err(Refusal::new(names[0], "the anchor must be \"created_at\""));
     }
     let seconds = seconds.and_then(|text| text.parse::<i64>().ok());
     match seconds.filter(|seconds| LIFETIME_SECONDS.contains(seconds)) {

@@ -64,10 +64,11 @@ fn file_lifetime(value: Option<&Value>) -> Result<Option<i64>, Refusal> {
         let message = "expires_after must be an object with anchor and seconds";
         return Err(Refusal::new("expires_after", message));
     };
-    let anchor = fields::text(object, "anchor")?;
-    let seconds = fields::given(object, "seconds").map(Value::to_string);
+    let anchor =
+        fields::text(object, "anchor").map_err(|refusal| refusal.within("expires_after"))?;
+    let seconds = fields::given(object, "seconds").map(Value::to_string).unwrap_or_default();
     let names = ["expires_after.anchor", "expires_after.seconds"];
-    file_request::lifetime(anchor.as_deref(), seconds.as_deref(), names)
+    file_request::lifetime(anchor.as_deref(), Some(&seconds), names)
 }
 
 /// Reads a request to complete.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::server::{Reply, Server, TINY, chat_lines, gone, peak_memory};
@@ -53,6 +53,14 @@ async fn a_stream_without_length_and_a_range_of_bytes_work() {
     let reply = Reply::read(request.send().await.expect("a reply")).await;
     assert_eq!((reply.status.as_u16(), reply.text.as_str()), (206, "cde"));
     assert_eq!(reply.headers["content-range"], "bytes 2-4/10");
+    for request in [server.client.get(&url).header("if-range", "\"v1\""), server.client.head(&url)]
+    {
+        let reply = request.header("range", "bytes=2-4").send().await.expect("a reply");
+        assert_eq!(
+            (reply.status().as_u16(), &reply.headers()["content-length"]),
+            (200, &"10".parse().expect("a header"))
+        );
+    }
     let request = server.client.get(&url).header("range", "bytes=10-");
     let error = Reply::read(request.send().await.expect("a reply")).await.error(416);
     assert_eq!(error["code"], "invalid_range");
@@ -148,6 +156,13 @@ async fn a_bad_form_is_refused_with_the_field_at_fault() {
             Form::new()
                 .text("purpose", "evals")
                 .text("expires_after[anchor]", "yesterday")
+                .text("expires_after[seconds]", "3600")
+                .part("file", file()),
+            "expires_after[anchor]",
+        ),
+        (
+            Form::new()
+                .text("purpose", "evals")
                 .text("expires_after[seconds]", "3600")
                 .part("file", file()),
             "expires_after[anchor]",
@@ -337,6 +352,73 @@ async fn slow_uploads_do_not_hold_up_another_however_many_they_are() {
     let form = Form::new().text("purpose", "fine-tune").part("file", Part::stream(body));
     let upload = tokio::time::timeout(Duration::from_secs(30), server.form(form)).await;
     assert_eq!(upload.expect("it is not held up").ok()["bytes"], length);
+}
+
+/// The status of the reply to a request of which everything is sent before anything is read.
+async fn status_after_sending(server: &Server, head: &str, pieces: &[(&[u8], usize)]) -> u16 {
+    let host = server.base.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(host).await.expect("connects");
+    let head = format!("{head}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("sends");
+    for (piece, count) in pieces {
+        let size = format!("{:x}\r\n", piece.len());
+        let chunk = [size.as_bytes(), piece, b"\r\n"].concat();
+        for _ in 0..*count {
+            stream.write_all(&chunk).await.expect("the connection holds");
+        }
+    }
+    stream.write_all(b"0\r\n\r\n").await.expect("the connection holds");
+    let mut reply = vec![0; 12];
+    stream.read_exact(&mut reply).await.expect("a reply");
+    let status = str::from_utf8(&reply).expect("text").strip_prefix("HTTP/1.1 ").expect("a status");
+    status.parse().expect("a number")
+}
+
+/// Node looks for a reply only once it has sent everything.
+#[tokio::test]
+async fn whoever_is_refused_hears_of_it_after_sending_a_large_body() {
+    let server = Server::start();
+    let form = "Content-Type: multipart/form-data; boundary=xx";
+    let megabyte = vec![b'x'; 1 << 20];
+    let field = b"--xx\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\n".as_slice();
+    for (head, begin, status) in [
+        ("POST /v1/nothing HTTP/1.1".to_owned(), b"a".as_slice(), 404),
+        (format!("POST /v1/uploads/upload_none/parts HTTP/1.1\r\n{form}"), field, 404),
+        (format!("POST /v1/files HTTP/1.1\r\n{form}"), field, 400),
+        ("POST /v1/files HTTP/1.1".to_owned(), b"a", 415),
+        ("PUT /v1/files HTTP/1.1".to_owned(), b"a", 405),
+        ("POST /v1/fine_tuning/jobs HTTP/1.1".to_owned(), b"{", 413),
+    ] {
+        let pieces = [(begin, 1), (megabyte.as_slice(), 40)];
+        assert_eq!(status_after_sending(&server, &head, &pieces).await, status, "{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_without_end_before_its_file_is_refused_in_constant_memory() {
+    let server = Server::start();
+    let head = "POST /v1/files HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=xx";
+    let megabyte = vec![b'x'; 1 << 20];
+    let fields: Vec<Vec<u8>> = (0..100)
+        .map(|number| {
+            format!(
+                "--xx\r\nContent-Disposition: form-data; name=\"f{number}\"\r\n\r\n{}\r\n",
+                "y".repeat(4000)
+            )
+            .into_bytes()
+        })
+        .collect();
+    let fields: Vec<(&[u8], usize)> = fields.iter().map(|field| (field.as_slice(), 1)).collect();
+    for pieces in [
+        // Before the first field, and the head of one that never ends.
+        &[(megabyte.as_slice(), 200)][..],
+        &[(b"--xx\r\nX-Long: ".as_slice(), 1), (megabyte.as_slice(), 200)],
+        &fields,
+    ] {
+        assert_eq!(status_after_sending(&server, head, pieces).await, 400);
+    }
+    let peak = peak_memory(server.pid());
+    assert!(peak < 100, "the server used {peak} MiB");
 }
 
 /// What lies where the bytes of files lie, whole or not.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::error_code::ErrorCode;
@@ -29,11 +29,16 @@ pub async fn content(
     State(state): State<AppState>,
     caller: Caller,
     PathId(id): PathId,
+    method: Method,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let file = super::find(&state, &caller, &id).await?;
     let size = file.bytes as u64;
-    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    // RFC 9110: a range is for GET, and counts only for the version that If-Range names; hone names
+    // none, so that it is never the one.
+    let is_whole = method == Method::HEAD || headers.contains_key(header::IF_RANGE);
+    let asked = headers.get(header::RANGE).filter(|_| !is_whole);
+    let asked = asked.and_then(|value| value.to_str().ok());
     let range = match asked.map(|text| parse_range(text, size)) {
         None | Some(Asked::Whole) => None,
         Some(Asked::Part(range)) => Some(range),
@@ -74,10 +79,16 @@ enum Asked {
 }
 
 fn parse_range(text: &str, size: u64) -> Asked {
-    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|text| text.split_once('-'))
-    else {
+    let Some((unit, numbers)) = text.split_once('=') else {
         return Asked::Whole;
     };
+    let Some((first, last)) = numbers.split_once('-') else {
+        return Asked::Whole;
+    };
+    // Rust would take a sign before a number as well.
+    if !unit.eq_ignore_ascii_case("bytes") || numbers.contains('+') {
+        return Asked::Whole;
+    }
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => first..size.min(last.saturating_add(1)),
         (Ok(first), Err(_)) if last.is_empty() => first..size,
@@ -104,6 +115,9 @@ mod tests {
             ("bytes=4-2", Asked::Whole),
             ("bytes=0-1,3-4", Asked::Whole),
             ("lines=1-2", Asked::Whole),
+            ("Bytes=0-4", Asked::Part(0..5)),
+            ("bytes=+0-+4", Asked::Whole),
+            ("bytes", Asked::Whole),
         ] {
             assert_eq!(parse_range(text, 10), want, "{text}");
         }
