@@ -17,8 +17,8 @@
 //! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
 //! [`upload`], [`model`], [`project`], [`api_key`], [`ids`], [`clock`], [`config`], [`device`],
 //! [`error_code`], [`dataset`], [`base_models`], [`graders`], [`atomic_file`], [`hex`],
-//! [`reason`], [`webhook`]); `tests/it/architecture.rs` keeps it so. [`cli`] is the outermost
-//! layer: it wires the stages together for each command.
+//! [`reason`], [`repeated_key`], [`webhook`]); `tests/it/architecture.rs` keeps it so. [`cli`] is
+//! the outermost layer: it wires the stages together for each command.
 
 pub mod cli;
 
@@ -57,5 +57,6 @@ pub mod job;
 pub mod model;
 pub mod project;
 pub mod reason;
+pub mod repeated_key;
 pub mod upload;
 pub mod webhook;

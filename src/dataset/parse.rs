@@ -1,14 +1,13 @@
 //! Reads examples and messages, and names every problem with its place.
 
-mod keys;
 mod messages;
 
 use serde::Deserialize;
 // Objects of a line are read once and have few keys: lists of borrowed texts, not maps of owned ones.
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
-use self::keys::key_twice;
 use super::{Example, Message, Problem, Problems, Role};
+use crate::repeated_key::{self, RepeatedKey};
 
 /// Reads one line. Every problem goes to `problems`, with line, message index and key; what the
 /// user should know goes to `warnings`. `None` when the line cannot be used.
@@ -30,9 +29,13 @@ pub fn parse_example(
         reader.problem(None, None, format!("expected an object, found {}", kind(&value)));
         return None;
     };
-    if let Some(twice) = key_twice(&value) {
+    if let Some(RepeatedKey { path, list_index }) = repeated_key::find(&value) {
+        let is_of_tools = path
+            .split_once('[')
+            .is_some_and(|(list, _)| list.ends_with("tools") || list.ends_with("functions"));
+        let message_index = list_index.filter(|_| !is_of_tools);
         let text = "the key stands there twice: keep one of them".to_owned();
-        reader.problem(twice.message_index, Some(twice.path), text);
+        reader.problem(message_index, Some(path), text);
         return None;
     }
     let example = if object.contains_key("messages") {
@@ -322,7 +325,15 @@ mod tests {
             ),
             (
                 r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
-                "line 7, message 0, key \"messages[0].content[0]\": a part of type",
+                "line 7, message 0, key \"messages[0].content[0]\": a part of type \"image_url\";",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":[{"text":"a"}]}]}"#,
+                "line 7, message 0, key \"messages[0].content[0]\": a part needs a \"type\"",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
+                "line 7, message 0, key \"messages[0].content[0]\": a part of type \"text\" needs",
             ),
             (r#"{"prompt":"a"}"#, "line 7, key \"completion\": the key is missing"),
             (

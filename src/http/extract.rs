@@ -16,6 +16,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::ApiError;
 use crate::config::MAX_JSON_BYTES;
 use crate::error_code::ErrorCode;
+use crate::repeated_key::{self, RepeatedKey};
 use crate::store::PageRequest;
 
 /// Longest time that a JSON body may take to arrive.
@@ -65,7 +66,14 @@ async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<B
     })
 }
 
+/// The object that a body is. A key that stands twice in one of its objects is an error: which of its
+/// values is meant would be a guess.
 fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
+    let borrowed = serde_json::from_slice(bytes).ok();
+    if let Some(RepeatedKey { path, .. }) = borrowed.as_ref().and_then(repeated_key::find) {
+        let message = format!("{path} stands twice in the body: send one of them");
+        return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));
+    }
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),

@@ -35,6 +35,7 @@ const DOMAIN: &[&str] = &[
     "model",
     "project",
     "reason",
+    "repeated_key",
     "upload",
     "webhook",
 ];

@@ -31,6 +31,13 @@ async fn every_fallback_has_openais_error_shape_and_a_request_id() {
         let error = Reply::read(request.send().await.expect("a reply")).await.error(400);
         assert_eq!(error["code"], "invalid_json", "{body}");
     }
+    let twice = "{\"model\": \"m\", \"hyperparameters\": {\"n_epochs\": 999, \"n_epochs\": 2}}";
+    let request = server.client.post(format!("{}/v1/fine_tuning/jobs", server.base)).body(twice);
+    let error = Reply::read(request.send().await.expect("a reply")).await.error(400);
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("invalid_json"), &json!("hyperparameters.n_epochs"))
+    );
     let huge = server
         .client
         .post(format!("{}/v1/fine_tuning/jobs", server.base))

@@ -129,10 +129,16 @@ impl Reader<'_> {
                 for (part_index, part) in parts.iter().enumerate() {
                     match (part.get("type").as_str(), part.get("text").as_str()) {
                         (Some("text"), Some(text)) => whole.push_str(text),
-                        (found, _) => {
-                            let text = format!(
-                                "a part of type {found:?}; hone trains and answers text parts only"
-                            );
+                        (kind, _) => {
+                            let text = match kind {
+                                Some("text") => {
+                                    "a part of type \"text\" needs a \"text\"".to_owned()
+                                }
+                                Some(kind) => format!(
+                                    "a part of type {kind:?}; hone trains and answers text parts only"
+                                ),
+                                None => "a part needs a \"type\", which can be \"text\"".to_owned(),
+                            };
                             self.at(index, &format!("content[{part_index}]"), text);
                         }
                     }

@@ -1,41 +1,38 @@
-//! Keys that stand twice in an object.
+//! Keys that stand twice in an object of JSON.
 
 use std::collections::HashSet;
 
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 /// A key that stands more than once in an object: which of them counts would be a guess.
-pub(super) struct Twice {
-    /// From the line's object on.
-    pub(super) path: String,
-    /// The message that it is in.
-    pub(super) message_index: Option<usize>,
+pub struct RepeatedKey {
+    /// From the outermost object on, such as `messages[2].content`.
+    pub path: String,
+    /// The place in the outermost list that it is in, such as that of a message.
+    pub list_index: Option<usize>,
 }
 
-/// The first one, if there is one anywhere in a line.
-pub(super) fn key_twice(value: &Value<'_>) -> Option<Twice> {
-    let mut twice = find_twice(value)?;
-    twice.path.remove(0);
-    Some(twice)
+/// The first one, if there is one anywhere in an object.
+pub fn find(value: &Value<'_>) -> Option<RepeatedKey> {
+    let mut found = find_below(value)?;
+    found.path.remove(0);
+    Some(found)
 }
 
 /// The same with a dot at the beginning of the path.
-fn find_twice(value: &Value<'_>) -> Option<Twice> {
+fn find_below(value: &Value<'_>) -> Option<RepeatedKey> {
     match value {
         Value::Array(list) => list.iter().enumerate().find_map(|(index, value)| {
-            let found = find_twice(value)?;
-            // The outermost list is that of the messages.
-            Some(Twice { path: format!("[{index}]{}", found.path), message_index: Some(index) })
+            let found = find_below(value)?;
+            Some(RepeatedKey { path: format!("[{index}]{}", found.path), list_index: Some(index) })
         }),
         Value::Object(object) => {
             if let Some(key) = repeated(object) {
-                return Some(Twice { path: format!(".{key}"), message_index: None });
+                return Some(RepeatedKey { path: format!(".{key}"), list_index: None });
             }
             object.iter().find_map(|(key, value)| {
-                let found = find_twice(value)?;
-                let is_of_messages = !["tools", "functions"].contains(&key);
-                let message_index = found.message_index.filter(|_| is_of_messages);
-                Some(Twice { path: format!(".{key}{}", found.path), message_index })
+                let found = find_below(value)?;
+                Some(RepeatedKey { path: format!(".{key}{}", found.path), ..found })
             })
         }
         _ => None,
