@@ -130,10 +130,7 @@ async fn write(tools: &Tools, claim: &Claim, ending: &Ending) -> Result<(), Stor
             let event = NewEvent::message(EventLevel::Error, error.message.clone());
             store.finish_failed(claim, error, &[event]).await
         }
-        Ending::Cancelled => {
-            let event = NewEvent::message(EventLevel::Info, "Fine-tuning job cancelled");
-            store.finish_cancelled(claim, &[event]).await
-        }
+        Ending::Cancelled => store.finish_cancelled(claim).await,
         Ending::Released { step } => {
             let from = match step {
                 Some(step) => format!("step {step}"),

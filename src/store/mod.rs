@@ -490,7 +490,7 @@ pub trait Store: WebhookStore + KeyStore {
         events: &[NewEvent],
     ) -> Result<(), StoreError>;
     /// Ends the job as the user wished.
-    async fn finish_cancelled(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+    async fn finish_cancelled(&self, claim: &Claim) -> Result<(), StoreError>;
 
     // ---- health
 

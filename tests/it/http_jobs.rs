@@ -249,6 +249,13 @@ async fn queued_running_and_ended_jobs_answer_cancel_as_openai_does() {
     assert_eq!(cancel(&queued, Some("application/json")).await.ok()["status"], "cancelled");
     assert_eq!(cancel(&running, None).await.ok()["status"], "cancelled");
     assert_eq!(cancel(&running, None).await.ok()["status"], "cancelled", "again is no error");
+    for id in [&queued, &running] {
+        let last = server.events(id).await.swap_remove(0);
+        assert_eq!(
+            last["message"], "Fine-tuning job cancelled",
+            "the last event says how it ended"
+        );
+    }
     let job = server.ended(&running, "cancelled").await;
     assert_eq!((&job["error"], &job["fine_tuned_model"]), (&Value::Null, &Value::Null));
 

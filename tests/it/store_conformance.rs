@@ -371,7 +371,7 @@ async fn the_wish_to_cancel_reaches_the_executor_with_its_heartbeat() {
     let Some(CancelOutcome::Requested(job)) = outcome else { panic!("{outcome:?}") };
     assert_eq!((job.status, job.cancel_requested), (JobStatus::Running, true));
     assert!(fixture.store.heartbeat(&claim, 60).await.expect("beats").cancel_requested);
-    fixture.store.finish_cancelled(&claim, &[note("ended")]).await.expect("ends");
+    fixture.store.finish_cancelled(&claim).await.expect("ends");
     assert_eq!(fixture.job(&id).await.status, JobStatus::Cancelled);
     assert!(is_lost(fixture.store.heartbeat(&claim, 60).await));
 }
@@ -558,7 +558,7 @@ async fn an_executor_that_lost_its_claim_can_write_nothing() {
     assert!(is_lost(added));
     assert!(is_lost(store.finish_succeeded(&lost, &late_success).await));
     assert!(is_lost(store.finish_failed(&lost, &out_of_memory(), &events).await));
-    assert!(is_lost(store.finish_cancelled(&lost, &events).await));
+    assert!(is_lost(store.finish_cancelled(&lost).await));
     assert!(is_lost(store.release(&lost, &events).await));
     assert!(is_lost(store.retry(&lost, &events).await));
 
@@ -614,6 +614,7 @@ async fn a_job_whose_user_wants_its_end_is_cancelled_when_given_back() {
     assert!(requeued.is_empty());
     for id in &ids {
         assert_eq!(fixture.job(id).await.status, JobStatus::Cancelled);
+        assert_eq!(fixture.event_sequences(id).await, [1], "each says that it has ended");
     }
 }
 

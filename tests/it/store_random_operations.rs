@@ -103,6 +103,7 @@ impl Model {
         let wishes_pause = std::mem::take(&mut job.pause_requested);
         if job.cancel_requested {
             job.status = JobStatus::Cancelled;
+            job.events += 1;
             return;
         }
         job.status = if wishes_pause { JobStatus::Paused } else { JobStatus::Queued };
@@ -183,6 +184,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
                 JobStatus::Queued | JobStatus::Paused => {
                     assert!(matches!(outcome, CancelOutcome::Cancelled(_)), "{outcome:?}");
                     job.status = JobStatus::Cancelled;
+                    job.events += 1;
                 }
                 JobStatus::Running => {
                     assert!(matches!(outcome, CancelOutcome::Requested(_)), "{outcome:?}");
@@ -359,7 +361,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
         Operation::EndCancelled(number) => {
             let (claim, at) = pick(number);
             let held = model.holds(&claim, at);
-            if agree(held, store.finish_cancelled(&claim, &event()).await) {
+            if agree(held, store.finish_cancelled(&claim).await) {
                 model.jobs[at].end(JobStatus::Cancelled);
                 model.jobs[at].cancel_requested = true;
                 model.jobs[at].events += 1;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::SqliteConnection;
 
 use super::{events, files, models, rows, webhooks};
-use crate::job::{Job, JobStatus, NewEvent};
+use crate::job::{EventLevel, Job, JobStatus, NewEvent};
 use crate::project::Project;
 use crate::store::{
     CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
@@ -151,7 +151,8 @@ pub(super) fn check_move(id: &str, from: JobStatus, to: JobStatus) -> Result<(),
     Err(StoreError::IllegalMove { job_id: id.to_owned(), from, to })
 }
 
-/// Moves a job that nobody works on any more, or never did, to `cancelled`.
+/// Moves a job that nobody works on any more, or never did, to `cancelled`, and says so as its last
+/// event: whoever follows the events learns of every end.
 pub(super) async fn cancel_now(
     connection: &mut SqliteConnection,
     id: &str,
@@ -171,6 +172,8 @@ pub(super) async fn cancel_now(
     .bind(id)
     .execute(&mut *connection)
     .await?;
+    let event = NewEvent::message(EventLevel::Info, "Fine-tuning job cancelled");
+    events::append(connection, id, now, &[event]).await?;
     webhooks::job_ended(connection, id, JobStatus::Cancelled, now).await
 }
 

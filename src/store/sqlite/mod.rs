@@ -390,16 +390,16 @@ impl Store for SqliteStore {
     async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
         let mut transaction = self.begin_write().await?;
         let now = self.clock.now();
-        queue::give_back(&mut transaction, claim, queue::Attempt::IsForgiven, now).await?;
         events::append(&mut transaction, &claim.job_id, now, events).await?;
+        queue::give_back(&mut transaction, claim, queue::Attempt::IsForgiven, now).await?;
         Ok(transaction.commit().await?)
     }
 
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
         let mut transaction = self.begin_write().await?;
         let now = self.clock.now();
-        queue::give_back(&mut transaction, claim, queue::Attempt::Counts, now).await?;
         events::append(&mut transaction, &claim.job_id, now, events).await?;
+        queue::give_back(&mut transaction, claim, queue::Attempt::Counts, now).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -509,11 +509,9 @@ impl Store for SqliteStore {
         Ok(transaction.commit().await?)
     }
 
-    async fn finish_cancelled(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
+    async fn finish_cancelled(&self, claim: &Claim) -> Result<(), StoreError> {
         let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        progress::cancelled(&mut transaction, claim, now).await?;
-        events::append(&mut transaction, &claim.job_id, now, events).await?;
+        progress::cancelled(&mut transaction, claim, self.clock.now()).await?;
         Ok(transaction.commit().await?)
     }
 
