@@ -113,7 +113,7 @@ impl Answer {
         let token = match self.sampler.choose(logits) {
             Ok(token) => token,
             Err(error) => {
-                self.fail(ServeError { code: error.code(), message: error.to_string() });
+                self.fail(error.into());
                 return None;
             }
         };

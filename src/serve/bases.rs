@@ -67,9 +67,9 @@ impl Bases {
         let base = match wanted {
             BaseSource::Entry(entry) => self.load(&id, &entry.path)?,
             BaseSource::Made { load, .. } => {
-                let folder = runtime.block_on(load).map_err(|reason| ServeError {
-                    code: ErrorCode::InternalError,
-                    message: format!("the files of {id:?} cannot be fetched: {reason}"),
+                let folder = runtime.block_on(load).map_err(|reason| {
+                    let message = format!("the files of {id:?} cannot be fetched: {reason}");
+                    ServeError::new(ErrorCode::InternalError, message)
                 })?;
                 self.load(&id, folder.path())?
             }
@@ -108,9 +108,9 @@ impl Bases {
     }
 
     fn load(&self, id: &str, path: &Path) -> Result<Arc<LoadedBase>, ServeError> {
-        let cannot = |reason: String| ServeError {
-            code: ErrorCode::InvalidModel,
-            message: format!("the model {id:?} cannot be used: {reason}"),
+        let cannot = |reason: String| {
+            let message = format!("the model {id:?} cannot be used: {reason}");
+            ServeError::about("model", ErrorCode::InvalidModel, message)
         };
         let model = BaseModel::open(path).map_err(|error| cannot(error.to_string()))?;
         let needs = Responder::needed_bytes(&model.config, model.weights.as_ref());
@@ -130,7 +130,7 @@ impl Bases {
                 gigabytes(needs),
                 gigabytes(self.budget)
             );
-            return Err(ServeError { code: ErrorCode::OutOfMemory, message });
+            return Err(ServeError::new(ErrorCode::OutOfMemory, message));
         }
         let began = Instant::now();
         loop {
@@ -153,7 +153,7 @@ impl Bases {
                      training job or models that are answering hold; try again later",
                     gigabytes(needs)
                 );
-                return Err(ServeError { code: ErrorCode::ModelLoading, message });
+                return Err(ServeError::new(ErrorCode::ModelLoading, message));
             };
             let unloaded = loaded.remove(unused);
             drop(loaded);

@@ -44,9 +44,10 @@ impl Answering<'_> {
             if *token as usize >= self.vocabulary {
                 let message =
                     format!("logit_bias names token {token}, and {}", self.known_tokens());
-                return Err(refused(ErrorCode::InvalidRequest, message));
+                return Err(ServeError::about("logit_bias", ErrorCode::InvalidRequest, message));
             }
         }
+        let about = |code, message| ServeError::about(request.prompt.field(), code, message);
         let is_own_text = matches!(request.prompt, Prompt::Chat { .. });
         let prompts = match &request.prompt {
             Prompt::Chat { messages, tools, .. } => vec![self.encode_chat(messages, tools)?],
@@ -59,7 +60,9 @@ impl Answering<'_> {
         let seed = request.seed.unwrap_or_else(random_seed);
         let mut plans = Vec::new();
         for prompt in &prompts {
-            let max_tokens = self.room(prompt.ids.len(), request.max_tokens)?;
+            let max_tokens = self
+                .room(prompt.ids.len(), request.max_tokens)
+                .map_err(|message| about(ErrorCode::ContextLengthExceeded, message))?;
             for _ in 0..request.n {
                 plans.push(Plan {
                     index: plans.len(),
@@ -96,21 +99,18 @@ impl Answering<'_> {
         Some((format, if *parallel_tool_calls { usize::MAX } else { 1 }))
     }
 
-    /// Most tokens of an answer to a prompt of this length.
-    fn room(&self, prompt_tokens: usize, wanted: Option<u32>) -> Result<usize, ServeError> {
+    /// Most tokens of an answer to a prompt of this length, or why there is no room for one.
+    fn room(&self, prompt_tokens: usize, wanted: Option<u32>) -> Result<usize, String> {
         let room = self.context_length.checked_sub(prompt_tokens);
         match (room, wanted) {
             // Nothing is written, so the prompt may fill the context.
             (Some(_), Some(0)) => Ok(0),
             (Some(room @ 1..), wanted) => Ok(wanted.map_or(room, |most| room.min(most as usize))),
-            _ => {
-                let message = format!(
-                    "the prompt is {prompt_tokens} tokens long and the model's context is {} \
-                     tokens: shorten it",
-                    self.context_length
-                );
-                Err(refused(ErrorCode::ContextLengthExceeded, message))
-            }
+            _ => Err(format!(
+                "the prompt is {prompt_tokens} tokens long and the model's context is {} tokens: \
+                 shorten it",
+                self.context_length
+            )),
         }
     }
 
@@ -125,20 +125,19 @@ impl Answering<'_> {
                 "the base model {:?} has no chat template: /v1/completions continues plain texts",
                 self.id
             );
-            return Err(refused(ErrorCode::InvalidRequest, message));
+            return Err(ServeError::about("model", ErrorCode::InvalidRequest, message));
         };
+        let refused = |code, message| ServeError::about("messages", code, message);
         if let Some((index, key, token)) = control_token_in(self.model, messages) {
             let message = format!("messages[{index}].{key}: {}", control_token_message(&token));
             return Err(refused(ErrorCode::ControlTokenInContent, message));
         }
-        let text = template.render_prompt(messages, tools).map_err(|error| {
-            let code = match error {
-                TemplateError::NoTools | TemplateError::NoToolCalls { .. } => {
-                    ErrorCode::Unsupported
-                }
-                _ => ErrorCode::InvalidRequest,
-            };
-            refused(code, error.to_string())
+        let text = template.render_prompt(messages, tools).map_err(|error| match error {
+            TemplateError::NoTools => {
+                ServeError::about("tools", ErrorCode::Unsupported, error.to_string())
+            }
+            TemplateError::NoToolCalls { .. } => refused(ErrorCode::Unsupported, error.to_string()),
+            _ => refused(ErrorCode::InvalidRequest, error.to_string()),
         })?;
         Ok(Encoded { ids: self.tokens(&text)?.into(), before_text: 0 })
     }
@@ -165,11 +164,11 @@ impl Answering<'_> {
         }
         if ids.is_empty() {
             let message = "the prompt is empty, and the model has no token that begins a text";
-            return Err(refused(ErrorCode::InvalidRequest, message.to_owned()));
+            return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message.to_owned()));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
             let message = format!("the prompt holds token {id}, and {}", self.known_tokens());
-            return Err(refused(ErrorCode::InvalidRequest, message));
+            return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message));
         }
         Ok(Encoded { ids: ids.into(), before_text })
     }
@@ -179,17 +178,13 @@ impl Answering<'_> {
             .model
             .tokenizer
             .encode(text)
-            .map_err(|error| refused(ErrorCode::InternalError, error.to_string()))?;
+            .map_err(|error| ServeError::new(ErrorCode::InternalError, error.to_string()))?;
         Ok(tokens.into_iter().map(|(id, _)| id).collect())
     }
 
     fn known_tokens(&self) -> String {
         format!("the model's tokens are 0 to {}", self.vocabulary.saturating_sub(1))
     }
-}
-
-fn refused(code: ErrorCode, message: String) -> ServeError {
-    ServeError { code, message }
 }
 
 /// A seed for a request that states none.

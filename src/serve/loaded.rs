@@ -57,9 +57,9 @@ impl LoadedBase {
         if let Some(adapter) = self.find(&source.id) {
             return Ok(adapter);
         }
-        let cannot = |reason: String| ServeError {
-            code: ErrorCode::InternalError,
-            message: format!("the adapter of {:?} cannot be used: {reason}", source.id),
+        let cannot = |reason: String| {
+            let message = format!("the adapter of {:?} cannot be used: {reason}", source.id);
+            ServeError::new(ErrorCode::InternalError, message)
         };
         let bytes = runtime.block_on(source.load).map_err(cannot)?;
         let (config, tensors) =

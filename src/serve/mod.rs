@@ -86,6 +86,19 @@ pub struct ServeError {
     pub code: ErrorCode,
     /// For the client; for [`ErrorCode::InternalError`] for the log only.
     pub message: String,
+    /// The field of the request that it is about, as OpenAI names it.
+    pub param: Option<&'static str>,
+}
+
+impl ServeError {
+    fn new(code: ErrorCode, message: String) -> Self {
+        Self { code, message, param: None }
+    }
+
+    /// One that a field of the request has caused.
+    fn about(param: &'static str, code: ErrorCode, message: String) -> Self {
+        Self { code, message, param: Some(param) }
+    }
 }
 
 /// Requests that wait for their turn before further ones are told to come back.
@@ -133,11 +146,10 @@ impl ModelServer {
     pub fn answer(&self, source: ModelSource, request: Request) -> Result<Events, ServeError> {
         let (events, receiver) = events::channel();
         let work = worker::Work { source, request, events };
-        self.inbox.try_send(work).map_err(|_full_or_closed| ServeError {
-            code: ErrorCode::RateLimitExceeded,
-            message: format!(
-                "{WAITING_REQUESTS} requests wait for answers already: try again later"
-            ),
+        self.inbox.try_send(work).map_err(|_full_or_closed| {
+            let message =
+                format!("{WAITING_REQUESTS} requests wait for answers already: try again later");
+            ServeError::new(ErrorCode::RateLimitExceeded, message)
         })?;
         Ok(receiver)
     }

@@ -40,6 +40,16 @@ pub enum Prompt {
     Texts(Vec<TextPrompt>),
 }
 
+impl Prompt {
+    /// The field of a request that it comes from.
+    pub(super) fn field(&self) -> &'static str {
+        match self {
+            Self::Chat { .. } => "messages",
+            Self::Texts(_) => "prompt",
+        }
+    }
+}
+
 /// A text to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TextPrompt {

@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
+use super::ServeError;
 use super::request::Sampling;
 use crate::error_code::ErrorCode;
 use crate::train::random::Stream;
@@ -96,12 +97,14 @@ pub(super) enum SampleError {
     NothingLeft,
 }
 
-impl SampleError {
-    /// Whose fault it is.
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            Self::NotANumber => ErrorCode::InternalError,
-            Self::NothingLeft => ErrorCode::InvalidRequest,
+impl From<SampleError> for ServeError {
+    fn from(error: SampleError) -> Self {
+        let message = error.to_string();
+        match error {
+            SampleError::NotANumber => Self::new(ErrorCode::InternalError, message),
+            SampleError::NothingLeft => {
+                Self::about("logit_bias", ErrorCode::InvalidRequest, message)
+            }
         }
     }
 }
@@ -370,8 +373,10 @@ mod tests {
         assert!(bias(2, 100.0).iter().all(|token| *token == 2));
         let all = Sampling { logit_bias: vec![(0, -100.0), (1, -100.0)], ..plain() };
         let nothing = Sampler::new(all, 0, 0).choose(&mut [1.0, 2.0]);
-        assert_eq!(nothing.expect_err("nothing").code(), ErrorCode::InvalidRequest);
+        let nothing = ServeError::from(nothing.expect_err("nothing"));
+        assert_eq!((nothing.code, nothing.param), (ErrorCode::InvalidRequest, Some("logit_bias")));
         let broken = Sampler::new(plain(), 0, 0).choose(&mut [1.0, f32::NAN]);
-        assert_eq!(broken.expect_err("broken").code(), ErrorCode::InternalError);
+        let broken = ServeError::from(broken.expect_err("broken"));
+        assert_eq!((broken.code, broken.param), (ErrorCode::InternalError, None));
     }
 }

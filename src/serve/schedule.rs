@@ -406,5 +406,5 @@ impl Scheduler {
 
 /// An engine fault is ours: the client hears that it failed, the log hears why.
 fn engine_failed(message: String) -> ServeError {
-    ServeError { code: ErrorCode::InternalError, message }
+    ServeError::new(ErrorCode::InternalError, message)
 }

@@ -228,7 +228,7 @@ async fn an_error_is_a_reply_before_the_first_token_and_an_event_after_it() {
         banned.insert(token.to_string(), json!(-100));
     }
     for (more, param) in [
-        (json!({"logit_bias": banned}), Value::Null),
+        (json!({"logit_bias": banned}), json!("logit_bias")),
         (json!({"max_tokens": 0}), json!("max_tokens")),
     ] {
         let mut body = question(more);
