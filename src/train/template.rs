@@ -217,13 +217,31 @@ impl ChatTemplate {
         Ok(text)
     }
 
+    /// What the template writes. Where it refuses messages without content, which are those that call
+    /// tools, they have an empty one, which says the same.
     fn render(
         &self,
         messages: &[Message],
         tools: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let values: Vec<serde_json::Value> = messages.iter().map(message_value).collect();
+        let mut values: Vec<serde_json::Value> = messages.iter().map(message_value).collect();
+        let refused = match self.render_values(&values, tools, add_generation_prompt) {
+            Err(error) if messages.iter().any(|message| message.content.is_none()) => error,
+            done => return done,
+        };
+        for value in values.iter_mut().filter(|value| value["content"].is_null()) {
+            value["content"] = "".into();
+        }
+        self.render_values(&values, tools, add_generation_prompt).map_err(|_also_refused| refused)
+    }
+
+    fn render_values(
+        &self,
+        values: &[serde_json::Value],
+        tools: &[serde_json::Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         let tools = if tools.is_empty() { None } else { Some(tools) };
         let context = minijinja::context! {
             messages => Serde(values),

@@ -197,6 +197,13 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
     let plain = template("{% for m in messages %}{{ m.content }}<end>{% endfor %}", &["<end>"]);
     let error = plain.render_for_training(&messages(&with_calls), &[]).unwrap_err();
     assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
+    // One that joins texts, and to which null is none.
+    let joins = template(
+        "{% for m in messages %}{{ '<m>' + m.content + '<end>' }}{% endfor %}",
+        &["<end>"],
+    );
+    let error = joins.render_for_training(&messages(&with_calls), &[]).unwrap_err();
+    assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
     let source = "{% if tools %}{{ tools | tojson }}<end>{% endif %}{% for m in messages %}<m>{% if \
                   m.tool_calls %}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}\
                   {% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt \
