@@ -27,9 +27,9 @@ pub struct ExportArgs {
     /// Ollama.
     #[arg(long, value_enum)]
     format: Format,
-    /// How the matrices of a GGUF model are stored.
-    #[arg(long, value_enum, default_value = "f16")]
-    quantization: Quantization,
+    /// How the matrices of a GGUF model are stored; f16 unless it says otherwise.
+    #[arg(long, value_enum)]
+    quantization: Option<Quantization>,
     /// Folder for the files; it must not be there yet, or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -45,11 +45,12 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
         "there is no database in {}: name the server's folder with --data-dir",
         data_dir.display()
     );
+    let quantization = args.format.quantization(args.quantization)?;
     refuse_what_is_there(&args.out)?;
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         let store = sqlite::open_beside_a_server(data_dir, Arc::new(SystemClock)).await?;
-        let done = write(args, &store).await;
+        let done = write(args, quantization, &store).await;
         store.close().await;
         done
     })
@@ -73,7 +74,11 @@ fn refuse_what_is_there(out: &Path) -> anyhow::Result<()> {
 
 /// Fetches, exports and puts the finished folder into its place.
 #[expect(clippy::print_stdout, reason = "the command's product")]
-async fn write(args: &ExportArgs, store: &SqliteStore) -> anyhow::Result<()> {
+async fn write(
+    args: &ExportArgs,
+    quantization: Quantization,
+    store: &SqliteStore,
+) -> anyhow::Result<()> {
     let Some(model) = fetch::find(store, &args.job).await? else {
         bail!("{}", no_model(store, &args.job).await?);
     };
@@ -85,7 +90,7 @@ async fn write(args: &ExportArgs, store: &SqliteStore) -> anyhow::Result<()> {
     // Beside the target, so that the finished folder moves there at once.
     let work = tempfile::Builder::new().prefix(".hone-export-").tempdir_in(parent)?;
     let sources = Sources { store, blobs: &blobs, base_models: &base_models };
-    let made = fetch::export(sources, &model, args.format, args.quantization, work.path()).await?;
+    let made = fetch::export(sources, &model, args.format, quantization, work.path()).await?;
     std::fs::rename(&made, &out)
         .with_context(|| format!("putting the files into {}", out.display()))?;
     atomic_file::sync_folder(parent)?;

@@ -54,7 +54,23 @@ impl Format {
     pub fn is_whole(self) -> bool {
         matches!(self, Self::Merged | Self::Gguf)
     }
+
+    /// How the matrices are stored when that is asked for.
+    ///
+    /// # Errors
+    /// When something is asked for where there is no choice.
+    pub fn quantization(self, asked: Option<Quantization>) -> Result<Quantization, NoQuantization> {
+        match asked {
+            Some(_) if self != Self::Gguf => Err(NoQuantization(self)),
+            asked => Ok(asked.unwrap_or(Quantization::F16)),
+        }
+    }
 }
+
+/// A format whose matrices are stored in one way alone.
+#[derive(Debug, thiserror::Error)]
+#[error("quantization is of the format \"gguf\" alone, and the format is {:?}", .0.as_str())]
+pub struct NoQuantization(Format);
 
 /// How the matrices of a GGUF model are stored; norms and biases are 32-bit floats in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

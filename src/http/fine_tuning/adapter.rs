@@ -125,23 +125,19 @@ fn format(query: &Query) -> ApiResult<(Format, Quantization)> {
         }
     };
     let quantization = match asked("quantization") {
-        None => Quantization::F16,
-        Some(_) if format != Format::Gguf => {
-            let message = format!(
-                "quantization is of the format \"gguf\" alone, and the format is {:?}",
-                format.as_str()
-            );
-            return Err(ApiError::field("quantization", message));
-        }
+        None => None,
         Some(text) => {
             let all = Quantization::ALL;
             let found = all.iter().copied().find(|one| one.as_str() == text);
-            found.ok_or_else(|| {
+            Some(found.ok_or_else(|| {
                 let known: Vec<&str> = all.iter().map(|one| one.as_str()).collect();
                 unknown("quantization", text, &known)
-            })?
+            })?)
         }
     };
+    let quantization = format
+        .quantization(quantization)
+        .map_err(|error| ApiError::field("quantization", error.to_string()))?;
     Ok((format, quantization))
 }
 
