@@ -207,7 +207,12 @@ fn multi(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
     const KEY: &str = "graders";
     let place = join(path, KEY);
     let Some(value) = object.get(KEY).and_then(Value::as_object) else {
-        let message = "graders is missing: an object that maps names to graders";
+        let found = match object.get(KEY) {
+            None | Some(Value::Null) => "missing",
+            Some(_) => "no object",
+        };
+        let message =
+            format!("graders is {found}: it must be an object that maps names to graders");
         return Err(GraderError::new(path, KEY, message));
     };
     let mut graders = Vec::new();

@@ -2,8 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::template::{RenderError, Values};
+use super::template::{MAX_TEXT_BYTES, RenderError, Values};
 use super::{Grader, Kind, Operation};
+
+/// How much similarity may cost in one run, in bytes of one text times bytes of the other: four
+/// comparisons of the longest texts, about a second. Otherwise a `multi` could compute for minutes.
+const MAX_COMPARED: usize = 4 * MAX_TEXT_BYTES * MAX_TEXT_BYTES;
 
 /// What a grader made of an answer.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -25,7 +29,7 @@ pub struct Errors {
     pub sample: bool,
     /// A variable has no value.
     pub variable: bool,
-    /// A text became too long to be graded.
+    /// A text became too long to be graded, or texts are too long for so many comparisons.
     pub too_long: bool,
 }
 
@@ -37,10 +41,12 @@ pub fn run(grader: &Grader, sample: &str, item: &Map<String, Value>) -> Grade {
         spellings["output_json"] = parsed;
     }
     let item = Value::Object(item.clone());
-    grade(grader, &Values { item: &item, sample: &spellings })
+    let mut left = MAX_COMPARED;
+    grade(grader, &Values { item: &item, sample: &spellings }, &mut left)
 }
 
-fn grade(grader: &Grader, values: &Values<'_>) -> Grade {
+/// Grades with what is `left` of [`MAX_COMPARED`].
+fn grade(grader: &Grader, values: &Values<'_>, left: &mut usize) -> Grade {
     let texts = |input: &super::Template, reference: &super::Template| {
         Ok((input.render(values)?, reference.render(values)?))
     };
@@ -51,14 +57,17 @@ fn grade(grader: &Grader, values: &Values<'_>) -> Grade {
             })
         }
         Kind::TextSimilarity { input, reference, metric } => {
-            of_texts(texts(input, reference), |input, reference| {
-                metric.similarity(input, reference)
-            })
+            let texts = texts(input, reference).and_then(|(input, reference)| {
+                *left =
+                    left.checked_sub(input.len() * reference.len()).ok_or(RenderError::TooLong)?;
+                Ok((input, reference))
+            });
+            of_texts(texts, |input, reference| metric.similarity(input, reference))
         }
         Kind::Multi { graders, formula } => {
             let mut whole = Grade::default();
             for (name, grader) in graders {
-                let part = grade(grader, values);
+                let part = grade(grader, values, left);
                 whole.errors.add(part.errors);
                 whole.parts.push((name.clone(), part.reward));
             }
@@ -142,6 +151,21 @@ mod tests {
         }
         let of_json = check("eq", "{{sample.output_json.city}}");
         assert_eq!(grade_of(of_json, r#"{"city": "Paris"}"#).reward, 1.0);
+    }
+
+    #[test]
+    fn comparisons_that_would_take_minutes_are_not_begun() {
+        let one = json!({"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}",
+            "reference": "{{sample.output_text}}", "evaluation_metric": "fuzzy_match"});
+        let names: Vec<String> = (0..100).map(|number| format!("g{number}")).collect();
+        let graders: Map<String, Value> =
+            names.iter().map(|name| (name.clone(), one.clone())).collect();
+        let multi = json!({"type": "multi", "name": "all", "graders": graders,
+            "calculate_output": "g0"});
+        assert_eq!(grade_of(multi.clone(), "a few words").errors, Errors::default());
+        let grade = grade_of(multi, &"ab ".repeat(MAX_TEXT_BYTES / 3));
+        assert_eq!((grade.reward, grade.errors.too_long), (0.0, true));
+        assert_eq!(grade.parts.iter().filter(|(_, reward)| *reward > 0.0).count(), 4);
     }
 
     #[test]
