@@ -30,7 +30,7 @@ pub const KNOWN: &[&str] = &[
 const KNOWN_WITH_DPO: &[&str] = &["beta"];
 
 /// Names that hone knows with the tuning `lora` alone.
-const KNOWN_WITH_LORA: &[&str] = &[
+pub const KNOWN_WITH_LORA: &[&str] = &[
     "modules_to_save",
     "lora_r",
     "lora_alpha",

@@ -79,16 +79,38 @@ fn stated<'a>(
     kind: Method,
     unknown_fields: &mut Vec<String>,
 ) -> Result<Option<&'a Map<String, Value>>, Refusal> {
+    let path = format!("method.{}", kind.as_str());
+    refuse_misplaced(&format!("{path}.{LEGACY}"), "method", method, &[LEGACY])?;
     let known = ["type", kind.as_str()];
     unknown_fields.extend(fields::others(method, &known).map(|key| format!("method.{key}")));
     let Some(settings) = fields::given(method, kind.as_str()) else {
         return Ok(None);
     };
-    let path = format!("method.{}", kind.as_str());
     let settings = object(&path, settings)?;
+    refuse_misplaced(&format!("{path}.{LEGACY}"), &path, settings, hyperparameters::KNOWN)?;
+    refuse_misplaced(
+        &format!("{path}.{LEGACY}"),
+        &path,
+        settings,
+        hyperparameters::KNOWN_WITH_LORA,
+    )?;
     unknown_fields.extend(fields::others(settings, &[LEGACY]).map(|key| format!("{path}.{key}")));
     let stated = fields::given(settings, LEGACY);
     stated.map(|value| object(&format!("{path}.{LEGACY}"), value)).transpose()
+}
+
+/// Refuses hyperparameters one level too high: the job would train with other values than were meant.
+fn refuse_misplaced(
+    belong: &str,
+    path: &str,
+    found: &Map<String, Value>,
+    names: &[&str],
+) -> Result<(), Refusal> {
+    let Some(name) = names.iter().find(|name| fields::given(found, name).is_some()) else {
+        return Ok(());
+    };
+    let message = format!("{path}.{name} has no effect there: hyperparameters stand in {belong}");
+    Err(Refusal::new(format!("{path}.{name}"), message))
 }
 
 fn object<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Refusal> {
@@ -181,6 +203,12 @@ mod tests {
             (json!({"type": "ppo"}), "method.type"),
             (json!({"type": "reinforcement"}), "method.type"),
             (json!({"type": "dpo", "dpo": []}), "method.dpo"),
+            (json!({"type": "dpo", "hyperparameters": {"n_epochs": 1}}), "method.hyperparameters"),
+            (
+                json!({"type": "supervised", "supervised": {"n_epochs": 1}}),
+                "method.supervised.n_epochs",
+            ),
+            (json!({"type": "dpo", "dpo": {"lora_r": 4}}), "method.dpo.lora_r"),
             (json!({"type": "dpo", "dpo": {"hyperparameters": 3}}), "method.dpo.hyperparameters"),
             (supervised(json!({"nepochs": 1})), "method.supervised.hyperparameters.nepochs"),
         ] {

@@ -87,12 +87,9 @@ pub fn job_error_for(verdict: &Verdict, which: DataFile, method: Method) -> Opti
     if !verdict.problems.is_empty() {
         return error(which.code(), describe_problems(&verdict.problems));
     }
-    if verdict.examples == 0 {
-        let code = match which {
-            DataFile::Training => ErrorCode::InvalidNExamples,
-            DataFile::Validation => ErrorCode::InvalidValidationFile,
-        };
-        return error(code, "the file holds no example".to_owned());
+    if which == DataFile::Validation && verdict.examples == 0 {
+        let message = "the validation file has 0 examples; at least 1 is needed".to_owned();
+        return error(ErrorCode::InvalidValidationFile, message);
     }
     if which == DataFile::Training && verdict.examples < MIN_EXAMPLES {
         let message = format!(

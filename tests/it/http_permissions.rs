@@ -120,7 +120,15 @@ async fn what_cannot_be_shared_is_refused_with_the_reason() {
     // What is no path of permissions is no route, and a method that none takes is said.
     let error = server.get(&format!("/v1/fine_tuning/checkpoints/{model}")).await.error(404);
     assert_eq!(error["code"], "route_not_found");
-    server.delete(&path).await.error(404);
+    for (method, path, allowed) in [
+        (Method::DELETE, path.clone(), "GET,HEAD,POST"),
+        (Method::GET, format!("{path}/cp_1"), "DELETE"),
+        (Method::POST, format!("{path}/cp_1"), "DELETE"),
+    ] {
+        let reply = server.send(method, &path).await;
+        assert_eq!(reply.headers["allow"], allowed, "{path}");
+        reply.error(405);
+    }
     server.send(Method::PUT, &path).await.error(405);
 
     // With the model goes what was allowed of it.

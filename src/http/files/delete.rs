@@ -38,14 +38,18 @@ pub async fn delete(
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedFile>> {
     let in_use = |by: String| {
-        let message = format!("the file {id:?} is used by {by}: end or delete that first");
+        let message = format!("the file {id:?} is used by {by} first");
         ApiError::new(ErrorCode::InvalidFile, message).with_param("id")
     };
     super::find(&state, &caller, &id).await?;
     match state.store.delete_file(&id).await? {
         DeleteFileOutcome::Deleted(file) => state.blobs.delete(&file.blob_key).await?,
-        DeleteFileOutcome::UsedByJob(job) => return Err(in_use(format!("job {job:?}"))),
-        DeleteFileOutcome::UsedByModel(model) => return Err(in_use(format!("model {model:?}"))),
+        DeleteFileOutcome::UsedByJob(job) => {
+            return Err(in_use(format!("the job {job:?}: let it end, or cancel it,")));
+        }
+        DeleteFileOutcome::UsedByModel(model) => {
+            return Err(in_use(format!("the model {model:?}: delete that")));
+        }
         DeleteFileOutcome::NotFound => return Err(super::no_such_file(&id)),
     }
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))

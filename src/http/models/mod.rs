@@ -39,12 +39,19 @@ pub(super) async fn no_such_model(
     caller: &Caller,
     id: &str,
 ) -> ApiResult<ApiError> {
+    /// How many models the message names.
+    const MOST_NAMES: usize = 20;
     let base = state.base_models.list().map_err(ApiError::internal)?;
     let mut names: Vec<String> = base.into_iter().map(|entry| entry.id).collect();
     let tuned = state.store.list_models(&caller.project).await?;
     names.extend(tuned.into_iter().map(|model| model.id));
     let there = match names.is_empty() {
         true => "there is none: `hone models pull` brings one".to_owned(),
+        false if names.len() > MOST_NAMES => format!(
+            "there is {}, and {} more: GET /v1/models lists all",
+            names[..MOST_NAMES].join(", "),
+            names.len() - MOST_NAMES
+        ),
         false => format!("there is {}", names.join(", ")),
     };
     let message = format!("there is no model {id:?}; {there}");

@@ -11,6 +11,8 @@ mod object;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -40,15 +42,20 @@ pub(in crate::http) fn routes() -> OpenApiRouter<AppState> {
 /// The checkpoint whose permissions a request is about.
 struct PathOfList(String);
 
-impl<S: Send + Sync> FromRequestParts<S> for PathOfList {
-    type Rejection = ApiError;
+impl PathOfList {
+    fn of(path: &str) -> Option<Self> {
+        let checkpoint = path.strip_suffix(LIST).filter(|checkpoint| !checkpoint.is_empty())?;
+        Some(Self(checkpoint.to_owned()))
+    }
+}
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let PathId(path) = PathId::from_request_parts(parts, state).await?;
-        match path.strip_suffix(LIST) {
-            Some(checkpoint) if !checkpoint.is_empty() => Ok(Self(checkpoint.to_owned())),
-            _ => Err(no_such_route(parts)),
-        }
+impl<S: Send + Sync> FromRequestParts<S> for PathOfList {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let path = PathId::from_request_parts(parts, state).await;
+        let PathId(path) = path.map_err(IntoResponse::into_response)?;
+        Self::of(&path).ok_or_else(|| not_there(parts, &path))
     }
 }
 
@@ -58,32 +65,43 @@ struct PathOfOne {
     permission: String,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for PathOfOne {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let PathId(path) = PathId::from_request_parts(parts, state).await?;
-        let taken = path.rsplit_once('/').and_then(|(list, permission)| {
-            let checkpoint = list.strip_suffix(LIST)?;
-            Some((checkpoint.to_owned(), permission.to_owned()))
-        });
-        match taken {
-            Some((checkpoint, permission)) if !checkpoint.is_empty() && !permission.is_empty() => {
-                Ok(Self { checkpoint, permission })
-            }
-            _ => Err(no_such_route(parts)),
-        }
+impl PathOfOne {
+    fn of(path: &str) -> Option<Self> {
+        let (list, permission) = path.rsplit_once('/')?;
+        let PathOfList(checkpoint) = PathOfList::of(list)?;
+        let permission = Some(permission.to_owned()).filter(|permission| !permission.is_empty())?;
+        Some(Self { checkpoint, permission })
     }
 }
 
-fn no_such_route(parts: &Parts) -> ApiError {
+impl<S: Send + Sync> FromRequestParts<S> for PathOfOne {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let path = PathId::from_request_parts(parts, state).await;
+        let PathId(path) = path.map_err(IntoResponse::into_response)?;
+        Self::of(&path).ok_or_else(|| not_there(parts, &path))
+    }
+}
+
+/// What the routes of a list and of one permission say to each other's methods, and to other paths.
+fn not_there(parts: &Parts, path: &str) -> Response {
+    let allow = match (PathOfList::of(path), PathOfOne::of(path)) {
+        (Some(_list), _) => Some("GET,HEAD,POST"),
+        (None, Some(_one)) => Some("DELETE"),
+        (None, None) => None,
+    };
     let message = format!(
-        "there is no route {} {}: below a checkpoint there are GET and POST of /permissions, and \
-         DELETE of /permissions/{{permission_id}}",
-        parts.method,
-        parts.uri.path()
+        "there is no {} of /fine_tuning/checkpoints/{path}: below a checkpoint there are GET and POST \
+         of /permissions, and DELETE of /permissions/{{permission_id}}",
+        parts.method
     );
-    ApiError::new(ErrorCode::RouteNotFound, message)
+    let Some(allow) = allow else {
+        return ApiError::new(ErrorCode::RouteNotFound, message).into_response();
+    };
+    let mut response = ApiError::new(ErrorCode::MethodNotAllowed, message).into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
 }
 
 /// Why there are no permissions of a model: it is a base model, which all may use, or there is none.
