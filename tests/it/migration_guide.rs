@@ -73,6 +73,7 @@ async fn every_command_of_the_migration_guide_runs() {
     // OpenAI's place is taken by another hone that holds the reader's file.
     let examples = std::fs::read_to_string(root.join("examples/lighthouse.jsonl")).expect("reads");
     let before = Server::start();
+    let older = before.upload(&examples[..examples.find('\n').expect("lines")]).await;
     before.upload(&examples).await;
 
     let mut calls = format!("export OPENAI_BASE_URL={}/v1 OPENAI_API_KEY=old\n", before.base);
@@ -111,6 +112,9 @@ async fn every_command_of_the_migration_guide_runs() {
         ran.push(block.language);
     }
     assert!(ran.contains(&"serve".to_owned()) && ran.len() >= 8, "{ran:?}");
+    let brought = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("brought");
+    assert_eq!(brought("train.jsonl"), examples, "the newest has the name that all have");
+    assert!(examples.starts_with(&brought(&format!("{older}-train.jsonl"))));
     for file in ["adapter_config.json", "adapter_model.safetensors", "step_metrics.csv"] {
         assert!(folder.path().join(file).is_file(), "{file}");
     }
