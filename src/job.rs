@@ -267,12 +267,21 @@ pub struct Hyperparameters {
     /// How the learning rate moves after warm-up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr_scheduler_type: Option<Schedule>,
+    /// Share of the peak to which the learning rate falls, 0..=1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr_ratio: Option<f64>,
+    /// Whether the client wants short examples to share sequences, which hone's batches need not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<bool>,
     /// Longest example in tokens; longer ones are left out, counted and named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_length: Option<u32>,
     /// Steps between looks at the whole validation file, beside those at the ends of epochs.
     #[serde(skip_serializing_if = "Auto::is_auto")]
     pub eval_steps: Auto<u32>,
+    /// Looks at it in all instead, evenly spread; excludes `eval_steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_evals: Option<u32>,
     /// Looks without improvement after which training ends early; 0 for never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_patience: Option<u32>,
@@ -282,6 +291,9 @@ pub struct Hyperparameters {
     /// Steps between checkpoints, beside those at the ends of epochs and of the best.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub save_steps: Option<u32>,
+    /// Checkpoints in all instead, evenly spread, beside those of the best; excludes `save_steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_checkpoints: Option<u32>,
     /// Newest checkpoints that are kept, beside the best.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub save_total_limit: Option<u32>,
@@ -339,11 +351,17 @@ pub struct ResolvedHyperparameters {
     pub max_grad_norm: f64,
     /// How the learning rate moves after warm-up.
     pub lr_scheduler_type: Schedule,
+    /// Share of the peak to which the learning rate falls; absent for zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_lr_ratio: Option<f64>,
     /// Longest example in tokens.
     pub context_length: u32,
-    /// Steps between looks at the whole validation file; absent without one.
+    /// Steps between looks at the whole validation file; absent without one, and where `n_evals` counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_steps: Option<u32>,
+    /// Looks at the whole validation file in all, evenly spread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_evals: Option<u32>,
     /// Looks without improvement after which training ends early; 0 for never.
     #[serde(default)]
     pub early_stopping_patience: u32,
@@ -353,6 +371,9 @@ pub struct ResolvedHyperparameters {
     /// Steps between checkpoints; absent for those at the ends of epochs and of the best alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_steps: Option<u32>,
+    /// Checkpoints in all, evenly spread, instead of those at the ends of epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_checkpoints: Option<u32>,
     /// Newest checkpoints that are kept, beside the best.
     #[serde(default)]
     pub save_total_limit: u32,

@@ -28,8 +28,10 @@ const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
 /// likely, which too large steps overdo.
 pub const DEFAULT_DPO_LEARNING_RATE: f64 = 5e-5;
 
+/// Looks without improvement after which training ends early, when nothing else is asked for.
+pub const DEFAULT_PATIENCE: u32 = 5;
+
 const DEFAULT_BETA: f64 = 0.1;
-const DEFAULT_PATIENCE: u32 = 5;
 const DEFAULT_THRESHOLD: f64 = 0.001;
 const DEFAULT_SAVE_TOTAL_LIMIT: u32 = 10;
 
@@ -88,10 +90,30 @@ impl Plan {
 
     /// Whether the validation file is measured after a step.
     pub fn looks_after(&self, step: u64) -> bool {
+        if let Some(count) = self.hyperparameters.n_evals {
+            return is_one_of(step, count, self.total_steps);
+        }
         self.hyperparameters.eval_steps.is_some_and(|every| {
             step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(u64::from(every))
         })
     }
+
+    /// Whether there is a checkpoint after a step, be the model better than before or not.
+    pub fn saves_after(&self, step: u64) -> bool {
+        if let Some(count) = self.hyperparameters.n_checkpoints {
+            return is_one_of(step, count, self.total_steps);
+        }
+        let every = self.hyperparameters.save_steps.map(u64::from);
+        step.is_multiple_of(self.steps_per_epoch)
+            || every.is_some_and(|every| step.is_multiple_of(every))
+    }
+}
+
+/// Whether a step is one of `count` that are evenly spread over `total`, the last of which is the last
+/// step; every step where there are fewer.
+fn is_one_of(step: u64, count: u32, total: u64) -> bool {
+    let passed = |steps: u64| steps * u64::from(count) / total;
+    passed(step) > passed(step - 1)
 }
 
 /// The longest example that a run takes: as asked, else the default, never more than the model's
@@ -165,7 +187,9 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
             }
         };
     let steps_per_epoch = examples.div_ceil(u64::from(batch_size).max(1));
-    let eval_steps = data.validation_share.map(|share| match asked.eval_steps {
+    let n_evals = asked.n_evals.filter(|_| data.validation_share.is_some());
+    let validation_share = data.validation_share.filter(|_| n_evals.is_none());
+    let eval_steps = validation_share.map(|share| match asked.eval_steps {
         Auto::Value(steps) => steps,
         Auto::Auto => {
             let looks = (TIME_FOR_LOOKS / (share * FORWARD_SHARE)).floor().clamp(1.0, MOST_LOOKS);
@@ -189,9 +213,11 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         })
     });
     let is_lora = tuning == TuningMode::Lora;
-    let save_total_limit = asked.save_total_limit.unwrap_or_else(|| match is_lora {
-        true => DEFAULT_SAVE_TOTAL_LIMIT,
-        false => {
+    let save_total_limit = asked.save_total_limit.unwrap_or_else(|| match asked.n_checkpoints {
+        // Whoever says how many there shall be wants all of them.
+        Some(count) => count.max(DEFAULT_SAVE_TOTAL_LIMIT),
+        None if is_lora => DEFAULT_SAVE_TOTAL_LIMIT,
+        None => {
             explanations.push(format!(
                 "save_total_limit is {DEFAULT_WHOLE_MODELS_LIMIT}: every checkpoint is a whole model"
             ));
@@ -225,20 +251,31 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         weight_decay: asked.weight_decay.unwrap_or(DEFAULT_WEIGHT_DECAY),
         max_grad_norm: asked.max_grad_norm.unwrap_or(DEFAULT_MAX_GRAD_NORM),
         lr_scheduler_type: asked.lr_scheduler_type.unwrap_or_default(),
+        min_lr_ratio: asked.min_lr_ratio,
         context_length,
         eval_steps,
+        n_evals,
         early_stopping_patience: asked.early_stopping_patience.unwrap_or(DEFAULT_PATIENCE),
         early_stopping_threshold: asked.early_stopping_threshold.unwrap_or(DEFAULT_THRESHOLD),
         save_steps: asked.save_steps,
+        n_checkpoints: asked.n_checkpoints,
         save_total_limit,
     };
+    if asked.packing.is_some() {
+        explanations.push(
+            "packing changes nothing: a batch holds no padding in any case, and each example sees \
+             itself alone"
+                .to_owned(),
+        );
+    }
     let states_looks = !asked.eval_steps.is_auto()
+        || asked.n_evals.is_some()
         || asked.early_stopping_patience.is_some()
         || asked.early_stopping_threshold.is_some();
     if data.validation_share.is_none() && states_looks {
         explanations.push(
-            "eval_steps, early_stopping_patience and early_stopping_threshold have no effect without \
-             a validation file: the model is that of the last step"
+            "eval_steps, n_evals and what is about early stopping have no effect without a \
+             validation file: the model is that of the last step"
                 .to_owned(),
         );
     }
@@ -282,6 +319,10 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
         Schedule::Cosine => "falls along a cosine",
         Schedule::Constant => "stays",
     };
+    let least = match values.min_lr_ratio {
+        Some(ratio) => format!(" to {} % of its peak", ratio * 100.0),
+        None => String::new(),
+    };
     let what = match values.tuning {
         TuningMode::Lora => describe_lora(values),
         TuningMode::Full => "All weights train".to_owned(),
@@ -292,7 +333,7 @@ fn describe_rest(values: &ResolvedHyperparameters) -> String {
     };
     format!(
         "{what}; AdamW with weight decay {}, gradients clipped at norm {}; the learning rate warms up \
-         over {} % of the steps and {schedule}; examples of up to {} tokens",
+         over {} % of the steps and {schedule}{least}; examples of up to {} tokens",
         values.weight_decay,
         values.max_grad_norm,
         values.warmup_ratio * 100.0,
@@ -367,6 +408,34 @@ mod tests {
         };
         let found = [Some(0.01), Some(0.075), Some(0.1), Some(0.2), Some(3.0), None].map(steps);
         assert_eq!(found, [Some(25), Some(25), Some(34), Some(100), Some(100), None]);
+    }
+
+    #[test]
+    fn so_many_looks_and_checkpoints_as_are_asked_for_are_spread_over_the_run() {
+        let plan = |n_evals, n_checkpoints, share| {
+            let asked = Hyperparameters {
+                n_epochs: Auto::Value(2),
+                batch_size: Auto::Value(1),
+                n_evals,
+                n_checkpoints,
+                ..Default::default()
+            };
+            resolve(&asked, &DataSize { examples: 10, validation_share: share }, &SIZE)
+        };
+        let steps = |is_one: &dyn Fn(u64) -> bool| -> Vec<u64> {
+            (1..=20).filter(|step| is_one(*step)).collect()
+        };
+        let some = plan(Some(3), Some(4), Some(0.1));
+        assert_eq!(steps(&|step| some.looks_after(step)), [7, 14, 20]);
+        assert_eq!(steps(&|step| some.saves_after(step)), [5, 10, 15, 20]);
+        assert_eq!(some.hyperparameters.eval_steps, None);
+        let many = plan(Some(0), Some(50), Some(0.1));
+        assert!(steps(&|step| many.looks_after(step)).is_empty());
+        assert_eq!(steps(&|step| many.saves_after(step)).len(), 20);
+        assert_eq!(many.hyperparameters.save_total_limit, 50, "all of them are kept");
+        let none = plan(Some(3), None, None);
+        assert!(steps(&|step| none.looks_after(step)).is_empty(), "there is no validation file");
+        assert_eq!(steps(&|step| none.saves_after(step)), [10, 20], "the ends of epochs");
     }
 
     #[test]

@@ -214,9 +214,7 @@ impl<'a> Run<'a> {
             let yielded_seconds = self.give_way.waited.as_secs_f64();
             sink(Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds });
 
-            let save_steps = plan.hyperparameters.save_steps.map(u64::from);
-            let is_saved = save_steps.is_some_and(|every| step.is_multiple_of(every));
-            if is_epoch_end || is_better || is_saved {
+            if plan.saves_after(step) || is_better {
                 let superseded = self.keep();
                 let directory = self.checkpoint()?;
                 self.announce(step, directory, superseded, sink);

@@ -87,7 +87,8 @@ mod tests {
         let read = |anchor, seconds| lifetime(anchor, seconds, names).map_err(|error| error.param);
         assert_eq!(read(None, None), Ok(None));
         assert_eq!(read(Some("created_at"), Some("3600")), Ok(Some(3600)));
-        assert_eq!(read(None, Some("2592000")), Ok(Some(2_592_000)));
+        assert_eq!(read(Some("created_at"), Some("2592000")), Ok(Some(2_592_000)));
+        assert_eq!(read(None, Some("2592000")), Err("anchor".to_owned()));
         for seconds in [None, Some("3599"), Some("2592001"), Some("-1"), Some("1e4"), Some("")] {
             assert_eq!(read(Some("created_at"), seconds), Err("seconds".to_owned()));
         }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::Refusal;
 use crate::error_code::ErrorCode;
 use crate::job::{Auto, Hyperparameters, LoraLayers, Method, Schedule, TuningMode};
+use crate::train::resolve::DEFAULT_PATIENCE;
 
 /// Names that hone knows with every way of tuning: OpenAI's three first.
 pub const KNOWN: &[&str] = &[
@@ -18,11 +19,17 @@ pub const KNOWN: &[&str] = &[
     "weight_decay",
     "max_grad_norm",
     "lr_scheduler_type",
+    "min_lr_ratio",
+    "packing",
     "context_length",
     "eval_steps",
+    "n_evals",
+    "early_stopping_enabled",
     "early_stopping_patience",
     "early_stopping_threshold",
+    "early_stopping_min_delta",
     "save_steps",
+    "n_checkpoints",
     "save_total_limit",
 ];
 
@@ -98,16 +105,32 @@ pub fn read(
         max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
         lr_scheduler_type: fields.schedule()?,
         context_length: fields.whole("context_length", 8..=1_048_576)?,
+        min_lr_ratio: fields.number("min_lr_ratio", Range { most: 1.0, ..from(0.0) })?,
+        packing: fields.switch("packing")?,
         eval_steps: auto(fields.whole("eval_steps", 1..=1_000_000)?),
-        early_stopping_patience: fields.whole("early_stopping_patience", 0..=1000)?,
-        early_stopping_threshold: fields.number("early_stopping_threshold", from(0.0))?,
+        n_evals: fields.whole("n_evals", 0..=1000)?,
+        early_stopping_patience: fields.patience()?,
+        early_stopping_threshold: fields.threshold()?,
         save_steps: fields.whole("save_steps", 1..=1_000_000)?,
+        n_checkpoints: fields.whole("n_checkpoints", 1..=1000)?,
         save_total_limit: fields.whole("save_total_limit", 1..=1000)?,
     };
     let has_multiplier = matches!(read.learning_rate_multiplier, Auto::Value(_));
     if has_multiplier && read.learning_rate.is_some() {
         let message = "learning_rate and learning_rate_multiplier exclude each other: send one";
         return Err(fields.refuse("learning_rate", message.to_owned()));
+    }
+    for [one, other] in [["n_evals", "eval_steps"], ["n_checkpoints", "save_steps"]] {
+        if fields.chosen(one).is_some() && fields.chosen(other).is_some() {
+            return Err(
+                fields.refuse(one, format!("{one} and {other} exclude each other: send one"))
+            );
+        }
+    }
+    if read.min_lr_ratio.is_some() && read.lr_scheduler_type == Some(Schedule::Constant) {
+        let message = "min_lr_ratio says where the learning rate falls to, and with \
+                       lr_scheduler_type \"constant\" it does not fall";
+        return Err(fields.refuse("min_lr_ratio", message.to_owned()));
     }
     let tuning = read.tuning.unwrap_or_default();
     let stray = KNOWN_WITH_LORA.iter().find(|name| fields.chosen(name).is_some());
@@ -222,6 +245,42 @@ impl Fields<'_> {
             Some(value) => Ok(Some(value)),
             None => Err(self.refuse(name, format!("{name} is {value}; it can be true or false"))),
         }
+    }
+
+    /// Looks without improvement before the end; Together's switch for it stands beside.
+    fn patience(&self) -> Result<Option<u32>, Refusal> {
+        const NAME: &str = "early_stopping_enabled";
+        let patience = self.whole("early_stopping_patience", 0..=1000)?;
+        match (self.switch(NAME)?, patience) {
+            (None, patience) => Ok(patience),
+            (Some(false), None | Some(0)) => Ok(Some(0)),
+            (Some(true), None) => Ok(Some(DEFAULT_PATIENCE)),
+            (Some(true), Some(1..)) => Ok(patience),
+            (Some(enabled), Some(patience)) => {
+                let message = format!(
+                    "{NAME} is {enabled} and early_stopping_patience is {patience}, which is never \
+                     with 0 alone: send one of them"
+                );
+                Err(self.refuse(NAME, message))
+            }
+        }
+    }
+
+    /// The least improvement, in hone's own spelling or Together's.
+    fn threshold(&self) -> Result<Option<f64>, Refusal> {
+        const OTHER: &str = "early_stopping_min_delta";
+        let own = self.number("early_stopping_threshold", from(0.0))?;
+        let other = self.number(OTHER, from(0.0))?;
+        if let (Some(own), Some(other)) = (own, other)
+            && own != other
+        {
+            let message = format!(
+                "{OTHER} is {other} and early_stopping_threshold, which means the same, is {own}: send \
+                 one of them"
+            );
+            return Err(self.refuse(OTHER, message));
+        }
+        Ok(own.or(other))
     }
 
     fn tuning(&self) -> Result<Option<TuningMode>, Refusal> {
@@ -360,6 +419,12 @@ mod tests {
             ("eval_steps", json!(0)),
             ("early_stopping_patience", json!(-1)),
             ("save_steps", json!(0.5)),
+            ("min_lr_ratio", json!(1.1)),
+            ("packing", json!("yes")),
+            ("n_evals", json!(-1)),
+            ("n_checkpoints", json!(0)),
+            ("early_stopping_enabled", json!(1)),
+            ("early_stopping_min_delta", json!(-0.1)),
         ] {
             let refusal = read_json(json!({ name: value })).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));
@@ -384,6 +449,49 @@ mod tests {
             (json!({"modules_to_save": []}), "modules_to_save"),
         ] {
             let refusal = read_json(values).expect_err(name);
+            assert_eq!(refusal.param, format!("hyperparameters.{name}"));
+        }
+    }
+
+    #[test]
+    fn early_stopping_is_read_in_both_spellings() {
+        let read = |value| {
+            let read = read_json(value)?;
+            Ok((read.early_stopping_patience, read.early_stopping_threshold))
+        };
+        assert_eq!(read(json!({"early_stopping_enabled": false})), Ok((Some(0), None)));
+        let stated = json!({"early_stopping_enabled": true, "early_stopping_min_delta": 0.1});
+        assert_eq!(read(stated), Ok((Some(DEFAULT_PATIENCE), Some(0.1))));
+        let stated = json!({"early_stopping_enabled": true, "early_stopping_patience": 2,
+            "early_stopping_min_delta": 0.1, "early_stopping_threshold": 0.1});
+        assert_eq!(read(stated), Ok((Some(2), Some(0.1))));
+        for (value, name) in [
+            (
+                json!({"early_stopping_enabled": false, "early_stopping_patience": 2}),
+                "early_stopping_enabled",
+            ),
+            (
+                json!({"early_stopping_enabled": true, "early_stopping_patience": 0}),
+                "early_stopping_enabled",
+            ),
+            (
+                json!({"early_stopping_min_delta": 0.1, "early_stopping_threshold": 0.2}),
+                "early_stopping_min_delta",
+            ),
+        ] {
+            let refusal: Refusal = read(value).expect_err(name);
+            assert_eq!(refusal.param, format!("hyperparameters.{name}"));
+        }
+    }
+
+    #[test]
+    fn what_says_the_same_in_two_ways_or_has_no_effect_is_refused() {
+        for (value, name) in [
+            (json!({"n_evals": 2, "eval_steps": 5}), "n_evals"),
+            (json!({"n_checkpoints": 2, "save_steps": 5}), "n_checkpoints"),
+            (json!({"min_lr_ratio": 0.1, "lr_scheduler_type": "constant"}), "min_lr_ratio"),
+        ] {
+            let refusal = read_json(value).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));
         }
     }

@@ -267,6 +267,48 @@ async fn queued_running_and_ended_jobs_answer_cancel_as_openai_does() {
 }
 
 #[tokio::test]
+async fn looks_checkpoints_and_the_last_rate_can_be_stated_as_other_services_have_it() {
+    let server = Server::start();
+    let training_file = server.upload(&chat_lines(12)).await;
+    let validation_file = server.upload(&chat_lines(3)).await;
+    let hyperparameters = json!({"n_epochs": 2, "batch_size": 1, "learning_rate": 1e-3, "packing": true,
+        "min_lr_ratio": 0.5, "n_evals": 2, "n_checkpoints": 3, "early_stopping_enabled": false});
+    let body = json!({"model": TINY, "training_file": training_file,
+        "validation_file": validation_file, "hyperparameters": hyperparameters});
+    let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+    let id = job["id"].as_str().expect("an id");
+    let job = server.ended(id, "succeeded").await;
+    let values = &job["method"]["supervised"]["hyperparameters"];
+    for (name, value) in [
+        ("min_lr_ratio", json!(0.5)),
+        ("n_evals", json!(2)),
+        ("n_checkpoints", json!(3)),
+        ("early_stopping_patience", json!(0)),
+    ] {
+        assert_eq!(values[name], value, "{values}");
+    }
+    let rows = server.get(&format!("/v1/fine_tuning/jobs/{id}/metrics?limit=100")).await.ok();
+    let rows = rows["data"].as_array().expect("a list").clone();
+    let numbered = |row: &Value| row["step"].as_u64().expect("a number");
+    let mut looks: Vec<u64> =
+        rows.iter().filter(|row| row["full_valid_loss"].is_f64()).map(numbered).collect();
+    looks.sort_unstable();
+    assert_eq!(looks, [12, 24]);
+    let last = rows.iter().find(|row| numbered(row) == 24).expect("the last step");
+    let rate = last["learning_rate"].as_f64().expect("a number");
+    assert!((5e-4..6e-4).contains(&rate), "{rate}");
+    let checkpoints = server.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")).await.ok();
+    let checkpoints = checkpoints["data"].as_array().expect("a list");
+    let saved: Vec<&Value> = checkpoints.iter().map(|one| &one["step_number"]).collect();
+    for step in [8, 16, 24] {
+        assert!(saved.contains(&&json!(step)), "{saved:?}");
+    }
+    let said = server.events(id).await;
+    let mut said = said.iter().filter_map(|event| event["message"].as_str());
+    assert!(said.any(|text| text.contains("packing changes nothing")));
+}
+
+#[tokio::test]
 async fn lists_walk_from_new_to_old_and_filter_by_metadata() {
     let server = Server::start();
     let file = server.upload(&chat_lines(9)).await;

@@ -182,11 +182,14 @@ pub fn resolved() -> ResolvedHyperparameters {
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         lr_scheduler_type: Schedule::Linear,
+        min_lr_ratio: None,
         context_length: 512,
         eval_steps: Some(10),
+        n_evals: None,
         early_stopping_patience: 5,
         early_stopping_threshold: 0.001,
         save_steps: None,
+        n_checkpoints: None,
         save_total_limit: 10,
     }
 }
