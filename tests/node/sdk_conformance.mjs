@@ -338,6 +338,21 @@ test("section_9_5_a_state_conflict_is_asked_about_once", async () => {
 
 // 9.6 and 9.7: the end of a job.
 
+test("section_9_5_a_refused_part_of_20_mib_is_sent_once", async () => {
+  const upload = await client.uploads.create({
+    filename: "cancelled.jsonl",
+    purpose: "fine-tune",
+    bytes: 20 << 20,
+    mime_type: "text/jsonl",
+  });
+  await client.uploads.cancel(upload.id);
+  const data = await toFile(new Uint8Array(20 << 20), "part");
+  const before = requests;
+  await assert.rejects(client.uploads.parts.create(upload.id, { data }), OpenAI.BadRequestError);
+  // The SDK asks `data:,` once whether its fetch can send forms.
+  assert(requests - before <= 2, `${requests - before} requests`);
+});
+
 test("section_9_6_at_the_moment_of_success_the_csv_downloads_and_the_model_answers", async () => {
   const job = await until(
     await newJob({ hyperparameters: { n_epochs: 2 } }),
