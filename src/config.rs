@@ -42,8 +42,25 @@ pub struct ModelsFolder {
 #[derive(Debug, Clone, Args)]
 pub struct Listen {
     /// Address and port to listen on; port 0 takes a free one.
-    #[arg(long, env = "HONE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "HONE_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_name = "ADDR",
+        value_parser = address
+    )]
     pub listen: SocketAddr,
+}
+
+/// An address with a port; `localhost` is this machine's own by IPv4.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    numeric.parse().map_err(|_not_an_address| {
+        "it must be an IP address and a port, such as 127.0.0.1:8080 or 0.0.0.0:8080".to_owned()
+    })
 }
 
 /// What trains.
@@ -205,6 +222,15 @@ pub const MAX_JSON_BYTES: usize = 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_numbers_or_this_machine() {
+        assert_eq!(address("localhost:8080"), address("127.0.0.1:8080"));
+        assert!(address("[::1]:0").is_ok() && address("0.0.0.0:80").is_ok());
+        for wrong in ["localhost", "8080", "example.com:80", ""] {
+            assert!(address(wrong).is_err_and(|text| text.contains("such as")), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_with_their_units() {

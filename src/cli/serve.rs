@@ -113,8 +113,6 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let device = device::choose(args.training.device).context("choosing the device (--device)")?;
     tracing::info!(%device, "jobs are trained on this device");
     let Folders { data_dir, models } = args.folders.clone();
-    std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = Arc::new(sqlite::open(&data_dir, clock.clone()).await?);
     look_for_keys(&store, args.listen.listen, &data_dir).await?;
@@ -122,7 +120,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let shared: Arc<dyn Store> = store.clone();
     let owner = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let queue = Arc::new(Queue::new(shared.clone(), owner));
-    let base_models = Catalog::new(models.models_dir);
+    let base_models = Catalog::new(models.models_dir.clone());
+    look_for_models(&base_models, &models.models_dir);
 
     let Serving { serve_memory, serve_priority: priority } = args.serving;
     if priority == Priority::Train {
@@ -228,6 +227,18 @@ async fn look_for_keys(
         Project::default()
     );
     Ok(())
+}
+
+/// Says that there is nothing to train or to answer with, which may be a wrong `--models-dir`.
+fn look_for_models(base_models: &Catalog, models_dir: &Path) {
+    let folder = models_dir.display();
+    match base_models.list() {
+        Ok(found) if found.is_empty() => tracing::warn!(
+            "there is no base model in {folder} (--models-dir): `hone models pull` brings one"
+        ),
+        Ok(_found) => {}
+        Err(error) => tracing::warn!(%error, "the base models in {folder} cannot be read"),
+    }
 }
 
 /// The binary that is running, whose command `trainer` trains.

@@ -212,7 +212,7 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
                 JobStatus::Queued => {
                     assert!(matches!(outcome, PauseOutcome::Paused(_)), "{outcome:?}");
                     job.status = JobStatus::Paused;
-                    job.events += 1;
+                    job.events += 2;
                 }
                 JobStatus::Running if !job.cancel_requested => {
                     assert!(matches!(outcome, PauseOutcome::Requested(_)), "{outcome:?}");

@@ -21,6 +21,12 @@ async fn a_second_server_on_the_same_folder_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().expect("a folder");
     let data_dir = folder.path().join("deep/data");
     let held = sqlite::open(&data_dir, Arc::new(SystemClock)).await.expect("opens");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&data_dir).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "a folder that hone makes is for the server's user alone");
+    }
     let Err(refused) = sqlite::open(&data_dir, Arc::new(SystemClock)).await else {
         panic!("a second store was opened");
     };

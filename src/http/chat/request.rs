@@ -25,6 +25,18 @@ pub(super) fn read(fields: &Fields<'_>) -> ApiResult<(Request, Style)> {
         let message = "hone answers in plain text only: leave response_format out";
         return Err(unsupported("response_format", message));
     }
+    let wants_audio = fields.get("modalities").and_then(Value::as_array);
+    if wants_audio.is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
+        let message = "hone answers in text alone: leave modalities out";
+        return Err(unsupported("modalities", message));
+    }
+    for key in ["audio", "web_search_options"] {
+        if fields.get(key).is_some() {
+            let message =
+                format!("hone answers with the model alone, and offers no {key}: leave it out");
+            return Err(unsupported(key, &message));
+        }
+    }
     let messages =
         fields.get("messages").ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
     let messages = parse_messages(messages).map_err(|problem| {

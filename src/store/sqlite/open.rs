@@ -96,8 +96,14 @@ pub async fn open_beside_a_server(
     }
 }
 
+/// Makes the data folder, for the server's user alone: it holds secrets of webhooks and what people
+/// train on. One that is there keeps its permissions.
 fn make(data_dir: &Path) -> Result<(), StoreError> {
-    std::fs::create_dir_all(data_dir).map_err(|error| {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(data_dir).map_err(|error| {
         StoreError::Unusable(format!(
             "the data folder {} cannot be made: {error}",
             data_dir.display()
