@@ -66,11 +66,16 @@ async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<B
     })
 }
 
+/// Longest path of a key that an error repeats.
+const MOST_PATH_CHARS: usize = 200;
+
 /// The object that a body is. A key that stands twice in one of its objects is an error: which of its
 /// values is meant would be a guess.
 fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
-    let borrowed = serde_json::from_slice(bytes).ok();
-    if let Some(RepeatedKey { path, .. }) = borrowed.as_ref().and_then(repeated_key::find) {
+    let borrowed = serde_json::from_slice::<serde_json_borrow::Value<'_>>(bytes).ok();
+    let borrowed = borrowed.as_ref().filter(|value| value.is_object());
+    if let Some(RepeatedKey { path, .. }) = borrowed.and_then(repeated_key::find) {
+        let path: String = path.chars().take(MOST_PATH_CHARS).collect();
         let message = format!("{path} stands twice in the body: send one of them");
         return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));
     }

@@ -20,7 +20,7 @@ use crate::config::MAX_UPLOAD_BYTES;
 /// everybody else out.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Fewest bytes in a second, on average after [`IDLE`]: a byte now and then is as good as none.
+/// Fewest bytes in a second of waiting, on average after [`IDLE`]: a byte now and then is as good as none.
 const LEAST_BYTES_PER_SECOND: f64 = 1024.0;
 
 /// Longest time for what is left of a body whose request is answered.
@@ -92,7 +92,9 @@ struct Incoming {
     body: Option<BodyDataStream>,
     /// Longest time without a byte.
     patience: Duration,
-    began: Instant,
+    /// Time spent on waiting for bytes, not on what is done with them.
+    waited: Duration,
+    waits_since: Option<Instant>,
     received: u64,
     has_begun: bool,
     /// Ends `patience` after the last bytes.
@@ -106,7 +108,8 @@ impl Incoming {
         Self {
             body: Some(body.into_data_stream()),
             patience,
-            began: Instant::now(),
+            waited: Duration::ZERO,
+            waits_since: None,
             received: 0,
             has_begun: false,
             idle: Box::pin(tokio::time::sleep(patience)),
@@ -115,7 +118,7 @@ impl Incoming {
     }
 
     fn is_too_slow(&self) -> bool {
-        let counted = self.began.elapsed().saturating_sub(self.patience);
+        let counted = self.waited.saturating_sub(self.patience);
         (self.received as f64) < counted.as_secs_f64() * LEAST_BYTES_PER_SECOND
     }
 }
@@ -126,6 +129,9 @@ impl Stream for Incoming {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let incoming = &mut *self;
         incoming.has_begun = true;
+        if let Some(since) = incoming.waits_since.take() {
+            incoming.waited += since.elapsed();
+        }
         let Some(body) = &mut incoming.body else { return Poll::Ready(None) };
         match body.poll_next_unpin(context) {
             Poll::Ready(Some(Ok(bytes))) => {
@@ -144,6 +150,7 @@ impl Stream for Incoming {
                     incoming.idle.as_mut().reset(Instant::now() + incoming.patience);
                 }
                 if incoming.idle.as_mut().poll(context).is_pending() {
+                    incoming.waits_since = Some(Instant::now());
                     return Poll::Pending;
                 }
             }

@@ -19,6 +19,7 @@ mod health;
 mod incoming;
 mod inspection;
 mod limit;
+mod metered;
 mod metrics;
 mod models;
 mod openapi;

@@ -2,18 +2,13 @@
 //! memory.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
-use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
-use futures_util::{Stream, StreamExt};
 
 use super::error::{ApiError, ApiResult};
 use super::inspection::Inspection;
+use super::metered::{Unread, metered};
 use super::state::AppState;
 use crate::blobs::Staged;
 use crate::error_code::ErrorCode;
@@ -23,10 +18,6 @@ const MAX_FIELD_BYTES: usize = 4096;
 
 /// Most text fields.
 const MAX_FIELDS: usize = 64;
-
-/// Most bytes of a form that have come in and are not yet those of a field: heads of fields, and what
-/// stands between them.
-const MAX_UNREAD_BYTES: usize = 1 << 20;
 
 /// A large field that is to come.
 pub(super) struct Expected<'a> {
@@ -69,17 +60,13 @@ pub(super) async fn read_form(
     // The limit counts the field's bytes as they come in.
     DefaultBodyLimit::disable().apply(&mut request);
     let unread = Unread::default();
-    let meter = |body: Body| Metered {
-        body: body.into_data_stream(),
-        unread: unread.clone(),
-        waited_at: None,
-    };
-    let request = request.map(|body| Body::from_stream(meter(body)));
+    let request = request.map(|body| metered(body, &unread));
     let not_multipart = |rejection| not_multipart(large.name, &rejection);
     let mut form = Multipart::from_request(request, state).await.map_err(not_multipart)?;
     let mut received = None;
     let mut fields = BTreeMap::new();
     while let Some(field) = form.next_field().await.map_err(broken)? {
+        unread.went_on();
         let name = field.name().unwrap_or_default().to_owned();
         if name != large.name {
             if fields.len() == MAX_FIELDS {
@@ -150,50 +137,4 @@ async fn text(mut field: Field<'_>, unread: &Unread) -> ApiResult<String> {
         }
     }
     String::from_utf8(bytes).map_err(|_| ApiError::field(name, "the field is not UTF-8"))
-}
-
-/// How many bytes of a form have come in and are not yet those of a field.
-#[derive(Clone, Default)]
-struct Unread(Arc<AtomicUsize>);
-
-impl Unread {
-    /// So many are a field's now.
-    fn take(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A form's body that waits for its reader, which otherwise takes all there is into memory before it
-/// looks at any of it, and ends when that finds nothing to read in [`MAX_UNREAD_BYTES`].
-struct Metered {
-    body: BodyDataStream,
-    unread: Unread,
-    /// How many bytes were unread when it last waited.
-    waited_at: Option<usize>,
-}
-
-/// Why a form ends before its end.
-#[derive(Debug, thiserror::Error)]
-#[error("the head of a field, or what stands before it, has more than {MAX_UNREAD_BYTES} bytes")]
-struct TooMuchUnread;
-
-impl Stream for Metered {
-    type Item = Result<Bytes, axum::Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let unread = self.unread.0.load(Ordering::Relaxed);
-        if unread > MAX_UNREAD_BYTES {
-            if self.waited_at == Some(unread) {
-                return Poll::Ready(Some(Err(axum::Error::new(TooMuchUnread))));
-            }
-            self.waited_at = Some(unread);
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let next = self.body.poll_next_unpin(context);
-        if let Poll::Ready(Some(Ok(bytes))) = &next {
-            self.unread.0.fetch_add(bytes.len(), Ordering::Relaxed);
-        }
-        next
-    }
 }

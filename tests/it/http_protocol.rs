@@ -26,7 +26,7 @@ async fn every_fallback_has_openais_error_shape_and_a_request_id() {
     reply.error(405);
     let allow = reply.headers["allow"].to_str().expect("a text").to_owned();
     assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
-    for body in ["{\"model\": ", "[]", "", "\"text\""] {
+    for body in ["{\"model\": ", "[]", "[{\"a\": 1, \"a\": 2}]", "", "\"text\""] {
         let request = server.client.post(format!("{}/v1/fine_tuning/jobs", server.base)).body(body);
         let error = Reply::read(request.send().await.expect("a reply")).await.error(400);
         assert_eq!(error["code"], "invalid_json", "{body}");
