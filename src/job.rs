@@ -291,7 +291,7 @@ pub struct Hyperparameters {
     /// Steps between checkpoints, beside those at the ends of epochs and of the best.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub save_steps: Option<u32>,
-    /// Checkpoints in all instead, evenly spread, beside those of the best; excludes `save_steps`.
+    /// Checkpoints in all instead, evenly spread, beside the best; excludes `save_steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_checkpoints: Option<u32>,
     /// Newest checkpoints that are kept, beside the best.

@@ -213,16 +213,14 @@ pub fn resolve(asked: &Hyperparameters, data: &DataSize, model: &ModelSize) -> P
         })
     });
     let is_lora = tuning == TuningMode::Lora;
-    let save_total_limit = asked.save_total_limit.unwrap_or_else(|| match asked.n_checkpoints {
-        // Whoever says how many there shall be wants all of them.
-        Some(count) => count.max(DEFAULT_SAVE_TOTAL_LIMIT),
-        None if is_lora => DEFAULT_SAVE_TOTAL_LIMIT,
-        None => {
-            explanations.push(format!(
-                "save_total_limit is {DEFAULT_WHOLE_MODELS_LIMIT}: every checkpoint is a whole model"
-            ));
-            DEFAULT_WHOLE_MODELS_LIMIT
+    let save_total_limit = asked.save_total_limit.unwrap_or_else(|| {
+        let limit = if is_lora { DEFAULT_SAVE_TOTAL_LIMIT } else { DEFAULT_WHOLE_MODELS_LIMIT };
+        if !is_lora && asked.n_checkpoints.is_none() {
+            explanations
+                .push(format!("save_total_limit is {limit}: every checkpoint is a whole model"));
         }
+        // Whoever says how many there shall be wants all of them.
+        asked.n_checkpoints.map_or(limit, |count| count.max(limit))
     });
     let lora_r = is_lora.then(|| asked.lora_r.unwrap_or(DEFAULT_RANK));
     let context_length = context_length(asked, model.context);

@@ -353,18 +353,23 @@ impl<'a> Run<'a> {
     }
 
     /// Keeps the checkpoint of this step for the user; the steps whose checkpoints are too many now.
-    /// The best one always stays.
+    /// The best one always stays. Where it is stated how many there shall be, those count alone, and
+    /// others go as soon as they are not the best any more.
     fn keep(&mut self) -> Vec<u64> {
-        let limit = self.prepared.plan.hyperparameters.save_total_limit as usize;
+        let plan = &self.prepared.plan;
+        let limit = plan.hyperparameters.save_total_limit as usize;
+        let counts =
+            |step: u64| plan.hyperparameters.n_checkpoints.is_none() || plan.saves_after(step);
         let best = self.state.watch.best.map(|look| look.step);
         let kept = &mut self.state.kept;
         kept.push(self.state.step);
-        let newest = kept.len().saturating_sub(limit.max(1));
+        let counted = kept.iter().filter(|step| counts(**step)).count();
+        let newest = counted.saturating_sub(limit.max(1));
         let mut superseded = Vec::new();
         let mut place = 0;
         kept.retain(|step| {
-            place += 1;
-            let stays = place > newest || Some(*step) == best;
+            place += usize::from(counts(*step));
+            let stays = (counts(*step) && place > newest) || Some(*step) == best;
             if !stays {
                 superseded.push(*step);
             }

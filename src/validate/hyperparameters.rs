@@ -37,7 +37,7 @@ pub const KNOWN: &[&str] = &[
 const KNOWN_WITH_DPO: &[&str] = &["beta"];
 
 /// Names that hone knows with the tuning `lora` alone.
-pub const KNOWN_WITH_LORA: &[&str] = &[
+const KNOWN_WITH_LORA: &[&str] = &[
     "modules_to_save",
     "lora_r",
     "lora_alpha",
@@ -46,6 +46,11 @@ pub const KNOWN_WITH_LORA: &[&str] = &[
     "lora_layers",
     "use_rslora",
 ];
+
+/// Whether a name is that of a hyperparameter, of whatever method.
+pub fn is_known(name: &str) -> bool {
+    [KNOWN, KNOWN_WITH_LORA, KNOWN_WITH_DPO].iter().any(|names| names.contains(&name))
+}
 
 /// Most names of layers.
 const MOST_MODULES: usize = 64;
@@ -258,8 +263,8 @@ impl Fields<'_> {
             (Some(true), Some(1..)) => Ok(patience),
             (Some(enabled), Some(patience)) => {
                 let message = format!(
-                    "{NAME} is {enabled} and early_stopping_patience is {patience}, which is never \
-                     with 0 alone: send one of them"
+                    "{NAME} is {enabled} and early_stopping_patience is {patience}, where 0 alone means \
+                     never: send one of them"
                 );
                 Err(self.refuse(NAME, message))
             }

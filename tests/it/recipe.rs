@@ -282,6 +282,34 @@ fn checkpoints_are_kept_at_intervals_the_last_few_and_the_best() {
 }
 
 #[test]
+fn as_many_checkpoints_as_are_asked_for_stay_beside_the_best() {
+    let mut recipe = Recipe::new();
+    recipe.measure_on_other_answers();
+    let values = &mut recipe.spec.hyperparameters;
+    values.n_epochs = Auto::Value(8);
+    values.learning_rate = Some(1e-3);
+    // Each look that is better than the one before makes a checkpoint as well.
+    values.eval_steps = Auto::Value(1);
+    values.early_stopping_patience = Some(0);
+    values.early_stopping_threshold = Some(0.0);
+    values.n_checkpoints = Some(12);
+    let left = left(&recipe.run());
+    let mut kept: Vec<u64> = Vec::new();
+    for (step, superseded) in &left.announced {
+        kept.push(*step);
+        kept.retain(|step| !superseded.contains(step));
+    }
+    assert!(left.announced.len() > 14, "{:?}", left.announced);
+    let best = left.report["losses"]["best"]["step"].as_u64().expect("a look");
+    let mut wanted: Vec<u64> = (1..=12).map(|place| 4 * place).collect();
+    if !wanted.contains(&best) {
+        wanted.push(best);
+        wanted.sort_unstable();
+    }
+    assert_eq!(kept, wanted);
+}
+
+#[test]
 fn the_report_holds_what_was_found_and_no_text_of_the_data() {
     let mut recipe = Recipe::new();
     recipe.spec.hyperparameters.learning_rate = Some(2e-2);
