@@ -80,33 +80,30 @@ fn stated<'a>(
     unknown_fields: &mut Vec<String>,
 ) -> Result<Option<&'a Map<String, Value>>, Refusal> {
     let path = format!("method.{}", kind.as_str());
-    refuse_misplaced(&format!("{path}.{LEGACY}"), "method", method, &[LEGACY])?;
+    let belong = format!("{path}.{LEGACY}");
+    refuse_misplaced("method", method, &belong)?;
+    if fields::given(method, LEGACY).is_some() {
+        let message = format!("method.{LEGACY} has no effect: hyperparameters stand in {belong}");
+        return Err(Refusal::new(format!("method.{LEGACY}"), message));
+    }
     let known = ["type", kind.as_str()];
     unknown_fields.extend(fields::others(method, &known).map(|key| format!("method.{key}")));
     let Some(settings) = fields::given(method, kind.as_str()) else {
         return Ok(None);
     };
     let settings = object(&path, settings)?;
-    refuse_misplaced(&format!("{path}.{LEGACY}"), &path, settings, hyperparameters::KNOWN)?;
-    refuse_misplaced(
-        &format!("{path}.{LEGACY}"),
-        &path,
-        settings,
-        hyperparameters::KNOWN_WITH_LORA,
-    )?;
+    refuse_misplaced(&path, settings, &belong)?;
     unknown_fields.extend(fields::others(settings, &[LEGACY]).map(|key| format!("{path}.{key}")));
     let stated = fields::given(settings, LEGACY);
     stated.map(|value| object(&format!("{path}.{LEGACY}"), value)).transpose()
 }
 
-/// Refuses hyperparameters one level too high: the job would train with other values than were meant.
-fn refuse_misplaced(
-    belong: &str,
-    path: &str,
-    found: &Map<String, Value>,
-    names: &[&str],
-) -> Result<(), Refusal> {
-    let Some(name) = names.iter().find(|name| fields::given(found, name).is_some()) else {
+/// Refuses hyperparameters that stand too high: the job would train with other values than were meant.
+fn refuse_misplaced(path: &str, found: &Map<String, Value>, belong: &str) -> Result<(), Refusal> {
+    let is_misplaced = |name: &&String| {
+        hyperparameters::is_known(name.as_str()) && fields::given(found, name).is_some()
+    };
+    let Some(name) = found.keys().find(is_misplaced) else {
         return Ok(());
     };
     let message = format!("{path}.{name} has no effect there: hyperparameters stand in {belong}");
@@ -209,6 +206,8 @@ mod tests {
                 "method.supervised.n_epochs",
             ),
             (json!({"type": "dpo", "dpo": {"lora_r": 4}}), "method.dpo.lora_r"),
+            (json!({"type": "dpo", "dpo": {"beta": 0.5}}), "method.dpo.beta"),
+            (json!({"type": "supervised", "n_epochs": 1}), "method.n_epochs"),
             (json!({"type": "dpo", "dpo": {"hyperparameters": 3}}), "method.dpo.hyperparameters"),
             (supervised(json!({"nepochs": 1})), "method.supervised.hyperparameters.nepochs"),
         ] {
