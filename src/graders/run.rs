@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::template::{MAX_TEXT_BYTES, RenderError, Values};
 use super::{Grader, Kind, Operation};
 
-/// How much similarity may cost in one run, in bytes of one text times bytes of the other: four
-/// comparisons of the longest texts, about a second. Otherwise a `multi` could compute for minutes.
+/// How much the measures that compare each place with each may cost in one run, in bytes of one text
+/// times bytes of the other: four of the longest texts, about a second. Otherwise a `multi` could compute
+/// for minutes.
 const MAX_COMPARED: usize = 4 * MAX_TEXT_BYTES * MAX_TEXT_BYTES;
 
 /// What a grader made of an answer.
@@ -58,8 +59,10 @@ fn grade(grader: &Grader, values: &Values<'_>, left: &mut usize) -> Grade {
         }
         Kind::TextSimilarity { input, reference, metric } => {
             let texts = texts(input, reference).and_then(|(input, reference)| {
-                *left =
-                    left.checked_sub(input.len() * reference.len()).ok_or(RenderError::TooLong)?;
+                if metric.compares_all() {
+                    let cost = input.len() * reference.len();
+                    *left = left.checked_sub(cost).ok_or(RenderError::TooLong)?;
+                }
                 Ok((input, reference))
             });
             of_texts(texts, |input, reference| metric.similarity(input, reference))

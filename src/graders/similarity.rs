@@ -30,6 +30,12 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Whether it compares each place of one text with each of the other; the others take the texts'
+    /// lengths together.
+    pub(super) fn compares_all(self) -> bool {
+        matches!(self, Self::FuzzyMatch | Self::RougeL)
+    }
+
     /// The measure that `name` names on the wire.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
