@@ -100,10 +100,14 @@ pub async fn open_beside_a_server(
 /// train on. One that is there keeps its permissions.
 fn make(data_dir: &Path) -> Result<(), StoreError> {
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(data_dir).map_err(|error| {
+    let above = data_dir.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let made = above.and_then(|()| match builder.create(data_dir) {
+        Err(_) if data_dir.is_dir() => Ok(()),
+        made => made,
+    });
+    made.map_err(|error| {
         StoreError::Unusable(format!(
             "the data folder {} cannot be made: {error}",
             data_dir.display()
