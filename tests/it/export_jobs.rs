@@ -96,10 +96,12 @@ async fn a_job_is_exported_by_the_route_and_by_the_command_in_the_same_bytes() {
 
         // While the server runs, by the job's id and by the model's name.
         let folder = out.path().join(number.to_string());
-        let (format, quantization) = query.split_once('&').unwrap_or((query, "quantization=f16"));
+        let (format, quantization) = query.split_once('&').unwrap_or((query, ""));
         let mut arguments = vec!["export", if number == 0 { &id } else { name }];
         arguments.extend(["--format", &format["format=".len()..]]);
-        arguments.extend(["--quantization", &quantization["quantization=".len()..]]);
+        if let Some(quantization) = quantization.strip_prefix("quantization=") {
+            arguments.extend(["--quantization", quantization]);
+        }
         arguments.extend(["--out", text(&folder), "--data-dir", text(server.data_dir())]);
         let models = data("");
         arguments.extend(["--models-dir", text(&models)]);
@@ -142,6 +144,20 @@ async fn a_job_is_exported_by_the_route_and_by_the_command_in_the_same_bytes() {
     };
     assert!(ask("ftjob-none", text(&models)).contains("no job and no fine-tuned model"));
     assert!(ask(&id, text(out.path())).contains("not in the models folder"));
+    let data_dir = text(server.data_dir());
+    let message = fail(&[
+        "export",
+        &id,
+        "--format",
+        "peft",
+        "--quantization",
+        "f16",
+        "--out",
+        text(&nowhere),
+        "--data-dir",
+        data_dir,
+    ]);
+    assert!(message.contains("of the format \"gguf\" alone"), "{message}");
     assert!(!nowhere.exists(), "an export that failed leaves nothing");
 }
 
