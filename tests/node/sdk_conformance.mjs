@@ -336,8 +336,6 @@ test("section_9_5_a_state_conflict_is_asked_about_once", async () => {
   assert.equal(requests - before, 1);
 });
 
-// 9.6 and 9.7: the end of a job.
-
 test("section_9_5_a_refused_part_of_20_mib_is_sent_once", async () => {
   const upload = await client.uploads.create({
     filename: "cancelled.jsonl",
@@ -352,6 +350,8 @@ test("section_9_5_a_refused_part_of_20_mib_is_sent_once", async () => {
   // The SDK asks `data:,` once whether its fetch can send forms.
   assert(requests - before <= 2, `${requests - before} requests`);
 });
+
+// 9.6 and 9.7: the end of a job.
 
 test("section_9_6_at_the_moment_of_success_the_csv_downloads_and_the_model_answers", async () => {
   const job = await until(
