@@ -72,20 +72,18 @@ const MOST_PATH_CHARS: usize = 200;
 /// The object that a body is. A key that stands twice in one of its objects is an error: which of its
 /// values is meant would be a guess.
 fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
-    let borrowed = serde_json::from_slice::<serde_json_borrow::Value<'_>>(bytes).ok();
-    let borrowed = borrowed.as_ref().filter(|value| value.is_object());
-    if let Some(RepeatedKey { path, .. }) = borrowed.and_then(repeated_key::find) {
+    let value: serde_json_borrow::Value<'_> = serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))
+    })?;
+    let repeated = if value.is_object() { repeated_key::find(&value) } else { None };
+    if let Some(RepeatedKey { path, .. }) = repeated {
         let path: String = path.chars().take(MOST_PATH_CHARS).collect();
         let message = format!("{path} stands twice in the body: send one of them");
         return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));
     }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),
-        Err(error) => {
-            let message = format!("the body is not valid JSON: {error}");
-            Err(ApiError::new(ErrorCode::InvalidJson, message))
-        }
+    match Value::from(value) {
+        Value::Object(object) => Ok(object),
+        _ => Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object")),
     }
 }
 
