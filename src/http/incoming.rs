@@ -97,10 +97,8 @@ struct Incoming {
     waits_since: Option<Instant>,
     received: u64,
     has_begun: bool,
-    /// Ends `patience` after the last bytes.
+    /// Ends `patience` after the waiting began.
     idle: Pin<Box<Sleep>>,
-    /// Whether bytes have come since `idle` was set.
-    is_fresh: bool,
 }
 
 impl Incoming {
@@ -113,7 +111,6 @@ impl Incoming {
             received: 0,
             has_begun: false,
             idle: Box::pin(tokio::time::sleep(patience)),
-            is_fresh: false,
         }
     }
 
@@ -129,14 +126,12 @@ impl Stream for Incoming {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let incoming = &mut *self;
         incoming.has_begun = true;
-        if let Some(since) = incoming.waits_since.take() {
-            incoming.waited += since.elapsed();
-        }
+        let waits_since = incoming.waits_since.take();
+        incoming.waited += waits_since.map_or(Duration::ZERO, |since| since.elapsed());
         let Some(body) = &mut incoming.body else { return Poll::Ready(None) };
         match body.poll_next_unpin(context) {
             Poll::Ready(Some(Ok(bytes))) => {
                 incoming.received += bytes.len() as u64;
-                incoming.is_fresh = true;
                 if !incoming.is_too_slow() {
                     return Poll::Ready(Some(Ok(bytes)));
                 }
@@ -146,7 +141,7 @@ impl Stream for Incoming {
                 return Poll::Ready(ended);
             }
             Poll::Pending => {
-                if std::mem::take(&mut incoming.is_fresh) {
+                if waits_since.is_none() {
                     incoming.idle.as_mut().reset(Instant::now() + incoming.patience);
                 }
                 if incoming.idle.as_mut().poll(context).is_pending() {
