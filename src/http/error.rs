@@ -182,10 +182,27 @@ impl From<ServeError> for ApiError {
     fn from(error: ServeError) -> Self {
         match error.code {
             ErrorCode::InternalError => Self::internal(error.message),
-            code => match error.param {
-                Some(param) => Self::new(code, error.message).with_param(param),
-                None => Self::new(code, error.message),
-            },
+            code => {
+                let param = error.param.map(str::to_owned);
+                Self { param, ..Self::new(code, error.message) }
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_took_too_long_is_said_in_openais_shape_and_not_asked_for_again() {
+        let response = ApiError::new(ErrorCode::TimedOut, "no answer").into_response();
+        assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let body = axum::body::to_bytes(response.into_body(), 1 << 10).await.expect("a body");
+        let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["error"]["code"], "timed_out");
+        let other = ApiError::internal("a fault").into_response();
+        assert!(!other.headers().contains_key("x-should-retry"));
     }
 }

@@ -47,7 +47,6 @@ impl Answering<'_> {
                 return Err(ServeError::about("logit_bias", ErrorCode::InvalidRequest, message));
             }
         }
-        let about = |code, message| ServeError::about(request.prompt.field(), code, message);
         let is_own_text = matches!(request.prompt, Prompt::Chat { .. });
         let prompts = match &request.prompt {
             Prompt::Chat { messages, tools, .. } => vec![self.encode_chat(messages, tools)?],
@@ -60,9 +59,11 @@ impl Answering<'_> {
         let seed = request.seed.unwrap_or_else(random_seed);
         let mut plans = Vec::new();
         for prompt in &prompts {
-            let max_tokens = self
-                .room(prompt.ids.len(), request.max_tokens)
-                .map_err(|message| about(ErrorCode::ContextLengthExceeded, message))?;
+            let room = self.room(prompt.ids.len(), request.max_tokens);
+            let max_tokens = room.map_err(|message| {
+                let field = request.prompt.field();
+                ServeError::about(field, ErrorCode::ContextLengthExceeded, message)
+            })?;
             for _ in 0..request.n {
                 plans.push(Plan {
                     index: plans.len(),
