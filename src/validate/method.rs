@@ -81,29 +81,29 @@ fn stated<'a>(
 ) -> Result<Option<&'a Map<String, Value>>, Refusal> {
     let path = format!("method.{}", kind.as_str());
     let belong = format!("{path}.{LEGACY}");
-    refuse_misplaced("method", method, &belong)?;
-    if fields::given(method, LEGACY).is_some() {
-        let message = format!("method.{LEGACY} has no effect: hyperparameters stand in {belong}");
-        return Err(Refusal::new(format!("method.{LEGACY}"), message));
-    }
+    let is_misplaced = |name: &str| name == LEGACY || hyperparameters::is_known(name);
+    refuse_misplaced("method", method, is_misplaced, &belong)?;
     let known = ["type", kind.as_str()];
     unknown_fields.extend(fields::others(method, &known).map(|key| format!("method.{key}")));
     let Some(settings) = fields::given(method, kind.as_str()) else {
         return Ok(None);
     };
     let settings = object(&path, settings)?;
-    refuse_misplaced(&path, settings, &belong)?;
+    refuse_misplaced(&path, settings, hyperparameters::is_known, &belong)?;
     unknown_fields.extend(fields::others(settings, &[LEGACY]).map(|key| format!("{path}.{key}")));
     let stated = fields::given(settings, LEGACY);
     stated.map(|value| object(&format!("{path}.{LEGACY}"), value)).transpose()
 }
 
 /// Refuses hyperparameters that stand too high: the job would train with other values than were meant.
-fn refuse_misplaced(path: &str, found: &Map<String, Value>, belong: &str) -> Result<(), Refusal> {
-    let is_misplaced = |name: &&String| {
-        hyperparameters::is_known(name.as_str()) && fields::given(found, name).is_some()
-    };
-    let Some(name) = found.keys().find(is_misplaced) else {
+fn refuse_misplaced(
+    path: &str,
+    found: &Map<String, Value>,
+    is_misplaced: impl Fn(&str) -> bool,
+    belong: &str,
+) -> Result<(), Refusal> {
+    let mut given = found.keys().filter(|name| fields::given(found, name).is_some());
+    let Some(name) = given.find(|name| is_misplaced(name)) else {
         return Ok(());
     };
     let message = format!("{path}.{name} has no effect there: hyperparameters stand in {belong}");
