@@ -219,7 +219,6 @@ pub(super) async fn request_pause(
     let Some(job) = by_id(connection, id).await? else {
         return Ok(None);
     };
-    let mut is_paused = false;
     let outcome: fn(Job) -> PauseOutcome = match job.status {
         JobStatus::Paused => return Ok(Some(PauseOutcome::AlreadyPaused(job))),
         _ if job.cancel_requested => return Ok(Some(PauseOutcome::Refused(job))),
@@ -232,13 +231,12 @@ pub(super) async fn request_pause(
         }
         from if from.may_become(JobStatus::Paused) => {
             move_waiting(connection, id, JobStatus::Paused).await?;
-            is_paused = true;
             PauseOutcome::Paused
         }
         _ => return Ok(Some(PauseOutcome::Refused(job))),
     };
     events::append(connection, id, now, events).await?;
-    if is_paused {
+    if job.status != JobStatus::Running {
         // The executor says it of a job that ran.
         let event = NewEvent::message(EventLevel::Info, "Fine-tuning job paused");
         events::append(connection, id, now, &[event]).await?;
