@@ -204,6 +204,11 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
     );
     let error = joins.render_for_training(&messages(&with_calls), &[]).unwrap_err();
     assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
+    let source = "{% for m in messages %}{{ '<m>' + m.content }}{% for c in m.tool_calls or [] %}\
+                  {{ c.function | tojson }}{% endfor %}{{ '<end>' }}{% endfor %}";
+    let joins = template(source, &["<end>"]);
+    let rendered = joins.render_for_training(&messages(&with_calls), &[]).unwrap();
+    assert!(rendered.text.contains("<m>{\"name\": \"add\""), "{}", rendered.text);
     let source = "{% if tools %}{{ tools | tojson }}<end>{% endif %}{% for m in messages %}<m>{% if \
                   m.tool_calls %}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}\
                   {% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt \
