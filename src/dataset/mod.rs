@@ -10,7 +10,7 @@ pub mod verdict;
 
 pub use example::{Example, Format, Message, Role, ToolCall};
 pub use lines::{LineFault, LineSplitter};
-pub use parse::{parse_example, parse_messages};
+pub use parse::{parse_example, parse_messages, plain_format};
 pub use verdict::{Problem, Problems, Verdict};
 
 /// Fewest examples that a training file may hold.

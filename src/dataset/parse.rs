@@ -1,6 +1,7 @@
 //! Reads examples and messages, and names every problem with its place.
 
 mod messages;
+mod plain;
 
 use serde::Deserialize;
 // Objects of a line are read once and have few keys: lists of borrowed texts, not maps of owned ones.
@@ -8,6 +9,8 @@ use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Example, Message, Problem, Problems, Role};
 use crate::repeated_key::{self, RepeatedKey};
+
+pub use plain::plain_format;
 
 /// Reads one line. Every problem goes to `problems`, with line, message index and key; what the
 /// user should know goes to `warnings`. `None` when the line cannot be used.

@@ -3,6 +3,7 @@
 
 use crate::dataset::{
     Format, LineFault, LineSplitter, MIN_EXAMPLES, Problem, Problems, Verdict, parse_example,
+    plain_format,
 };
 use crate::error_code::ErrorCode;
 use crate::job::{DataFile, JobError, Method};
@@ -62,10 +63,8 @@ impl Judge {
             }
         };
         let warnings = &mut self.verdict.warnings;
-        let Some(example) = parse_example(number, text, problems, warnings) else {
-            return;
-        };
-        let format = example.format();
+        let read = || parse_example(number, text, problems, warnings).map(|line| line.format());
+        let Some(format) = plain_format(text).or_else(read) else { return };
         let (first, first_line) = *self.first.get_or_insert((format, number));
         if first != format && !self.is_mixed {
             self.is_mixed = true;
