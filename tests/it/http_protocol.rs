@@ -47,6 +47,54 @@ async fn every_fallback_has_openais_error_shape_and_a_request_id() {
 }
 
 #[tokio::test]
+async fn everything_in_a_list_can_be_deleted_page_by_page() {
+    let server = Server::start();
+    let job = server.create_job(&chat_lines(12), json!({"n_epochs": 1})).await;
+    let model = server.ended(&job, "succeeded").await["fine_tuned_model"].clone();
+    let model = model.as_str().expect("a model");
+    for _ in 0..5 {
+        server.upload(&chat_lines(12)).await;
+        let body = json!({"name": "mine", "url": "https://example.com/hook",
+            "event_types": ["fine_tuning.job.succeeded"]});
+        server.post("/v1/webhook_endpoints", body).await.ok();
+    }
+    let permissions = format!("/v1/fine_tuning/checkpoints/{model}/permissions");
+    let body = json!({"project_ids": ["a", "b", "c", "d", "e"]});
+    server.post(&permissions, body).await.ok();
+
+    // As the pages of the SDKs do it: the item after which they go on is gone by then.
+    for (list, first_page) in [
+        ("/v1/files", "?limit=2&purpose=fine-tune&order=asc"),
+        ("/v1/webhook_endpoints", "?limit=2"),
+        (&permissions, "?limit=2&order=descending"),
+        (&permissions, "?limit=2&order=ascending"),
+    ] {
+        let before = server.get(list).await.ok();
+        let mut page = server.get(&format!("{list}{first_page}")).await.ok();
+        let mut deleted = 0;
+        loop {
+            for item in page["data"].as_array().expect("a list") {
+                let id = item["id"].as_str().expect("an id");
+                assert_eq!(server.delete(&format!("{list}/{id}")).await.ok()["deleted"], true);
+                deleted += 1;
+            }
+            if page["has_more"] == false {
+                break;
+            }
+            let after = page["last_id"].as_str().expect("an id");
+            page = server.get(&format!("{list}{first_page}&after={after}")).await.ok();
+        }
+        let is_purposed =
+            |item: &&Value| !list.ends_with("files") || item["purpose"] == "fine-tune";
+        let before = before["data"].as_array().expect("a list").iter().filter(is_purposed);
+        assert_eq!(deleted, before.count(), "{list}");
+        if list == permissions {
+            server.post(&permissions, json!({"project_ids": ["f", "g", "h"]})).await.ok();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_request_id_is_echoed_only_when_it_has_the_shape_of_one() {
     let server = Server::start();
     let get = async |id: &str| {

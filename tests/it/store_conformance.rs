@@ -134,10 +134,14 @@ async fn a_project_lists_its_own_and_its_jobs_take_its_own() {
     assert_eq!(jobs, std::slice::from_ref(&our_job));
     let files = store.list_files(&ours, None, Order::Ascending, &first(10)).await.expect("lists");
     assert_eq!(files.items, [our_file]);
+    let their_deleted_file = file(FilePurpose::FineTune);
+    store.insert_file(&their_deleted_file).await.expect("adds");
+    store.delete_file(&their_deleted_file.id).await.expect("deletes");
     let after = |id: &str| PageRequest { after: Some(id.to_owned()), limit: 10 };
     let unknown = [
         store.list_jobs(&ours, &any, &after(&their_job_id)).await.err(),
         store.list_files(&ours, None, Order::Ascending, &after(&their_file_id)).await.err(),
+        store.list_files(&ours, None, Order::Ascending, &after(&their_deleted_file.id)).await.err(),
     ];
     for error in unknown {
         assert!(matches!(error, Some(StoreError::UnknownCursor(_))), "{error:?}");

@@ -88,12 +88,15 @@ pub(super) async fn list(
     };
     let after = match &page.after {
         None => after,
-        Some(id) => sqlx::query_scalar("SELECT position FROM files WHERE id = $1 AND project = $2")
-            .bind(id)
-            .bind(project.as_str())
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        Some(id) => sqlx::query_scalar(
+            "SELECT position FROM files WHERE id = $1 AND project = $2
+             UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
+        )
+        .bind(id)
+        .bind(project.as_str())
+        .fetch_optional(&mut *connection)
+        .await?
+        .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
     };
     let found = sqlx::query(query)
         .bind(now)

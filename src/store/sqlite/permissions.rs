@@ -71,7 +71,8 @@ pub(super) async fn list(
     let from = match &page.after {
         None => from,
         Some(id) => sqlx::query_scalar(
-            "SELECT position FROM checkpoint_permissions WHERE id = $1 AND checkpoint = $2",
+            "SELECT position FROM checkpoint_permissions WHERE id = $1 AND checkpoint = $2
+             UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
         )
         .bind(id)
         .bind(checkpoint)

@@ -112,7 +112,8 @@ impl WebhookStore for SqliteStore {
         let before = match &page.after {
             None => i64::MAX,
             Some(id) => sqlx::query_scalar(
-                "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2",
+                "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2
+                 UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
             )
             .bind(id)
             .bind(project.as_str())
