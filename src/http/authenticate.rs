@@ -13,7 +13,7 @@ use axum::response::Response;
 
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
-use crate::api_key::KeyDigest;
+use crate::api_key::{ApiKey, KeyDigest};
 use crate::error_code::ErrorCode;
 use crate::project::Project;
 
@@ -22,6 +22,15 @@ use crate::project::Project;
 pub struct Caller {
     /// What the request is about.
     pub(super) project: Project,
+    /// What was shown as a key.
+    shown: Option<KeyDigest>,
+}
+
+impl Caller {
+    /// Fails once the key is revoked: replies that go on for long ask now and then.
+    pub(super) async fn may_stay(&self, state: &AppState) -> ApiResult<()> {
+        let_in(state, self.shown.as_ref()).await.map(|_key| ())
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -45,30 +54,31 @@ pub(super) async fn authenticate(
 }
 
 async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
-    let shown = shown_key(headers);
-    if let Some(shown) = shown
-        && let Some(key) = state.store.api_key(&KeyDigest::of(shown)).await?
-        && key.revoked_at.is_none()
-    {
-        take_turn(state, Some(&key.id))?;
-        return Ok(Caller { project: key.project });
-    }
+    let shown = shown_key(headers).map(KeyDigest::of);
+    let key = let_in(state, shown.as_ref()).await?;
+    take_turn(state, key.as_ref().map(|key| key.id.as_str()))?;
+    Ok(Caller { project: key.map_or_else(Project::default, |key| key.project), shown })
+}
+
+/// The key by which somebody is let in; `None` as long as there are no keys.
+async fn let_in(state: &AppState, shown: Option<&KeyDigest>) -> ApiResult<Option<ApiKey>> {
+    // First: SDKs show a key in any case, and to look for one that nobody made would cost a read each time.
     if !state.store.has_api_keys().await? {
-        take_turn(state, None)?;
-        return Ok(Caller { project: Project::default() });
+        return Ok(None);
     }
-    Err(match shown {
-        None => ApiError::new(
-            ErrorCode::MissingApiKey,
-            "the request has no API key: send it as a header, Authorization: Bearer KEY",
-        ),
-        // The key is not repeated: replies are logged in more places than this.
-        Some(_) => ApiError::new(
-            ErrorCode::InvalidApiKey,
-            "the API key is not known, or was revoked: whoever runs the server makes one with \
-             `hone keys create`",
-        ),
-    })
+    let Some(shown) = shown else {
+        let message = "the request has no API key: send it as a header, Authorization: Bearer KEY";
+        return Err(ApiError::new(ErrorCode::MissingApiKey, message));
+    };
+    match state.store.api_key(shown).await? {
+        Some(key) if key.revoked_at.is_none() => Ok(Some(key)),
+        _unknown_or_revoked => {
+            // The key is not repeated: replies are logged in more places than this.
+            let message = "the API key is not known, or was revoked: whoever runs the server makes one \
+                           with `hone keys create`";
+            Err(ApiError::new(ErrorCode::InvalidApiKey, message))
+        }
+    }
 }
 
 /// Counts the request, or says when the next one may come.
