@@ -99,6 +99,24 @@ async fn a_revoked_key_is_refused_at_once_while_the_server_runs() {
 }
 
 #[tokio::test]
+async fn a_stream_of_events_ends_when_its_key_is_revoked() {
+    let mut server = Server::start();
+    let key = make_key(server.data_dir(), "team-a");
+    server.act_with(&key);
+    let job = server.create_job(&chat_lines(12), json!({"n_epochs": 50, "batch_size": 1})).await;
+    server.under_way(&job).await;
+    let url = format!("{}/v1/fine_tuning/jobs/{job}/events?stream=true", server.base);
+    let stream = server.client.get(url).send().await.expect("a reply");
+    assert_eq!(stream.status(), 200);
+    let id = listed(server.data_dir())[0][0].clone();
+    assert!(keys(server.data_dir(), &["revoke", &id]).status.success());
+    let said = stream.text().await.expect("it ends");
+    let last = said.trim_end().lines().last().expect("something was said");
+    let last: Value = serde_json::from_str(last.trim_start_matches("data: ")).expect("JSON");
+    assert_eq!(last["error"]["code"], "invalid_api_key", "{last}");
+}
+
+#[tokio::test]
 async fn keys_are_made_and_revoked_while_the_server_writes() {
     let mut server = Server::start();
     let first = make_key(server.data_dir(), "team-a");

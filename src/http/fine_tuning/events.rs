@@ -58,7 +58,7 @@ pub async fn events(
 ) -> ApiResult<Response> {
     super::find(&state, &caller, &id).await?;
     if query.switch("stream")? {
-        return stream(state, id, &query, &headers).await;
+        return stream(state, caller, id, &query, &headers).await;
     }
     let page = state.store.list_events(&id, &query.page(20, MOST)?).await?;
     super::reply(&page, |page| {
@@ -69,6 +69,7 @@ pub async fn events(
 
 async fn stream(
     state: AppState,
+    caller: Caller,
     id: String,
     query: &Query,
     headers: &HeaderMap,
@@ -82,7 +83,7 @@ async fn stream(
         None => (query.get("after"), "after"),
     };
     let after = after.filter(|after| !after.is_empty()).map(str::to_owned);
-    follow::follow(state, id, after).await.map_err(|error| match error {
+    follow::follow(state, caller, id, after).await.map_err(|error| match error {
         StoreError::UnknownCursor(_) => ApiError::from(error).with_param(param),
         other => other.into(),
     })

@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 
 use super::object::EventObject;
-use crate::http::error::ApiError;
+use crate::http::authenticate::Caller;
+use crate::http::error::{ApiError, ApiResult};
 use crate::http::state::AppState;
 use crate::job::JobEvent;
 use crate::store::{PageRequest, StoreError};
@@ -29,11 +30,12 @@ const AT_ONCE: u32 = 100;
 /// anything is sent when the cursor names nothing.
 pub(super) async fn follow(
     state: AppState,
+    caller: Caller,
     job_id: String,
     after: Option<String>,
 ) -> Result<Response, StoreError> {
-    let mut follower =
-        Follower { state, job_id, after, unsent: VecDeque::new(), stage: Stage::Following };
+    let (unsent, stage) = (VecDeque::new(), Stage::Following);
+    let mut follower = Follower { state, caller, job_id, after, unsent, stage };
     follower.look().await?;
     let events = stream::unfold(follower, |mut follower| async move {
         let event = follower.next().await?;
@@ -60,6 +62,7 @@ enum Stage {
 /// Follows one job.
 struct Follower {
     state: AppState,
+    caller: Caller,
     job_id: String,
     /// The last event that was read.
     after: Option<String>,
@@ -84,9 +87,9 @@ impl Follower {
             }
             // Asked before the look, so that what was written before the shutdown is still sent.
             let is_shutting_down = self.state.shutdown.is_cancelled();
-            if let Err(error) = self.look().await {
+            if let Err(error) = self.look_again().await {
                 self.stage = Stage::Closed;
-                return Some(Event::default().data(ApiError::from(error).into_json()));
+                return Some(Event::default().data(error.into_json()));
             }
             if !self.unsent.is_empty() || !matches!(self.stage, Stage::Following) {
                 continue;
@@ -97,6 +100,12 @@ impl Follower {
             }
             self.state.shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await;
         }
+    }
+
+    /// Looks, unless the caller's key was revoked meanwhile.
+    async fn look_again(&mut self) -> ApiResult<()> {
+        self.caller.may_stay(&self.state).await?;
+        Ok(self.look().await?)
     }
 
     /// Reads what has come since the last look.
