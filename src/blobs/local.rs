@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes a folder with its parents, and their entries durable: without that, a power cut could
 /// take the folder away with everything fsynced inside it.
@@ -26,6 +26,19 @@ pub(super) fn make_durable_folder(folder: &Path) -> io::Result<()> {
         File::open(parent)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Lets the system forget what it keeps in memory of a file that is on disk. Failing that costs nothing
+/// but memory.
+pub(super) async fn give_memory_back(path: PathBuf) {
+    let forget = move || -> io::Result<()> {
+        let file = File::open(&path)?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        Ok(())
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(forget).await {
+        tracing::debug!(%error, "a blob stays in memory");
+    }
 }
 
 /// Whether the storage library staged this file for an upload: `<name>#<digits>`.

@@ -29,6 +29,11 @@ const CHUNK: usize = 1024 * 1024;
 /// Pieces that are written at once: a client may send a byte at a time, and each piece takes its room.
 const MOST_PIECES: usize = 256;
 
+/// Blobs with more bytes are not kept in the machine's memory once they are stored: a large upload would
+/// push out the model that is training, and pages that were used a moment ago cost the next one less than
+/// fresh ones. No part of an upload has as many, and those are read again when they are joined.
+const LARGE: usize = 64 * 1024 * 1024;
+
 /// Keys of uploaded files begin with this.
 pub const UPLOADS: &str = "files/";
 
@@ -139,7 +144,8 @@ impl Blobs {
     pub async fn stage(&self, key: &str) -> Result<Staged, BlobError> {
         let upload = self.storage.put_multipart(&parse(key)?).await;
         let upload = upload.map_err(|error| storage_error(key, error))?;
-        Ok(Staged { upload, key: key.to_owned(), gathered: Vec::new() })
+        let path = self.objects.join(key);
+        Ok(Staged { upload, key: key.to_owned(), path, gathered: Vec::new(), passed_on: 0 })
     }
 
     /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
@@ -220,8 +226,12 @@ impl Blobs {
 pub struct Staged {
     upload: Box<dyn MultipartUpload>,
     key: String,
+    /// Where the blob will lie.
+    path: PathBuf,
     /// Bytes that have not been passed on.
     gathered: Vec<Bytes>,
+    /// How many have been.
+    passed_on: usize,
 }
 
 impl Staged {
@@ -236,6 +246,7 @@ impl Staged {
 
     async fn pass_on(&mut self) -> Result<(), BlobError> {
         let part = PutPayload::from_iter(std::mem::take(&mut self.gathered));
+        self.passed_on += part.content_length();
         let put = self.upload.put_part(part).await;
         put.map_err(|error| storage_error(&self.key, error))
     }
@@ -246,7 +257,11 @@ impl Staged {
             self.pass_on().await?;
         }
         let done = self.upload.complete().await;
-        done.map(|_put| ()).map_err(|error| storage_error(&self.key, error))
+        done.map_err(|error| storage_error(&self.key, error))?;
+        if self.passed_on > LARGE {
+            local::give_memory_back(self.path).await;
+        }
+        Ok(())
     }
 
     /// Removes the bytes.
@@ -368,6 +383,36 @@ mod tests {
         assert_eq!(blobs.list().await.expect("lists"), ["files/whole"]);
         let files = std::fs::read_dir(folder.path().join("objects/files")).expect("lists");
         assert_eq!(files.count(), 1, "nothing is left staged");
+    }
+
+    /// Whether a blob's beginning can be read without asking the disk.
+    fn is_in_memory(blobs: &Blobs, key: &str) -> bool {
+        let file = std::fs::File::open(blobs.objects.join(key)).expect("opens");
+        let (mut byte, no_wait) = ([0], rustix::io::ReadWriteFlags::NOWAIT);
+        let into = &mut [std::io::IoSliceMut::new(&mut byte)];
+        match rustix::io::preadv2(&file, into, 0, no_wait) {
+            Ok(read) => read == 1,
+            Err(rustix::io::Errno::AGAIN) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_blob_does_not_stay_in_memory_and_a_small_one_does() {
+        // On a disk, as this program is: the folder for temporary files need not be.
+        let program = std::env::current_exe().expect("a path");
+        let folder = tempfile::tempdir_in(program.parent().expect("a folder")).expect("made");
+        let blobs = Blobs::local(folder.path()).expect("opens");
+        let chunk = Bytes::from(pattern(CHUNK));
+        for (key, chunks) in [("files/small", LARGE / CHUNK), ("files/large", LARGE / CHUNK + 1)] {
+            let mut staged = blobs.stage(key).await.expect("begins");
+            for _ in 0..chunks {
+                staged.write(chunk.clone()).await.expect("writes");
+            }
+            staged.commit().await.expect("appears");
+        }
+        assert!(is_in_memory(&blobs, "files/small"));
+        assert!(!is_in_memory(&blobs, "files/large"));
     }
 
     #[tokio::test]
