@@ -297,7 +297,7 @@ impl Measured {
 /// stand between the others, since a machine's speed drifts by more than what is measured.
 #[tokio::test]
 async fn training_and_polling_hardly_slow_each_other() {
-    const POLLED: usize = 10;
+    const POLLED: usize = 20;
     const TURN: Duration = Duration::from_secs(5);
     const UPLOADED: usize = 11;
     /// Polling while 512 MiB are uploaded, and after.
