@@ -63,16 +63,18 @@ async fn everything_in_a_list_can_be_deleted_page_by_page() {
     server.post(&permissions, body).await.ok();
 
     // As the pages of the SDKs do it: the item after which they go on is gone by then.
-    for (list, first_page) in [
-        ("/v1/files", "?limit=2&purpose=fine-tune&order=asc"),
-        ("/v1/webhook_endpoints", "?limit=2"),
-        (&permissions, "?limit=2&order=descending"),
-        (&permissions, "?limit=2&order=ascending"),
+    let mut cursors = Vec::new();
+    for (list, query) in [
+        ("/v1/files", "purpose=fine-tune&order=asc"),
+        ("/v1/webhook_endpoints", ""),
+        (&permissions, "order=descending"),
+        (&permissions, "order=ascending"),
     ] {
-        let before = server.get(list).await.ok();
-        let mut page = server.get(&format!("{list}{first_page}")).await.ok();
+        let whole = server.get(&format!("{list}?{query}")).await.ok();
+        let mut after = String::new();
         let mut deleted = 0;
         loop {
+            let page = server.get(&format!("{list}?{query}&limit=2&after={after}")).await.ok();
             for item in page["data"].as_array().expect("a list") {
                 let id = item["id"].as_str().expect("an id");
                 assert_eq!(server.delete(&format!("{list}/{id}")).await.ok()["deleted"], true);
@@ -81,17 +83,33 @@ async fn everything_in_a_list_can_be_deleted_page_by_page() {
             if page["has_more"] == false {
                 break;
             }
-            let after = page["last_id"].as_str().expect("an id");
-            page = server.get(&format!("{list}{first_page}&after={after}")).await.ok();
+            after = page["last_id"].as_str().expect("an id").to_owned();
         }
-        let is_purposed =
-            |item: &&Value| !list.ends_with("files") || item["purpose"] == "fine-tune";
-        let before = before["data"].as_array().expect("a list").iter().filter(is_purposed);
-        assert_eq!(deleted, before.count(), "{list}");
+        assert!(deleted > 2);
+        assert_eq!(deleted, whole["data"].as_array().expect("a list").len(), "{list}");
         if list == permissions {
             server.post(&permissions, json!({"project_ids": ["f", "g", "h"]})).await.ok();
         }
+        cursors.push(after);
     }
+    let elsewhere = format!("/v1/webhook_endpoints?after={}", cursors[0]);
+    assert_eq!(server.get(&elsewhere).await.error(400)["code"], "invalid_cursor", "a file's");
+
+    // After a day it is forgotten where something stood.
+    let of_yesterday = "UPDATE deleted_items SET deleted_at = deleted_at - 86401 WHERE id = $1";
+    let page = server.get(&permissions).await.ok();
+    let ids: Vec<&str> = page["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["id"].as_str())
+        .collect();
+    server.delete(&format!("{permissions}/{}", ids[0])).await.ok();
+    server.get(&format!("{permissions}?after={}", ids[0])).await.ok();
+    server.set_time(of_yesterday, ids[0]).await;
+    server.delete(&format!("{permissions}/{}", ids[1])).await.ok();
+    let error = server.get(&format!("{permissions}?after={}", ids[0])).await.error(400);
+    assert_eq!(error["code"], "invalid_cursor");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::rows;
+use super::{cursor, rows};
 use crate::job::JobCheckpoint;
 use crate::store::{Page, PageRequest, StoreError};
 
@@ -50,12 +50,8 @@ pub(super) async fn list(
     let before = match &page.after {
         None => i64::MAX,
         Some(id) => {
-            sqlx::query_scalar("SELECT step FROM checkpoints WHERE id = $1 AND job_id = $2")
-                .bind(id)
-                .bind(job_id)
-                .fetch_optional(&mut *connection)
-                .await?
-                .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?
+            let query = "SELECT step FROM checkpoints WHERE id = $1 AND job_id = $2";
+            cursor::position(connection, query, id, job_id).await?
         }
     };
     let found = sqlx::query(

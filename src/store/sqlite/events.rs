@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::rows;
+use super::{cursor, rows};
 use crate::ids::new_event_id;
 use crate::job::{EventKind, JobEvent, NewEvent};
 use crate::store::{Order, Page, PageRequest, StoreError};
@@ -103,12 +103,10 @@ pub(super) async fn list(
     };
     let from = match &page.after {
         None => from,
-        Some(id) => sqlx::query_scalar("SELECT sequence FROM events WHERE id = $1 AND job_id = $2")
-            .bind(id)
-            .bind(job_id)
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        Some(id) => {
+            let query = "SELECT sequence FROM events WHERE id = $1 AND job_id = $2";
+            cursor::position(connection, query, id, job_id).await?
+        }
     };
     let found = sqlx::query(query)
         .bind(job_id)

@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::rows;
+use super::{cursor, rows};
 use crate::file::{FilePurpose, FileRecord};
 use crate::project::Project;
 use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
@@ -88,15 +88,12 @@ pub(super) async fn list(
     };
     let after = match &page.after {
         None => after,
-        Some(id) => sqlx::query_scalar(
-            "SELECT position FROM files WHERE id = $1 AND project = $2
-             UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
-        )
-        .bind(id)
-        .bind(project.as_str())
-        .fetch_optional(&mut *connection)
-        .await?
-        .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        Some(id) => {
+            let query = "SELECT position FROM files WHERE id = $1 AND project = $2
+                 UNION ALL SELECT position FROM deleted_items
+                 WHERE list = 'files' AND id = $1 AND owner = $2";
+            cursor::position(connection, query, id, project.as_str()).await?
+        }
     };
     let found = sqlx::query(query)
         .bind(now)

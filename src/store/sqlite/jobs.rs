@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{events, files, models, rows, webhooks};
+use super::{cursor, events, files, models, rows, webhooks};
 use crate::job::{EventLevel, Job, JobStatus, NewEvent};
 use crate::project::Project;
 use crate::store::{
@@ -110,12 +110,10 @@ pub(super) async fn list(
 ) -> Result<Page<Job>, StoreError> {
     let before = match &page.after {
         None => i64::MAX,
-        Some(id) => sqlx::query_scalar("SELECT position FROM jobs WHERE id = $1 AND project = $2")
-            .bind(id)
-            .bind(project.as_str())
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        Some(id) => {
+            let query = "SELECT position FROM jobs WHERE id = $1 AND project = $2";
+            cursor::position(connection, query, id, project.as_str()).await?
+        }
     };
     let none = BTreeMap::new();
     let (pairs, is_absent) = match metadata {

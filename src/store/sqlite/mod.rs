@@ -8,6 +8,7 @@
 
 mod api_keys;
 mod checkpoints;
+mod cursor;
 mod events;
 mod files;
 mod jobs;

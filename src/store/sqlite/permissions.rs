@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::{models, rows};
+use super::{cursor, models, rows};
 use crate::ids;
 use crate::model::CheckpointPermission;
 use crate::project::Project;
@@ -70,15 +70,13 @@ pub(super) async fn list(
     };
     let from = match &page.after {
         None => from,
-        Some(id) => sqlx::query_scalar(
-            "SELECT position FROM checkpoint_permissions WHERE id = $1 AND checkpoint = $2
-             UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
-        )
-        .bind(id)
-        .bind(checkpoint)
-        .fetch_optional(&mut *connection)
-        .await?
-        .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+        Some(id) => {
+            let query =
+                "SELECT position FROM checkpoint_permissions WHERE id = $1 AND checkpoint = $2
+                 UNION ALL SELECT position FROM deleted_items
+                 WHERE list = 'checkpoint_permissions' AND id = $1 AND owner = $2";
+            cursor::position(connection, query, id, checkpoint).await?
+        }
     };
     let found = sqlx::query(query)
         .bind(checkpoint)

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 
-use super::{SqliteStore, rows};
+use super::{SqliteStore, cursor, rows};
 use crate::ids;
 use crate::job::JobStatus;
 use crate::project::Project;
@@ -111,15 +111,12 @@ impl WebhookStore for SqliteStore {
         let reader = &mut *self.readers.acquire().await?;
         let before = match &page.after {
             None => i64::MAX,
-            Some(id) => sqlx::query_scalar(
-                "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2
-                 UNION ALL SELECT position FROM deleted_items WHERE id = $1 AND owner = $2",
-            )
-            .bind(id)
-            .bind(project.as_str())
-            .fetch_optional(&mut *reader)
-            .await?
-            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+            Some(id) => {
+                let query = "SELECT position FROM webhook_endpoints WHERE id = $1 AND project = $2
+                     UNION ALL SELECT position FROM deleted_items
+                     WHERE list = 'webhook_endpoints' AND id = $1 AND owner = $2";
+                cursor::position(reader, query, id, project.as_str()).await?
+            }
         };
         let found = sqlx::query(
             "SELECT * FROM webhook_endpoints WHERE project = $1 AND position < $2
@@ -243,14 +240,11 @@ impl WebhookStore for SqliteStore {
         let reader = &mut *self.readers.acquire().await?;
         let before = match &page.after {
             None => i64::MAX,
-            Some(id) => sqlx::query_scalar(
-                "SELECT position FROM webhook_deliveries WHERE id = $1 AND endpoint_id = $2",
-            )
-            .bind(id)
-            .bind(endpoint_id)
-            .fetch_optional(&mut *reader)
-            .await?
-            .ok_or_else(|| StoreError::UnknownCursor(id.clone()))?,
+            Some(id) => {
+                let query =
+                    "SELECT position FROM webhook_deliveries WHERE id = $1 AND endpoint_id = $2";
+                cursor::position(reader, query, id, endpoint_id).await?
+            }
         };
         let found = sqlx::query(
             "SELECT * FROM webhook_deliveries WHERE endpoint_id = $1 AND position < $2
