@@ -41,22 +41,12 @@ pub mod train;
 
 pub mod artifacts;
 
-pub mod api_key;
-pub mod atomic_file;
+pub mod domain;
+
 pub mod base_models;
-pub mod clock;
 pub mod config;
 pub mod dataset;
 pub mod device;
-pub mod error_code;
-pub mod file;
 pub mod graders;
-pub mod hex;
-pub mod ids;
-pub mod job;
-pub mod model;
-pub mod project;
-pub mod reason;
-pub mod repeated_key;
-pub mod upload;
-pub mod webhook;
+
+pub mod util;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::job::StepMetrics;
+use crate::domain::job::StepMetrics;
 
 /// The file's name among the result files.
 pub const FILE_NAME: &str = "step_metrics.csv";

@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file;
+use crate::util::atomic_file;
 
 /// Name of the configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";

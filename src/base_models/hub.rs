@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hf_hub::api::tokio::{ApiBuilder, ApiError};
 
-use crate::reason;
+use crate::util::error_source;
 
 /// Time in which the Hub must answer a first question; behind a closed network it never does.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub enum HubError {
 
 /// What went wrong and where, and the reason, which the HTTP client leaves out.
 fn with_reason(error: &ApiError) -> String {
-    let (whole, reason) = (error.to_string(), reason::innermost(error).to_string());
+    let (whole, reason) = (error.to_string(), error_source::innermost(error).to_string());
     if whole.contains(&reason) { whole } else { format!("{whole}: {reason}") }
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use super::known::Package;
-use crate::hex::hex;
+use crate::util::hex::hex;
 
 /// How often the progress bar moves.
 const LOOK: Duration = Duration::from_millis(200);

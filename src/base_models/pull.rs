@@ -11,7 +11,7 @@ use super::catalog::Catalog;
 use super::hub::{self, HubError};
 use super::known;
 use super::package::{self, PackageError};
-use crate::atomic_file;
+use crate::util::atomic_file;
 
 /// Folder of unfinished downloads; hidden, so that the catalog passes over it.
 const DOWNLOADS: &str = ".downloads";

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use crate::atomic_file;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
-use crate::clock::SystemClock;
 use crate::config::Folders;
 use crate::export::fetch::{self, Sources};
 use crate::export::{Format, Quantization};
 use crate::store::Store;
 use crate::store::sqlite::{self, SqliteStore};
+use crate::util::atomic_file;
+use crate::util::clock::SystemClock;
 
 /// What to export.
 #[derive(Debug, Args)]

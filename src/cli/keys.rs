@@ -7,12 +7,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 
-use crate::api_key::{ApiKey, ApiKeySecret};
-use crate::clock::{Clock, SystemClock};
-use crate::ids;
-use crate::project::Project;
+use crate::domain::api_key::{ApiKey, ApiKeySecret};
+use crate::domain::ids;
+use crate::domain::project::Project;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{KeyStore, RevokeOutcome};
+use crate::util::clock::{Clock, SystemClock};
 
 /// Longest name of a key.
 const MAX_NAME: usize = 256;

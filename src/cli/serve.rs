@@ -16,16 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
-use crate::clock::{Clock, SystemClock};
 use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, Training, Webhooks};
+use crate::domain::project::Project;
 use crate::executor::{DryRuns, Executor, Patience, Tools};
 use crate::http::{self, RequestLimiter};
-use crate::project::Project;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::{KeyStore, Store, sqlite};
 use crate::train::device;
-use crate::webhooks::{Courier, Policy, Worker};
+use crate::util::clock::{Clock, SystemClock};
+use crate::webhooks::{Policy, WebhookClient, Worker};
 
 /// Settings of the server.
 #[derive(Debug, Clone, Args)]
@@ -147,7 +147,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         .await
         .with_context(|| format!("listening on {}", args.listen.listen))?;
     let address = listener.local_addr()?;
-    let courier = Arc::new(Courier::new(Policy::new(args.webhooks.allowed.clone()))?);
+    let courier = Arc::new(WebhookClient::new(Policy::new(args.webhooks.allowed.clone()))?);
     let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
     let shutdown = CancellationToken::new();
     let state = Arc::new(http::Shared {
@@ -166,7 +166,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let router = http::router(state, args.cors.origins.clone());
     Ok(RunningServer {
         address,
-        http: tokio::spawn(http::accept::serve(listener, router, shutdown.clone())),
+        http: tokio::spawn(http::server::accept::serve(listener, router, shutdown.clone())),
         executor: tokio::spawn(executor.run(shutdown.clone())),
         webhooks: tokio::spawn(worker.run(shutdown.clone())),
         shutdown,

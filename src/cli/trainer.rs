@@ -11,8 +11,8 @@ use clap::Args;
 
 use crate::device::Device;
 use crate::train::engine::{BackendKind, on_a_computing_thread};
-use crate::train::preview::{Pace, preview};
 use crate::train::protocol::{Control, Progress, RunSpec};
+use crate::train::run::dry_run::{Pace, dry_run};
 use crate::train::run::run;
 
 /// How much lower than the server's the trainer's priority is: the server answers first.
@@ -82,8 +82,8 @@ fn say_preview(device: Device) -> anyhow::Result<()> {
     // At the server's priority: a run under way would take half of what there is.
     let pace = Pace::measure();
     lower_priority(NICENESS_OF_PREVIEW);
-    let preview = Box::new(preview(&spec, BackendKind::of(device), &pace));
-    say(&mut std::io::stdout().lock(), &Progress::Previewed { preview })
+    let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &pace));
+    say(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run })
         .context("telling the supervisor")
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::artifacts::peft;
 use crate::base_models::Catalog;
 use crate::config::ModelsFolder;
-use crate::train::certificate;
+use crate::train::run::certificate;
 
 /// What to check.
 #[derive(Debug, Args)]

@@ -6,12 +6,12 @@
 pub mod example;
 pub mod lines;
 pub mod parse;
-pub mod verdict;
+pub mod validation_report;
 
 pub use example::{Example, Format, Message, Role, ToolCall};
 pub use lines::{LineFault, LineSplitter};
 pub use parse::{parse_example, parse_messages, plain_format};
-pub use verdict::{Problem, Problems, Verdict};
+pub use validation_report::{Diagnostic, Diagnostics, ValidationReport};
 
 /// Fewest examples that a training file may hold.
 pub const MIN_EXAMPLES: u64 = 10;

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use super::ending::Ending;
 use super::trainer::{Errand, Heard, Trainer};
 use super::{Tools, staging};
-use crate::ids;
-use crate::job::{Job, JobError};
-use crate::train::preview::Preview;
+use crate::domain::ids;
+use crate::domain::job::{Job, JobError};
+use crate::train::protocol::DryRun;
 use crate::train::protocol::Progress;
 
 /// Dry runs at once: each reads files that may be large, and takes a core while it does.
@@ -62,7 +62,7 @@ impl DryRuns {
     }
 
     /// Says what the job would be, which is in no store and never will be.
-    pub async fn preview(&self, job: Job) -> Result<Preview, DryRunError> {
+    pub async fn preview(&self, job: Job) -> Result<DryRun, DryRunError> {
         let turn = timeout(TURN, self.turns.acquire()).await;
         let _turn = turn
             .map_err(|_elapsed| DryRunError::Busy)?
@@ -73,7 +73,7 @@ impl DryRuns {
         }
     }
 
-    async fn look(&self, mut job: Job) -> Result<Preview, DryRunError> {
+    async fn look(&self, mut job: Job) -> Result<DryRun, DryRunError> {
         // Named so that nobody takes the folder for that of a job.
         job.id = format!("{}{}", staging::DRY_RUN_PREFIX, ids::new_job_id());
         let _folder = Folder(self.tools.work_dir.join(&job.id));
@@ -83,12 +83,12 @@ impl DryRuns {
             other => DryRunError::Broken(format!("its files are not in place: {}", other.word())),
         })?;
         let Tools { trainer: binary, device, patience, .. } = &self.tools;
-        let mut trainer = Trainer::start(binary, Errand::Preview, *device, &spec)
+        let mut trainer = Trainer::start(binary, Errand::DryRun, *device, &spec)
             .await
             .map_err(|error| DryRunError::Broken(format!("{}: {error}", binary.display())))?;
         match trainer.hear().await {
             Some(Heard::Progress(progress)) => match *progress {
-                Progress::Previewed { preview } => Ok(*preview),
+                Progress::DryRunDone { dry_run } => Ok(*dry_run),
                 other => Err(DryRunError::Broken(format!("it says {other:?}"))),
             },
             Some(Heard::Garbled(reason)) => Err(DryRunError::Broken(reason)),

@@ -3,8 +3,8 @@
 use tokio_util::sync::CancellationToken;
 
 use super::{BACKOFF, LONGEST_BACKOFF, MAX_ATTEMPTS, Tools, staging};
-use crate::error_code::ErrorCode;
-use crate::job::{EventLevel, Job, JobError, NewEvent};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{EventLevel, Job, JobError, NewEvent};
 use crate::store::{Claim, StoreError, Success};
 
 /// How the work on a claimed job ended.

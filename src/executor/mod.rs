@@ -38,15 +38,15 @@ use tokio_util::sync::CancellationToken;
 pub use self::dry_run::{DryRunError, DryRuns};
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
-use crate::clock::Clock;
 use crate::config::Priority;
 use crate::device::Device;
-use crate::job::{EventLevel, NewEvent};
+use crate::domain::job::{EventLevel, NewEvent};
 use crate::queue::Queue;
-use crate::serve::Demand;
+use crate::serve::ServingLoad;
 use crate::store::{Store, StoreError};
-pub use crate::train::preview::{DataCount, MemoryNeed, PlannedRun, Preview};
-pub use crate::train::report::FILE_NAME as REPORT_FILE;
+pub use crate::train::protocol::{DataCount, DryRun, MemoryNeed, PlannedRun};
+pub use crate::train::run::report::FILE_NAME as REPORT_FILE;
+use crate::util::clock::Clock;
 
 /// How often a trainer is started for a job that keeps crashing.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -122,7 +122,7 @@ pub struct Tools {
     /// Which goes first, answering or training.
     pub priority: Priority,
     /// Whose answers a job waits for between micro-batches.
-    pub yields_to: Option<Demand>,
+    pub yields_to: Option<ServingLoad>,
 }
 
 /// Runs the jobs of one device, one after the other.

@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use super::Tools;
 use crate::artifacts::{certificate, metrics_csv, model, peft};
 use crate::blobs::{BlobError, result_key};
-use crate::file::{FilePurpose, FileRecord};
-use crate::hex::hex;
-use crate::ids;
-use crate::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
-use crate::model::{TunedModel, checkpoint_name};
-use crate::project::Project;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::ids;
+use crate::domain::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
+use crate::domain::model::{TunedModel, checkpoint_name};
+use crate::domain::project::Project;
 use crate::store::{Claim, StoreError, Success};
-use crate::train::report;
+use crate::train::run::report;
+use crate::util::hex::hex;
 
 /// Why a result could not be published.
 #[derive(Debug, thiserror::Error)]

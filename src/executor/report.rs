@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Tools;
-use crate::job::{EventKind, EventLevel, Job, NewEvent, ResolvedHyperparameters, StepMetrics};
+use crate::domain::job::{
+    EventKind, EventLevel, Job, NewEvent, ResolvedHyperparameters, StepMetrics,
+};
 use crate::store::{Claim, StoreError};
 
 /// Most metrics events that a run leaves, give or take the ends of its epochs.

@@ -6,10 +6,10 @@ use super::ending::Ending;
 use super::{ExecutorError, Tools};
 use crate::base_models::BaseModelEntry;
 use crate::blobs::BlobError;
-use crate::error_code::ErrorCode;
-use crate::file::FileRecord;
-use crate::job::{DataFile, Job};
-use crate::model::TunedModel;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::file::FileRecord;
+use crate::domain::job::{DataFile, Job};
+use crate::domain::model::TunedModel;
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
 

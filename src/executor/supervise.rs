@@ -13,11 +13,11 @@ use super::report::Report;
 use super::trainer::{Errand, Heard, Trainer};
 use super::{Patience, Tools, staging};
 use crate::config::Priority;
-use crate::error_code::ErrorCode;
-use crate::job::{EventLevel, Job, JobError};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{EventLevel, Job, JobError};
 use crate::store::{Claim, StoreError};
-use crate::train::checkpoint;
 use crate::train::protocol::{Control, Progress};
+use crate::train::run::checkpoint;
 
 /// The last thing that was heard of a trainer.
 enum Last {
@@ -217,7 +217,7 @@ async fn listen(
             },
             busy = change_of_demand(tools, is_busy) => {
                 is_busy = busy;
-                trainer.tell(if busy { Control::Yield } else { Control::GoOn }).await;
+                trainer.tell(if busy { Control::PauseMicroBatches } else { Control::ResumeMicroBatches }).await;
             },
             () = shutdown.cancelled(), if !told.stop => {
                 told.stop = true;
@@ -267,11 +267,11 @@ async fn handle(
         Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds } => {
             report.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
         }
-        Progress::Checkpoint { metrics, directory, superseded } => {
+        Progress::Checkpoint { metrics, directory, evicted } => {
             let published =
                 publish::checkpoint(tools, report.claim(), job, &metrics, &directory).await;
             let published = match published {
-                Ok(()) => publish::take_back(tools, report.claim(), &superseded).await,
+                Ok(()) => publish::take_back(tools, report.claim(), &evicted).await,
                 failed => failed,
             };
             trainer.tell(Control::Published { step: metrics.step }).await;
@@ -315,7 +315,7 @@ async fn handle(
             return Some(Last::Stopped);
         }
         Progress::Failed { error } => return Some(Last::Failed(error)),
-        Progress::Previewed { .. } => {
+        Progress::DryRunDone { .. } => {
             return Some(Last::Garbled("a preview, which nobody asked for".to_owned()));
         }
     };

@@ -34,7 +34,7 @@ pub(super) enum Errand {
     /// To run, at the server's own priority or a lower one.
     Run { keeps_priority: bool },
     /// To say what the run would be.
-    Preview,
+    DryRun,
 }
 
 impl Errand {
@@ -43,7 +43,7 @@ impl Errand {
         match self {
             Self::Run { keeps_priority: false } => &["trainer"],
             Self::Run { keeps_priority: true } => &["trainer", "--keep-priority"],
-            Self::Preview => &["trainer", "--preview"],
+            Self::DryRun => &["trainer", "--preview"],
         }
     }
 
@@ -52,7 +52,7 @@ impl Errand {
     fn out_of_memory_score(self) -> &'static str {
         match self {
             Self::Run { .. } => "500",
-            Self::Preview => "900",
+            Self::DryRun => "900",
         }
     }
 }

@@ -10,8 +10,8 @@ use super::{ExportError, Format, Quantization, Tuned};
 use crate::artifacts::certificate;
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
-use crate::file::FileRecord;
-use crate::model::TunedModel;
+use crate::domain::file::FileRecord;
+use crate::domain::model::TunedModel;
 use crate::store::{Store, StoreError};
 
 /// Models that are written in another format at the same time: each takes the memory of its largest

@@ -7,8 +7,8 @@ use candle_core::quantized::gguf_file::Value;
 use super::settings::text;
 use super::{ExportError, Format, Tuned, modelfile};
 use crate::artifacts::gguf::{self, Keys, Planned, Type};
-use crate::atomic_file;
-use crate::train::weights::gguf::Layout;
+use crate::train::model::weights::gguf::Layout;
+use crate::util::atomic_file;
 
 /// Name of the adapter.
 pub(super) const FILE_NAME: &str = "adapter.gguf";

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::gguf_adapter::no_place;
 use super::{ExportError, Quantization, Tuned, modelfile, settings, vocabulary};
 use crate::artifacts::gguf::{self as file, Planned, Type};
-use crate::atomic_file;
-use crate::train::config::{Family, ModelConfig, Rope};
-use crate::train::tokenizer::Tokenizer;
-use crate::train::weights::gguf::{self, Layout};
+use crate::train::model::config::{Family, ModelConfig, Rope};
+use crate::train::model::tokenizer::Tokenizer;
+use crate::train::model::weights::gguf::{self, Layout};
+use crate::util::atomic_file;
 
 /// Name of the model.
 pub(super) const FILE_NAME: &str = "model.gguf";

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{ExportError, Tuned};
 use crate::artifacts::model::{self, CONFIG_FILE, WEIGHTS_FILE};
-use crate::atomic_file;
-use crate::train::product;
+use crate::train::run::export;
+use crate::util::atomic_file;
 
 /// Writes configuration, tokenizer, template and weights. The weights are 32-bit floats, whatever the
 /// base's are: in 16 bits most of what an adapter adds would be rounded away.
@@ -13,7 +13,7 @@ pub(super) fn write(tuned: &Tuned, folder: &Path) -> Result<(), ExportError> {
     for (name, bytes) in tuned.base.companions()? {
         atomic_file::write(&folder.join(name), &bytes)?;
     }
-    let mut config = serde_json::to_vec_pretty(&product::config_of(&tuned.base))
+    let mut config = serde_json::to_vec_pretty(&export::config_of(&tuned.base))
         .map_err(std::io::Error::other)?;
     config.push(b'\n');
     atomic_file::write(&folder.join(CONFIG_FILE), &config)?;

@@ -21,7 +21,7 @@ use clap::ValueEnum;
 pub use self::tuned::Tuned;
 use crate::artifacts::gguf::Type;
 use crate::artifacts::peft::{self, PeftError};
-use crate::train::weights::LoadError;
+use crate::train::model::error::LoadError;
 
 /// What a model can be handed out as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

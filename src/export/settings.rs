@@ -6,8 +6,9 @@ use serde_json::Value as Json;
 
 use super::{ExportError, Quantization, Tuned};
 use crate::artifacts::gguf::Keys;
-use crate::train::config::{Family, ModelConfig, NormKind};
-use crate::train::weights::gguf::{self, RopeFactors};
+use crate::train::backend::NormKind;
+use crate::train::model::config::{Family, ModelConfig};
+use crate::train::model::weights::gguf::{self, RopeFactors};
 
 /// Keys of how a file was made, which are another's in a new one: of the quantisation, and of the
 /// parts that it was cut into.

@@ -7,10 +7,10 @@ use rayon::prelude::*;
 
 use super::{ExportError, Format};
 use crate::artifacts::peft::{self, AdapterConfig, Tensors};
-use crate::train::base_model::BaseModel;
-use crate::train::config::ModelConfig;
 use crate::train::decoder::{FileTensor, tensors_of};
-use crate::train::engine::LoraSettings;
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::config::ModelConfig;
+use crate::train::model::lora::LoraSettings;
 
 /// What PEFT puts before the paths of a model's modules.
 const PREFIX: &str = "base_model.model.";

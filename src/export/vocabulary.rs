@@ -9,8 +9,8 @@ use serde_json::Value as Json;
 use super::ExportError;
 use super::settings::text;
 use crate::artifacts::gguf::Keys;
-use crate::train::base_model::BaseModel;
-use crate::train::weights::gguf::words;
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::weights::gguf::words;
 
 /// What `tokenizer.ggml.token_type` says of a token.
 const NORMAL: i32 = 1;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::blobs::BlobError;
-use crate::error_code::{ErrorCode, ErrorType};
+use crate::domain::error_code::{ErrorCode, ErrorType};
 use crate::serve::ServeError;
 use crate::store::StoreError;
 use crate::validate::Refusal;

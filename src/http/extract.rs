@@ -15,9 +15,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::error::ApiError;
 use crate::config::MAX_JSON_BYTES;
-use crate::error_code::ErrorCode;
-use crate::repeated_key::{self, RepeatedKey};
+use crate::domain::error_code::ErrorCode;
 use crate::store::PageRequest;
+use crate::util::repeated_key::{self, RepeatedKey};
 
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);

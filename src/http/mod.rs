@@ -3,36 +3,28 @@
 //! [`router`] is the table of contents: every route, grouped by what it is about. Nouns are folders,
 //! verbs are files. The OpenAPI document comes from the same declarations.
 
-pub mod accept;
-mod answers;
-mod attachment;
-mod authenticate;
 mod chat;
 mod completions;
-mod cors;
 mod error;
 mod extract;
 mod files;
 mod fine_tuning;
-mod head_timer;
-mod health;
-mod incoming;
-mod inspection;
-mod limit;
-mod metered;
-mod metrics;
+mod generation;
+mod middleware;
 mod models;
-mod openapi;
-mod receive;
+mod multipart;
+mod operations;
+mod reply;
+pub mod server;
 mod state;
 mod uploads;
-mod webhooks;
+mod webhook_endpoints;
 
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Uri, header};
-use axum::middleware::{self, Next};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -43,11 +35,11 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use self::error::ApiError;
-pub use self::limit::RequestLimiter;
-pub use self::openapi::document;
+pub use self::middleware::rate_limit::RequestLimiter;
+pub use self::operations::openapi::document;
 pub use self::state::{AppState, Shared};
-use crate::error_code::ErrorCode;
-use crate::ids;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::ids;
 
 /// Longest time that a request without big bytes and without generation may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,17 +65,17 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(fine_tuning::graders::run))
         .routes(routes!(models::list::list))
         .routes(routes!(models::retrieve::retrieve, models::delete::delete))
-        .routes(routes!(webhooks::create::create, webhooks::list::list))
+        .routes(routes!(webhook_endpoints::create::create, webhook_endpoints::list::list))
         .routes(routes!(
-            webhooks::retrieve::retrieve,
-            webhooks::update::update,
-            webhooks::delete::delete
+            webhook_endpoints::retrieve::retrieve,
+            webhook_endpoints::update::update,
+            webhook_endpoints::delete::delete
         ))
-        .routes(routes!(webhooks::rotate_secret::rotate_secret))
-        .routes(routes!(webhooks::test::test))
-        .routes(routes!(webhooks::deliveries::deliveries))
-        .routes(routes!(webhooks::event_types::event_types))
-        .layer(middleware::from_fn(in_time));
+        .routes(routes!(webhook_endpoints::rotate_secret::rotate_secret))
+        .routes(routes!(webhook_endpoints::test::test))
+        .routes(routes!(webhook_endpoints::deliveries::deliveries))
+        .routes(routes!(webhook_endpoints::event_types::event_types))
+        .layer(from_fn(in_time));
     OpenApiRouter::new()
         .merge(quick)
         .routes(routes!(files::create::create))
@@ -104,13 +96,13 @@ pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
     let (plain, _) = api().split_for_parts();
     let guarded = versioned
         .merge(plain)
-        .route_layer(middleware::from_fn_with_state(state.clone(), authenticate::authenticate));
+        .route_layer(from_fn_with_state(state.clone(), middleware::authenticate::authenticate));
     let document = document();
     let served = document.clone();
     let router = Router::new()
         .merge(guarded)
-        .merge(health::routes())
-        .merge(metrics::routes())
+        .merge(operations::health::routes())
+        .merge(operations::metrics::routes())
         .route("/openapi.json", get(move || async move { Json(served) }))
         .merge(SwaggerUi::new("/docs").url("/docs/openapi.json", document))
         .fallback(no_such_route)
@@ -118,14 +110,14 @@ pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
         .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
             ApiError::internal("a handler panicked").into_response()
         }))
-        .layer(middleware::from_fn(incoming::read_to_the_end))
-        .layer(middleware::from_fn(with_request_id))
+        .layer(from_fn(server::body_timeout::read_to_the_end))
+        .layer(from_fn(with_request_id))
         .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
         .with_state(state);
     if cors_origins.is_empty() {
         return router;
     }
-    router.layer(cors::layer(cors_origins))
+    router.layer(middleware::cors::layer(cors_origins))
 }
 
 async fn no_such_route(uri: Uri) -> ApiError {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::limit::RequestLimiter;
+use super::middleware::rate_limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
-use crate::clock::Clock;
 use crate::executor::DryRuns;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
 use crate::store::Store;
-use crate::webhooks::Courier;
+use crate::util::clock::Clock;
+use crate::webhooks::WebhookClient;
 
 /// What a request takes along; layers and handlers each take one.
 pub type AppState = Arc<Shared>;
@@ -32,7 +32,7 @@ pub struct Shared {
     /// Who answers chat.
     pub models: Arc<ModelServer>,
     /// Who brings webhooks to their endpoints.
-    pub courier: Arc<Courier>,
+    pub courier: Arc<WebhookClient>,
     /// How many requests come with each key.
     pub limiter: Arc<RequestLimiter>,
     /// Most jobs of a project that wait.

@@ -14,7 +14,7 @@ use super::events::{Event, EventSender, FinishReason, LikelyToken, ScoredToken};
 use super::sample::{LogProbabilities, Sampler};
 use super::text::TextWriter;
 use super::tools::{Piece, ToolReader};
-use crate::train::tokenizer::Tokenizer;
+use crate::train::model::tokenizer::Tokenizer;
 
 /// What is known of an answer before its first token.
 pub(super) struct Plan {

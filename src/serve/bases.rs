@@ -9,10 +9,10 @@ use tokio::runtime::Handle;
 
 use super::loaded::LoadedBase;
 use super::{BaseSource, ServeError};
-use crate::error_code::ErrorCode;
-use crate::train::base_model::BaseModel;
+use crate::domain::error_code::ErrorCode;
+use crate::train::device::memory;
 use crate::train::engine::{BackendKind, Responder};
-use crate::train::memory::available;
+use crate::train::model::base_model::BaseModel;
 
 /// How long a model waits for memory that others use, before its client is told to come back.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -34,7 +34,7 @@ pub(super) struct Bases {
 pub(super) fn default_budget() -> u64 {
     const WHERE_NOBODY_KNOWS: u64 = 4 << 30;
     // Jobs train on the same machine.
-    available::available().map_or(WHERE_NOBODY_KNOWS, |free| free / 2)
+    memory::available().map_or(WHERE_NOBODY_KNOWS, |free| free / 2)
 }
 
 impl Bases {
@@ -135,7 +135,7 @@ impl Bases {
         let began = Instant::now();
         loop {
             let is_within = self.held().1 + needs <= self.budget;
-            let is_free = available::available().is_none_or(|free| needs <= free);
+            let is_free = memory::available().is_none_or(|free| needs <= free);
             if is_within && is_free {
                 return Ok(());
             }

@@ -9,10 +9,10 @@ use super::request::{Prompt, Request, TextPrompt};
 use super::sample::Sampler;
 use super::tools::{ToolFormat, ToolReader};
 use crate::dataset::Message;
-use crate::error_code::ErrorCode;
-use crate::train::base_model::BaseModel;
-use crate::train::encode::{control_token_in, control_token_message};
-use crate::train::template::TemplateError;
+use crate::domain::error_code::ErrorCode;
+use crate::train::data::tokenize::{control_token_in, control_token_message};
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::chat_template::TemplateError;
 
 /// A model, as far as requests to it are concerned.
 pub(super) struct Answering<'a> {

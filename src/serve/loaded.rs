@@ -10,9 +10,10 @@ use super::events::EventSender;
 use super::request::Request;
 use super::{AdapterSource, ServeError};
 use crate::artifacts::peft;
-use crate::error_code::ErrorCode;
-use crate::train::base_model::BaseModel;
-use crate::train::engine::{AttachedAdapter, LoraSettings, Responder};
+use crate::domain::error_code::ErrorCode;
+use crate::train::engine::{AttachedAdapter, Responder};
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::lora::LoraSettings;
 
 /// Share of a model's bytes that the adapters beside it may take together; the one unused for longest
 /// makes room.

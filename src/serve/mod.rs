@@ -11,7 +11,6 @@
 mod answer;
 mod bases;
 mod begin;
-mod demand;
 mod events;
 mod kept;
 mod loaded;
@@ -20,6 +19,7 @@ mod request;
 mod running;
 mod sample;
 mod schedule;
+mod serving_load;
 mod statistics;
 mod text;
 mod tools;
@@ -33,12 +33,12 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use self::demand::Demand;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
 pub use self::request::{Prompt, Request, Sampling, TextPrompt};
+pub use self::serving_load::ServingLoad;
 pub use self::statistics::Statistics;
 use crate::base_models::BaseModelEntry;
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
 
 /// The bytes of an adapter in PEFT layout.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ const WAITING_REQUESTS: usize = 256;
 /// Base models in memory and the adapters attached to them, and the thread that runs them.
 pub struct ModelServer {
     inbox: mpsc::Sender<worker::Work>,
-    demand: Demand,
+    demand: ServingLoad,
     statistics: Arc<Statistics>,
 }
 
@@ -117,7 +117,7 @@ impl ModelServer {
     /// bytes; half of what is free without it.
     pub fn start(runtime: Handle, memory: Option<u64>) -> std::io::Result<Self> {
         let (inbox, requests) = mpsc::channel(WAITING_REQUESTS);
-        let (demand, statistics) = (Demand::default(), Arc::new(Statistics::default()));
+        let (demand, statistics) = (ServingLoad::default(), Arc::new(Statistics::default()));
         let shared = worker::Shared {
             memory: memory.unwrap_or_else(bases::default_budget),
             demand: demand.clone(),
@@ -130,7 +130,7 @@ impl ModelServer {
     }
 
     /// Whether requests are being answered.
-    pub fn demand(&self) -> &Demand {
+    pub fn demand(&self) -> &ServingLoad {
         &self.demand
     }
 

@@ -9,8 +9,8 @@ use std::collections::{BinaryHeap, HashMap};
 
 use super::ServeError;
 use super::request::Sampling;
-use crate::error_code::ErrorCode;
-use crate::train::random::Stream;
+use crate::domain::error_code::ErrorCode;
+use crate::train::rng::Stream;
 
 /// A bias that bans a token, as OpenAI documents it.
 const BAN: f32 = -100.0;

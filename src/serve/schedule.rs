@@ -23,7 +23,7 @@ use super::loaded::LoadedBase;
 use super::prepare::{NamedAdapter, Prepared};
 use super::running::Text;
 use super::statistics::Statistics;
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
 use crate::train::engine::{Advance, PROMPT_CHUNK, TextCache};
 
 /// Most texts that are written at once.

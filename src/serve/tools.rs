@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::events::CalledTool;
 use crate::dataset::{Message, Role, ToolCall};
-use crate::train::template::ChatTemplate;
+use crate::train::model::chat_template::ChatTemplate;
 
 /// How a family of models writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,11 +11,11 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::bases::Bases;
-use super::demand::Demand;
 use super::events::EventSender;
 use super::prepare::{Prepared, Preparer};
 use super::request::Request;
 use super::schedule::Scheduler;
+use super::serving_load::ServingLoad;
 use super::statistics::Statistics;
 use super::{ModelSource, WAITING_REQUESTS};
 
@@ -30,7 +30,7 @@ pub(super) struct Work {
 pub(super) struct Shared {
     /// Bytes that models, adapters and caches may take.
     pub memory: u64,
-    pub demand: Demand,
+    pub demand: ServingLoad,
     pub statistics: Arc<Statistics>,
 }
 

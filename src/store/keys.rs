@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::api_key::{ApiKey, KeyDigest};
+use crate::domain::api_key::{ApiKey, KeyDigest};
 
 /// What asking to revoke a key came to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
 
-mod found;
+mod cached_reply;
 mod keys;
 pub mod sqlite;
 mod webhooks;
@@ -15,17 +15,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub use self::found::Found;
+pub use self::cached_reply::CachedReply;
 pub use self::keys::{KeyStore, RevokeOutcome};
 pub use self::webhooks::WebhookStore;
-use crate::file::{FilePurpose, FileRecord};
-use crate::job::{
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::job::{
     Job, JobCheckpoint, JobError, JobEvent, JobStatus, NewEvent, ResolvedHyperparameters,
     StepMetrics,
 };
-use crate::model::{CheckpointPermission, TunedModel};
-use crate::project::Project;
-use crate::upload::{Upload, UploadPart};
+use crate::domain::model::{CheckpointPermission, TunedModel};
+use crate::domain::project::Project;
+use crate::domain::upload::{Upload, UploadPart};
 
 /// What can go wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ pub enum StoreError {
     QueueFull(u32),
     /// A move that the table of moves does not have.
     #[error("job {job_id} cannot go from {} to {}", from.as_str(), to.as_str())]
-    IllegalMove {
+    IllegalTransition {
         /// The job.
         job_id: String,
         /// Where it stands.
@@ -128,7 +128,7 @@ pub enum MetadataFilter {
 
 /// A client's own name for a request, and what the request said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestKey {
+pub struct IdempotencyKey {
     /// Whose name it is: projects do not share them.
     pub project: Project,
     /// The name.
@@ -139,7 +139,7 @@ pub struct RequestKey {
 
 /// What an earlier request of the same name was.
 #[derive(Debug, Clone, PartialEq)]
-pub enum EarlierRequest {
+pub enum ReplayedRequest {
     /// It said the same, and made this job.
     Same(Box<Job>),
     /// It said something else.
@@ -324,19 +324,19 @@ pub trait Store: WebhookStore + KeyStore {
     /// What an earlier request of the same name was, if there was one.
     async fn earlier_request(
         &self,
-        request: &RequestKey,
-    ) -> Result<Option<EarlierRequest>, StoreError>;
+        request: &IdempotencyKey,
+    ) -> Result<Option<ReplayedRequest>, StoreError>;
     /// [`Store::insert_job`] for a request with a name; adds nothing when there was an earlier one,
     /// and returns that.
     async fn insert_job_once(
         &self,
         job: &Job,
         events: &[NewEvent],
-        request: &RequestKey,
+        request: &IdempotencyKey,
         most_waiting: u32,
-    ) -> Result<Option<EarlierRequest>, StoreError>;
+    ) -> Result<Option<ReplayedRequest>, StoreError>;
     /// A job by id. Shared, as are [`Store::list_events`], by all who ask at about the same time.
-    async fn job(&self, id: &str) -> Result<Option<Arc<Found<Job>>>, StoreError>;
+    async fn job(&self, id: &str) -> Result<Option<Arc<CachedReply<Job>>>, StoreError>;
     /// A project's jobs, newest first.
     async fn list_jobs(
         &self,
@@ -366,7 +366,7 @@ pub trait Store: WebhookStore + KeyStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Arc<Found<Page<JobEvent>>>, StoreError>;
+    ) -> Result<Arc<CachedReply<Page<JobEvent>>>, StoreError>;
     /// Events of a job, oldest first.
     async fn follow_events(
         &self,

@@ -4,8 +4,8 @@
 use async_trait::async_trait;
 
 use super::{Page, PageRequest, StoreError};
-use crate::project::Project;
-use crate::webhook::{
+use crate::domain::project::Project;
+use crate::domain::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, SigningSecret, WebhookDelivery,
     WebhookEndpoint,
 };
@@ -14,7 +14,7 @@ use crate::webhook::{
 #[async_trait]
 pub trait WebhookStore: Send + Sync {
     /// Adds an endpoint; `false`, and no endpoint, when its project has
-    /// [`crate::webhook::MAX_ENDPOINTS`] already.
+    /// [`crate::domain::webhook::MAX_ENDPOINTS`] already.
     async fn insert_webhook_endpoint(&self, endpoint: &WebhookEndpoint)
     -> Result<bool, StoreError>;
     /// A project's endpoint by id.

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::preview::Preview;
-use crate::job::{EventLevel, Hyperparameters, JobError, ResolvedHyperparameters, StepMetrics};
+use crate::dataset::Diagnostics;
+use crate::domain::job::{
+    EventLevel, Hyperparameters, JobError, NewEvent, ResolvedHyperparameters, StepMetrics,
+};
 
 /// Everything that a run needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,9 +46,9 @@ pub enum Control {
     Stop,
     /// Requests are being answered on the device: wait between micro-batches. One goes through now and
     /// then, so that the run never stands still for good.
-    Yield,
+    PauseMicroBatches,
     /// They are answered: go on.
-    GoOn,
+    ResumeMicroBatches,
     /// The files of an announced checkpoint have been copied: the trainer may remove its folder.
     Published {
         /// Its step.
@@ -89,7 +91,7 @@ pub enum Progress {
         tokens_per_second: f64,
         /// Seconds that the rest should take.
         seconds_left: f64,
-        /// Seconds that this trainer has waited for answers to be made, as [`Control::Yield`] asks.
+        /// Seconds that this trainer has waited for answers to be made, as [`Control::PauseMicroBatches`] asks.
         #[serde(default)]
         yielded_seconds: f64,
     },
@@ -101,7 +103,7 @@ pub enum Progress {
         /// model's own weights train, the folder `model`.
         directory: PathBuf,
         /// Steps whose checkpoints the user does not need any more.
-        superseded: Vec<u64>,
+        evicted: Vec<u64>,
     },
     /// Training is done.
     Finished {
@@ -129,13 +131,88 @@ pub enum Progress {
         step: u64,
     },
     /// What the run would be, where that alone is asked for; nothing comes after it.
-    Previewed {
+    DryRunDone {
         /// All of it.
-        preview: Box<Preview>,
+        dry_run: Box<DryRun>,
     },
     /// It cannot go on, and another try would not help.
     Failed {
         /// For the job.
         error: JobError,
     },
+}
+
+/// What a run would be, as far as it would come.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct DryRun {
+    /// Why it would fail.
+    pub error: Option<JobError>,
+    /// What is wrong with the training file.
+    pub training_problems: Diagnostics,
+    /// The same of the validation file.
+    pub validation_problems: Diagnostics,
+    /// What it would say before it begins.
+    pub notes: Vec<NewEvent>,
+    /// The training file.
+    pub training: Option<DataCount>,
+    /// The validation file.
+    pub validation: Option<DataCount>,
+    /// Values and steps.
+    pub plan: Option<PlannedRun>,
+    /// What it would hold in memory.
+    pub memory: Option<MemoryNeed>,
+    /// Seconds that its steps and looks at the validation file would take, at the speed that the CPU has
+    /// now; `None` where its kernels are not what computes.
+    pub seconds: Option<f64>,
+}
+
+/// Values and steps of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedRun {
+    /// Every value.
+    pub hyperparameters: ResolvedHyperparameters,
+    /// Optimiser steps of one epoch.
+    pub steps_per_epoch: u64,
+    /// Optimiser steps in all, unless training ends early.
+    pub total_steps: u64,
+    /// Tokens of all epochs, unless training ends early.
+    pub trained_tokens: u64,
+    /// Why each value that was left open is what it is.
+    pub explanations: Vec<String>,
+}
+
+/// What a run holds in memory at its peak, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryNeed {
+    /// All of it.
+    pub total: u64,
+    /// Frozen weights.
+    pub weights: u64,
+    /// What trains, its gradients, moments and copies.
+    pub trained: u64,
+    /// What the blocks keep and work with.
+    pub activations: u64,
+    /// The head's logits.
+    pub logits: u64,
+    /// What is free on the device now; `None` where nobody tells.
+    pub free: Option<u64>,
+    /// Whether it fits into that.
+    pub fits: bool,
+}
+
+/// What a file holds for a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DataCount {
+    /// Examples that fit into the context.
+    pub examples: u64,
+    /// Their tokens, of both answers where they have two.
+    pub tokens: u64,
+    /// How many of these are learnt.
+    pub loss_tokens: u64,
+    /// Tokens of the longest of them, of both answers where it has two.
+    pub longest: u64,
+    /// Examples that are left out because they do not fit.
+    pub left_out: u64,
+    /// The first of these: line and tokens.
+    pub left_out_lines: Vec<(u64, u64)>,
 }

@@ -2,7 +2,7 @@
 //! long it is kept.
 
 use super::Refusal;
-use crate::file::FilePurpose;
+use crate::domain::file::FilePurpose;
 
 /// Longest name that is kept.
 const MAX_NAME_CHARS: usize = 255;

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::Refusal;
-use crate::error_code::ErrorCode;
-use crate::job::{Auto, Hyperparameters, LoraLayers, Method, Schedule, TuningMode};
-use crate::train::resolve::DEFAULT_PATIENCE;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, Schedule};
+use crate::train::run::plan::DEFAULT_PATIENCE;
 
 /// Names that hone knows with every way of tuning: OpenAI's three first.
 pub const KNOWN: &[&str] = &[
@@ -139,12 +139,12 @@ pub fn read(
     }
     let tuning = read.tuning.unwrap_or_default();
     let stray = KNOWN_WITH_LORA.iter().find(|name| fields.chosen(name).is_some());
-    if let (true, Some(name)) = (tuning != TuningMode::Lora, stray) {
+    if let (true, Some(name)) = (tuning != FineTuneMode::Lora, stray) {
         let message =
             format!("{name} belongs to tuning \"lora\"; this job's is {:?}", tuning.as_str());
         return Err(fields.refuse(name, message));
     }
-    if tuning != TuningMode::LastLayers && read.tuning_layers.is_some() {
+    if tuning != FineTuneMode::LastLayers && read.tuning_layers.is_some() {
         let message = format!(
             "tuning_layers belongs to tuning \"last_layers\"; this job's is {:?}",
             tuning.as_str()
@@ -288,12 +288,12 @@ impl Fields<'_> {
         Ok(own.or(other))
     }
 
-    fn tuning(&self) -> Result<Option<TuningMode>, Refusal> {
+    fn tuning(&self) -> Result<Option<FineTuneMode>, Refusal> {
         const NAME: &str = "tuning";
         let Some(value) = self.chosen(NAME) else {
             return Ok(None);
         };
-        let modes = [TuningMode::Lora, TuningMode::Full, TuningMode::LastLayers];
+        let modes = [FineTuneMode::Lora, FineTuneMode::Full, FineTuneMode::LastLayers];
         match modes.into_iter().find(|mode| value == mode.as_str()) {
             Some(mode) => Ok(Some(mode)),
             None => {
@@ -441,7 +441,7 @@ mod tests {
     fn values_of_another_way_of_tuning_are_refused() {
         let read = read_json(json!({"tuning": "last_layers", "tuning_layers": 2}));
         let read = read.expect("they belong together");
-        assert_eq!((read.tuning, read.tuning_layers), (Some(TuningMode::LastLayers), Some(2)));
+        assert_eq!((read.tuning, read.tuning_layers), (Some(FineTuneMode::LastLayers), Some(2)));
         let read = read_json(json!({"tuning": "lora", "modules_to_save": ["lm_head"]}));
         assert_eq!(read.map(|read| read.modules_to_save), Ok(Some(vec!["lm_head".to_owned()])));
         for (values, name) in [

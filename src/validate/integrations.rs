@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{Refusal, fields};
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
 
 /// Most integrations of a job, in OpenAI's API.
 const MOST: usize = 5;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{Refusal, fields, integrations, method};
-use crate::job::Hyperparameters;
+use crate::domain::job::Hyperparameters;
 
 /// A request that makes sense by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,7 +127,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::{Auto, Method};
+    use crate::domain::job::{Auto, Method};
 
     fn read_json(mut value: Value) -> Result<JobRequest, Refusal> {
         let object = value.as_object_mut().expect("an object");

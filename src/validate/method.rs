@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{Refusal, fields, hyperparameters};
-use crate::error_code::ErrorCode;
-use crate::job::{Hyperparameters, Method};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{Hyperparameters, Method};
 
 /// The older place.
 const LEGACY: &str = "hyperparameters";
@@ -153,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::Auto;
+    use crate::domain::job::Auto;
 
     fn ask(method: Value, legacy: Value) -> Result<Asked, Refusal> {
         read(Some(&method).filter(|v| !v.is_null()), Some(&legacy).filter(|v| !v.is_null()))

@@ -11,7 +11,7 @@ pub mod upload;
 pub mod upload_request;
 pub mod webhook_request;
 
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
 
 /// Why a request is refused: which field, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Refusal, fields};
-use crate::project::Project;
+use crate::domain::project::Project;
 
 /// Most projects of one request.
 const MOST_PROJECTS: usize = 100;

@@ -2,11 +2,11 @@
 //! what was found.
 
 use crate::dataset::{
-    Format, LineFault, LineSplitter, MIN_EXAMPLES, Problem, Problems, Verdict, parse_example,
-    plain_format,
+    Diagnostic, Diagnostics, Format, LineFault, LineSplitter, MIN_EXAMPLES, ValidationReport,
+    parse_example, plain_format,
 };
-use crate::error_code::ErrorCode;
-use crate::job::{DataFile, JobError, Method};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{DataFile, JobError, Method};
 
 /// Judges a JSONL file as its bytes come in.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub struct UploadChecker {
 /// What has been found so far.
 #[derive(Debug, Default)]
 struct Judge {
-    verdict: Verdict,
+    verdict: ValidationReport,
     /// Format and line of the first example.
     first: Option<(Format, u64)>,
     is_mixed: bool,
@@ -37,7 +37,7 @@ impl UploadChecker {
     }
 
     /// What the whole file is.
-    pub fn finish(mut self) -> Verdict {
+    pub fn finish(mut self) -> ValidationReport {
         let judge = &mut self.judge;
         self.splitter.finish(&mut |number, line| judge.line(number, line));
         let mut verdict = self.judge.verdict;
@@ -58,7 +58,7 @@ impl Judge {
             Ok(text) => text,
             Err(fault) => {
                 let message = fault.to_string();
-                problems.push(Problem { line: number, message_index: None, key: None, message });
+                problems.push(Diagnostic { line: number, message_index: None, key: None, message });
                 return;
             }
         };
@@ -73,13 +73,17 @@ impl Judge {
                 format.describe(),
                 first.describe()
             );
-            problems.push(Problem { line: number, message_index: None, key: None, message });
+            problems.push(Diagnostic { line: number, message_index: None, key: None, message });
         }
     }
 }
 
 /// Why a job of this method over this file fails; `None` when the file is good.
-pub fn job_error_for(verdict: &Verdict, which: DataFile, method: Method) -> Option<JobError> {
+pub fn job_error_for(
+    verdict: &ValidationReport,
+    which: DataFile,
+    method: Method,
+) -> Option<JobError> {
     let error = |code: ErrorCode, message: String| {
         Some(JobError { code, message, param: Some(which.param().to_owned()) })
     };
@@ -116,7 +120,7 @@ pub fn job_error_for(verdict: &Verdict, which: DataFile, method: Method) -> Opti
 }
 
 /// All listed problems, a line each, and how many there are in all.
-fn describe_problems(problems: &Problems) -> String {
+fn describe_problems(problems: &Diagnostics) -> String {
     let mut text = match problems.total {
         1 => "there is a problem in the file:".to_owned(),
         total => format!("there are {total} problems in the file:"),
@@ -141,7 +145,7 @@ mod tests {
         r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
     const PAIR: &str = r#"{"prompt":"a","completion":"b"}"#;
 
-    fn judge(text: &str) -> Verdict {
+    fn judge(text: &str) -> ValidationReport {
         let mut checker = UploadChecker::new();
         checker.feed(text.as_bytes());
         checker.finish()

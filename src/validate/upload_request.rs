@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{Refusal, fields, file_request};
 use crate::config::MAX_PARTED_UPLOAD_BYTES;
-use crate::file::FilePurpose;
+use crate::domain::file::FilePurpose;
 
 /// A request to begin an upload that can be fulfilled.
 #[derive(Debug, PartialEq, Eq)]

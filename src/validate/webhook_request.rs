@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{Refusal, fields};
-use crate::webhook::{EndpointChange, EventType};
+use crate::domain::webhook::{EndpointChange, EventType};
 
 /// Longest name.
 const MAX_NAME_CHARS: usize = 256;

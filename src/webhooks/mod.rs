@@ -1,14 +1,14 @@
 //! Stage 3, webhooks: who is told of a job's end.
 //!
 //! The store fills the outbox in the transaction that ends a job. A [`Worker`] in the server takes what
-//! is due from there and hands it to the [`Courier`], which signs it and brings it to its endpoint, under
+//! is due from there and hands it to the [`WebhookClient`], which signs it and brings it to its endpoint, under
 //! the [`Policy`] that says where deliveries may go at all.
 
-mod courier;
+mod client;
 mod policy;
 mod schedule;
 mod worker;
 
-pub use courier::{Courier, CourierError, Parcel, Undelivered};
+pub use client::{Parcel, Undelivered, WebhookClient, WebhookClientError};
 pub use policy::{Policy, Target, TargetError};
 pub use worker::Worker;

@@ -11,11 +11,11 @@ use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::courier::{Courier, Parcel};
+use super::client::{Parcel, WebhookClient};
 use super::schedule;
-use crate::clock::Clock;
+use crate::domain::webhook::{DeliveryAttempt, DeliveryStatus, WebhookDelivery, WebhookEndpoint};
 use crate::store::WebhookStore;
-use crate::webhook::{DeliveryAttempt, DeliveryStatus, WebhookDelivery, WebhookEndpoint};
+use crate::util::clock::Clock;
 
 /// How often the outbox is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// Delivers what the outbox holds.
 pub struct Worker {
     store: Arc<dyn WebhookStore>,
-    courier: Arc<Courier>,
+    courier: Arc<WebhookClient>,
     clock: Arc<dyn Clock>,
 }
 
@@ -55,7 +55,7 @@ impl Worker {
     /// A worker on this outbox.
     pub fn new(
         store: Arc<dyn WebhookStore>,
-        courier: Arc<Courier>,
+        courier: Arc<WebhookClient>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         Arc::new(Self { store, courier, clock })

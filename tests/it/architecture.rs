@@ -1,12 +1,14 @@
-//! The shape of the source: which stage may import which, and where `unsafe` may stand.
+//! The shape of the source: which room may import which, and where `unsafe` may stand.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The stages from the outermost inwards. One imports only those that stand after it; those of one
-/// line do not import each other. The executor takes jobs from the queue, so it stands above it.
+/// The top-level rooms from the outermost inwards. A room imports only those that stand after it; those
+/// of one line do not import each other. `cli` wires everything together. The executor takes jobs from
+/// the queue, so it stands above it.
 const STAGES: &[&[&str]] = &[
+    &["cli"],
     &["http"],
     &["validate"],
     &["executor"],
@@ -15,47 +17,50 @@ const STAGES: &[&[&str]] = &[
     &["serve"],
     &["train"],
     &["artifacts"],
+    &["base_models", "config", "graders"],
+    &["domain"],
+    &["dataset", "device"],
+    &["util"],
 ];
 
-/// Modules that know no stage.
-const DOMAIN: &[&str] = &[
-    "api_key",
-    "atomic_file",
-    "base_models",
-    "clock",
-    "config",
-    "dataset",
-    "device",
-    "error_code",
-    "file",
-    "graders",
-    "hex",
-    "ids",
-    "job",
-    "model",
-    "project",
-    "reason",
-    "repeated_key",
-    "upload",
-    "webhook",
+/// The rooms of `train`, in the same way.
+const TRAIN: &[&[&str]] = &[
+    &["run"],
+    &["engine"],
+    &["decoder"],
+    &["data"],
+    &["model"],
+    &["backend"],
+    &["device"],
+    &["protocol", "rng"],
 ];
 
-/// Wires everything together, so it may import everything, and nothing imports it.
-const OUTERMOST: &str = "cli";
+/// A folder whose rooms have an order.
+struct House {
+    /// Its module path below the crate.
+    path: &'static [&'static str],
+    /// Its rooms, from the outermost inwards.
+    order: &'static [&'static [&'static str]],
+}
+
+const HOUSES: &[House] =
+    &[House { path: &[], order: STAGES }, House { path: &["train"], order: TRAIN }];
 
 /// The only folder whose code may be `unsafe`.
 const UNSAFE_FOLDER: &str = "train/backend/cpu";
 
 #[test]
-fn a_stage_imports_only_what_stands_below_it() {
+fn a_room_imports_only_what_stands_below_it() {
     let mut violations = Vec::new();
     for (path, code) in sources() {
-        let Some(module) = module_of(&path) else {
-            continue;
-        };
-        for imported in imports(&code, depth_of(&path)) {
-            if !may_import(&module, &imported) {
-                violations.push(format!("src/{}: imports {imported}", path.display()));
+        let module = module_of(&path);
+        for house in HOUSES {
+            let Some(room) = house.room_of(&module) else { continue };
+            for imported in imports(&code, &module) {
+                let Some(other) = house.room_of(&imported) else { continue };
+                if !house.may_import(room, other) {
+                    violations.push(format!("src/{}: imports {imported:?}", path.display()));
+                }
             }
         }
     }
@@ -63,12 +68,14 @@ fn a_stage_imports_only_what_stands_below_it() {
 }
 
 #[test]
-fn every_top_level_module_has_its_place_in_the_order() {
+fn every_room_has_its_place_in_the_order() {
     for (path, _code) in sources() {
-        if let Some(module) = module_of(&path) {
-            let is_placed =
-                module == OUTERMOST || DOMAIN.contains(&module.as_str()) || rank(&module).is_some();
-            assert!(is_placed, "src/{}: add {module} to the order of stages", path.display());
+        let module = module_of(&path);
+        for house in HOUSES {
+            if let Some(room) = house.room_of(&module) {
+                let is_placed = house.rank(room).is_some();
+                assert!(is_placed, "src/{}: add {room} to the order of rooms", path.display());
+            }
         }
     }
 }
@@ -87,19 +94,43 @@ fn unsafe_code_stands_only_in_the_cpu_kernels() {
 #[test]
 fn the_search_finds_imports_however_they_are_written() {
     let code = without_comments(
-        "use crate::store::{Store, sqlite};\n\
+        "use crate::store::{Store, sqlite::{self, rows}};\n\
          // use crate::commented;\n\
-         use crate::{job::Job, queue::{self, Queue}, ids};\n\
+         use crate::{domain::job::Job, queue::{self, Queue}};\n\
          fn f() -> crate::serve::Answer { \"see crate\" }\n\
-         use super::super::train::Engine; use super::super::rows;\n",
+         use super::super::train::Engine; use super::rows;\n\
+         mod tests { use super::super::beside; }\n",
     );
-    let found: Vec<String> = imports(&code, 2).into_iter().collect();
-    assert_eq!(found, ["ids", "job", "queue", "serve", "store", "train"]);
-    assert!(imports("use super::train::x;", 2).is_empty(), "a module beside this one");
-    assert!(may_import("executor", "queue") && !may_import("queue", "executor"));
-    assert!(may_import("http", "job") && !may_import("job", "http"));
-    assert!(!may_import("store", "blobs") && !may_import("serve", "cli"));
+    let module = ["http", "files"].map(str::to_owned);
+    let found: Vec<String> = imports(&code, &module).iter().map(|path| path.join("::")).collect();
+    let expected = [
+        "domain::job::Job",
+        "http::beside",
+        "http::rows",
+        "queue",
+        "queue::Queue",
+        "serve::Answer",
+        "store::Store",
+        "store::sqlite",
+        "store::sqlite::rows",
+        "train::Engine",
+    ];
+    assert_eq!(found, expected);
     assert!(has_word("unsafe {", "unsafe") && !has_word("deny(unsafe_code)", "unsafe"));
+}
+
+#[test]
+fn the_order_refuses_what_looks_upwards() {
+    let [stages, train] = HOUSES else { panic!("two houses") };
+    assert!(stages.may_import("executor", "queue") && !stages.may_import("queue", "executor"));
+    assert!(stages.may_import("http", "domain") && !stages.may_import("domain", "http"));
+    assert!(!stages.may_import("store", "blobs") && !stages.may_import("serve", "cli"));
+    assert!(train.may_import("run", "engine") && !train.may_import("backend", "model"));
+    assert!(!train.may_import("data", "unknown"));
+    let decoder = ["train", "decoder", "pack"].map(str::to_owned);
+    assert_eq!(train.room_of(&decoder), Some("decoder"));
+    assert_eq!(stages.room_of(&decoder), Some("train"));
+    assert_eq!(train.room_of(&decoder[..1]), None);
 }
 
 /// Every source file: its path below `src`, and its text without comments.
@@ -137,71 +168,114 @@ fn without_comments(text: &str) -> String {
     code
 }
 
-/// The top-level module that a file belongs to; none for `lib.rs` and `main.rs`.
-fn module_of(path: &Path) -> Option<String> {
-    let first = path.iter().next()?.to_str()?;
-    match first {
-        "lib.rs" | "main.rs" => None,
-        _ => Some(first.trim_end_matches(".rs").to_owned()),
+impl House {
+    /// The room that a module lies in; none for the house itself, and for what is not in it.
+    fn room_of<'a>(&self, module: &'a [String]) -> Option<&'a str> {
+        let inside = module.strip_prefix(
+            self.path.iter().map(|&name| name.to_owned()).collect::<Vec<_>>().as_slice(),
+        )?;
+        inside.first().map(String::as_str)
+    }
+
+    fn rank(&self, room: &str) -> Option<usize> {
+        self.order.iter().position(|rooms| rooms.contains(&room))
+    }
+
+    fn may_import(&self, room: &str, imported: &str) -> bool {
+        if room == imported {
+            return true;
+        }
+        match (self.rank(room), self.rank(imported)) {
+            (Some(from), Some(to)) => from < to,
+            _ => false,
+        }
     }
 }
 
-/// How many `super::` lead from a file's module to the crate's root.
-fn depth_of(path: &Path) -> usize {
-    let parts = path.iter().count();
-    if path.ends_with("mod.rs") { parts - 1 } else { parts }
+/// The module path of a file; empty for `lib.rs` and `main.rs`.
+fn module_of(path: &Path) -> Vec<String> {
+    let mut parts: Vec<String> =
+        path.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if matches!(parts.last().map(String::as_str), Some("mod" | "lib" | "main")) {
+        parts.pop();
+    }
+    parts
 }
 
-/// The top-level modules that a file names: after `crate::`, in the braces after it, or after
-/// enough `super::`.
-fn imports(code: &str, depth: usize) -> BTreeSet<String> {
+/// The paths that a file names, from the crate's root: after `crate::`, or after `super::` as seen from
+/// `module`, in a `use` or anywhere else.
+fn imports(code: &str, module: &[String]) -> BTreeSet<Vec<String>> {
     let mut found = BTreeSet::new();
-    for (at, matched) in code.match_indices("crate::") {
-        let before = code[..at].chars().next_back();
-        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
-            continue;
+    let mut at = 0;
+    while let Some(next) = next_path(code, at) {
+        at = next + 1;
+        let is_inline_test = code[..next].contains("mod tests {");
+        let mut inside = module.to_vec();
+        if is_inline_test {
+            inside.push("tests".to_owned());
         }
-        let rest = &code[at + matched.len()..];
-        match rest.strip_prefix('{') {
-            Some(group) => found.extend(names_of_group(group)),
-            None => found.extend(first_word(rest)),
-        }
-    }
-    let mut rest = code;
-    while let Some(at) = rest.find("super::") {
-        rest = &rest[at..];
-        let mut levels = 0;
-        while let Some(after) = rest.strip_prefix("super::") {
-            rest = after;
-            levels += 1;
-        }
-        let is_top_level = |name: &String| rank(name).is_some() || DOMAIN.contains(&name.as_str());
-        if levels >= depth {
-            found.extend(first_word(rest).filter(is_top_level));
-        }
+        read_paths(&code[next..], &mut inside.clone(), &mut found);
     }
     found
 }
 
-/// The first words of the items of a `{…}` group whose opening brace has been read.
-fn names_of_group(group: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut nesting = 0;
-    let mut begins_item = true;
-    for (at, character) in group.char_indices() {
-        match character {
-            '{' => nesting += 1,
-            '}' if nesting == 0 => return names,
-            '}' => nesting -= 1,
-            ',' if nesting == 0 => begins_item = true,
-            _ if begins_item && !character.is_whitespace() => {
-                names.extend(first_word(&group[at..]));
-                begins_item = false;
+/// Where the next `crate::` or `super::` begins that no other path goes on with.
+fn next_path(code: &str, from: usize) -> Option<usize> {
+    let rest = &code[from..];
+    let starts = ["crate::", "super::"].into_iter().flat_map(|word| rest.match_indices(word));
+    let is_first = |at: &usize| {
+        let before = code[..*at].chars().next_back();
+        before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':' | '$'))
+    };
+    starts.map(|(at, _word)| from + at).filter(is_first).min()
+}
+
+/// Reads one path or tree of paths that begins with `crate::` or `super::`.
+fn read_paths(text: &str, module: &mut Vec<String>, found: &mut BTreeSet<Vec<String>>) {
+    let mut rest = text;
+    if let Some(after) = rest.strip_prefix("crate::") {
+        module.clear();
+        rest = after;
+    }
+    while let Some(after) = rest.strip_prefix("super::") {
+        module.pop();
+        rest = after;
+    }
+    read_tree(rest, module, found);
+}
+
+/// Reads the names after a prefix, through braces; what follows.
+fn read_tree<'a>(text: &'a str, prefix: &[String], found: &mut BTreeSet<Vec<String>>) -> &'a str {
+    let mut text = text.trim_start();
+    if let Some(mut group) = text.strip_prefix('{') {
+        loop {
+            group = group.trim_start().trim_start_matches(',').trim_start();
+            if let Some(after) = group.strip_prefix('}') {
+                return after;
             }
-            _ => {}
+            let after = read_tree(group, prefix, found);
+            if after.len() == group.len() {
+                return after;
+            }
+            group = after;
         }
     }
-    names
+    let Some(word) = first_word(text) else { return text };
+    text = &text[word.len()..];
+    let mut path = prefix.to_vec();
+    if word != "self" {
+        path.push(word);
+    }
+    match text.strip_prefix("::") {
+        Some(after) => read_tree(after, &path, found),
+        None => {
+            found.insert(path);
+            match text.trim_start().strip_prefix("as ") {
+                Some(alias) => alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'),
+                None => text,
+            }
+        }
+    }
 }
 
 fn first_word(text: &str) -> Option<String> {
@@ -211,19 +285,4 @@ fn first_word(text: &str) -> Option<String> {
 
 fn has_word(line: &str, word: &str) -> bool {
     line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
-}
-
-fn rank(module: &str) -> Option<usize> {
-    STAGES.iter().position(|stages| stages.contains(&module))
-}
-
-fn may_import(module: &str, imported: &str) -> bool {
-    if module == imported || module == OUTERMOST || DOMAIN.contains(&imported) {
-        return true;
-    }
-    match (rank(module), rank(imported)) {
-        (Some(of_module), Some(of_imported)) => of_module < of_imported,
-        // What is left: the domain importing a stage, or anything importing the outermost layer.
-        _ => false,
-    }
 }

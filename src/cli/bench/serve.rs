@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::{Precision, cpu, rounded, set_threads, status};
 use crate::artifacts::peft;
-use crate::train::base_model::BaseModel;
 use crate::train::engine::{
-    Advance, AttachedAdapter, BackendKind, LoraSettings, PROMPT_CHUNK, Responder, TextCache,
+    Advance, AttachedAdapter, BackendKind, PROMPT_CHUNK, Responder, TextCache,
 };
-use crate::train::random::Stream;
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::lora::LoraSettings;
+use crate::train::rng::Stream;
 
 /// The arguments of `hone bench serve`.
 #[derive(Debug, Args)]

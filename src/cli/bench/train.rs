@@ -11,19 +11,20 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{Precision, cpu, rounded, set_threads, status};
+use crate::train::backend::AdamWStep;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::base_model::BaseModel;
-use crate::train::config::ModelConfig;
-use crate::train::cost::Cost;
+use crate::train::data::sequence::Sequence;
+use crate::train::data::tokenize::encode_file;
 use crate::train::decoder::pack::longest_shared;
-use crate::train::encode::encode_file;
-use crate::train::engine::{
-    AdamWStep, BackendKind, Engine, LoraSettings, LoraTarget, LossSums, Part, Sequence, Tuning,
-    load, on_a_computing_thread,
-};
-use crate::train::memory;
-use crate::train::memory::estimate::{Workload, estimate};
-use crate::train::random::Stream;
+use crate::train::engine::memory;
+use crate::train::engine::memory::estimate::{Workload, estimate};
+use crate::train::engine::{BackendKind, BatchPart, Engine, LossSums, load, on_a_computing_thread};
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::config::ModelConfig;
+use crate::train::model::flops::Cost;
+use crate::train::model::lora::{LoraSettings, LoraTarget};
+use crate::train::model::trainable::Trainable;
+use crate::train::rng::Stream;
 
 /// The work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -238,7 +239,7 @@ fn spare(
     }
     let need = estimate(&Workload {
         model: config,
-        tuning: &Tuning::Lora(lora.clone()),
+        tuning: &Trainable::Lora(lora.clone()),
         backend: kind,
         longest: args.seq as usize,
         shared: longest_shared(examples.iter()),
@@ -269,7 +270,7 @@ fn take_step(
     let loss_tokens: u64 = sequences.iter().map(|sequence| sequence.targets()).sum();
     let spared_before = engine.frozen_use().spared;
     let began = Instant::now();
-    let sums = engine.accumulate(&sequences, Part::whole(step, loss_tokens))?;
+    let sums = engine.accumulate(&sequences, BatchPart::whole(step, loss_tokens))?;
     let grad_norm = engine.step(&AdamWStep {
         learning_rate: 2e-4,
         beta1: 0.9,
@@ -286,7 +287,7 @@ fn take_step(
     let mut flops = 0.0;
     for sequence in batch {
         let share = spared as f64 / tokens as f64;
-        flops += cost.of_training(sequence) - share * cost.of_frozen(sequence);
+        flops += cost.of_training(sequence.length()) - share * cost.of_frozen(sequence.length());
     }
     Ok(Record { loss, grad_norm, took, rows: batch.len(), tokens, loss_tokens, spared, flops })
 }

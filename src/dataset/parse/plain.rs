@@ -170,7 +170,7 @@ mod tests {
 
     use super::super::parse_example;
     use super::*;
-    use crate::dataset::Problems;
+    use crate::dataset::Diagnostics;
 
     #[test]
     fn the_lines_of_most_files_are_plain() {
@@ -274,7 +274,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn nothing_is_to_be_said_about_a_line_that_is_plain(line in line()) {
-            let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+            let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
             let example = parse_example(1, &line, &mut problems, &mut warnings);
             if let Some(format) = plain_format(&line) {
                 prop_assert_eq!(example.map(|example| example.format()), Some(format));

@@ -4,7 +4,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::dataset::Role;
-use crate::http::answers::schema::{LogitBias, StopTexts, StreamOptions};
+use crate::http::generation::schema::{LogitBias, StopTexts, StreamOptions};
 
 /// A conversation to answer. Further fields of OpenAI's are taken and have no effect.
 #[derive(ToSchema)]

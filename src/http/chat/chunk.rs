@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::logprobs::ChoiceLogprobs;
 use super::object::{Call, FunctionCall, finish_reason};
 use super::request::Style;
-use crate::http::answers::Choices;
+use crate::http::generation::Choices;
 use crate::serve::Event;
 
 /// Makes chunks of events.

@@ -5,8 +5,8 @@ use utoipa::ToSchema;
 
 use super::logprobs::ChoiceLogprobs;
 use super::request::Style;
-use crate::http::answers::{Envelope, Usage, WholeAnswer};
-use crate::ids;
+use crate::domain::ids;
+use crate::http::generation::{Envelope, Usage, WholeAnswer};
 use crate::serve::{CalledTool, FinishReason};
 
 /// `object: "chat.completion"`.

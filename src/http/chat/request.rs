@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::dataset::parse_messages;
-use crate::http::answers::{Fields, unsupported, wrong};
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::generation::{Fields, unsupported, wrong};
 use crate::serve::{Prompt, Request};
 
 /// Most of the likeliest tokens that are told at each place.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::http::answers::schema::{LogitBias, Prompts, StopTexts, StreamOptions};
+use crate::http::generation::schema::{LogitBias, Prompts, StopTexts, StreamOptions};
 
 /// Texts to continue. Further fields of OpenAI's are taken and have no effect.
 #[derive(ToSchema)]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::logprobs::TextLogprobs;
 use super::object::finish_reason;
-use crate::http::answers::Choices;
+use crate::http::generation::Choices;
 use crate::serve::Event;
 
 /// Makes chunks of events.

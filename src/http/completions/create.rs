@@ -8,12 +8,12 @@ use super::body::CreateTextCompletion;
 use super::chunk::TextChoices;
 use super::object::TextCompletion;
 use super::request;
-use crate::http::answers::{Envelope, Fields, collect, source, stream};
-use crate::http::authenticate::Caller;
+use crate::domain::ids;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
+use crate::http::generation::{Envelope, Fields, collect, source, stream};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::ids;
 
 /// Continues texts, whole or as a stream of server-sent events.
 #[utoipa::path(

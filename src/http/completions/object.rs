@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::logprobs::TextLogprobs;
-use crate::http::answers::{Envelope, Usage, WholeAnswer};
+use crate::http::generation::{Envelope, Usage, WholeAnswer};
 use crate::serve::FinishReason;
 
 /// `object: "text_completion"`.

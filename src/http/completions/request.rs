@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::http::answers::{Fields, MOST_PROMPTS, unsupported, wrong};
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::generation::{Fields, MOST_PROMPTS, unsupported, wrong};
 use crate::serve::{Prompt, Request, TextPrompt};
 
 /// Most tokens that are added unless the request says otherwise, as OpenAI has it.

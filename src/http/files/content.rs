@@ -7,11 +7,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::error_code::ErrorCode;
-use crate::http::attachment;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
+use crate::http::reply::attachment;
 use crate::http::state::AppState;
 
 /// A file's bytes.

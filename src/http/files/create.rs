@@ -6,13 +6,13 @@ use axum::extract::{Request, State};
 use super::object::FileObject;
 use crate::blobs::upload_key;
 use crate::config::MAX_UPLOAD_BYTES;
-use crate::file::{FilePurpose, FileRecord};
-use crate::http::authenticate::Caller;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::ids;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
-use crate::http::inspection::Inspection;
-use crate::http::receive::{self, Expected};
+use crate::http::middleware::authenticate::Caller;
+use crate::http::multipart::upload_digest::Inspection;
+use crate::http::multipart::{self, Expected};
 use crate::http::state::AppState;
-use crate::ids;
 use crate::validate::file_request;
 
 /// Names of the form's fields for `expires_after`.
@@ -64,7 +64,7 @@ pub async fn create(
         key: &blob_key,
     };
     let mut inspection = Inspection::new(false);
-    let form = receive::read_form(&state, request, &large, Some(&mut inspection)).await?;
+    let form = multipart::read_form(&state, request, &large, Some(&mut inspection)).await?;
     let field = |name: &str| form.fields.get(name).map(String::as_str);
     let purpose = file_request::purpose(field("purpose"))?;
     let Some(received) = form.large else {

@@ -6,10 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::object::FileObject;
-use crate::file::FilePurpose;
-use crate::http::authenticate::Caller;
+use crate::domain::file::FilePurpose;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::Order;
 

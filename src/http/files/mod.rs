@@ -7,11 +7,11 @@ pub(super) mod list;
 pub(super) mod object;
 pub(super) mod retrieve;
 
-use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
+use super::middleware::authenticate::Caller;
 use super::state::AppState;
-use crate::error_code::ErrorCode;
-use crate::file::FileRecord;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::file::FileRecord;
 
 /// The caller's file, or OpenAI's 404.
 async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<FileRecord> {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::file::{FilePurpose, FileRecord};
+use crate::domain::file::{FilePurpose, FileRecord};
 
 /// `object: "file"`.
 #[derive(Debug, Serialize, ToSchema)]

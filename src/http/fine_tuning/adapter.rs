@@ -14,16 +14,16 @@ use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
 use crate::artifacts::archive;
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{Job, JobStatus};
+use crate::domain::model::checkpoint_name;
 use crate::export::fetch::{self, FetchError, Sources};
 use crate::export::{ExportError, Format, Quantization};
-use crate::http::attachment;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
+use crate::http::middleware::authenticate::Caller;
+use crate::http::reply::attachment;
 use crate::http::state::AppState;
-use crate::job::{Job, JobStatus};
-use crate::model::checkpoint_name;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1024 * 1024;

@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::CheckpointObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 
 /// A page of checkpoints.

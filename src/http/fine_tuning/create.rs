@@ -8,18 +8,20 @@ use serde_json::{Map, Value};
 
 use super::dry_run::DryRunObject;
 use super::object::JobObject;
-use super::{dry_run, request_key};
-use crate::error_code::ErrorCode;
-use crate::file::{FilePurpose, FileRecord};
-use crate::http::authenticate::Caller;
+use super::{dry_run, idempotency_key};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::ids;
+use crate::domain::job::{
+    DataFile, EventLevel, FineTuneMode, Job, JobError, JobStatus, Method, NewEvent,
+};
+use crate::domain::project::Project;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
-use crate::ids;
-use crate::job::{DataFile, EventLevel, Job, JobError, JobStatus, Method, NewEvent, TuningMode};
-use crate::project::Project;
-use crate::store::{EarlierRequest, RequestKey};
+use crate::store::{IdempotencyKey, ReplayedRequest};
 use crate::validate::job_request::{self, JobRequest};
 use crate::validate::upload::job_error_for;
 
@@ -61,7 +63,7 @@ pub async fn create(
         let checked = check(&state, caller, &body).await?;
         return Ok(Json(Created::DryRun(Box::new(dry_run::dry_run(&state, checked).await?))));
     }
-    let key = request_key::read(&caller.project, &headers, &body)?;
+    let key = idempotency_key::read(&caller.project, &headers, &body)?;
     if let Some(key) = &key
         && let Some(earlier) = state.store.earlier_request(key).await?
     {
@@ -129,10 +131,10 @@ async fn check(state: &AppState, caller: Caller, body: &Map<String, Value>) -> A
 }
 
 /// The reply to a repetition of an earlier request: its job, as it is now.
-fn of_earlier(earlier: EarlierRequest, key: &RequestKey) -> ApiResult<Json<Created>> {
+fn of_earlier(earlier: ReplayedRequest, key: &IdempotencyKey) -> ApiResult<Json<Created>> {
     match earlier {
-        EarlierRequest::Same(job) => Ok(Json(Created::Job(Box::new(job.as_ref().into())))),
-        EarlierRequest::Other => {
+        ReplayedRequest::Same(job) => Ok(Json(Created::Job(Box::new(job.as_ref().into())))),
+        ReplayedRequest::Other => {
             let message = format!(
                 "the key {:?} was used for a request with another body: a new request needs a new \
                  key",
@@ -186,7 +188,7 @@ async fn origin(
     state: &AppState,
     caller: &Caller,
     model: &str,
-    tuning: TuningMode,
+    tuning: FineTuneMode,
 ) -> ApiResult<Origin> {
     let tuned = find_usable(state, caller, model).await?;
     let refused = |message: String| {
@@ -195,13 +197,13 @@ async fn origin(
     };
     if let Some(tuned) = &tuned {
         match (tuned.is_whole, tuning) {
-            (true, TuningMode::Lora) => {
+            (true, FineTuneMode::Lora) => {
                 return refused(format!(
                     "{model:?} is a whole model and no adapter: go on from it with tuning \"full\" \
                      or \"last_layers\""
                 ));
             }
-            (false, TuningMode::Full | TuningMode::LastLayers) => {
+            (false, FineTuneMode::Full | FineTuneMode::LastLayers) => {
                 return refused(format!(
                     "{model:?} is an adapter beside {:?}: go on from it with tuning \"lora\", or \
                      train the base model itself",
@@ -212,7 +214,7 @@ async fn origin(
                 let (base_model, id) = (tuned.base_model.clone(), tuned.id.clone());
                 return Ok(Origin { base_model, continue_from: Some(id) });
             }
-            (false, TuningMode::Lora) => {}
+            (false, FineTuneMode::Lora) => {}
         }
     }
     let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);

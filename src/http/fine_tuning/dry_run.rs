@@ -6,13 +6,13 @@ use utoipa::ToSchema;
 
 use super::create::Checked;
 use super::object::{hyperparameters, job_error};
-use crate::dataset::Problems;
-use crate::error_code::ErrorCode;
-use crate::executor::{DataCount, DryRunError, MemoryNeed, Preview};
-use crate::file::FileRecord;
+use crate::dataset::Diagnostics;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::file::FileRecord;
+use crate::domain::job::{DataFile, EventLevel, JobError, NewEvent};
+use crate::executor::{DataCount, DryRun, DryRunError, MemoryNeed};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::state::AppState;
-use crate::job::{DataFile, EventLevel, JobError, NewEvent};
 
 /// `object: "fine_tuning.job.dry_run"`. What is not known is null: a file with problems is not counted.
 #[derive(Debug, Serialize, ToSchema)]
@@ -168,7 +168,7 @@ pub(super) async fn dry_run(state: &AppState, checked: Checked) -> ApiResult<Dry
             match looked.await {
                 Some(Ok(preview)) => preview,
                 Some(Err(DryRunError::Refused(error))) => {
-                    Preview { error: Some(error), ..Preview::default() }
+                    DryRun { error: Some(error), ..DryRun::default() }
                 }
                 Some(Err(error)) => return Err(no_answer(error)),
                 None => {
@@ -217,7 +217,7 @@ impl From<NewEvent> for NoteObject {
     }
 }
 
-fn listed(which: DataFile, problems: &Problems) -> impl Iterator<Item = ProblemObject> {
+fn listed(which: DataFile, problems: &Diagnostics) -> impl Iterator<Item = ProblemObject> {
     problems.listed.iter().map(move |problem| ProblemObject {
         file: which.param(),
         line: problem.line,
@@ -228,15 +228,15 @@ fn listed(which: DataFile, problems: &Problems) -> impl Iterator<Item = ProblemO
 }
 
 /// What is known of files that were found bad while they were uploaded.
-fn of_verdicts(error: JobError, training: &FileRecord, validation: Option<&FileRecord>) -> Preview {
+fn of_verdicts(error: JobError, training: &FileRecord, validation: Option<&FileRecord>) -> DryRun {
     let problems = |file: &FileRecord| {
         file.verdict.as_ref().map(|verdict| verdict.problems.clone()).unwrap_or_default()
     };
-    Preview {
+    DryRun {
         error: Some(error),
         training_problems: problems(training),
         validation_problems: validation.map(problems).unwrap_or_default(),
-        ..Preview::default()
+        ..DryRun::default()
     }
 }
 

@@ -7,10 +7,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::object::EventObject;
-use super::{MOST, follow};
-use crate::http::authenticate::Caller;
+use super::{MOST, event_stream};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::StoreError;
 
@@ -83,7 +83,7 @@ async fn stream(
         None => (query.get("after"), "after"),
     };
     let after = after.filter(|after| !after.is_empty()).map(str::to_owned);
-    follow::follow(state, caller, id, after).await.map_err(|error| match error {
+    event_stream::follow(state, caller, id, after).await.map_err(|error| match error {
         StoreError::UnknownCursor(_) => ApiError::from(error).with_param(param),
         other => other.into(),
     })

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
 use crate::graders::run::{Errors, Grade, run as grade};
 use crate::graders::{Grader, GraderError, read};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};

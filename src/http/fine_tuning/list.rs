@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 
 use super::MOST;
 use super::object::JobObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::MetadataFilter;
 

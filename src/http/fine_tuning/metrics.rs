@@ -6,11 +6,11 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::http::authenticate::Caller;
+use crate::domain::job::JobEvent;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::job::JobEvent;
 
 /// Most steps of a page.
 const MOST: u32 = 1000;

@@ -5,16 +5,16 @@ pub(super) mod cancel;
 pub(super) mod checkpoints;
 pub(super) mod create;
 mod dry_run;
+mod event_stream;
 pub(super) mod events;
-mod follow;
 pub(super) mod graders;
+mod idempotency_key;
 pub(super) mod list;
 pub(super) mod metrics;
 mod object;
 pub(super) mod pause;
 pub(super) mod permissions;
 pub(super) mod report;
-mod request_key;
 pub(super) mod resume;
 pub(super) mod retrieve;
 
@@ -24,12 +24,12 @@ use std::time::Duration;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
-use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
+use super::middleware::authenticate::Caller;
 use super::state::AppState;
-use crate::error_code::ErrorCode;
-use crate::job::Job;
-use crate::store::Found;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::Job;
+use crate::store::CachedReply;
 
 /// Most items of a page.
 const MOST: u32 = 100;
@@ -41,14 +41,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The caller's job, or OpenAI's 404.
-async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<Found<Job>>> {
+async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<CachedReply<Job>>> {
     let job = state.store.job(id).await?.filter(|job| job.project == caller.project);
     job.ok_or_else(|| no_such_job(id))
 }
 
 /// A reply of JSON that is written once for all who ask.
 fn reply<T>(
-    found: &Found<T>,
+    found: &CachedReply<T>,
     write: impl FnOnce(&T) -> serde_json::Result<Vec<u8>>,
 ) -> ApiResult<Response> {
     const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -6,8 +6,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobError, JobEvent, JobStatus};
-use crate::model::ORGANISATION;
+use crate::domain::job::{
+    EventKind, EventLevel, Job, JobCheckpoint, JobError, JobEvent, JobStatus,
+};
+use crate::domain::model::ORGANISATION;
 
 /// `object: "fine_tuning.job"`.
 #[derive(Debug, Serialize, ToSchema)]

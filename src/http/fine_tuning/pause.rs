@@ -4,12 +4,12 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::JobObject;
-use crate::error_code::ErrorCode;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{EventLevel, Job, NewEvent};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::job::{EventLevel, Job, NewEvent};
 use crate::store::PauseOutcome;
 
 /// Pauses a job.

@@ -5,14 +5,14 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
-use crate::error_code::ErrorCode;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::file::FileRecord;
+use crate::domain::job::{Job, JobStatus};
 use crate::executor::REPORT_FILE;
-use crate::file::FileRecord;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::job::{Job, JobStatus};
 
 /// A job's report.
 ///

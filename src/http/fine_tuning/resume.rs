@@ -5,12 +5,12 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::JobObject;
-use crate::error_code::ErrorCode;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{EventLevel, NewEvent};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::job::{EventLevel, NewEvent};
 use crate::store::ResumeOutcome;
 
 /// Resumes a job.

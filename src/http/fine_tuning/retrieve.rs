@@ -4,9 +4,9 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::object::JobObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 
 /// One job.

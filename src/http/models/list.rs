@@ -6,8 +6,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::object::ModelObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 
 /// All models; there are no pages.

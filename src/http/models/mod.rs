@@ -5,11 +5,11 @@ pub(super) mod list;
 mod object;
 pub(super) mod retrieve;
 
-use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
+use super::middleware::authenticate::Caller;
 use super::state::AppState;
-use crate::error_code::ErrorCode;
-use crate::model::TunedModel;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::model::TunedModel;
 
 /// The caller's own fine-tuned model or checkpoint of this name.
 pub(super) async fn find_own(

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::base_models::BaseModelEntry;
-use crate::model::{ORGANISATION, TunedModel};
+use crate::domain::model::{ORGANISATION, TunedModel};
 
 /// `object: "model"`.
 #[derive(Debug, Serialize, ToSchema)]

@@ -4,9 +4,9 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::ModelObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 
 /// One model; names of checkpoints resolve too.

@@ -6,15 +6,15 @@ use axum::extract::{Request, State};
 use super::object::PartObject;
 use crate::blobs::part_key;
 use crate::config::MAX_PART_BYTES;
-use crate::error_code::ErrorCode;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::ids;
+use crate::domain::upload::{UploadPart, UploadStatus};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
-use crate::http::receive::{self, Expected};
+use crate::http::middleware::authenticate::Caller;
+use crate::http::multipart::{self, Expected};
 use crate::http::state::AppState;
-use crate::ids;
 use crate::store::AddPartOutcome;
-use crate::upload::{UploadPart, UploadStatus};
 
 /// What a client sends.
 #[derive(utoipa::ToSchema)]
@@ -56,7 +56,7 @@ pub async fn add_part(
         too_large: format!("a part may have {} MiB at most: cut smaller ones", most >> 20),
         key: &blob_key,
     };
-    let form = receive::read_form(&state, request, &large, None).await?;
+    let form = multipart::read_form(&state, request, &large, None).await?;
     let Some(received) = form.large else {
         return Err(ApiError::field("data", "the form has no field \"data\" with the bytes"));
     };

@@ -5,9 +5,9 @@ use axum::Json;
 use axum::extract::State;
 
 use super::object::UploadObject;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::CancelUploadOutcome;
 

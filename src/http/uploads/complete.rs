@@ -9,15 +9,15 @@ use futures_util::TryStreamExt;
 
 use super::object::UploadObject;
 use crate::blobs::{BlobError, Staged, upload_key};
-use crate::file::{FilePurpose, FileRecord};
-use crate::http::authenticate::Caller;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::ids;
+use crate::domain::upload::{Upload, UploadPart, UploadStatus};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
-use crate::http::inspection::Inspection;
+use crate::http::middleware::authenticate::Caller;
+use crate::http::multipart::upload_digest::Inspection;
 use crate::http::state::AppState;
-use crate::ids;
 use crate::store::CompleteUploadOutcome;
-use crate::upload::{Upload, UploadPart, UploadStatus};
 use crate::validate::upload_request::{self, Completion};
 
 /// What a client sends, for the OpenAPI document.

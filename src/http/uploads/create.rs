@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::object::UploadObject;
 use crate::config::UPLOAD_LIFETIME_SECONDS;
-use crate::http::authenticate::Caller;
+use crate::domain::ids;
+use crate::domain::upload::{Upload, UploadStatus};
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::ids;
-use crate::upload::{Upload, UploadStatus};
 use crate::validate::upload_request;
 
 /// What a client sends, for the OpenAPI document.

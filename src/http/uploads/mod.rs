@@ -6,11 +6,11 @@ pub(super) mod complete;
 pub(super) mod create;
 mod object;
 
-use super::authenticate::Caller;
 use super::error::{ApiError, ApiResult};
+use super::middleware::authenticate::Caller;
 use super::state::AppState;
-use crate::error_code::ErrorCode;
-use crate::upload::{Upload, UploadStatus};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::upload::{Upload, UploadStatus};
 
 /// The caller's upload, or a 404.
 async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Upload> {

@@ -3,9 +3,9 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::file::{FilePurpose, FileRecord};
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::upload::{Upload, UploadPart, UploadStatus};
 use crate::http::files::object::FileObject;
-use crate::upload::{Upload, UploadPart, UploadStatus};
 
 /// `object: "upload"`.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::recent::LONGEST;
+use super::read_cache::LONGEST;
 use super::{SqliteStore, rows};
-use crate::api_key::{ApiKey, KeyDigest};
+use crate::domain::api_key::{ApiKey, KeyDigest};
 use crate::store::{KeyStore, RevokeOutcome, StoreError};
 
 #[async_trait]

@@ -3,7 +3,7 @@
 use sqlx::SqliteConnection;
 
 use super::{cursor, rows};
-use crate::job::JobCheckpoint;
+use crate::domain::job::JobCheckpoint;
 use crate::store::{Page, PageRequest, StoreError};
 
 /// The job's checkpoint of this step.

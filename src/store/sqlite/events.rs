@@ -3,8 +3,8 @@
 use sqlx::SqliteConnection;
 
 use super::{cursor, rows};
-use crate::ids::new_event_id;
-use crate::job::{EventKind, JobEvent, NewEvent};
+use crate::domain::ids::new_event_id;
+use crate::domain::job::{EventKind, JobEvent, NewEvent};
 use crate::store::{Order, Page, PageRequest, StoreError};
 
 /// Appends events to a job's sequence. The job's own row counts them, so that the sequence has no

@@ -3,8 +3,8 @@
 use sqlx::SqliteConnection;
 
 use super::{cursor, rows};
-use crate::file::{FilePurpose, FileRecord};
-use crate::project::Project;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::project::Project;
 use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
 
 /// SQL for a file that is there at the time `$1`: it has not expired, or a job that has not ended uses

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use sqlx::SqliteConnection;
 
 use super::{cursor, events, files, models, rows, webhooks};
-use crate::job::{EventLevel, Job, JobStatus, NewEvent};
-use crate::project::Project;
+use crate::domain::job::{EventLevel, Job, JobStatus, NewEvent};
+use crate::domain::project::Project;
 use crate::store::{
     CancelOutcome, MetadataFilter, Page, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
 };
@@ -141,12 +141,12 @@ pub(super) async fn list(
     rows::page(&found, page.limit, rows::job)
 }
 
-/// Fails with [`StoreError::IllegalMove`] unless the table of moves has this one.
-pub(super) fn check_move(id: &str, from: JobStatus, to: JobStatus) -> Result<(), StoreError> {
+/// Fails with [`StoreError::IllegalTransition`] unless the table of moves has this one.
+pub(super) fn check_transition(id: &str, from: JobStatus, to: JobStatus) -> Result<(), StoreError> {
     if from.may_become(to) {
         return Ok(());
     }
-    Err(StoreError::IllegalMove { job_id: id.to_owned(), from, to })
+    Err(StoreError::IllegalTransition { job_id: id.to_owned(), from, to })
 }
 
 /// Moves a job that nobody works on any more, or never did, to `cancelled`, and says so as its last
@@ -157,7 +157,7 @@ pub(super) async fn cancel_now(
     from: JobStatus,
     now: i64,
 ) -> Result<(), StoreError> {
-    check_move(id, from, JobStatus::Cancelled)?;
+    check_transition(id, from, JobStatus::Cancelled)?;
     sqlx::query(
         "UPDATE jobs
          SET status = $1, finished_at = $2, cancel_requested_at = coalesce(cancel_requested_at, $2),

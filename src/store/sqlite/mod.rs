@@ -11,14 +11,14 @@ mod checkpoints;
 mod cursor;
 mod events;
 mod files;
+mod idempotency_keys;
 mod jobs;
 mod models;
 mod open;
 mod permissions;
 mod progress;
 mod queue;
-mod recent;
-mod request_keys;
+mod read_cache;
 mod rows;
 mod uploads;
 mod webhooks;
@@ -31,23 +31,23 @@ use async_trait::async_trait;
 use sqlx::SqlitePool;
 
 pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
-use recent::{Commits, Recent};
+use read_cache::{Commits, ReadCache};
 use write::WriteTransaction;
 
 use super::{
-    AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, EarlierRequest, Found, HeartbeatReply, MetadataFilter,
-    Order, Page, PageRequest, PauseOutcome, RequestKey, ResumeOutcome, Store, StoreError, Success,
+    AddPartOutcome, CachedReply, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
+    DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, IdempotencyKey, MetadataFilter, Order,
+    Page, PageRequest, PauseOutcome, ReplayedRequest, ResumeOutcome, Store, StoreError, Success,
 };
-use crate::api_key::{ApiKey, KeyDigest};
-use crate::clock::Clock;
-use crate::file::{FilePurpose, FileRecord};
-use crate::job::{
+use crate::domain::api_key::{ApiKey, KeyDigest};
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::job::{
     Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
-use crate::model::{CheckpointPermission, TunedModel};
-use crate::project::Project;
-use crate::upload::{Upload, UploadPart};
+use crate::domain::model::{CheckpointPermission, TunedModel};
+use crate::domain::project::Project;
+use crate::domain::upload::{Upload, UploadPart};
+use crate::util::clock::Clock;
 
 /// A page of events: its job, cursor and limit.
 type EventsKey = (String, Option<String>, u32);
@@ -61,12 +61,12 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     commits: Commits,
     /// By id.
-    recent_jobs: Recent<String, Arc<Found<Job>>>,
-    recent_events: Recent<EventsKey, Arc<Found<Page<JobEvent>>>>,
+    recent_jobs: ReadCache<String, Arc<CachedReply<Job>>>,
+    recent_events: ReadCache<EventsKey, Arc<CachedReply<Page<JobEvent>>>>,
     /// By digest.
-    recent_api_keys: Recent<KeyDigest, ApiKey>,
+    recent_api_keys: ReadCache<KeyDigest, ApiKey>,
     /// Whether there are API keys.
-    recent_are_keys: Recent<(), bool>,
+    recent_are_keys: ReadCache<(), bool>,
     /// Locked, unless a server beside this process has the folder; the lock goes when the file is
     /// closed.
     lock: Option<File>,
@@ -190,37 +190,37 @@ impl Store for SqliteStore {
 
     async fn earlier_request(
         &self,
-        request: &RequestKey,
-    ) -> Result<Option<EarlierRequest>, StoreError> {
-        request_keys::find(&mut *self.readers.acquire().await?, request).await
+        request: &IdempotencyKey,
+    ) -> Result<Option<ReplayedRequest>, StoreError> {
+        idempotency_keys::find(&mut *self.readers.acquire().await?, request).await
     }
 
     async fn insert_job_once(
         &self,
         job: &Job,
         events: &[NewEvent],
-        request: &RequestKey,
+        request: &IdempotencyKey,
         most_waiting: u32,
-    ) -> Result<Option<EarlierRequest>, StoreError> {
+    ) -> Result<Option<ReplayedRequest>, StoreError> {
         let mut transaction = self.begin_write().await?;
-        if let Some(earlier) = request_keys::find(&mut transaction, request).await? {
+        if let Some(earlier) = idempotency_keys::find(&mut transaction, request).await? {
             return Ok(Some(earlier));
         }
         let now = self.clock.now();
         jobs::insert(&mut transaction, job, most_waiting, now).await?;
-        request_keys::insert(&mut transaction, request, &job.id, now).await?;
+        idempotency_keys::insert(&mut transaction, request, &job.id, now).await?;
         events::append(&mut transaction, &job.id, now, events).await?;
         transaction.commit().await?;
         Ok(None)
     }
 
-    async fn job(&self, id: &str) -> Result<Option<Arc<Found<Job>>>, StoreError> {
+    async fn job(&self, id: &str) -> Result<Option<Arc<CachedReply<Job>>>, StoreError> {
         let now = self.commits.now();
         if let Some(job) = self.recent_jobs.get(id, now) {
             return Ok(Some(job));
         }
         let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
-        let job = job.map(|job| Arc::new(Found::new(job)));
+        let job = job.map(|job| Arc::new(CachedReply::new(job)));
         if let Some(job) = &job {
             self.recent_jobs.keep(id.to_owned(), now, Arc::clone(job));
         }
@@ -269,7 +269,7 @@ impl Store for SqliteStore {
         &self,
         job_id: &str,
         page: &PageRequest,
-    ) -> Result<Arc<Found<Page<JobEvent>>>, StoreError> {
+    ) -> Result<Arc<CachedReply<Page<JobEvent>>>, StoreError> {
         let now = self.commits.now();
         let key = (job_id.to_owned(), page.after.clone(), page.limit);
         if let Some(events) = self.recent_events.get(&key, now) {
@@ -277,7 +277,7 @@ impl Store for SqliteStore {
         }
         let reader = &mut *self.readers.acquire().await?;
         let events = events::list(reader, job_id, Order::Descending, page).await?;
-        let events = Arc::new(Found::new(events));
+        let events = Arc::new(CachedReply::new(events));
         self.recent_events.keep(key, now, Arc::clone(&events));
         Ok(events)
     }

@@ -3,8 +3,8 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::{permissions, rows};
-use crate::model::TunedModel;
-use crate::project::Project;
+use crate::domain::model::TunedModel;
+use crate::domain::project::Project;
 use crate::store::{DeleteModelOutcome, StoreError};
 
 /// Adds a row; its files are there already.

@@ -12,9 +12,9 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteStore;
-use super::recent::{Commits, Recent};
-use crate::clock::Clock;
+use super::read_cache::{Commits, ReadCache};
 use crate::store::StoreError;
+use crate::util::clock::Clock;
 
 /// Name of the database in the data folder.
 pub const DATABASE_FILE: &str = "hone.db";
@@ -160,10 +160,10 @@ async fn with_readers(
         readers,
         clock,
         commits: Commits::default(),
-        recent_jobs: Recent::new(),
-        recent_events: Recent::new(),
-        recent_api_keys: Recent::new(),
-        recent_are_keys: Recent::new(),
+        recent_jobs: ReadCache::new(),
+        recent_events: ReadCache::new(),
+        recent_api_keys: ReadCache::new(),
+        recent_are_keys: ReadCache::new(),
         lock,
     })
 }

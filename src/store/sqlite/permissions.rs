@@ -3,9 +3,9 @@
 use sqlx::SqliteConnection;
 
 use super::{cursor, models, rows};
-use crate::ids;
-use crate::model::CheckpointPermission;
-use crate::project::Project;
+use crate::domain::ids;
+use crate::domain::model::CheckpointPermission;
+use crate::domain::project::Project;
 use crate::store::{Order, Page, PageRequest, StoreError};
 
 /// Adds a row for each project that has none, and returns those of all, in the order of `projects`

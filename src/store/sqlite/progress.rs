@@ -4,7 +4,7 @@
 use sqlx::SqliteConnection;
 
 use super::{jobs, queue, rows, webhooks};
-use crate::job::{JobError, JobStatus, ResolvedHyperparameters};
+use crate::domain::job::{JobError, JobStatus, ResolvedHyperparameters};
 use crate::store::{Claim, StoreError, Success};
 
 /// Records what the engine made of the hyperparameters.
@@ -56,7 +56,7 @@ pub(super) async fn succeeded(
     success: &Success,
     now: i64,
 ) -> Result<(), StoreError> {
-    jobs::check_move(&claim.job_id, JobStatus::Running, JobStatus::Succeeded)?;
+    jobs::check_transition(&claim.job_id, JobStatus::Running, JobStatus::Succeeded)?;
     let changed = sqlx::query(
         "UPDATE jobs
          SET status = $1, finished_at = $2, fine_tuned_model = $3, result_files = $4,
@@ -86,7 +86,7 @@ pub(super) async fn failed(
     error: &JobError,
     now: i64,
 ) -> Result<(), StoreError> {
-    jobs::check_move(&claim.job_id, JobStatus::Running, JobStatus::Failed)?;
+    jobs::check_transition(&claim.job_id, JobStatus::Running, JobStatus::Failed)?;
     let changed = sqlx::query(
         "UPDATE jobs
          SET status = $1, finished_at = $2, error = $3, estimated_finish = NULL,

@@ -3,7 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::{events, jobs, rows};
-use crate::job::{Job, JobStatus, NewEvent};
+use crate::domain::job::{Job, JobStatus, NewEvent};
 use crate::store::{Claim, HeartbeatReply, StoreError};
 
 /// Whether giving a job back counts as one of its attempts.
@@ -78,7 +78,7 @@ pub(super) async fn claim(
     let status = rows::job_status(&candidate)?;
     // A running job with a lease that has run out stays running and only changes hands.
     if status != JobStatus::Running {
-        jobs::check_move(&id, status, JobStatus::Running)?;
+        jobs::check_transition(&id, status, JobStatus::Running)?;
     }
     let row = sqlx::query(
         "UPDATE jobs
@@ -144,7 +144,7 @@ pub(super) async fn give_back(
         Some(_wanted) => JobStatus::Paused,
         None => JobStatus::Queued,
     };
-    jobs::check_move(&claim.job_id, JobStatus::Running, next)?;
+    jobs::check_transition(&claim.job_id, JobStatus::Running, next)?;
     let forgiven = match attempt {
         Attempt::Counts => 0,
         Attempt::IsForgiven => 1,

@@ -5,17 +5,19 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::api_key::ApiKey;
-use crate::file::{FilePurpose, FileRecord};
-use crate::job::{EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent};
-use crate::model::{CheckpointPermission, TunedModel};
-use crate::project::Project;
-use crate::store::{Page, StoreError};
-use crate::upload::{Upload, UploadPart, UploadStatus};
-use crate::webhook::{
+use crate::domain::api_key::ApiKey;
+use crate::domain::file::{FilePurpose, FileRecord};
+use crate::domain::job::{
+    EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent,
+};
+use crate::domain::model::{CheckpointPermission, TunedModel};
+use crate::domain::project::Project;
+use crate::domain::upload::{Upload, UploadPart, UploadStatus};
+use crate::domain::webhook::{
     DeliveryStatus, EventType, RetiringSecret, SigningSecret, WebhookDelivery, WebhookEndpoint,
     WebhookEvent,
 };
+use crate::store::{Page, StoreError};
 
 /// A value as the JSON text that a column holds.
 pub(super) fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, StoreError> {

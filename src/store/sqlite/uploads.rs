@@ -3,11 +3,11 @@
 use sqlx::SqliteConnection;
 
 use super::{files, rows};
-use crate::file::FileRecord;
+use crate::domain::file::FileRecord;
+use crate::domain::upload::{Upload, UploadPart, UploadStatus};
 use crate::store::{
     AddPartOutcome, CancelUploadOutcome, CompleteUploadOutcome, MAX_PARTS, StoreError,
 };
-use crate::upload::{Upload, UploadPart, UploadStatus};
 
 /// Adds a row.
 pub(super) async fn insert(

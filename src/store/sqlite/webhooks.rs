@@ -4,14 +4,14 @@ use async_trait::async_trait;
 use sqlx::SqliteConnection;
 
 use super::{SqliteStore, cursor, rows};
-use crate::ids;
-use crate::job::JobStatus;
-use crate::project::Project;
-use crate::store::{Page, PageRequest, StoreError, WebhookStore};
-use crate::webhook::{
+use crate::domain::ids;
+use crate::domain::job::JobStatus;
+use crate::domain::project::Project;
+use crate::domain::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS, SigningSecret,
     WebhookDelivery, WebhookEndpoint,
 };
+use crate::store::{Page, PageRequest, StoreError, WebhookStore};
 
 /// The reason on deliveries of events that their endpoint has ceased to ask for.
 const NO_LONGER_WANTED: &str = "the endpoint was changed and no longer asks for this event";

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 
-use super::recent::Commits;
+use super::read_cache::Commits;
 use crate::store::StoreError;
 
 /// A transaction that writes. However it ends, what was read before is not given again after.

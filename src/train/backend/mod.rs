@@ -9,20 +9,17 @@
 pub mod candle;
 #[expect(unsafe_code, reason = "vector instructions, each use with its SAFETY")]
 pub mod cpu;
+mod error;
 mod operands;
 
 use std::ops::Range;
 
+pub use self::error::{BackendError, Outcome};
 pub use self::operands::{
-    Adapted, AdaptedBackward, AdaptedResult, AttentionShape, LoraPair, Moved, Norm, PairBackward,
-    PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
+    Activation, AdamWStep, Adapted, AdaptedBackward, AdaptedResult, AttentionShape, LoraPair,
+    Moved, Norm, NormKind, PairBackward, PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
 };
-use super::config::Activation;
-use super::engine::{AdamWStep, EngineError};
-use super::random::Stream;
-
-/// What operations return.
-pub type Outcome<T> = Result<T, EngineError>;
+use super::rng::Stream;
 
 /// A device and how it computes.
 pub trait Backend: Send + Sized + 'static {
@@ -378,6 +375,6 @@ pub trait Backend: Send + Sized + 'static {
 }
 
 /// What a backend says that carries the model's own weights frozen.
-fn frozen<B: Backend>(backend: &B) -> EngineError {
-    EngineError::FrozenWeights { backend: backend.name() }
+fn frozen<B: Backend>(backend: &B) -> BackendError {
+    BackendError::FrozenWeights { backend: backend.name() }
 }

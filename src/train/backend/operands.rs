@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::Backend;
-use crate::train::config::NormKind;
 
 /// How attention is done in one layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,4 +147,45 @@ pub struct Moved<'a, B: Backend> {
     pub first: &'a mut B::Matrix,
     /// Adam's second moment of it.
     pub second: &'a mut B::Matrix,
+}
+
+/// One AdamW step (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// First moment's decay.
+    pub beta1: f64,
+    /// Second moment's decay.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled by min(1, clip / (norm + 1e-6)), over all tensors that train together.
+    pub clip: f64,
+    /// Number of this step, from 1, for the bias correction.
+    pub step: u64,
+}
+
+/// How rows are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMS norm.
+    Rms,
+    /// RMS norm whose stored weight is w with 1 + w meant (Gemma).
+    RmsOnePlus,
+    /// Layer norm with bias.
+    Layer,
+}
+
+/// The non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU in its tanh form (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU with the error function.
+    Gelu,
 }

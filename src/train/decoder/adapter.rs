@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use super::Decoder;
-use super::tensors::Part;
+use crate::train::backend::BackendError;
 use crate::train::backend::{Backend, LoraPair, Outcome};
-use crate::train::engine::{EngineError, LoraSettings, NamedTensors};
-use crate::train::random::Stream;
+use crate::train::model::lora::LoraSettings;
+use crate::train::model::tensors::ModelPart;
+use crate::train::model::tensors::NamedTensors;
+use crate::train::rng::Stream;
 
 /// Adapter tensors of one model on a device; the same shape holds gradients and moments.
 pub struct Adapter<B: Backend> {
@@ -137,8 +139,8 @@ impl<B: Backend> Adapter<B> {
         let (mut made, mut used) = Self::pairs_from_named(decoder, settings, tensors)?;
         for tensor in decoder.tensors() {
             let slot = match tensor.part {
-                Part::Embedding if !decoder.config().tied => &mut made.embedding,
-                Part::Head => &mut made.head,
+                ModelPart::Embedding if !decoder.config().tied => &mut made.embedding,
+                ModelPart::Head => &mut made.head,
                 _ => continue,
             };
             let key = format!("{PREFIX}{}", tensor.name);
@@ -149,10 +151,10 @@ impl<B: Backend> Adapter<B> {
             used += 1;
         }
         if used != tensors.len() {
-            return Err(EngineError::Tensors(stranger(decoder, tensors)));
+            return Err(BackendError::Tensors(stranger(decoder, tensors)));
         }
         if used == 0 {
-            return Err(EngineError::Tensors("it holds no tensors".to_owned()));
+            return Err(BackendError::Tensors("it holds no tensors".to_owned()));
         }
         Ok(made)
     }
@@ -180,7 +182,7 @@ impl<B: Backend> Adapter<B> {
             let wanted = [[settings.rank, module.inputs], [module.outputs, settings.rank]];
             for ((key, found), wanted) in [(&key_a, a), (&key_b, b)].into_iter().zip(wanted) {
                 if found.0 != wanted || found.1.len() != wanted[0] * wanted[1] {
-                    return Err(EngineError::Tensors(format!(
+                    return Err(BackendError::Tensors(format!(
                         "{key:?} has shape {:?} instead of {wanted:?}",
                         found.0
                     )));
@@ -260,6 +262,6 @@ pub(super) fn stranger<B: Backend>(decoder: &Decoder<B>, tensors: &NamedTensors)
     }
 }
 
-fn missing(key: &str) -> EngineError {
-    EngineError::Tensors(format!("{key:?} is missing, though its partner is there"))
+fn missing(key: &str) -> BackendError {
+    BackendError::Tensors(format!("{key:?} is missing, though its partner is there"))
 }

@@ -7,11 +7,11 @@ use super::adapter::Adapter;
 use super::forward::{Beside, Sight};
 use super::frozen::FrozenRows;
 use super::pack::PackedBatch;
-use super::saved::Saved;
+use super::saved_activations::Saved;
 use super::trained::Trained;
 use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
+use crate::train::backend::BackendError;
 use crate::train::backend::{AdaptedBackward, Backend, Outcome, PairBackward, RowLoss, Segment};
-use crate::train::engine::EngineError;
 
 /// How much each row's loss counts in what is differentiated.
 pub enum Weighing<'a> {
@@ -323,7 +323,7 @@ impl<B: Backend> Pass<'_, B> {
         x: &B::Matrix,
     ) -> Outcome<B::Matrix> {
         let made = self.linears(linears, x, true)?;
-        made.ok_or_else(|| EngineError::Backend {
+        made.ok_or_else(|| BackendError::Backend {
             backend: self.decoder.backend.name(),
             reason: "it computed no gradient of a layer's input".to_owned(),
         })

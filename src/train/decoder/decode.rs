@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::Decoder;
 use super::adapter::{Adapter, ReadyAdapter};
 use super::forward::{AdaptedRows, Beside, Sight};
+use crate::train::backend::BackendError;
 use crate::train::backend::{Backend, Outcome, RowsOfText, Segment};
-use crate::train::engine::EngineError;
 
 /// A text's part in a pass.
 pub struct TextPass<'a, B: Backend> {
@@ -45,7 +45,7 @@ impl<B: Backend> Decoder<B> {
     /// A cache that holds nothing.
     pub fn new_cache(&self) -> Outcome<B::Cache> {
         let Some(block) = self.blocks.first() else {
-            return Err(EngineError::Sequence("the model has no blocks".to_owned()));
+            return Err(BackendError::Sequence("the model has no blocks".to_owned()));
         };
         self.backend.cache(self.blocks.len(), &block.attention)
     }
@@ -233,19 +233,19 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Refuses token ids and lengths that the model does not have.
-    pub fn check(&self, before: usize, ids: &[u32]) -> Result<(), EngineError> {
+    pub fn check(&self, before: usize, ids: &[u32]) -> Result<(), BackendError> {
         if ids.is_empty() {
-            return Err(EngineError::Sequence("there are no tokens to read".to_owned()));
+            return Err(BackendError::Sequence("there are no tokens to read".to_owned()));
         }
         if before + ids.len() > self.config.context_length {
-            return Err(EngineError::Sequence(format!(
+            return Err(BackendError::Sequence(format!(
                 "{} tokens are more than the model's context of {}",
                 before + ids.len(),
                 self.config.context_length
             )));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocabulary) {
-            return Err(EngineError::Sequence(format!(
+            return Err(BackendError::Sequence(format!(
                 "token {id} is outside of the model's vocabulary of {}",
                 self.config.vocabulary
             )));

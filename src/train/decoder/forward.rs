@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::adapter::{Adapter, ReadyAdapter};
-use super::saved::Saved;
+use super::saved_activations::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
 use crate::train::backend::{Adapted, Backend, Outcome, PairsOfRows, RowsOfText, Segment};
-use crate::train::random::Stream;
+use crate::train::rng::Stream;
 
 /// How the tokens of a pass see each other.
 pub(super) enum Sight<'a, B: Backend> {

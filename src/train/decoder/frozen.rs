@@ -249,10 +249,12 @@ mod tests {
     use crate::train::backend::RowLoss;
     use crate::train::backend::cpu::backend::CpuBackend;
     use crate::train::backend::cpu::isa::Isa;
-    use crate::train::config::ModelConfig;
+    use crate::train::data::sequence::Sequence;
     use crate::train::decoder::trained::Trained;
-    use crate::train::engine::{LoraSettings, LoraTarget, Sequence, Tuning};
-    use crate::train::weights::safetensors;
+    use crate::train::model::config::ModelConfig;
+    use crate::train::model::lora::{LoraSettings, LoraTarget};
+    use crate::train::model::trainable::Trainable;
+    use crate::train::model::weights::safetensors;
 
     fn losses(
         decoder: &Decoder<CpuBackend>,
@@ -279,7 +281,7 @@ mod tests {
         let backend = CpuBackend::new(Isa::Portable);
         let mut decoder = Decoder::load(backend, config, weights.as_ref(), true).expect("loads");
         let target = LoraTarget { modules: None, layers: Some(vec![last]) };
-        let lora = Tuning::Lora(LoraSettings { target, ..LoraSettings::new(4, 8.0) });
+        let lora = Trainable::Lora(LoraSettings { target, ..LoraSettings::new(4, 8.0) });
         let trained = Trained::new(&decoder, weights.as_ref(), &lora, 1).expect("fits");
 
         let blocks = decoder.frozen_blocks(&trained);

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{self, BlockNames, Layout, LinearName, MlpNames, QkvNames};
-use super::tensors::{ModelTensor, Part};
-use super::{AdaptedModule, Block, Decoder, Linear, Mlp, NormLayer, OuterPlaces, Qkv};
+use super::{Block, Decoder, Linear, Mlp, NormLayer, OuterPlaces, Qkv};
+use crate::train::backend::NormKind;
 use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
-use crate::train::config::{ModelConfig, NormKind, Rope};
-use crate::train::engine::LoadEngineError;
-use crate::train::weights::{LoadError, WeightSource, listed};
+use crate::train::model::config::{ModelConfig, Rope};
+use crate::train::model::error::LoadError;
+use crate::train::model::error::LoadModelError;
+use crate::train::model::modules::AdaptedModule;
+use crate::train::model::tensors::{ModelPart, ModelTensor};
+use crate::train::model::weights::{WeightSource, listed};
 
 /// Reads tensors and keeps count of them.
 struct Reader<'a, B: Backend> {
@@ -32,7 +35,7 @@ impl<B: Backend> Decoder<B> {
         config: ModelConfig,
         weights: &dyn WeightSource,
         for_training: bool,
-    ) -> Result<Self, LoadEngineError> {
+    ) -> Result<Self, LoadModelError> {
         let shapes: BTreeMap<String, Vec<usize>> = weights.shapes().into_iter().collect();
         check(&config, &shapes)?;
         let mut reader = Reader {
@@ -51,12 +54,12 @@ impl<B: Backend> Decoder<B> {
         let backward = for_training && config.tied;
         let rows = config.vocabulary;
         let (embedding, embedding_place) =
-            reader.matrix(outer.embedding, Part::Embedding, rows, config.hidden, backward)?;
+            reader.matrix(outer.embedding, ModelPart::Embedding, rows, config.hidden, backward)?;
         let (positions, positions_place) = match outer.positions {
             Some(name) => {
                 let length = config.context_length;
                 let (table, place) =
-                    reader.matrix(name, Part::Positions, length, config.hidden, false)?;
+                    reader.matrix(name, ModelPart::Positions, length, config.hidden, false)?;
                 (Some(table), Some(place))
             }
             None => (None, None),
@@ -79,12 +82,17 @@ impl<B: Backend> Decoder<B> {
             blocks.push(reader.block(&config, layer, rope)?);
         }
         let final_norm =
-            reader.norm(outer.final_norm, Part::FinalNorm, config.hidden, config.norm)?;
+            reader.norm(outer.final_norm, ModelPart::FinalNorm, config.hidden, config.norm)?;
         let (head, head_place) = match config.tied {
             true => (None, embedding_place),
             false => {
-                let (head, place) =
-                    reader.matrix(outer.head, Part::Head, rows, config.hidden, for_training)?;
+                let (head, place) = reader.matrix(
+                    outer.head,
+                    ModelPart::Head,
+                    rows,
+                    config.hidden,
+                    for_training,
+                )?;
                 (Some(head), place)
             }
         };
@@ -271,7 +279,7 @@ fn table<B: Backend>(
     backend: &B,
     rope: &Rope,
     positions: usize,
-) -> Result<RopeTable<B>, LoadEngineError> {
+) -> Result<RopeTable<B>, LoadModelError> {
     let half = rope.frequencies.len();
     let mut cos = Vec::with_capacity(positions * half);
     let mut sin = Vec::with_capacity(positions * half);
@@ -293,7 +301,7 @@ fn table<B: Backend>(
 impl<B: Backend> Reader<'_, B> {
     /// Reads a tensor whose shape has been checked, and gives it the next place: its values in the
     /// decoder's layout.
-    fn read(&mut self, tensor: ModelTensor) -> Result<(Vec<f32>, usize), LoadEngineError> {
+    fn read(&mut self, tensor: ModelTensor) -> Result<(Vec<f32>, usize), LoadModelError> {
         let stored = find(&self.shapes, &tensor.name).map(|(stored, _)| stored.clone());
         let tensor = ModelTensor { stored: stored.unwrap_or(tensor.stored), ..tensor };
         let values = tensor.values(self.weights)?;
@@ -305,11 +313,11 @@ impl<B: Backend> Reader<'_, B> {
     fn matrix(
         &mut self,
         name: &str,
-        part: Part,
+        part: ModelPart,
         rows: usize,
         columns: usize,
         backward: bool,
-    ) -> Result<(B::Weight, usize), LoadEngineError> {
+    ) -> Result<(B::Weight, usize), LoadModelError> {
         let tensor = ModelTensor::matrix(format!("{name}.weight"), part, rows, columns);
         let (values, place) = self.read(tensor)?;
         Ok((self.backend.weight(rows, columns, &values, None, backward)?, place))
@@ -318,10 +326,10 @@ impl<B: Backend> Reader<'_, B> {
     fn norm(
         &mut self,
         name: &str,
-        part: Part,
+        part: ModelPart,
         width: usize,
         kind: NormKind,
-    ) -> Result<NormLayer<B>, LoadEngineError> {
+    ) -> Result<NormLayer<B>, LoadModelError> {
         let (mut weight, place) =
             self.read(ModelTensor::row(format!("{name}.weight"), part, width))?;
         if kind == NormKind::RmsOnePlus {
@@ -341,8 +349,8 @@ impl<B: Backend> Reader<'_, B> {
         Ok(NormLayer { norm, place })
     }
 
-    fn linear(&mut self, name: &LinearName) -> Result<Linear<B>, LoadEngineError> {
-        let part = Part::Block(self.layer);
+    fn linear(&mut self, name: &LinearName) -> Result<Linear<B>, LoadModelError> {
+        let part = ModelPart::Block(self.layer);
         let weight_name = format!("{}.weight", name.module);
         let weight = ModelTensor {
             is_transposed: name.layout == Layout::Conv1d,
@@ -378,7 +386,7 @@ impl<B: Backend> Reader<'_, B> {
         config: &ModelConfig,
         layer: usize,
         rope: Option<usize>,
-    ) -> Result<Block<B>, LoadEngineError> {
+    ) -> Result<Block<B>, LoadModelError> {
         self.layer = layer as u32;
         let names = names::block(config, layer);
         let qkv = match &names.qkv {
@@ -402,13 +410,13 @@ impl<B: Backend> Reader<'_, B> {
             }
         };
         let kind = self.layer_norm;
-        let part = Part::Block(self.layer);
+        let part = ModelPart::Block(self.layer);
         let mut pair = |names: &Option<[String; 2]>, width: usize| match names {
             None => Ok(None),
             Some([first, second]) => {
                 let both =
                     [self.norm(first, part, width, kind)?, self.norm(second, part, width, kind)?];
-                Ok::<_, LoadEngineError>(Some(both))
+                Ok::<_, LoadModelError>(Some(both))
             }
         };
         let post_norms = pair(&names.post_norms, config.hidden)?;

@@ -9,22 +9,23 @@ pub mod backward;
 pub mod decode;
 mod forward;
 pub mod frozen;
-mod held;
 mod load;
+mod memory_use;
 mod names;
 pub mod pack;
-mod saved;
+mod saved_activations;
 pub mod size;
 pub mod tensors;
 pub mod trained;
 
 use std::ops::Range;
 
-use super::backend::{AttentionShape, Backend, Norm, RopeTable};
-use super::config::{Activation, ModelConfig};
+use super::backend::{Activation, AttentionShape, Backend, Norm, RopeTable};
+use super::model::config::ModelConfig;
+use super::model::modules::AdaptedModule;
+use super::model::tensors::ModelTensor;
 use adapter::Adapter;
 pub use load::{FileTensor, check as check_tensors, tensors_of};
-use tensors::ModelTensor;
 
 /// One linear layer of a block.
 struct Linear<B: Backend> {
@@ -77,26 +78,6 @@ struct Block<B: Backend> {
     mlp_norm: NormLayer<B>,
     mlp: Mlp<B>,
     post_norms: Option<[NormLayer<B>; 2]>,
-}
-
-/// A linear layer that an adapter adapts: its module path and shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdaptedModule {
-    /// Hugging Face's path, such as `model.layers.0.self_attn.q_proj`.
-    pub module: String,
-    /// Index of its block.
-    pub layer: u32,
-    /// Width of the layer's output.
-    pub outputs: usize,
-    /// Width of the layer's input.
-    pub inputs: usize,
-}
-
-impl AdaptedModule {
-    /// The last part of its path, such as `q_proj`.
-    pub fn name(&self) -> &str {
-        self.module.rsplit('.').next().unwrap_or(&self.module)
-    }
 }
 
 /// A base model on a device.

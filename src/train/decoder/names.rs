@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::train::config::{Family, ModelConfig};
+use crate::train::model::config::{Family, ModelConfig};
 
 /// How a linear layer's weight lies in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

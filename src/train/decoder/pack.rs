@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use crate::train::backend::Segment;
-use crate::train::engine::Sequence;
-use crate::train::random::Stream;
+use crate::train::data::sequence::Sequence;
+use crate::train::rng::Stream;
 
 /// Fewest tokens of a shared beginning that are worth a segment of its own.
 const LEAST_SHARED: usize = 16;

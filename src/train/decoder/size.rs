@@ -1,10 +1,10 @@
 //! What a model of a configuration takes, known before any tensor is read. `train::memory` adds it up.
 
-use super::AdaptedModule;
 use super::load::linears;
 use super::names;
-use super::tensors::{ModelTensor, Part};
-use crate::train::config::ModelConfig;
+use crate::train::model::config::ModelConfig;
+use crate::train::model::modules::AdaptedModule;
+use crate::train::model::tensors::{ModelPart, ModelTensor};
 
 /// A frozen matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,26 +40,26 @@ pub fn modules(config: &ModelConfig) -> Vec<AdaptedModule> {
     modules
 }
 
-/// The tensors by which [`super::super::tuning::Tuning`] chooses what trains: every matrix, and the final
+/// The tensors by which [`super::super::model::trainable::Trainable`] chooses what trains: every matrix, and the final
 /// norm. A model whose embedding is its head has no tensor for the head.
 pub fn tensors(config: &ModelConfig) -> Vec<ModelTensor> {
     let outer = names::outer(config.family);
     let hidden = config.hidden;
-    let matrix = |name: &str, part: Part, rows: usize| {
+    let matrix = |name: &str, part: ModelPart, rows: usize| {
         ModelTensor::matrix(format!("{name}.weight"), part, rows, hidden)
     };
-    let mut tensors = vec![matrix(outer.embedding, Part::Embedding, config.vocabulary)];
+    let mut tensors = vec![matrix(outer.embedding, ModelPart::Embedding, config.vocabulary)];
     if let Some(positions) = outer.positions {
-        tensors.push(matrix(positions, Part::Positions, config.context_length));
+        tensors.push(matrix(positions, ModelPart::Positions, config.context_length));
     }
     for AdaptedModule { module, layer, outputs, inputs } in modules(config) {
         let name = format!("{module}.weight");
-        tensors.push(ModelTensor::matrix(name, Part::Block(layer), outputs, inputs));
+        tensors.push(ModelTensor::matrix(name, ModelPart::Block(layer), outputs, inputs));
     }
     let norm = format!("{}.weight", outer.final_norm);
-    tensors.push(ModelTensor::row(norm, Part::FinalNorm, hidden));
+    tensors.push(ModelTensor::row(norm, ModelPart::FinalNorm, hidden));
     if !config.tied {
-        tensors.push(matrix(outer.head, Part::Head, config.vocabulary));
+        tensors.push(matrix(outer.head, ModelPart::Head, config.vocabulary));
     }
     tensors
 }
@@ -95,7 +95,7 @@ pub fn position_floats(config: &ModelConfig) -> u64 {
     2 * (config.context_length * pairs) as u64
 }
 
-/// Floats that a block keeps of each token for its backward pass: what [`super::saved::Saved`] holds,
+/// Floats that a block keeps of each token for its backward pass: what [`super::saved_activations::Saved`] holds,
 /// with `inner` floats of x · aᵀ.
 pub fn kept_floats(config: &ModelConfig, inner: usize) -> u64 {
     let query_width = config.heads * config.head_dim;

@@ -3,110 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Decoder;
+use crate::train::backend::BackendError;
 use crate::train::backend::{Backend, Outcome};
-use crate::train::engine::{EngineError, LoadEngineError, NamedTensors};
-use crate::train::weights::{LoadError, WeightSource, transposed};
-
-/// Which part of a model a tensor belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The embedding, which is the head as well in a tied model.
-    Embedding,
-    /// Learned positions.
-    Positions,
-    /// The block of this index.
-    Block(u32),
-    /// The norm behind the last block.
-    FinalNorm,
-    /// A head of its own.
-    Head,
-}
-
-/// One tensor of a model, in its file and in the decoder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelTensor {
-    /// Hugging Face's name, such as `model.layers.0.self_attn.q_proj.weight`.
-    pub name: String,
-    /// Its name in the file at hand.
-    pub stored: String,
-    /// What it belongs to.
-    pub part: Part,
-    /// Rows in the decoder: outputs of a layer, tokens of an embedding, 1 for a bias or a norm.
-    pub(super) rows: usize,
-    /// Columns in the decoder.
-    pub(super) columns: usize,
-    /// Whether the file has it the other way round (GPT-2's `Conv1D`).
-    pub(super) is_transposed: bool,
-    /// Whether the file has it without the dimension of its one row.
-    pub(super) is_row: bool,
-}
-
-impl ModelTensor {
-    /// A matrix.
-    pub(super) fn matrix(name: String, part: Part, rows: usize, columns: usize) -> Self {
-        let stored = name.clone();
-        Self { name, stored, part, rows, columns, is_transposed: false, is_row: false }
-    }
-
-    /// A bias or the weight of a norm.
-    pub(super) fn row(name: String, part: Part, columns: usize) -> Self {
-        Self { is_row: true, ..Self::matrix(name, part, 1, columns) }
-    }
-
-    /// Its module: its name without `.weight` or `.bias`.
-    pub fn module(&self) -> &str {
-        self.name.rsplit_once('.').map_or(&self.name, |(module, _)| module)
-    }
-
-    /// Number of its elements.
-    pub fn elements(&self) -> usize {
-        self.rows * self.columns
-    }
-
-    /// Its shape in the file.
-    pub fn shape(&self) -> Vec<usize> {
-        match (self.is_row, self.is_transposed) {
-            (true, _) => vec![self.columns],
-            (false, true) => vec![self.columns, self.rows],
-            (false, false) => vec![self.rows, self.columns],
-        }
-    }
-
-    /// Reads its values, in the decoder's layout.
-    pub(super) fn values(&self, weights: &dyn WeightSource) -> Result<Vec<f32>, LoadError> {
-        let values = weights.tensor(&self.stored)?.into_f32();
-        Ok(self.in_decoder(values))
-    }
-
-    /// Its values in the decoder's layout, from the file's; `key` names it in errors.
-    pub(super) fn taken(
-        &self,
-        key: &str,
-        (shape, values): &(Vec<usize>, Vec<f32>),
-    ) -> Outcome<Vec<f32>> {
-        let wanted = self.shape();
-        if *shape != wanted || values.len() != self.elements() {
-            return Err(EngineError::Tensors(format!(
-                "{key:?} has shape {shape:?} instead of {wanted:?}"
-            )));
-        }
-        Ok(self.in_decoder(values.clone()))
-    }
-
-    fn in_decoder(&self, values: Vec<f32>) -> Vec<f32> {
-        match self.is_transposed {
-            true => transposed(&values, self.columns, self.rows),
-            false => values,
-        }
-    }
-
-    fn in_file(&self, values: Vec<f32>) -> Vec<f32> {
-        match self.is_transposed {
-            true => transposed(&values, self.rows, self.columns),
-            false => values,
-        }
-    }
-}
+use crate::train::model::error::LoadModelError;
+use crate::train::model::tensors::{ModelPart, ModelTensor, NamedTensors};
+use crate::train::model::weights::WeightSource;
 
 /// A matrix for each of a model's tensors that trains, in the decoder's layout.
 pub struct Tensors<B: Backend> {
@@ -120,7 +21,7 @@ impl<B: Backend> Tensors<B> {
         decoder: &Decoder<B>,
         weights: &dyn WeightSource,
         selected: &[bool],
-    ) -> Result<Self, LoadEngineError> {
+    ) -> Result<Self, LoadModelError> {
         let mut held = Vec::with_capacity(decoder.tensors.len());
         for (tensor, is_selected) in decoder.tensors.iter().zip(selected) {
             held.push(match is_selected {
@@ -176,7 +77,7 @@ impl<B: Backend> Tensors<B> {
             }
             let key = format!("{prefix}{}", tensor.name);
             let Some(found) = tensors.get(&key) else {
-                return Err(EngineError::Tensors(format!("{key:?} is missing")));
+                return Err(BackendError::Tensors(format!("{key:?} is missing")));
             };
             let values = tensor.taken(&key, found)?;
             held.push(Some(decoder.backend.matrix(tensor.rows, tensor.columns, &values)?));
@@ -200,10 +101,10 @@ impl<B: Backend> Tensors<B> {
         &self,
         decoder: &Decoder<B>,
         weights: &dyn WeightSource,
-    ) -> Result<Vec<(u32, f64)>, LoadEngineError> {
+    ) -> Result<Vec<(u32, f64)>, LoadModelError> {
         let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
         for (tensor, matrix) in self.each(decoder) {
-            let Part::Block(layer) = tensor.part else { continue };
+            let ModelPart::Block(layer) = tensor.part else { continue };
             let before = tensor.values(weights)?;
             let now = decoder.backend.values(matrix)?;
             let change =

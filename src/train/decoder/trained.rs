@@ -2,14 +2,17 @@
 //! same shape.
 
 use super::adapter::{Adapter, PREFIX, stranger};
-use super::tensors::{Part, Tensors};
+use super::tensors::Tensors;
 use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
+use crate::train::backend::BackendError;
+use crate::train::backend::NormKind;
 use crate::train::backend::{Backend, Outcome};
-use crate::train::config::NormKind;
-use crate::train::cost::{Cost, Training, Trains};
-use crate::train::engine::{EngineError, LoadEngineError, NamedTensors};
-use crate::train::tuning::Tuning;
-use crate::train::weights::WeightSource;
+use crate::train::model::error::LoadModelError;
+use crate::train::model::flops::{Cost, Training, Trains};
+use crate::train::model::tensors::ModelPart;
+use crate::train::model::tensors::NamedTensors;
+use crate::train::model::trainable::Trainable;
+use crate::train::model::weights::WeightSource;
 
 /// Everything that trains of one model, on a device.
 pub struct Trained<B: Backend> {
@@ -27,13 +30,13 @@ impl<B: Backend> Trained<B> {
     pub fn new(
         decoder: &Decoder<B>,
         weights: &dyn WeightSource,
-        tuning: &Tuning,
+        tuning: &Trainable,
         seed: u64,
-    ) -> Result<Self, LoadEngineError> {
-        let selected = tuning.select(decoder.tensors()).map_err(LoadEngineError::Target)?;
+    ) -> Result<Self, LoadModelError> {
+        let selected = tuning.select(decoder.tensors()).map_err(LoadModelError::Target)?;
         let mut adapter = None;
-        if let Tuning::Lora(lora) = tuning {
-            let modules = lora.target.select(decoder.modules()).map_err(LoadEngineError::Target)?;
+        if let Trainable::Lora(lora) = tuning {
+            let modules = lora.target.select(decoder.modules()).map_err(LoadModelError::Target)?;
             adapter = Some(Adapter::new(decoder, lora, &modules, seed)?);
         }
         let tensors = Tensors::read(decoder, weights, &selected)?;
@@ -79,15 +82,15 @@ impl<B: Backend> Trained<B> {
     pub fn replace(
         &mut self,
         decoder: &Decoder<B>,
-        tuning: &Tuning,
+        tuning: &Trainable,
         named: &NamedTensors,
     ) -> Outcome<()> {
         let (tensors, mut taken) = self.tensors.from_named(decoder, self.prefix(), named)?;
         let mut pairs = None;
-        if let (Tuning::Lora(lora), Some(adapter)) = (tuning, &self.adapter) {
+        if let (Trainable::Lora(lora), Some(adapter)) = (tuning, &self.adapter) {
             let (made, used) = Adapter::pairs_from_named(decoder, lora, named)?;
             if made.parameters(decoder) != adapter.parameters(decoder) {
-                return Err(EngineError::Tensors(
+                return Err(BackendError::Tensors(
                     "there is not a tensor for each adapted layer".to_owned(),
                 ));
             }
@@ -95,7 +98,7 @@ impl<B: Backend> Trained<B> {
             pairs = Some(made);
         }
         if taken != named.len() {
-            return Err(EngineError::Tensors(stranger(decoder, named)));
+            return Err(BackendError::Tensors(stranger(decoder, named)));
         }
         (self.adapter, self.tensors) = (pairs, tensors);
         Ok(())
@@ -107,8 +110,8 @@ impl<B: Backend> Trained<B> {
         for (place, tensor) in decoder.tensors().iter().enumerate() {
             let Some(matrix) = self.tensors.get(place) else { continue };
             let slot = match tensor.part {
-                Part::Embedding => &mut adapter.embedding,
-                Part::Head => &mut adapter.head,
+                ModelPart::Embedding => &mut adapter.embedding,
+                ModelPart::Head => &mut adapter.head,
                 _ => continue,
             };
             let backend = decoder.backend();
@@ -135,7 +138,7 @@ impl<B: Backend> Trained<B> {
         &self,
         decoder: &Decoder<B>,
         weights: &dyn WeightSource,
-    ) -> Result<Vec<(u32, f64)>, LoadEngineError> {
+    ) -> Result<Vec<(u32, f64)>, LoadModelError> {
         match &self.adapter {
             Some(adapter) => Ok(adapter.mean_change_by_layer(decoder)?),
             None => self.tensors.mean_change_by_layer(decoder, weights),
@@ -195,7 +198,7 @@ impl<B: Backend> Decoder<B> {
         let of_adapter =
             self.blocks.iter().position(|block| block.linears().into_iter().any(has_pair));
         let of_tensors = self.tensors.iter().enumerate().filter_map(|(place, tensor)| {
-            let Part::Block(layer) = tensor.part else { return None };
+            let ModelPart::Block(layer) = tensor.part else { return None };
             trained.tensors.get(place).map(|_| layer as usize)
         });
         of_adapter.into_iter().chain(of_tensors).min().unwrap_or(self.blocks.len())

@@ -3,19 +3,20 @@
 //! Texts advance together: a pass takes the next tokens of each, reads the base once for all, and
 //! gives each the logits that it would have got alone, bit for bit.
 
-use super::{
-    BackendKind, EngineError, LoadEngineError, LoraSettings, NamedTensors, isa,
-    on_a_computing_thread,
-};
+use super::{BackendKind, isa, on_a_computing_thread};
 use crate::train::backend::Backend;
+use crate::train::backend::BackendError;
+use crate::train::backend::cpu::attention::kv_cache::{Cache, PAGE};
 use crate::train::backend::cpu::backend::CpuBackend;
-use crate::train::backend::cpu::cache::{Cache, PAGE};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::config::ModelConfig;
 use crate::train::decoder::Decoder;
 use crate::train::decoder::adapter::{Adapter, ReadyAdapter};
 use crate::train::decoder::decode::TextPass;
-use crate::train::weights::WeightSource;
+use crate::train::model::config::ModelConfig;
+use crate::train::model::error::LoadModelError;
+use crate::train::model::lora::LoraSettings;
+use crate::train::model::tensors::NamedTensors;
+use crate::train::model::weights::WeightSource;
 
 /// Most tokens of a text that a pass should take: longer prompts go in several.
 pub const PROMPT_CHUNK: usize = 512;
@@ -61,7 +62,7 @@ impl Responder {
         config: &serde_json::Value,
         weights: &dyn WeightSource,
         kind: BackendKind,
-    ) -> Result<Self, LoadEngineError> {
+    ) -> Result<Self, LoadModelError> {
         let kind = match kind {
             BackendKind::Candle => BackendKind::CpuF32,
             BackendKind::Cuda(_) => BackendKind::Cpu,
@@ -77,7 +78,7 @@ impl Responder {
     pub fn load_rounded(
         config: &serde_json::Value,
         weights: &dyn WeightSource,
-    ) -> Result<Self, LoadEngineError> {
+    ) -> Result<Self, LoadModelError> {
         Self::load_on(config, weights, CpuBackend::rounding(isa(BackendKind::Cpu)?))
     }
 
@@ -95,7 +96,7 @@ impl Responder {
         config: &serde_json::Value,
         weights: &dyn WeightSource,
         backend: CpuBackend,
-    ) -> Result<Self, LoadEngineError> {
+    ) -> Result<Self, LoadModelError> {
         let config = ModelConfig::read(config)?;
         Ok(Self { decoder: Decoder::load(backend, config, weights, false)? })
     }
@@ -135,13 +136,13 @@ impl Responder {
         &self,
         lora: &LoraSettings,
         tensors: &NamedTensors,
-    ) -> Result<AttachedAdapter, EngineError> {
+    ) -> Result<AttachedAdapter, BackendError> {
         let adapter = Adapter::from_named(&self.decoder, lora, tensors)?;
         Ok(AttachedAdapter(ReadyAdapter::new(&self.decoder, adapter)?))
     }
 
     /// The cache of a text that begins.
-    pub fn new_cache(&self) -> Result<TextCache, EngineError> {
+    pub fn new_cache(&self) -> Result<TextCache, BackendError> {
         Ok(TextCache(self.decoder.new_cache()?))
     }
 
@@ -150,7 +151,7 @@ impl Responder {
     ///
     /// # Errors
     /// Tokens that the model does not have, and texts longer than its context.
-    pub fn advance(&self, texts: &mut [Advance<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    pub fn advance(&self, texts: &mut [Advance<'_>]) -> Result<Vec<Vec<f32>>, BackendError> {
         on_a_computing_thread(|| {
             let passes = texts.iter_mut().map(|text| TextPass {
                 adapter: text.adapter.map(|adapter| &adapter.0),
@@ -166,7 +167,7 @@ impl Responder {
     pub fn begin<'a>(
         &'a self,
         adapter: Option<&'a AttachedAdapter>,
-    ) -> Result<Session<'a>, EngineError> {
+    ) -> Result<Session<'a>, BackendError> {
         Ok(Session { responder: self, adapter, cache: self.new_cache()? })
     }
 
@@ -175,7 +176,7 @@ impl Responder {
         &self,
         adapter: Option<&AttachedAdapter>,
         input_ids: &[u32],
-    ) -> Result<Vec<f32>, EngineError> {
+    ) -> Result<Vec<f32>, BackendError> {
         let mut cache = self.new_cache()?;
         let mut logits = Vec::new();
         for input_ids in input_ids.chunks(PROMPT_CHUNK) {
@@ -212,7 +213,7 @@ impl TextCache {
 
 impl Session<'_> {
     /// Appends tokens; logits of the position after them.
-    pub fn extend(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+    pub fn extend(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, BackendError> {
         let Self { responder, adapter, cache } = self;
         let mut logits = Vec::new();
         for input_ids in input_ids.chunks(PROMPT_CHUNK) {
@@ -220,7 +221,7 @@ impl Session<'_> {
             logits = responder.advance(&mut [text])?.swap_remove(0);
         }
         if logits.is_empty() {
-            return Err(EngineError::Sequence("there are no tokens to read".to_owned()));
+            return Err(BackendError::Sequence("there are no tokens to read".to_owned()));
         }
         Ok(logits)
     }

@@ -5,9 +5,9 @@ use axum::extract::State;
 
 use super::PathOfList;
 use super::object::PermissionList;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::validate::permission_request;
 

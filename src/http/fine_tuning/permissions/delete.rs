@@ -6,9 +6,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::PathOfOne;
-use crate::error_code::ErrorCode;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 
 /// What was deleted.

@@ -5,10 +5,10 @@ use axum::extract::State;
 
 use super::PathOfList;
 use super::object::PermissionList;
-use crate::http::authenticate::Caller;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::fine_tuning::MOST;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::Order;
 

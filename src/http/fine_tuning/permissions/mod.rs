@@ -17,10 +17,10 @@ use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::error_code::ErrorCode;
-use crate::http::authenticate::Caller;
+use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::PathId;
+use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_own, no_such_model};
 use crate::http::state::AppState;
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::model::CheckpointPermission;
+use crate::domain::model::CheckpointPermission;
 
 /// `object: "checkpoint.permission"`.
 #[derive(Debug, Serialize, ToSchema)]

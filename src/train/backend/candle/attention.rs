@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{D, Tensor};
 
-use super::crossing::Crossing;
+use super::transfers::Crossing;
 use crate::train::backend::{AttentionShape, Outcome};
 
 /// A score that a query does not see.

@@ -4,9 +4,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::crossing::Crossing;
+use super::transfers::Crossing;
 use crate::train::backend::Outcome;
-use crate::train::random::Stream;
+use crate::train::rng::Stream;
 
 /// One layer's mask.
 pub struct Mask {

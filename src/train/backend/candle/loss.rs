@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::crossing::Crossing;
+use super::transfers::Crossing;
 use super::{Weight, soft_capped, times};
 use crate::train::backend::{Outcome, RowLoss};
 

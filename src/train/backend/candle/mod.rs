@@ -20,14 +20,14 @@
 //! order, and cuBLAS promises to repeat itself on one kind of device, one version and one stream. So
 //! the same job should give the same bytes there; between devices it does not.
 
+mod activation;
 mod attention;
 mod cached;
-mod crossing;
-mod curve;
 mod dropout;
 mod loss;
 #[cfg(test)]
 mod tests;
+mod transfers;
 
 use std::ops::Range;
 
@@ -35,17 +35,19 @@ use candle_core::{D, DType, Device, Tensor};
 
 use self::attention::Attention;
 use self::cached::{Cache, Prepared};
-use self::crossing::Crossing;
-#[cfg(test)]
-pub use self::crossing::Transfers;
 use self::dropout::Mask;
+use self::transfers::Crossing;
+#[cfg(test)]
+pub use self::transfers::Transfers;
 use super::{
     AttentionShape, Backend, LoraPair, Moved, Norm, Outcome, PairsOfRows, RopeTable, RowLoss,
     RowsOfText, Segment,
 };
-use crate::train::config::{Activation, NormKind};
-use crate::train::engine::{AdamWStep, EngineError};
-use crate::train::random::Stream;
+use crate::train::backend::AdamWStep;
+use crate::train::backend::BackendError;
+use crate::train::backend::{Activation, NormKind};
+use crate::train::device::reason;
+use crate::train::rng::Stream;
 
 /// Candle on one device.
 pub struct CandleBackend {
@@ -81,16 +83,7 @@ pub fn passing_bytes(heads: u64, longest: u64, vocabulary: u64) -> u64 {
     AT_ONCE * 4 * scores.max(loss::HEAD_CHUNK as u64 * vocabulary)
 }
 
-/// What went wrong, without the backtrace that candle adds where `RUST_BACKTRACE` is set: the text goes
-/// to whoever owns the job.
-pub fn reason(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => reason(inner),
-        other => other.to_string(),
-    }
-}
-
-impl From<candle_core::Error> for EngineError {
+impl From<candle_core::Error> for BackendError {
     fn from(error: candle_core::Error) -> Self {
         let reason = reason(&error);
         // As the CUDA driver and cuBLAS say it.
@@ -378,7 +371,7 @@ impl Backend for CandleBackend {
     }
 
     fn activate(&self, curve: Activation, gate: &Tensor, up: Option<&Tensor>) -> Outcome<Tensor> {
-        let value = curve::value(curve, gate)?;
+        let value = activation::value(curve, gate)?;
         match up {
             Some(up) => Ok((value * up)?),
             None => Ok(value),
@@ -392,7 +385,7 @@ impl Backend for CandleBackend {
         up: Option<Tensor>,
         gradient: &Tensor,
     ) -> Outcome<(Tensor, Option<Tensor>)> {
-        let (value, slope) = curve::value_and_slope(curve, &gate)?;
+        let (value, slope) = activation::value_and_slope(curve, &gate)?;
         let Some(up) = up else {
             return Ok(((gradient * slope)?, None));
         };

@@ -5,29 +5,30 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::activation::{self, Curve};
 use super::attention::backward::{self, Gradients, Made};
 use super::attention::cached::NewRows;
+use super::attention::kv_cache::{Cache, Meter};
 use super::attention::{self, Inputs};
-use super::cache::{Cache, Meter};
+use super::buffer_pool::{Matrix, Pool};
+use super::gemm::packed::Packed;
+use super::gemm::tile::Store;
+use super::gemm::weight::Weight;
 use super::isa::Isa;
-use super::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
-use super::loss;
-use super::matrix::Packed;
-use super::memory::{Matrix, Pool};
-use super::norm;
-use super::rope;
-use super::runs::{self, Prepared, Run, Shared};
-use super::tile::Store;
+use super::layers::activation::{self, Curve};
+use super::layers::cross_entropy;
+use super::layers::grouped_lora::{self, Prepared, Run, Shared};
+use super::layers::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
+use super::layers::norm;
+use super::layers::rope;
 use super::vector;
-use super::weight::Weight;
+use crate::train::backend::AdamWStep;
+use crate::train::backend::BackendError;
+use crate::train::backend::{Activation, NormKind};
 use crate::train::backend::{
     Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm,
     Outcome, PairsOfRows, RopeTable, RowLoss, RowsOfText, Segment,
 };
-use crate::train::config::{Activation, NormKind};
-use crate::train::engine::{AdamWStep, EngineError};
-use crate::train::random::Stream;
+use crate::train::rng::Stream;
 
 /// Rows of logits that exist at once: 256 of 49,152 are 50 MB.
 pub const HEAD_CHUNK: usize = 256;
@@ -83,7 +84,7 @@ impl CpuBackend {
 
     /// Wᵀ, for the way back.
     fn back<'a>(&self, weight: &'a Weight) -> Outcome<&'a Packed> {
-        weight.backward.as_ref().ok_or_else(|| EngineError::Backend {
+        weight.backward.as_ref().ok_or_else(|| BackendError::Backend {
             backend: self.name(),
             reason: "the model was loaded for answering, not for training".to_owned(),
         })
@@ -616,7 +617,7 @@ impl Backend for CpuBackend {
             })
             .collect();
         let mut results = made.each_mut().map(Matrix::values_mut);
-        runs::forward(self.isa, &self.pool, rows(x), &layers, &runs, &mut results);
+        grouped_lora::forward(self.isa, &self.pool, rows(x), &layers, &runs, &mut results);
         made.map(Ok)
     }
 
@@ -646,11 +647,11 @@ impl Backend for CpuBackend {
             let mut logits = self.pool.take(rows, head.forward.outputs);
             self.times(chunk, &head.forward, logits.values_mut());
             let mut scales = self.pool.take(1, rows);
-            let backward = factors.map(|factors| loss::Backward {
+            let backward = factors.map(|factors| cross_entropy::Backward {
                 factors: &factors[first..first + rows],
                 scales: scales.values_mut(),
             });
-            loss::cross_entropy(
+            cross_entropy::cross_entropy(
                 self.isa,
                 logits.values_mut(),
                 &targets[first..first + rows],
@@ -685,10 +686,10 @@ impl Backend for CpuBackend {
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()> {
-        let rates = super::adamw::Rates::new(step, gradient_factor);
+        let rates = super::layers::adamw::Rates::new(step, gradient_factor);
         tensors.into_par_iter().with_min_len(TENSORS_PER_TASK).for_each(|tensor| {
             let Moved { parameter, gradient, first, second } = tensor;
-            super::adamw::update(
+            super::layers::adamw::update(
                 self.isa,
                 parameter.values_mut(),
                 gradient.values(),

@@ -2,26 +2,15 @@
 //!
 //! The only folder of hone that holds `unsafe`: each use states why it is sound.
 
-pub mod activation;
-mod adamw;
 pub mod attention;
 pub mod backend;
-pub mod cache;
+pub mod buffer_pool;
+pub mod gemm;
 pub mod isa;
-pub mod linear;
-pub mod loss;
-pub mod matrix;
-pub mod memory;
-pub mod norm;
+pub mod layers;
+mod parallel;
 pub mod peak;
-pub mod rope;
-pub mod runs;
-mod scratch;
-pub mod tile;
-mod turns;
 pub mod vector;
-pub mod weight;
-mod words;
 
 #[cfg(test)]
 mod tests;

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::train::backend::candle::{CandleBackend, Transfers};
-use crate::train::engine::LoraSettings;
-use crate::train::weights::{HostTensor, LoadError, safetensors};
+use crate::train::model::error::LoadError;
+use crate::train::model::lora::LoraSettings;
+use crate::train::model::weights::{HostTensor, safetensors};
 
 /// The first block of a small model, over and over.
 struct Repeated {
@@ -60,7 +61,7 @@ fn golden(family: &str) -> PathBuf {
 fn engine(
     family: &str,
     layers: usize,
-    tuning: &Tuning,
+    tuning: &Trainable,
     backend: CandleBackend,
 ) -> TrainingEngine<CandleBackend> {
     let text = std::fs::read(golden(family).join("config.json")).expect("reads");
@@ -76,8 +77,8 @@ fn engine(
     TrainingEngine::load(backend, config, &weights, tuning, 1).expect("loads")
 }
 
-fn lora(dropout: f64) -> Tuning {
-    Tuning::Lora(LoraSettings { dropout, ..LoraSettings::new(4, 8.0) })
+fn lora(dropout: f64) -> Trainable {
+    Trainable::Lora(LoraSettings { dropout, ..LoraSettings::new(4, 8.0) })
 }
 
 fn sequences() -> Vec<Sequence> {
@@ -102,7 +103,7 @@ fn moved(
 fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
     let sequences = sequences();
     let batch: Vec<&Sequence> = sequences.iter().collect();
-    engine.accumulate(&batch, Part::whole(number, 77)).expect("computes");
+    engine.accumulate(&batch, BatchPart::whole(number, 77)).expect("computes");
     let rates = AdamWStep {
         learning_rate: 1e-3,
         beta1: 0.9,
@@ -121,9 +122,9 @@ fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_trains_in_how
         for (layers, tuning) in [
             (1, lora(0.0)),
             (5, lora(0.0)),
-            (1, Tuning::Full),
-            (5, Tuning::Full),
-            (5, Tuning::LastLayers(2)),
+            (1, Trainable::Full),
+            (5, Trainable::Full),
+            (5, Trainable::LastLayers(2)),
         ] {
             let backend = CandleBackend::new(candle_core::Device::Cpu);
             let mut engine = engine(family, layers, &tuning, backend);
@@ -185,7 +186,7 @@ fn frozen_weights_in_bfloat16_give_nearly_the_same_gradients() {
         engine.set_trained(&adapter).expect("fits");
         let sequences = sequences();
         let batch: Vec<&Sequence> = sequences.iter().collect();
-        engine.accumulate(&batch, Part::whole(1, 77)).expect("computes");
+        engine.accumulate(&batch, BatchPart::whole(1, 77)).expect("computes");
         engine.gradients().expect("reads")
     };
     let exact = gradients(candle_core::DType::F32);

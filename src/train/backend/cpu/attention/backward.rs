@@ -6,13 +6,13 @@ use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Piece, Seen};
 use super::{BLOCK, Inputs, head_columns, scores};
+use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
+use crate::train::backend::cpu::gemm::elements::{across, along, numbers_in_word, words};
+use crate::train::backend::cpu::gemm::packed::{PANEL, pass};
+use crate::train::backend::cpu::gemm::scratch::with_words;
+use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::matrix::{PANEL, pass};
-use crate::train::backend::cpu::memory::{Matrix, Pool};
-use crate::train::backend::cpu::scratch::with_words;
-use crate::train::backend::cpu::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::vector;
-use crate::train::backend::cpu::words::{across, along, numbers_in_word, words};
 use crate::train::backend::{AttentionShape, Segment};
 
 /// Fewer tasks than that are halved.

@@ -10,13 +10,13 @@ use rayon::prelude::*;
 
 use super::{BLOCK, head_columns};
 use crate::train::backend::AttentionShape;
-use crate::train::backend::cpu::cache::{Cache, PAGE, pages};
+use crate::train::backend::cpu::attention::kv_cache::{Cache, PAGE, pages};
+use crate::train::backend::cpu::gemm::elements::{along, words};
+use crate::train::backend::cpu::gemm::packed::{TERMS, pass};
+use crate::train::backend::cpu::gemm::scratch::with_words;
+use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::matrix::{TERMS, pass};
-use crate::train::backend::cpu::scratch::with_words;
-use crate::train::backend::cpu::tile::{Left, Place, Store, Target, Term};
 use crate::train::backend::cpu::vector;
-use crate::train::backend::cpu::words::{along, words};
 
 /// Products of numbers that are worth waking other threads.
 const WORTH_SHARING: usize = 200_000;

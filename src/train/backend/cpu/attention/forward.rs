@@ -6,12 +6,12 @@ use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Seen};
 use super::{BLOCK, Inputs, multiply_over_keys, scores};
+use crate::train::backend::cpu::buffer_pool::Pool;
+use crate::train::backend::cpu::gemm::elements::{along, words};
+use crate::train::backend::cpu::gemm::scratch::with_words;
+use crate::train::backend::cpu::gemm::tile::{Place, Target};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::memory::Pool;
-use crate::train::backend::cpu::scratch::with_words;
-use crate::train::backend::cpu::tile::{Place, Target};
 use crate::train::backend::cpu::vector;
-use crate::train::backend::cpu::words::{along, words};
 use crate::train::backend::{AttentionShape, Segment};
 
 /// What a task reads.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
+use crate::train::backend::cpu::gemm::elements::{across, along, numbers_in_word, words};
+use crate::train::backend::cpu::gemm::packed::PANEL;
+use crate::train::backend::cpu::gemm::tile::{Left, Right};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::matrix::PANEL;
-use crate::train::backend::cpu::memory::{Matrix, Pool};
-use crate::train::backend::cpu::tile::{Left, Right};
-use crate::train::backend::cpu::words::{across, along, numbers_in_word, words};
 use crate::train::backend::{AttentionShape, Segment};
 
 /// A run of keys that the queries of a segment see: one of the segments before it, or itself.

@@ -13,13 +13,14 @@
 pub mod backward;
 pub mod cached;
 pub mod forward;
+pub mod kv_cache;
 mod layout;
 
 use std::ops::Range;
 
-use super::matrix::{PANEL, TERMS, pass};
-use super::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
-use super::words::words;
+use super::gemm::elements::words;
+use super::gemm::packed::{PANEL, TERMS, pass};
+use super::gemm::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
 use crate::train::backend::AttentionShape;
 use layout::{Across, Block, Layout, Panels, Piece, Seen};
 

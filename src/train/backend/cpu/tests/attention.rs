@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::{difference, levels, noise};
 use crate::train::backend::cpu::attention::backward::{self, Gradients, Made};
 use crate::train::backend::cpu::attention::{self, Inputs};
+use crate::train::backend::cpu::buffer_pool::Pool;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::memory::Pool;
 use crate::train::backend::{AttentionShape, Segment};
 
 proptest! {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{difference, levels, noise, wide};
+use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
+use crate::train::backend::cpu::gemm::packed::Packed;
+use crate::train::backend::cpu::gemm::tile::Store;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::linear::{self, Layer, PackedPair, Results, Rows};
-use crate::train::backend::cpu::matrix::Packed;
-use crate::train::backend::cpu::memory::{Matrix, Pool};
-use crate::train::backend::cpu::runs::{self, Run, Shared};
-use crate::train::backend::cpu::tile::Store;
+use crate::train::backend::cpu::layers::grouped_lora::{self, Run, Shared};
+use crate::train::backend::cpu::layers::linear::{self, Layer, PackedPair, Results, Rows};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -234,7 +234,7 @@ proptest! {
                 let mut y = vec![0.0; rows * outputs];
                 let x = Rows { values: &x, columns: inputs };
                 let layers = [Shared { weight: packed, bias: None }];
-                runs::forward(isa, &pool, x, &layers, &[], &mut [&mut y]);
+                grouped_lora::forward(isa, &pool, x, &layers, &[], &mut [&mut y]);
                 y.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
             };
             prop_assert!(product(&halves) == product(&whole), "{:?}", isa);
@@ -280,7 +280,7 @@ proptest! {
             let runs = [Run { rows: own.clone(), pairs: [Some(&attached), None, None] }];
             let layers = [Shared { weight: &weight, bias: None }];
             let x = Rows { values: &x, columns: inputs };
-            runs::forward(isa, &pool, x, &layers, &runs, &mut [&mut answered]);
+            grouped_lora::forward(isa, &pool, x, &layers, &runs, &mut [&mut answered]);
             prop_assert!(answered[own.start * outputs..own.end * outputs] == trained, "{:?}", isa);
         }
     }

@@ -1,0 +1,316 @@
+//! A fine-tuning job: its states, what was asked for, what it became.
+
+mod hyperparameters;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::hyperparameters::{
+    Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters, Schedule,
+};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::ids;
+use crate::domain::model::tuned_model_name;
+use crate::domain::project::Project;
+
+/// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
+/// explicit pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// The files are being looked at.
+    ValidatingFiles,
+    /// Waits for its turn.
+    Queued,
+    /// A trainer works on it.
+    Running,
+    /// Stopped by the user, to be resumed.
+    Paused,
+    /// Done: the model answers.
+    Succeeded,
+    /// Ended by an error.
+    Failed,
+    /// Ended by the user.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// Every state.
+    pub const ALL: &'static [JobStatus] = &[
+        Self::ValidatingFiles,
+        Self::Queued,
+        Self::Running,
+        Self::Paused,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The spelling on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ValidatingFiles => "validating_files",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The state that `text` spells, if any.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|status| status.as_str() == text)
+    }
+
+    /// Whether the job has ended for good.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The one table of legal moves.
+    pub fn may_become(self, next: JobStatus) -> bool {
+        use JobStatus::*;
+        matches!(
+            (self, next),
+            (ValidatingFiles, Queued | Failed | Cancelled)
+                | (Queued, Running | Paused | Failed | Cancelled)
+                | (Running, Queued | Paused | Succeeded | Failed | Cancelled)
+                | (Paused, Queued | Cancelled)
+        )
+    }
+}
+
+/// One of a job's two files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataFile {
+    /// What is learnt.
+    Training,
+    /// What the learning is measured on.
+    Validation,
+}
+
+impl DataFile {
+    /// The request's field.
+    pub fn param(self) -> &'static str {
+        match self {
+            Self::Training => "training_file",
+            Self::Validation => "validation_file",
+        }
+    }
+
+    /// The code of a job whose file is not what it should be.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::Training => ErrorCode::InvalidTrainingFile,
+            Self::Validation => ErrorCode::InvalidValidationFile,
+        }
+    }
+}
+
+/// Why a job failed; the shape of `error` on the job object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// From the table of public codes.
+    pub code: ErrorCode,
+    /// What happened, where, and what to do.
+    pub message: String,
+    /// The request field at fault, if one is.
+    pub param: Option<String>,
+}
+
+/// One fine-tuning job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// `ftjob-…`.
+    pub id: String,
+    /// Whose it is; its files and the model that it goes on from are of the same project.
+    pub project: Project,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds; set when the job has ended.
+    pub finished_at: Option<i64>,
+    /// Id of the base model.
+    pub model: String,
+    /// Name of the fine-tuned model or checkpoint that training goes on from; a fresh adapter
+    /// without.
+    pub continue_from: Option<String>,
+    /// Set when, and only when, the job has succeeded.
+    pub fine_tuned_model: Option<String>,
+    /// Where the job stands.
+    pub status: JobStatus,
+    /// File id.
+    pub training_file: String,
+    /// File id.
+    pub validation_file: Option<String>,
+    /// File ids of what the job produced.
+    pub result_files: Vec<String>,
+    /// Tokens that went through training, padding not counted, every epoch counted.
+    pub trained_tokens: Option<i64>,
+    /// What the client asked for.
+    pub hyperparameters: Hyperparameters,
+    /// What the engine made of it; `None` until a trainer has looked at the data.
+    pub resolved: Option<ResolvedHyperparameters>,
+    /// Set when the job has failed.
+    pub error: Option<JobError>,
+    /// Seed of everything random, 0..=2147483647.
+    pub seed: u32,
+    /// The part of the model's name that the client chose.
+    pub suffix: Option<String>,
+    /// The client's own notes.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Optimiser steps done.
+    pub trained_steps: u64,
+    /// Optimiser steps in all; `None` until resolved.
+    pub total_steps: Option<u64>,
+    /// Unix seconds at which the job should be done; only while running.
+    pub estimated_finish: Option<i64>,
+    /// How often a trainer has been started for it.
+    pub attempt: u32,
+    /// Whether the user wants it to end.
+    pub cancel_requested: bool,
+    /// Whether the user wants it to pause, and it still runs.
+    pub pause_requested: bool,
+}
+
+impl Job {
+    /// The name of the model that the job makes, the same for every attempt.
+    pub fn model_name(&self) -> String {
+        let id = ids::model_suffix(&self.id);
+        tuned_model_name(&self.model, self.suffix.as_deref(), &id)
+    }
+
+    /// Whether the job makes a model of its own, and no adapter.
+    pub fn makes_whole_model(&self) -> bool {
+        self.hyperparameters.tuning.unwrap_or_default() != FineTuneMode::Lora
+    }
+}
+
+/// How grave an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventLevel {
+    /// As expected.
+    Info,
+    /// The user should look at it.
+    Warn,
+    /// The job cannot go on.
+    Error,
+}
+
+/// What kind of event it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// A sentence for people.
+    Message,
+    /// Numbers of one step, in `data`.
+    Metrics,
+}
+
+/// An event that is about to be stored; the store gives it an id and its place in the sequence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewEvent {
+    /// How grave it is.
+    pub level: EventLevel,
+    /// What kind it is.
+    pub kind: EventKind,
+    /// For people.
+    pub message: String,
+    /// Numbers.
+    pub data: Option<serde_json::Value>,
+}
+
+impl NewEvent {
+    /// A sentence for people.
+    pub fn message(level: EventLevel, message: impl Into<String>) -> Self {
+        Self { level, kind: EventKind::Message, message: message.into(), data: None }
+    }
+}
+
+/// A stored event of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobEvent {
+    /// `ftevent-…`.
+    pub id: String,
+    /// Place in the job's sequence, from 1, without gaps.
+    pub sequence: i64,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// What it says.
+    pub event: NewEvent,
+}
+
+/// Numbers of one optimiser step, as events, the CSV and checkpoints show them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Mean loss over the loss-bearing tokens of the step.
+    pub train_loss: f64,
+    /// Share of loss-bearing tokens whose most likely prediction is right, 0..=1.
+    pub train_mean_token_accuracy: f64,
+    /// The same over one validation batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_loss: Option<f64>,
+    /// See `valid_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_mean_token_accuracy: Option<f64>,
+    /// The same over the whole validation file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_loss: Option<f64>,
+    /// See `full_valid_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_mean_token_accuracy: Option<f64>,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Epochs done after the step, as a fraction.
+    pub epoch: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Mean margin between the rewards of the two answers; of preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_margin: Option<f64>,
+}
+
+/// A stored checkpoint of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobCheckpoint {
+    /// `ftckpt_…`.
+    pub id: String,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// The job.
+    pub job_id: String,
+    /// `<model>:ckpt-step-<n>`.
+    pub model_name: String,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Numbers of that step.
+    pub metrics: StepMetrics,
+    /// File ids of the adapter as of this step.
+    pub result_files: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_has_ended_never_moves_again() {
+        for from in JobStatus::ALL.iter().filter(|status| status.is_terminal()) {
+            for to in JobStatus::ALL {
+                assert!(!from.may_become(*to), "{from:?} must not become {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_state_can_reach_an_end() {
+        for from in JobStatus::ALL.iter().filter(|status| !status.is_terminal()) {
+            assert!(from.may_become(JobStatus::Cancelled), "{from:?} cannot be cancelled");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The model that a name stands for: a base model, a fine-tuned one or a checkpoint.
+
+use futures_util::FutureExt;
+use tempfile::TempDir;
+
+use crate::base_models::BaseModelEntry;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::model::TunedModel;
+use crate::export::fetch::bring;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::middleware::authenticate::Caller;
+use crate::http::models::{find_usable, no_such_model};
+use crate::http::state::AppState;
+use crate::serve::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
+
+/// The model, and the adapter beside it, that a name stands for.
+pub(in crate::http) async fn source(
+    state: &AppState,
+    caller: &Caller,
+    name: &str,
+) -> ApiResult<ModelSource> {
+    if let Some(base) = state.base_models.find(name).map_err(ApiError::internal)? {
+        return Ok(ModelSource { base: BaseSource::Entry(base), adapter: None });
+    }
+    let Some(model) = find_usable(state, caller, name).await? else {
+        return Err(no_such_model(state, caller, name).await?);
+    };
+    if model.is_whole {
+        let load = fetch(state.clone(), model.clone()).boxed();
+        let base = BaseSource::Made { id: model.id, load };
+        return Ok(ModelSource { base, adapter: None });
+    }
+    let base: Option<BaseModelEntry> =
+        state.base_models.find(&model.base_model).map_err(ApiError::internal)?;
+    let Some(base) = base else {
+        let message = format!(
+            "the base model {:?} of {name:?} is not there any more: pull it again",
+            model.base_model
+        );
+        return Err(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"));
+    };
+    let load = load(state.clone(), model.clone()).boxed();
+    let adapter = Some(AdapterSource { id: model.id, load });
+    Ok(ModelSource { base: BaseSource::Entry(base), adapter })
+}
+
+/// The files of a whole model, in a folder that goes when it is dropped.
+async fn fetch(state: AppState, model: TunedModel) -> Result<TempDir, String> {
+    let folder =
+        tempfile::tempdir_in(state.blobs.spool_dir()).map_err(|error| error.to_string())?;
+    let brought = bring(&*state.store, &state.blobs, &model, folder.path()).await;
+    brought.map_err(|error| error.to_string())?;
+    Ok(folder)
+}
+
+/// The bytes of a model's adapter.
+async fn load(state: AppState, model: TunedModel) -> Result<AdapterBytes, String> {
+    let bytes = async |id: &str| {
+        let file = state.store.file(id).await.map_err(|error| error.to_string())?;
+        let file = file.ok_or_else(|| format!("its file {id:?} is gone"))?;
+        state.blobs.bytes(&file.blob_key).await.map_err(|error| error.to_string())
+    };
+    Ok(AdapterBytes {
+        config: bytes(&model.config_file).await?,
+        weights: bytes(&model.weights_file).await?,
+    })
+}

@@ -1,0 +1,43 @@
+//! How many requests may come: a bucket of tokens for each key, filled evenly.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::clock::{Clock, MonotonicClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::keyed::HashMapStateStore;
+use governor::{Quota, RateLimiter};
+
+type Buckets = RateLimiter<
+    Option<String>,
+    HashMapStateStore<Option<String>>,
+    MonotonicClock,
+    NoOpMiddleware<std::time::Instant>,
+>;
+
+/// Counts requests by key. Only keys that let in are counted, so there are never more buckets than
+/// keys; what comes without any shares one.
+pub struct RequestLimiter {
+    buckets: Option<Buckets>,
+}
+
+impl RequestLimiter {
+    /// So many requests in a minute with each key; any number without.
+    pub fn new(per_minute: Option<NonZeroU32>) -> Self {
+        let quota = per_minute.map(Quota::per_minute);
+        let clock = MonotonicClock;
+        let buckets =
+            quota.map(|quota| RateLimiter::new(quota, HashMapStateStore::default(), clock));
+        Self { buckets }
+    }
+
+    /// Takes a token of the key with this id; how long to wait for the next one when there is none.
+    pub(in crate::http) fn take(&self, key_id: Option<&str>) -> Result<(), Duration> {
+        let Some(buckets) = &self.buckets else {
+            return Ok(());
+        };
+        buckets
+            .check_key(&key_id.map(str::to_owned))
+            .map_err(|not_until| not_until.wait_time_from(MonotonicClock.now()))
+    }
+}

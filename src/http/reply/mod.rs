@@ -1,0 +1,3 @@
+//! What replies of several resources share.
+
+pub mod attachment;

@@ -1,0 +1,50 @@
+//! How much memory a run needs, said before any tensor is loaded.
+//!
+//! [`estimate`] adds up what the engine will hold, [`available`] asks the system what is free; a run
+//! that cannot fit is refused with both numbers instead of being killed in the middle.
+
+pub mod estimate;
+
+use self::estimate::Need;
+use super::BackendKind;
+use crate::device::Device;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::JobError;
+use crate::train::device;
+
+/// Where a run's tensors lie, and how many bytes are free there; `None` where nobody tells.
+pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
+    match backend {
+        BackendKind::Cuda(number) => (Device::Cuda(number), device::free_memory(number)),
+        BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => {
+            (Device::Cpu, device::memory::available())
+        }
+    }
+}
+
+/// Bytes that a run may use for what only makes it faster: half of what its need leaves of the `free`
+/// ones, so that others on the machine find some too; none where nobody tells what is free.
+pub fn spare(need: &Need, free: Option<u64>) -> u64 {
+    free.map_or(0, |free| free.saturating_sub(need.total()) / 2)
+}
+
+/// Refuses a run that cannot fit into the `free` bytes of its device, with the numbers. A machine or
+/// device that does not tell how much is free is not refused.
+///
+/// # Errors
+/// `out_of_memory`, with what would make the run smaller.
+pub fn check(need: &Need, (place, free): (Device, Option<u64>)) -> Result<(), JobError> {
+    let Some(free) = free.filter(|free| need.total() > *free) else {
+        return Ok(());
+    };
+    Err(JobError {
+        code: ErrorCode::OutOfMemory,
+        message: format!(
+            "training on {place} needs about {} MiB ({need}) and {} MiB are free: choose a smaller \
+             base model, a shorter context_length, a smaller lora_r or a machine with more memory",
+            need.total() >> 20,
+            free >> 20
+        ),
+        param: None,
+    })
+}

@@ -1,0 +1,245 @@
+//! A base model in one `.gguf` file: weights, configuration, tokenizer and template.
+//!
+//! llama.cpp's names and layouts are translated to Hugging Face's: [`architecture`] knows each
+//! family's, [`vocabulary`] makes a tokenizer of the lists that the file keeps. Quantised blocks
+//! become floats tensor by tensor.
+
+mod architecture;
+mod change;
+mod layout;
+mod metadata;
+mod vocabulary;
+pub mod words;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use candle_core::CpuStorage;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+
+use self::architecture::Architecture;
+use self::change::Change;
+pub use self::layout::{Layout, StoredTensor};
+use self::metadata::Metadata;
+use super::{FloatType, HostTensor, TensorData, WeightSource, read_range};
+use crate::train::model::error::LoadError;
+use crate::train::model::tokenizer::SpecialIds;
+
+/// What one file holds.
+pub struct Gguf {
+    /// The configuration as `config.json` would have it.
+    pub config: serde_json::Value,
+    /// The weights.
+    pub weights: Box<dyn WeightSource>,
+    /// The tokenizer as `tokenizer.json` would have it.
+    pub tokenizer_json: Vec<u8>,
+    /// What the file says of special tokens.
+    pub special: SpecialIds,
+    /// The chat template.
+    pub template: Option<String>,
+}
+
+/// Longest header that is read into memory; that of a model with 262,144 tokens has 16 MiB. Candle
+/// takes up to 32 times as much for it.
+const MAX_HEADER_BYTES: u64 = 32 * 1024 * 1024;
+
+/// The types of tensors that hone reads, for messages.
+const TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K to Q6_K and Q8_K";
+
+/// Opens a file: reads the header and checks every tensor's place; weights stay on disk until they
+/// are asked for.
+///
+/// # Errors
+/// A file that is damaged, or of an architecture, a tokenizer or a type of tensors that hone does not
+/// read from GGUF.
+pub fn open(path: &Path) -> Result<Gguf, LoadError> {
+    let content = read_header(path)?;
+    let metadata = Metadata::new(&content.metadata, path);
+    let (config, weights) = open_weights(path, &content, &metadata)?;
+    let (tokenizer_json, special) = vocabulary::read(&metadata)?;
+    let template = match content.metadata.get("tokenizer.chat_template") {
+        Some(Value::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    Ok(Gguf { config, weights: Box::new(weights), tokenizer_json, special, template })
+}
+
+/// Lists of rotary divisors by their names in a file.
+pub type RopeFactors = BTreeMap<String, Vec<f32>>;
+
+/// The keys of a file as they stand in it, and its lists of rotary divisors.
+pub fn keys(path: &Path) -> Result<(HashMap<String, Value>, RopeFactors), LoadError> {
+    let content = read_header(path)?;
+    let length = std::fs::metadata(path).map_err(|error| LoadError::io(path, error))?.len();
+    let mut factors = BTreeMap::new();
+    for (name, info) in &content.tensor_infos {
+        if architecture::is_rope_factors(name) {
+            let place = place(info, content.tensor_data_offset, length)
+                .map_err(|reason| LoadError::malformed(path, reason))?;
+            factors.insert(name.clone(), place.read(path, name)?.into_f32());
+        }
+    }
+    Ok((content.metadata, factors))
+}
+
+/// Metadata and the list of tensors.
+fn read_header(path: &Path) -> Result<Content, LoadError> {
+    let io_error = |error| LoadError::io(path, error);
+    let file = File::open(path).map_err(io_error)?;
+    let mut header = Vec::new();
+    file.take(MAX_HEADER_BYTES).read_to_end(&mut header).map_err(io_error)?;
+    // Candle divides by the alignment that the file says, be it zero.
+    let read = catch_unwind(AssertUnwindSafe(|| Content::read(&mut Cursor::new(&header))));
+    let reason = match read {
+        Ok(Ok(content)) => return Ok(content),
+        Ok(Err(error)) => error.to_string(),
+        Err(_panic) => "its alignment is zero".to_owned(),
+    };
+    let reason = format!(
+        "not a GGUF file, damaged, or with tensors of an unknown type (hone reads {TYPES}): {reason}"
+    );
+    Err(LoadError::malformed(path, reason))
+}
+
+/// The configuration, and the weights under Hugging Face's names.
+fn open_weights(
+    path: &Path,
+    content: &Content,
+    metadata: &Metadata<'_>,
+) -> Result<(serde_json::Value, GgufWeights), LoadError> {
+    let length = std::fs::metadata(path).map_err(|error| LoadError::io(path, error))?.len();
+    let mut stored = HashMap::new();
+    for (name, info) in &content.tensor_infos {
+        let place = place(info, content.tensor_data_offset, length)
+            .map_err(|reason| LoadError::malformed(path, format!("tensor {name:?}: {reason}")))?;
+        stored.insert(name.clone(), place);
+    }
+    refuse_overlaps(path, &stored)?;
+    let architecture = Architecture::of(metadata)?;
+    let mut factors = BTreeMap::new();
+    let mut tensors = HashMap::new();
+    for (name, place) in &stored {
+        if architecture::is_rope_factors(name) {
+            let values = place.read(path, name)?.into_f32();
+            factors.insert(name.clone(), values);
+            continue;
+        }
+        let Some((known, change)) = architecture.hugging_face_name(name) else {
+            let reason = format!("tensor {name:?} is not part of {}", architecture.name());
+            return Err(LoadError::malformed(path, reason));
+        };
+        if !change.fits(&place.shape) {
+            let heads = architecture.heads();
+            let reason = format!("tensor {name:?} of shape {:?} does not fit {heads}", place.shape);
+            return Err(LoadError::malformed(path, reason));
+        }
+        tensors.insert(known, (name.clone(), place.clone(), change));
+    }
+    let shape_of = |name: &str| stored.get(name).map(|place| place.shape.as_slice());
+    let config = architecture.configuration(metadata, &factors, shape_of)?;
+    Ok((config, GgufWeights { path: path.to_owned(), tensors }))
+}
+
+/// One tensor's place.
+#[derive(Debug, Clone)]
+struct Place {
+    /// From the start of the file.
+    start: u64,
+    bytes: usize,
+    kind: GgmlDType,
+    /// Outermost first.
+    shape: Vec<usize>,
+}
+
+fn place(info: &TensorInfo, data_start: u64, length: u64) -> Result<Place, String> {
+    let shape = info.shape.dims().to_vec();
+    let (block, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+    let row = shape.last().copied().unwrap_or(1);
+    if !row.is_multiple_of(block) {
+        return Err(format!(
+            "its rows of {row} are not whole blocks of {block}, which {:?} has",
+            info.ggml_dtype
+        ));
+    }
+    let count = shape.iter().try_fold(1usize, |count, size| count.checked_mul(*size));
+    let bytes = count.and_then(|count| (count / block).checked_mul(block_bytes));
+    let start = data_start.checked_add(info.offset);
+    let end = start.zip(bytes).and_then(|(start, bytes)| start.checked_add(bytes as u64));
+    match (start, bytes, end) {
+        (Some(start), Some(bytes), Some(end)) if end <= length => {
+            Ok(Place { start, bytes, kind: info.ggml_dtype, shape })
+        }
+        _ => Err(format!(
+            "with the shape {shape:?} it reaches beyond the file's {length} bytes: the file is \
+             truncated or damaged"
+        )),
+    }
+}
+
+fn refuse_overlaps(path: &Path, stored: &HashMap<String, Place>) -> Result<(), LoadError> {
+    let mut by_start: Vec<(&String, &Place)> = stored.iter().collect();
+    by_start.sort_by_key(|(_, place)| place.start);
+    for pair in by_start.windows(2) {
+        let [(first, before), (second, after)] = [pair[0], pair[1]];
+        if before.start + before.bytes as u64 > after.start {
+            let reason = format!("tensors {first:?} and {second:?} overlap: the file is damaged");
+            return Err(LoadError::malformed(path, reason));
+        }
+    }
+    Ok(())
+}
+
+impl Place {
+    /// The tensor as it is stored, its blocks as floats.
+    fn read(&self, path: &Path, name: &str) -> Result<HostTensor, LoadError> {
+        let bytes = read_range(path, self.start, self.bytes)?;
+        let data = match self.kind {
+            GgmlDType::F32 => FloatType::F32.read(&bytes),
+            GgmlDType::F16 => FloatType::F16.read(&bytes),
+            GgmlDType::BF16 => FloatType::Bf16.read(&bytes),
+            kind => {
+                let blocks = kind.from_data(Cow::Borrowed(&bytes));
+                match blocks.dequantize(self.shape.iter().product()) {
+                    Ok(CpuStorage::F32(values)) => TensorData::F32(values),
+                    Ok(_) => {
+                        let reason = format!("tensor {name:?} of {kind:?} has no floats");
+                        return Err(LoadError::malformed(path, reason));
+                    }
+                    Err(error) => {
+                        let reason = format!("tensor {name:?} of {kind:?}: {error}");
+                        return Err(LoadError::malformed(path, reason));
+                    }
+                }
+            }
+        };
+        Ok(HostTensor { shape: self.shape.clone(), data })
+    }
+}
+
+struct GgufWeights {
+    path: PathBuf,
+    /// By Hugging Face's name: the file's name, the place, what is to be undone.
+    tensors: HashMap<String, (String, Place, Change)>,
+}
+
+impl WeightSource for GgufWeights {
+    fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = Vec::with_capacity(self.tensors.len());
+        for (name, (_, place, change)) in &self.tensors {
+            shapes.push((name.clone(), change.shape(&place.shape)));
+        }
+        shapes
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor, LoadError> {
+        let Some((stored, place, change)) = self.tensors.get(name) else {
+            return Err(LoadError::no_tensor(name));
+        };
+        Ok(change.undo(place.read(&self.path, stored)?))
+    }
+}

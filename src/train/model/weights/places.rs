@@ -1,0 +1,90 @@
+//! Where the tensors of safetensors and of PyTorch's files lie: known since the files were opened,
+//! read when they are asked for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{FloatType, HostTensor, WeightSource, read_range};
+use crate::train::model::error::LoadError;
+
+/// What a tensor's elements are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Elements {
+    Floats(FloatType),
+    /// Masks and the like, which are never read, by the type's name in the file.
+    Other(String),
+}
+
+/// One tensor's place, which lies inside of its file.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// From the start of the file.
+    pub start: u64,
+    pub bytes: usize,
+    pub elements: Elements,
+    /// Outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// The tensors of one model, in one file or several.
+pub(super) struct Places {
+    files: Vec<PathBuf>,
+    /// By name: which file, and where in it.
+    places: BTreeMap<String, (usize, Place)>,
+}
+
+impl Places {
+    /// The tensors of all `files`, each file's as `read` finds them.
+    pub(super) fn gather(
+        files: Vec<PathBuf>,
+        read: impl Fn(&Path) -> Result<Vec<(String, Place)>, LoadError>,
+    ) -> Result<Self, LoadError> {
+        let mut places: BTreeMap<String, (usize, Place)> = BTreeMap::new();
+        for (number, path) in files.iter().enumerate() {
+            for (name, place) in read(path)? {
+                if let Some((other, _)) = places.get(&name) {
+                    let reason = match *other == number {
+                        true => format!("tensor {name:?} stands in it twice"),
+                        false => {
+                            format!("tensor {name:?} stands in {} too", files[*other].display())
+                        }
+                    };
+                    return Err(LoadError::malformed(path, reason));
+                }
+                places.insert(name, (number, place));
+            }
+        }
+        Ok(Self { files, places })
+    }
+
+    /// The number of the file that a tensor lies in.
+    pub(super) fn file_of(&self, name: &str) -> Option<usize> {
+        self.places.get(name).map(|(file, _)| *file)
+    }
+}
+
+impl WeightSource for Places {
+    fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.places.iter().map(|(name, (_, place))| (name.clone(), place.shape.clone())).collect()
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor, LoadError> {
+        let Some((file, place)) = self.places.get(name) else {
+            return Err(LoadError::no_tensor(name));
+        };
+        let path = &self.files[*file];
+        match &place.elements {
+            Elements::Floats(kind) => {
+                let bytes = read_range(path, place.start, place.bytes)?;
+                Ok(HostTensor { shape: place.shape.clone(), data: kind.read(&bytes) })
+            }
+            Elements::Other(kind) => {
+                let reason = format!(
+                    "tensor {name:?} is of type {kind}; hone reads F32, F16 and BF16: convert the \
+                     weights"
+                );
+                Err(LoadError::malformed(path, reason))
+            }
+        }
+    }
+}

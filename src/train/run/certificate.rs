@@ -1,0 +1,426 @@
+//! The end of a job's promise: what its files compute elsewhere is what was computed here.
+//!
+//! Before the engine goes, it is asked for the logits of a few rows ([`Witness`]); when it has gone,
+//! the files that it left are read back from their bytes beside a fresh base and must come to the same
+//! ([`issue`]). What they come to is written down, so that [`verify`] can ask again later.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::{CheckpointError, sha256_of};
+use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
+use super::setup::Prepared;
+use crate::artifacts::certificate::{Base, Certificate, Compared, Data, FILE_NAME, FORM, Row};
+use crate::artifacts::model;
+use crate::artifacts::peft::{self, PeftError};
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::JobError;
+use crate::train::backend::BackendError;
+use crate::train::data::tokenize::EncodedFile;
+use crate::train::engine::{BackendKind, Engine, Responder, precision};
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::error::LoadError;
+use crate::train::model::error::LoadModelError;
+use crate::train::model::lora::LoraSettings;
+use crate::train::protocol::RunSpec;
+use crate::util::atomic_file;
+use crate::util::hex::hex;
+
+/// Rows that are compared.
+const ROWS: usize = 4;
+
+/// Tokens of a row.
+const TOKENS: usize = 64;
+
+/// Logits that are kept for the comparison: 64 MiB of them.
+const MOST_LOGITS: usize = 16 << 20;
+
+/// Largest difference that passes, relative to the largest logit: where the same arithmetic is done
+/// twice, and where products round to bfloat16 on one side alone.
+const SAME_ARITHMETIC: f32 = 1e-3;
+const OTHER_ARITHMETIC: f32 = 5e-2;
+
+/// What the trainer's engine came to.
+pub(super) struct Witness {
+    rows_of: &'static str,
+    /// Tokens, and the logits of every position.
+    rows: Vec<(Vec<u32>, Vec<f32>)>,
+}
+
+impl Witness {
+    /// Asks the engine, as it is now, for the beginnings of a few examples.
+    pub(super) fn ask(prepared: &Prepared, engine: &mut dyn Engine) -> Result<Self, BackendError> {
+        let (rows_of, file): (_, &EncodedFile) = match &prepared.validation {
+            Some(file) => ("validation", file),
+            None => ("training", &prepared.training),
+        };
+        let mut left = (MOST_LOGITS / prepared.vocabulary.max(1)).max(1);
+        let mut rows = Vec::new();
+        for sequence in file.sequences.iter().take(ROWS) {
+            let ids = &sequence.input_ids[..sequence.input_ids.len().min(TOKENS).min(left)];
+            if ids.is_empty() {
+                break;
+            }
+            left -= ids.len();
+            rows.push((ids.to_vec(), engine.logits(ids)?));
+        }
+        Ok(Self { rows_of, rows })
+    }
+}
+
+/// A model that was read from files, ready to compute.
+struct Made {
+    responder: Responder,
+    adapter: Option<crate::train::engine::AttachedAdapter>,
+}
+
+/// Why a model cannot be read from its files.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    #[error(transparent)]
+    Load(#[from] LoadModelError),
+    #[error(transparent)]
+    Adapter(#[from] PeftError),
+    #[error(transparent)]
+    Engine(#[from] BackendError),
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+}
+
+impl Made {
+    /// Reads the adapter in `folder` beside `base` or, without a base, the whole model there.
+    fn read(folder: &Path, base: Option<&BaseModel>, kind: BackendKind) -> Result<Self, ReadError> {
+        let Some(base) = base else {
+            let whole = BaseModel::open(folder)?;
+            let responder = Responder::load(&whole.config, whole.weights.as_ref(), kind)?;
+            return Ok(Self { responder, adapter: None });
+        };
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read(&path)
+                .map_err(|source| ReadError::Io { path: path.display().to_string(), source })
+        };
+        let (config, tensors) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)?;
+        let responder = Responder::load(&base.config, base.weights.as_ref(), kind)?;
+        let adapter = responder.attach(&LoraSettings::of_peft(&config), &tensors)?;
+        Ok(Self { responder, adapter: Some(adapter) })
+    }
+
+    /// Logits of every position.
+    fn logits(&self, ids: &[u32]) -> Result<Vec<f32>, BackendError> {
+        self.responder.logits(self.adapter.as_ref(), ids)
+    }
+}
+
+/// Reads back what the run left in `directory`, compares, and writes the certificate into the work
+/// folder. The run's engine should be gone: its memory is needed.
+///
+/// # Errors
+/// [`ErrorCode::ExportCheckFailed`] where the files come to other numbers than the engine.
+pub(super) fn issue(
+    spec: &RunSpec,
+    prepared: &Prepared,
+    witness: &Witness,
+    directory: &Path,
+) -> Result<PathBuf, JobError> {
+    let is_whole = prepared.adapter.is_none();
+    let folder = if is_whole { directory.join(model::FOLDER) } else { directory.to_owned() };
+    let base = (!is_whole).then_some(&prepared.base);
+    let made = Made::read(&folder, base, prepared.backend).map_err(|error| match error {
+        ReadError::Model(error) => invalid_model(error),
+        ReadError::Load(error) => cannot_load(error),
+        ReadError::Engine(error) => engine_failed(error),
+        other => differs(&other.to_string()),
+    })?;
+    let mut rows = Vec::with_capacity(witness.rows.len());
+    let (mut difference, mut largest, mut tokens) = (0.0f32, 0.0f32, 0);
+    for (ids, trained) in &witness.rows {
+        let read = made.logits(ids).map_err(engine_failed)?;
+        for (read, trained) in read.iter().zip(trained) {
+            // A number that is none must not pass as the smaller one.
+            let apart = (read - trained).abs();
+            difference = if apart.is_nan() { f32::INFINITY } else { difference.max(apart) };
+            largest = largest.max(trained.abs());
+        }
+        tokens += ids.len();
+        rows.push(row(ids, &read));
+    }
+    let relative = match prepared.backend {
+        BackendKind::Cuda(_) => OTHER_ARITHMETIC,
+        BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => SAME_ARITHMETIC,
+    };
+    let allowed = relative * largest.max(1.0);
+    if difference > allowed {
+        return Err(differs(&format!(
+            "logits differ by up to {difference:.3e}, and {allowed:.3e} is allowed"
+        )));
+    }
+    let identity = &prepared.identity;
+    let template = prepared.base.template_source.as_ref();
+    let certificate = Certificate {
+        certificate: FORM,
+        hone: env!("CARGO_PKG_VERSION").to_owned(),
+        base_model: Base { id: spec.base_model_id.clone(), sha256: identity.model.clone() },
+        data: Data {
+            training_sha256: identity.training_file.clone(),
+            validation_sha256: identity.validation_file.clone(),
+        },
+        template_sha256: template.map(|text| hex(&Sha256::digest(text.as_bytes()))),
+        continued_from_sha256: identity.start.clone(),
+        seed: identity.seed,
+        files: digests(&folder, is_whole).map_err(checkpoint_failed)?,
+        compared: Compared {
+            rows_of: witness.rows_of.to_owned(),
+            tokens,
+            largest_difference: difference,
+            largest_logit: largest,
+            allowed_difference: allowed,
+            precision: precision(prepared.backend).map_err(engine_failed)?.to_owned(),
+        },
+        rows,
+    };
+    let mut text = serde_json::to_vec_pretty(&certificate)
+        .map_err(|error| internal(format!("the certificate cannot be written: {error}")))?;
+    text.push(b'\n');
+    let path = spec.work_dir.join(FILE_NAME);
+    atomic_file::write(&path, &text)
+        .map_err(|error| internal(format!("{}: {error}", path.display())))?;
+    Ok(path)
+}
+
+fn differs(what: &str) -> JobError {
+    JobError {
+        code: ErrorCode::ExportCheckFailed,
+        message: format!(
+            "the model's files were read back and do not compute what was trained: {what}. Nothing is \
+             published; start the job again, and look at the machine's memory and disk if it happens \
+             again"
+        ),
+        param: None,
+    }
+}
+
+/// SHA-256 of the files that make a model, by name.
+fn digests(folder: &Path, is_whole: bool) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let mut names = match is_whole {
+        false => vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE],
+        true => vec![model::CONFIG_FILE, model::WEIGHTS_FILE],
+    };
+    if is_whole {
+        names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
+    }
+    let mut digests = BTreeMap::new();
+    for name in names {
+        digests.insert(name.to_owned(), sha256_of(&folder.join(name))?);
+    }
+    Ok(digests)
+}
+
+/// What stands in the certificate of one row.
+fn row(ids: &[u32], all: &[f32]) -> Row {
+    let vocabulary = all.len() / ids.len().max(1);
+    let mut row = Row {
+        token_ids: ids.to_vec(),
+        likeliest: Vec::with_capacity(ids.len()),
+        logits: Vec::with_capacity(ids.len()),
+        log_probabilities: Vec::with_capacity(ids.len()),
+    };
+    for (place, logits) in all.chunks_exact(vocabulary.max(1)).enumerate() {
+        let mut best = 0;
+        for (id, logit) in logits.iter().enumerate() {
+            if *logit > logits[best] {
+                best = id;
+            }
+        }
+        row.likeliest.push(best as u32);
+        row.logits.push(logits[best]);
+        if let Some(next) = ids.get(place + 1) {
+            let most = f64::from(logits[best]);
+            let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
+            let next = f64::from(logits[*next as usize]);
+            row.log_probabilities.push((next - most - sum.ln()) as f32);
+        }
+    }
+    row
+}
+
+/// What checking a certificate came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verified {
+    /// What was certified.
+    pub certificate: Certificate,
+    /// Largest difference from the numbers in the certificate.
+    pub largest_difference: f32,
+    /// Largest difference that passes here.
+    pub allowed_difference: f32,
+    /// Tokens that were computed again.
+    pub tokens: usize,
+}
+
+/// Why a certificate does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The certificate is none that this version reads.
+    #[error("{path}: {reason}")]
+    Form {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Bytes are not those that were certified.
+    #[error("{what} has the SHA-256 {found}, and {wanted} was certified: it is another one")]
+    Digest {
+        /// What.
+        what: String,
+        /// Of the bytes at hand.
+        found: String,
+        /// In the certificate.
+        wanted: String,
+    },
+    /// The files are those that were certified, and come to other numbers.
+    #[error("the files come to other numbers than were certified: {0}")]
+    Numbers(String),
+    /// The files cannot be loaded.
+    #[error("{0}")]
+    Load(String),
+}
+
+/// Reads the certificate in `folder`.
+pub fn read(folder: &Path) -> Result<Certificate, VerifyError> {
+    let path = folder.join(FILE_NAME);
+    let shown = path.display().to_string();
+    let bytes =
+        std::fs::read(&path).map_err(|source| VerifyError::Io { path: shown.clone(), source })?;
+    let certificate: Certificate = serde_json::from_slice(&bytes)
+        .map_err(|error| VerifyError::Form { path: shown.clone(), reason: error.to_string() })?;
+    if certificate.certificate != FORM {
+        let reason =
+            format!("it is of form {}, and this version reads {FORM}", { certificate.certificate });
+        return Err(VerifyError::Form { path: shown, reason });
+    }
+    Ok(certificate)
+}
+
+/// Checks the files in `folder` against the certificate beside them: their digests, that of the base
+/// model at `base` (which an adapter needs), and the numbers, computed again.
+pub fn verify(folder: &Path, base: Option<&Path>) -> Result<Verified, VerifyError> {
+    let certificate = read(folder)?;
+    for (name, wanted) in &certificate.files {
+        // Names lead nowhere but into the folder.
+        if name.contains(['/', '\\']) {
+            let reason = format!("{name:?} is not the name of a file");
+            return Err(VerifyError::Form { path: FILE_NAME.to_owned(), reason });
+        }
+        let found =
+            sha256_of(&folder.join(name)).map_err(|error| VerifyError::Load(error.to_string()))?;
+        same(name, &found, wanted)?;
+    }
+    let load = |error: &dyn std::fmt::Display| VerifyError::Load(error.to_string());
+    let base = match base {
+        Some(path) => Some(BaseModel::open(path).map_err(|error| load(&error))?),
+        None => None,
+    };
+    if let Some(base) = &base {
+        let what = format!("the base model {:?}", certificate.base_model.id);
+        same(&what, &base.digest, &certificate.base_model.sha256)?;
+    }
+    let here = precision(BackendKind::Cpu).map_err(|error| load(&error))?;
+    let is_same = certificate.compared.precision == here;
+    let kind = if is_same { BackendKind::Cpu } else { BackendKind::CpuF32 };
+    let is_f32 = certificate.compared.precision == "f32";
+    let relative = if is_same || is_f32 { SAME_ARITHMETIC } else { OTHER_ARITHMETIC };
+    let allowed = relative * certificate.compared.largest_logit.max(1.0);
+    let made = Made::read(folder, base.as_ref(), kind).map_err(|error| load(&error))?;
+    let (mut difference, mut tokens) = (0.0f32, 0);
+    for certified in &certificate.rows {
+        let logits = made.logits(&certified.token_ids).map_err(|error| load(&error))?;
+        let vocabulary = logits.len() / certified.token_ids.len().max(1);
+        let made = row(&certified.token_ids, &logits);
+        // The logit of the token that was the likeliest then: another may lead by a hair now.
+        let then = certified.likeliest.iter().enumerate().map(|(place, id)| {
+            logits.get(place * vocabulary + *id as usize).copied().unwrap_or(f32::NAN)
+        });
+        let pairs = then.zip(&certified.logits).map(|(now, then)| (now, *then));
+        let more = made.log_probabilities.iter().zip(&certified.log_probabilities);
+        for (now, then) in pairs.chain(more.map(|(now, then)| (*now, *then))) {
+            let apart = (now - then).abs();
+            difference = if apart.is_nan() { f32::INFINITY } else { difference.max(apart) };
+        }
+        tokens += certified.token_ids.len();
+    }
+    if difference > allowed {
+        return Err(VerifyError::Numbers(format!(
+            "they differ by up to {difference:.3e}, and {allowed:.3e} is allowed"
+        )));
+    }
+    Ok(Verified {
+        certificate,
+        largest_difference: difference,
+        allowed_difference: allowed,
+        tokens,
+    })
+}
+
+fn same(what: &str, found: &str, wanted: &str) -> Result<(), VerifyError> {
+    if found == wanted {
+        return Ok(());
+    }
+    let (what, found, wanted) = (what.to_owned(), found.to_owned(), wanted.to_owned());
+    Err(VerifyError::Digest { what, found, wanted })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::job::Hyperparameters;
+    use crate::train::run::setup::prepare;
+
+    #[test]
+    fn a_run_whose_files_compute_something_else_fails_and_has_no_certificate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let training_file = folder.path().join("train.jsonl");
+        let line =
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+        std::fs::write(&training_file, [line; 10].join("\n")).expect("writes");
+        let spec = RunSpec {
+            base_model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama"),
+            base_model_id: "tiny-llama".to_owned(),
+            continue_from: None,
+            training_file,
+            validation_file: None,
+            work_dir: folder.path().to_owned(),
+            seed: 1,
+            hyperparameters: Hyperparameters::default(),
+        };
+        let (prepared, mut engine) =
+            prepare(&spec, BackendKind::CpuF32, &mut |_| ()).expect("prepares");
+        prepared.product().write(folder.path(), engine.as_ref()).expect("writes");
+        let witness = Witness::ask(&prepared, engine.as_mut()).expect("computes");
+        issue(&spec, &prepared, &witness, folder.path()).expect("the files are what was trained");
+        std::fs::remove_file(folder.path().join(FILE_NAME)).expect("was written");
+
+        // The files are whole and well-formed, and one layer's B is another.
+        let path = folder.path().join(peft::WEIGHTS_FILE);
+        let mut tensors = peft::deserialise(&std::fs::read(&path).expect("reads")).expect("floats");
+        let key = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight";
+        tensors.get_mut(key).expect("is there").1.fill(0.5);
+        std::fs::write(&path, peft::serialise(&tensors).expect("serialises")).expect("writes");
+        let error = issue(&spec, &prepared, &witness, folder.path()).expect_err("it differs");
+        assert_eq!(error.code, ErrorCode::ExportCheckFailed);
+        assert!(error.message.contains("logits differ by up to"), "{}", error.message);
+        assert!(!folder.path().join(FILE_NAME).exists());
+    }
+}

@@ -1,0 +1,310 @@
+//! Checkpoints: everything that a run needs to go on bit for bit, in a folder that is there whole or
+//! not at all.
+//!
+//! A checkpoint is `step-<n>/` in the run's work folder: what trains, ready for use (an adapter in
+//! PEFT layout, or the whole model in the folder `model`), both moments, `state.json`, and `manifest.json` with the SHA-256 of each, written last into a temporary folder
+//! that is then renamed. A folder whose manifest does not verify is passed over.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::diagnostics::Finding;
+use super::early_stopping::Watch;
+use super::export::{self, Product};
+use crate::artifacts::peft::{self, PeftError};
+use crate::domain::job::{ResolvedHyperparameters, StepMetrics};
+use crate::train::backend::BackendError;
+use crate::train::engine::Engine;
+use crate::train::model::error::LoadError;
+use crate::util::atomic_file;
+use crate::util::hex::hex;
+
+const STATE_FILE: &str = "state.json";
+const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
+const SECOND_MOMENTS_FILE: &str = "second_moments.safetensors";
+const MANIFEST_FILE: &str = "manifest.json";
+const LOCK_FILE: &str = ".lock";
+
+/// What can go wrong with checkpoints.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file or folder.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The adapter's files.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    /// The engine cannot give or take its state.
+    #[error(transparent)]
+    Engine(#[from] BackendError),
+    /// The weights of a model cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A checkpoint is damaged.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// What a run is, beside its progress; a checkpoint of another run is not continued.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// SHA-256 of the base model.
+    pub model: String,
+    /// SHA-256 of the adapter that it began with; a fresh one without.
+    pub start: Option<String>,
+    /// SHA-256 of the training file.
+    pub training_file: String,
+    /// SHA-256 of the validation file.
+    pub validation_file: Option<String>,
+    /// Seed of everything random.
+    pub seed: u32,
+    /// Every hyperparameter.
+    pub hyperparameters: ResolvedHyperparameters,
+}
+
+/// How far a run is. The place in the data and every random number follow from the step and the
+/// seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// What the run is.
+    pub identity: Identity,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Real tokens that went through training.
+    pub trained_tokens: u64,
+    /// Numbers of every step so far: the CSV's rows.
+    pub metrics: Vec<StepMetrics>,
+    /// Loss of each training example when it was last trained on.
+    pub example_losses: Vec<Option<f32>>,
+    /// Looks at the validation file.
+    pub watch: Watch,
+    /// What was found wrong.
+    pub health: Vec<Finding>,
+    /// Steps whose checkpoints the user keeps, in order.
+    pub kept: Vec<u64>,
+}
+
+impl State {
+    /// Nothing done yet, over so many training examples.
+    pub fn new(identity: Identity, examples: usize) -> Self {
+        Self {
+            identity,
+            step: 0,
+            trained_tokens: 0,
+            metrics: Vec::new(),
+            example_losses: vec![None; examples],
+            watch: Watch::default(),
+            health: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+}
+
+/// A checkpoint that has been found whole.
+pub struct Found {
+    /// How far it is.
+    pub state: State,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// What looking for a checkpoint came to.
+#[derive(Default)]
+pub struct Search {
+    /// The newest whole one of this run.
+    pub found: Option<Found>,
+    /// Newer ones that cannot be used, and why.
+    pub passed_over: Vec<String>,
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.display().to_string();
+    move |source| CheckpointError::Io { path, source }
+}
+
+/// The right to write into a run's work folder, until it is dropped or its process ends in any way.
+#[derive(Debug)]
+pub struct Hold {
+    _file: File,
+}
+
+/// Takes hold of a work folder, which is made if it is not there. Another trainer may still be at
+/// work in it: one whose server was killed ends only after its step. `when_held` is called once in
+/// that case, before the wait.
+pub fn hold(work_dir: &Path, when_held: impl FnOnce()) -> Result<Hold, CheckpointError> {
+    std::fs::create_dir_all(work_dir).map_err(io_error(work_dir))?;
+    let path = work_dir.join(LOCK_FILE);
+    let file = File::create(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            when_held();
+            file.lock().map_err(io_error(&path))?;
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+    }
+    Ok(Hold { _file: file })
+}
+
+/// The folder of the checkpoint of `step`.
+pub fn folder(work_dir: &Path, step: u64) -> PathBuf {
+    work_dir.join(format!("step-{step}"))
+}
+
+/// Writes the engine's state as the checkpoint of `state.step`; one that is there already and whole
+/// is kept, since the same step always writes the same bytes.
+pub fn write(
+    work_dir: &Path,
+    engine: &dyn Engine,
+    product: &Product<'_>,
+    state: &State,
+) -> Result<PathBuf, CheckpointError> {
+    let target = folder(work_dir, state.step);
+    if is_whole(&target) {
+        return Ok(target);
+    }
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(io_error(&target))?;
+    }
+    let partial = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempdir_in(work_dir)
+        .map_err(io_error(work_dir))?;
+    let inside = |name: &str| partial.path().join(name);
+
+    let mut names = product.write(partial.path(), engine)?;
+    let (first, second) = engine.moments()?;
+    for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
+        let path = inside(name);
+        atomic_file::write(&path, &peft::serialise(&moments)?).map_err(io_error(&path))?;
+    }
+    let path = inside(STATE_FILE);
+    atomic_file::write(&path, &to_json(state)?).map_err(io_error(&path))?;
+
+    let mut manifest = BTreeMap::new();
+    names.extend([FIRST_MOMENTS_FILE, SECOND_MOMENTS_FILE, STATE_FILE].map(str::to_owned));
+    for name in names {
+        let sha256 = sha256_of(&inside(&name))?;
+        manifest.insert(name, sha256);
+    }
+    let path = inside(MANIFEST_FILE);
+    atomic_file::write(&path, &to_json(&manifest)?).map_err(io_error(&path))?;
+
+    let partial = partial.keep();
+    std::fs::rename(&partial, &target).map_err(io_error(&target))?;
+    atomic_file::sync_folder(work_dir).map_err(io_error(work_dir))?;
+    Ok(target)
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, CheckpointError> {
+    serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Damaged(error.to_string()))
+}
+
+/// SHA-256 of a file, lower-case hex.
+pub fn sha256_of(path: &Path) -> Result<String, CheckpointError> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path).map_err(io_error(path))?;
+    let mut buffer = vec![0u8; 64 * 1024];
+    loop {
+        let count = io::Read::read(&mut file, &mut buffer).map_err(io_error(path))?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Checks every file of a checkpoint against its manifest.
+fn verify(folder: &Path) -> Result<(), CheckpointError> {
+    let path = folder.join(MANIFEST_FILE);
+    let bytes = std::fs::read(&path).map_err(io_error(&path))?;
+    let manifest: BTreeMap<String, String> = serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Damaged(format!("{}: {error}", path.display())))?;
+    for (name, wanted) in &manifest {
+        let path = folder.join(name);
+        if sha256_of(&path)? != *wanted {
+            let message = format!("{} does not have the bytes that were written", path.display());
+            return Err(CheckpointError::Damaged(message));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a checkpoint's folder is there with the bytes that were written.
+pub fn is_whole(folder: &Path) -> bool {
+    verify(folder).is_ok()
+}
+
+/// The steps of which there is a checkpoint folder, newest first.
+pub fn steps(work_dir: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let mut steps: Vec<u64> = Vec::new();
+    for entry in std::fs::read_dir(work_dir).map_err(io_error(work_dir))? {
+        let name = entry.map_err(io_error(work_dir))?.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix("step-"));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            steps.push(step);
+        }
+    }
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
+}
+
+/// Looks for the newest whole checkpoint of the run that `identity` describes.
+pub fn newest(work_dir: &Path, identity: &Identity) -> Result<Search, CheckpointError> {
+    let mut search = Search::default();
+    for step in steps(work_dir)? {
+        let folder = folder(work_dir, step);
+        match read_state(&folder) {
+            Ok(state) if state.identity == *identity && state.step == step => {
+                search.found = Some(Found { state, folder });
+                return Ok(search);
+            }
+            Ok(_) => search.passed_over.push(format!(
+                "the checkpoint of step {step} belongs to other data, another base model or other \
+                 settings"
+            )),
+            Err(error) => search
+                .passed_over
+                .push(format!("the checkpoint of step {step} is not whole: {error}")),
+        }
+    }
+    Ok(search)
+}
+
+fn read_state(folder: &Path) -> Result<State, CheckpointError> {
+    verify(folder)?;
+    let path = folder.join(STATE_FILE);
+    let bytes = std::fs::read(&path).map_err(io_error(&path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Damaged(format!("{}: {error}", path.display())))
+}
+
+/// Puts what trains, as a checkpoint has it, and the moments into the engine.
+pub fn restore(folder: &Path, engine: &mut dyn Engine) -> Result<(), CheckpointError> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).map_err(io_error(&path))
+    };
+    let first = peft::deserialise(&read(FIRST_MOMENTS_FILE)?)?;
+    engine.set_trained(&export::read(folder, &first)?)?;
+    let second = peft::deserialise(&read(SECOND_MOMENTS_FILE)?)?;
+    engine.set_moments(&first, &second)?;
+    Ok(())
+}
+
+/// Removes a checkpoint that nothing needs any more.
+pub fn remove(work_dir: &Path, step: u64) -> Result<(), CheckpointError> {
+    let folder = folder(work_dir, step);
+    std::fs::remove_dir_all(&folder).map_err(io_error(&folder))
+}

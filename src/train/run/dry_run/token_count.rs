@@ -1,0 +1,139 @@
+//! The examples of a file, counted as they pass by.
+
+use std::path::Path;
+
+use super::time_estimate::{Effort, Operations};
+use crate::dataset::MAX_LISTED_PROBLEMS;
+use crate::train::data::sequence::Sequence;
+use crate::train::data::tokenize::{EncodeError, EncodedExample, encode_each};
+use crate::train::model::base_model::BaseModel;
+use crate::train::protocol::DataCount;
+
+/// Tokens of the first examples of a file that are kept, so that their beginnings can be compared: all
+/// of most files, and some 80 MB of any.
+const KEPT_TOKENS: usize = 1 << 24;
+
+/// A file, counted.
+pub(super) struct Count {
+    pub(super) data: DataCount,
+    /// What one pass over it takes.
+    pub(super) operations: Operations,
+    /// The first examples, those with two answers one after the other.
+    first: Vec<Sequence>,
+    first_tokens: usize,
+    /// Sequences of an example.
+    answers: usize,
+}
+
+impl Count {
+    /// Reads a file. Operations are counted where `effort` says how.
+    pub(super) fn read(
+        path: &Path,
+        base: &BaseModel,
+        context: usize,
+        effort: Option<&Effort>,
+    ) -> Result<Self, EncodeError> {
+        let mut made = Self::new();
+        encode_each(path, base, &mut |example| made.take(example, context, effort))?;
+        Ok(made)
+    }
+
+    /// Of these sequences.
+    #[cfg(test)]
+    pub(super) fn of(sequences: impl Iterator<Item = Sequence>) -> Self {
+        let mut made = Self::new();
+        for sequence in sequences {
+            made.take(EncodedExample { line: 1, sequence, rejected: None }, usize::MAX, None);
+        }
+        made
+    }
+
+    fn new() -> Self {
+        Self {
+            data: DataCount::default(),
+            operations: Operations::default(),
+            first: Vec::new(),
+            first_tokens: 0,
+            answers: 1,
+        }
+    }
+
+    fn take(&mut self, example: EncodedExample, context: usize, effort: Option<&Effort>) {
+        let data = &mut self.data;
+        let longer = example.tokens();
+        if longer > context {
+            data.left_out += 1;
+            if data.left_out_lines.len() < MAX_LISTED_PROBLEMS {
+                data.left_out_lines.push((example.line, longer as u64));
+            }
+            return;
+        }
+        data.examples += 1;
+        let mut tokens = 0;
+        self.answers = 1 + usize::from(example.rejected.is_some());
+        for sequence in std::iter::once(example.sequence).chain(example.rejected) {
+            tokens += sequence.input_ids.len();
+            data.loss_tokens += sequence.targets();
+            if let Some(effort) = effort {
+                self.operations.add(&effort.of(&sequence));
+            }
+            if self.first_tokens < KEPT_TOKENS {
+                self.first.push(sequence);
+            }
+        }
+        data.tokens += tokens as u64;
+        data.longest = data.longest.max(tokens as u64);
+        self.first_tokens += tokens;
+    }
+
+    /// The sequences that are kept.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Sequence> {
+        self.first.iter()
+    }
+
+    /// The examples that are kept, as lists of the sequences of each.
+    pub(super) fn examples(&self) -> impl Iterator<Item = Vec<&Sequence>> {
+        self.first.chunks(self.answers).map(|sequences| sequences.iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_counted_and_only_the_first_examples_are_kept() {
+        const LENGTH: usize = 1 << 20;
+        let sequence = |_| Sequence {
+            input_ids: vec![7; LENGTH],
+            loss_mask: (0..LENGTH).map(|at| at % 4 == 1).collect(),
+        };
+        let count = Count::of((0..20).map(sequence));
+        assert_eq!((count.data.examples, count.data.longest), (20, LENGTH as u64));
+        assert_eq!(count.data.tokens, 20 * LENGTH as u64);
+        assert_eq!(count.data.loss_tokens, 5 * LENGTH as u64);
+        assert_eq!(count.all().count(), KEPT_TOKENS / LENGTH);
+        assert_eq!(count.examples().count(), KEPT_TOKENS / LENGTH);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_the_first_of_it_is_named() {
+        let mut count = Count::new();
+        for line in 1..=120 {
+            let tokens = if line % 2 == 0 { 9 } else { 5 };
+            let answer = |tokens: usize| Sequence {
+                input_ids: vec![1; tokens],
+                loss_mask: (0..tokens).map(|at| at > 2).collect(),
+            };
+            let rejected = Some(answer(tokens));
+            let example = EncodedExample { line, sequence: answer(3), rejected };
+            count.take(example, 8, None);
+        }
+        let data = &count.data;
+        assert_eq!((data.examples, data.tokens, data.loss_tokens), (60, 60 * 8, 60 * 2));
+        assert_eq!((data.left_out, data.longest), (60, 8));
+        assert_eq!(data.left_out_lines.len(), MAX_LISTED_PROBLEMS);
+        assert_eq!(data.left_out_lines[..2], [(2, 9), (4, 9)]);
+        assert!(count.examples().all(|answers| answers.len() == 2));
+    }
+}

@@ -1,0 +1,91 @@
+//! Why a run cannot go on, as its job says it: each fault of the stages below as a code of the public
+//! table, with what to do. Called by [`super`].
+
+use super::checkpoint::CheckpointError;
+use crate::dataset::MIN_EXAMPLES;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{DataFile, JobError};
+use crate::train::backend::BackendError;
+use crate::train::data::tokenize::EncodeError;
+use crate::train::model::error::LoadError;
+use crate::train::model::error::LoadModelError;
+
+pub(super) fn internal(message: String) -> JobError {
+    JobError { code: ErrorCode::InternalError, message, param: None }
+}
+
+pub(super) fn invalid_model(error: LoadError) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidModel,
+        message: format!("the base model cannot be used: {error}"),
+        param: Some("model".to_owned()),
+    }
+}
+
+pub(super) fn cannot_load(error: LoadModelError) -> JobError {
+    match error {
+        LoadModelError::Model(error) => invalid_model(error),
+        LoadModelError::Target(message) => no_such_target(message),
+        LoadModelError::Device(error) => internal(error.to_string()),
+        LoadModelError::Engine(error) => engine_failed(error),
+    }
+}
+
+pub(super) fn no_such_target(message: String) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidHyperparameter,
+        message,
+        param: Some("hyperparameters".to_owned()),
+    }
+}
+
+pub(super) fn engine_failed(error: BackendError) -> JobError {
+    match error {
+        BackendError::OutOfMemory { .. } => JobError {
+            code: ErrorCode::OutOfMemory,
+            message: format!(
+                "{error}; a shorter context_length or a smaller base model needs less"
+            ),
+            param: None,
+        },
+        other => internal(other.to_string()),
+    }
+}
+
+pub(super) fn checkpoint_failed(error: CheckpointError) -> JobError {
+    internal(format!("a checkpoint cannot be written or read: {error}"))
+}
+
+pub(super) fn invalid_file(error: EncodeError, which: DataFile) -> JobError {
+    let message = match error {
+        EncodeError::Diagnostics(problems) => {
+            let listed: Vec<String> = problems.listed.iter().map(ToString::to_string).collect();
+            format!("{} problems in the file. {}", problems.total, listed.join(". "))
+        }
+        other => other.to_string(),
+    };
+    JobError { code: which.code(), message, param: Some(which.param().to_owned()) }
+}
+
+pub(super) fn too_few(examples: u64, left_out: u64, context: usize) -> JobError {
+    let left_out = match left_out {
+        0 => String::new(),
+        count => format!(" ({count} more are longer than {context} tokens)"),
+    };
+    JobError {
+        code: ErrorCode::InvalidNExamples,
+        message: format!(
+            "the training file has {examples} usable examples{left_out}; at least {MIN_EXAMPLES} are \
+             needed"
+        ),
+        param: Some("training_file".to_owned()),
+    }
+}
+
+pub(super) fn no_validation_example(context: usize) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidValidationFile,
+        message: format!("every validation example is longer than {context} tokens"),
+        param: Some("validation_file".to_owned()),
+    }
+}

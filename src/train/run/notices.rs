@@ -1,0 +1,117 @@
+//! What a run says of its data before it begins.
+
+use super::Sink;
+use crate::dataset::MAX_LISTED_PROBLEMS;
+use crate::domain::job::EventLevel;
+use crate::train::data::sequence::Sequence;
+use crate::train::data::tokenize::EncodedFile;
+use crate::train::engine::{BackendKind, Engine};
+use crate::train::model::trainable::Trainable;
+use crate::train::protocol::Progress;
+
+/// Says a sentence.
+pub(super) fn note(
+    sink: &mut Sink<'_>,
+    level: EventLevel,
+    message: String,
+    data: Option<serde_json::Value>,
+) {
+    sink(Progress::Note { level, message, data });
+}
+
+/// Says a sentence that the user should look at.
+pub(super) fn warn(sink: &mut Sink<'_>, message: String) {
+    note(sink, EventLevel::Warn, message, None);
+}
+
+/// Says which examples are left out because they are too long.
+pub(super) fn too_long(file: &EncodedFile, which: &str, context: usize, sink: &mut Sink<'_>) {
+    let Some(longest) = file.too_long.iter().map(|(_, tokens)| *tokens).max() else {
+        return;
+    };
+    let lines: Vec<String> = file
+        .too_long
+        .iter()
+        .take(MAX_LISTED_PROBLEMS)
+        .map(|(line, tokens)| format!("{line} ({tokens} tokens)"))
+        .collect();
+    let more = match file.too_long.len() - lines.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "{} of {} {which} examples are longer than {context} tokens and are left out whole, none is \
+         cut: lines {}{more}; the longest has {longest} tokens",
+        file.too_long.len(),
+        file.too_long.len() + file.sequences.len(),
+        lines.join(", ")
+    );
+    let data = serde_json::json!({"left_out": file.too_long.len(), "longest": longest});
+    note(sink, EventLevel::Warn, message, Some(data));
+}
+
+/// The backend that the run takes: another one than `wanted`, and a sentence that says so, where that
+/// does not train what `tuning` asks for.
+pub(super) fn backend(tuning: &Trainable, wanted: BackendKind, sink: &mut Sink<'_>) -> BackendKind {
+    let is_frozen = matches!(wanted, BackendKind::Cpu | BackendKind::CpuF32);
+    if !tuning.needs_weights() || !is_frozen {
+        return wanted;
+    }
+    let message = "The run computes with candle in 32-bit floats, slower than LoRA alone would: \
+                   hone's own kernels for the CPU keep the model's weights as they are"
+        .to_owned();
+    note(sink, EventLevel::Info, message, None);
+    BackendKind::Candle
+}
+
+/// Says that the head does not train, where one could think that it does.
+pub(super) fn tied_head(tuning: &Trainable, is_tied: bool, sink: &mut Sink<'_>) {
+    if !is_tied || !matches!(tuning, Trainable::LastLayers(_)) {
+        return;
+    }
+    let message =
+        "The model's head is its embedding, which stays as it is: the input of the first \
+                   blocks would change with it. tuning \"full\" trains it"
+            .to_owned();
+    note(sink, EventLevel::Info, message, None);
+}
+
+/// Says that frozen blocks run over a text once, where they do; the run's texts have so many tokens.
+pub(super) fn frozen(engine: &dyn Engine, tokens: usize, sink: &mut Sink<'_>) {
+    let room = engine.frozen_use().room;
+    if room == 0 {
+        return;
+    }
+    let how_far = match room >= tokens as u64 {
+        true => "later epochs do not run them again".to_owned(),
+        false => format!(
+            "memory has room for about {room} of {tokens} tokens, over which later epochs do not run \
+             them again"
+        ),
+    };
+    let message =
+        format!("What the blocks below all that trains make of a text is kept: {how_far}");
+    let data = serde_json::json!({"room_for_tokens": room, "tokens": tokens});
+    note(sink, EventLevel::Info, message, Some(data));
+}
+
+/// Says what the data and what trains come to.
+pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
+    let tokens = training.tokens();
+    let learnt: u64 = training.all().map(Sequence::targets).sum();
+    let (trainable, total) = engine.parameter_counts();
+    let message = format!(
+        "{} training examples with {tokens} tokens, {learnt} of them ({:.0} %) learnt; {trainable} of \
+         {total} parameters are trained",
+        training.sequences.len(),
+        100.0 * learnt as f64 / tokens.max(1) as f64
+    );
+    let data = serde_json::json!({
+        "examples": training.sequences.len(),
+        "tokens": tokens,
+        "loss_tokens": learnt,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+    });
+    note(sink, EventLevel::Info, message, Some(data));
+}

@@ -1,0 +1,7 @@
+//! Small tools that know nothing of hone: files, time, text, errors.
+
+pub mod atomic_file;
+pub mod clock;
+pub mod error_source;
+pub mod hex;
+pub mod repeated_key;

@@ -1,0 +1,3 @@
+//! Promises of answering.
+
+pub mod answering;

@@ -1,0 +1,6 @@
+//! Promises of the store, on every implementation.
+
+pub mod conformance;
+pub mod random_operations;
+pub mod sqlite;
+pub mod webhooks;

@@ -1,0 +1,15 @@
+//! Promises of the engine: numbers, templates, runs.
+
+pub mod allocations;
+pub mod bench;
+pub mod frozen;
+pub mod golden;
+pub mod gradients;
+pub mod real_model;
+pub mod recipe;
+pub mod reference_run;
+pub mod template_families;
+pub mod templates;
+pub mod training;
+pub mod tuning;
+pub mod whole_models;

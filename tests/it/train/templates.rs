@@ -1,0 +1,232 @@
+//! Conversations become the tokens and the loss mask that transformers makes of them.
+//!
+//! `golden_templates.json` holds SmolLM2's template and what its tokenizer made of it. The tokenizer
+//! itself comes with the model, so token ids are compared when `tests/run` has brought it; texts and
+//! spans are compared always.
+
+use std::path::{Path, PathBuf};
+
+use hone::dataset::{Message, parse_messages};
+use hone::train::data::tokenize::{EncodeError, encode_file};
+use hone::train::model::base_model::BaseModel;
+use hone::train::model::chat_template::{ChatTemplate, TemplateError};
+use serde_json::{Value, json};
+
+use crate::train::real_model;
+
+const CONTROL: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
+
+/// A case with control tokens inside of messages: transformers parses them, hone refuses.
+const REFUSED: &str = "special_token_text_inside";
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn golden() -> Value {
+    serde_json::from_slice(&std::fs::read(data("golden_templates.json")).unwrap()).unwrap()
+}
+
+fn template(source: &str, control: &[&str]) -> ChatTemplate {
+    let control: Vec<String> = control.iter().map(|token| (*token).to_owned()).collect();
+    ChatTemplate::new(source, &control, "<s>", "</s>").unwrap()
+}
+
+fn messages(value: &Value) -> Vec<Message> {
+    parse_messages(value).unwrap()
+}
+
+/// What is learnt, as texts.
+fn learnt(template: &ChatTemplate, conversation: &Value) -> Result<Vec<String>, TemplateError> {
+    let rendered = template.render_for_training(&messages(conversation), &[])?;
+    Ok(rendered.learnt.iter().map(|span| rendered.text[span.clone()].to_owned()).collect())
+}
+
+#[test]
+fn golden_conversations_render_to_the_text_and_spans_of_transformers() {
+    let golden = golden();
+    let template = template(golden["chat_template"].as_str().unwrap(), &CONTROL);
+    for case in golden["cases"].as_array().unwrap() {
+        if case["name"] == REFUSED {
+            continue;
+        }
+        let conversation = messages(&case["messages"]);
+        let rendered = template.render_for_training(&conversation, &[]).unwrap();
+        assert_eq!(rendered.text, case["text"].as_str().unwrap(), "{}", case["name"]);
+        let trained = conversation.iter().filter(|message| message.trained);
+        let wanted: Vec<String> = trained
+            .map(|message| format!("{}<|im_end|>", message.content.as_deref().unwrap()))
+            .collect();
+        assert_eq!(learnt(&template, &case["messages"]).unwrap(), wanted, "{}", case["name"]);
+
+        let mut before = conversation.clone();
+        if case["messages"].as_array().unwrap().last().unwrap()["role"] == "assistant" {
+            before.pop();
+        }
+        let prompt = template.render_prompt(&before, &[]).unwrap();
+        assert_eq!(prompt, case["prompt_text"].as_str().unwrap(), "{}", case["name"]);
+    }
+    assert_eq!(template.end_of_turn().as_deref(), Some("<|im_end|>"));
+}
+
+#[test]
+fn golden_conversations_become_the_tokens_and_masks_of_transformers() {
+    let Some(models_dir) = real_model::models_dir() else { return };
+    let base = BaseModel::open(&real_model::gguf(&models_dir)).unwrap();
+    assert!(base.tokenizer.stop_ids().contains(&2));
+    for case in golden()["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("one.jsonl");
+        std::fs::write(&file, json!({"messages": case["messages"]}).to_string()).unwrap();
+        let encoded = encode_file(&file, &base, 8192);
+        if name == REFUSED {
+            let error = encoded.unwrap_err();
+            let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
+            let text = problems.listed[0].to_string();
+            assert!(text.starts_with("line 1, message 0, key \"messages[0].content\""), "{text}");
+            continue;
+        }
+        let sequence = encoded.unwrap().sequences.remove(0);
+        let ids: Vec<u64> = sequence.input_ids.iter().map(|id| u64::from(*id)).collect();
+        let mask: Vec<u64> = sequence.loss_mask.iter().map(|counts| u64::from(*counts)).collect();
+        assert_eq!(json!(ids), case["input_ids"], "{name}");
+        assert_eq!(json!(mask), case["loss_mask"], "{name}");
+        let prompt = base.tokenizer.encode(case["prompt_text"].as_str().unwrap()).unwrap();
+        let ids: Vec<u32> = prompt.into_iter().map(|(id, _)| id).collect();
+        assert_eq!(json!(ids), case["prompt_ids"], "{name}");
+    }
+}
+
+#[test]
+fn text_of_a_control_token_in_a_message_is_refused_with_line_and_message() {
+    let base = BaseModel::open(&data("tiny-llama")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.jsonl");
+    let good = json!({"messages": [{"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}]});
+    let bad = json!({"messages": [{"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b<|im_end|>"}]});
+    std::fs::write(&file, format!("{good}\n\n{bad}\n")).unwrap();
+    let error = encode_file(&file, &base, 512).unwrap_err();
+    let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
+    let text = problems.listed[0].to_string();
+    assert!(text.starts_with("line 3, message 1, key \"messages[1].content\""), "{text}");
+    assert!(text.contains("\"<|im_end|>\""), "{text}");
+}
+
+#[test]
+fn too_long_examples_are_counted_and_never_cut() {
+    let base = BaseModel::open(&data("tiny-llama")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.jsonl");
+    let line = |text: &str| json!({"prompt": "q ", "completion": text}).to_string();
+    std::fs::write(&file, format!("{}\n{}\n", line("short"), line(&"long ".repeat(40)))).unwrap();
+    let encoded = encode_file(&file, &base, 50).unwrap();
+    assert_eq!((encoded.lines, encoded.too_long.len()), (vec![1], 1));
+    assert_eq!(encoded.too_long[0].0, 2);
+    assert!(encoded.too_long[0].1 > 50);
+    let sequence = &encoded.sequences[0];
+    assert_eq!(sequence.input_ids.last(), Some(&2), "a completion ends with the end of text");
+    let text: Vec<u32> = sequence
+        .input_ids
+        .iter()
+        .zip(&sequence.loss_mask)
+        .filter(|(_, counts)| **counts)
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(base.tokenizer.decode(&text).unwrap(), "short", "only the completion is learnt");
+}
+
+#[test]
+fn spans_are_found_in_templates_of_every_kind() {
+    let two_turns = json!([
+        {"role": "user", "content": "one"}, {"role": "assistant", "content": " first "},
+        {"role": "user", "content": "two"}, {"role": "assistant", "content": "second"}]);
+
+    let llama3 = "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|end|>\n\n' + \
+                  (m['content'] | trim) + '<|eot|>' }}{% endfor %}{% if add_generation_prompt %}{{ \
+                  '<|start|>assistant<|end|>\n\n' }}{% endif %}";
+    let found = learnt(&template(llama3, &["<|start|>", "<|end|>", "<|eot|>"]), &two_turns);
+    assert_eq!(found.unwrap(), ["first<|eot|>", "second<|eot|>"], "a template that trims");
+
+    let mistral = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + \
+                   m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}{{ m.content + eos_token \
+                   }}{% else %}{{ raise_exception('no ' + m.role) }}{% endif %}{% endfor %}";
+    let mistral = template(mistral, &["<s>", "</s>", "[INST]", "[/INST]"]);
+    assert_eq!(learnt(&mistral, &two_turns).unwrap(), [" first </s>", "second</s>"]);
+    let with_system = json!([{"role": "system", "content": "x"}]);
+    let error = mistral.render_prompt(&messages(&with_system), &[]).unwrap_err();
+    assert!(error.to_string().contains("no system"), "{error}");
+
+    let marked = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<a>' }}\
+                  {%- generation -%}{{ m.content }}<end>{%- endgeneration %}{% else %}\
+                  {{ '<u>' + m.content }}{% endif %}{% endfor %}";
+    let marked = template(marked, &["<end>"]);
+    assert_eq!(learnt(&marked, &two_turns).unwrap(), [" first <end>", "second<end>"]);
+    let mut half = two_turns.clone();
+    half[1]["weight"] = 0.into();
+    assert_eq!(learnt(&marked, &half).unwrap(), ["second<end>"], "weight 0 is not learnt");
+}
+
+#[test]
+fn a_span_that_cannot_be_located_is_an_error_and_never_a_guess() {
+    let conversation =
+        json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    let fails = |source: &str, want: &str| {
+        let error = learnt(&template(source, &["<end>"]), &conversation).unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+        assert!(error.to_string().starts_with("message 1"), "{error}");
+    };
+    let all = |inner: &str| format!("{{% for m in messages %}}{inner}{{% endfor %}}");
+    fails(&all("{{ m.content }}\n"), "no end-of-turn token follows");
+    fails(&all("{{ m.content | upper }}<end>"), "changes the assistant's message itself");
+    fails(&all("{{ m.content }}{{ m.content }}<end>"), "exactly once");
+    fails(&all("{{ m.content | length }}{{ m.content }}<end>"), "changes the text around");
+    fails(&all("{% if m.role == 'user' %}{{ m.content }}{% endif %}<end>"), "does not write");
+}
+
+#[test]
+fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
+    let with_calls = json!([{"role": "user", "content": "a"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function",
+         "function": {"name": "add", "arguments": "{\"x\": 1}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+        {"role": "assistant", "content": "done"}]);
+    let tools = [json!({"type": "function", "function": {"name": "add"}})];
+    let plain = template("{% for m in messages %}{{ m.content }}<end>{% endfor %}", &["<end>"]);
+    let error = plain.render_for_training(&messages(&with_calls), &[]).unwrap_err();
+    assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
+    // One that joins texts, and to which null is none.
+    let joins = template(
+        "{% for m in messages %}{{ '<m>' + m.content + '<end>' }}{% endfor %}",
+        &["<end>"],
+    );
+    let error = joins.render_for_training(&messages(&with_calls), &[]).unwrap_err();
+    assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");
+    let source = "{% for m in messages %}{{ '<m>' + m.content }}{% for c in m.tool_calls or [] %}\
+                  {{ c.function | tojson }}{% endfor %}{{ '<end>' }}{% endfor %}";
+    let joins = template(source, &["<end>"]);
+    let rendered = joins.render_for_training(&messages(&with_calls), &[]).unwrap();
+    assert!(rendered.text.contains("<m>{\"name\": \"add\""), "{}", rendered.text);
+    let source = "{% if tools %}{{ tools | tojson }}<end>{% endif %}{% for m in messages %}<m>{% if \
+                  m.tool_calls %}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}\
+                  {% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt \
+                  %}<m>{% endif %}";
+    let template = template(source, &["<end>"]);
+    let rendered = template.render_for_training(&messages(&with_calls), &tools).unwrap();
+    assert!(rendered.text.starts_with(
+        "[{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]<end><m>a<end>"
+    ));
+    let spans: Vec<&str> =
+        rendered.learnt.iter().map(|span| &rendered.text[span.clone()]).collect();
+    assert_eq!(spans, ["{\"name\": \"add\", \"arguments\": {\"x\": 1}}<end>", "done<end>"]);
+}
+
+#[test]
+fn an_endless_template_ends_as_an_error() {
+    let source = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+    let conversation = json!([{"role": "user", "content": "a"}]);
+    let error = template(source, &[]).render_prompt(&messages(&conversation), &[]).unwrap_err();
+    assert!(matches!(error, TemplateError::Refused(_)), "{error}");
+}
