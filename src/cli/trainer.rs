@@ -12,7 +12,7 @@ use clap::Args;
 use crate::device::Device;
 use crate::train::engine::{BackendKind, on_a_computing_thread};
 use crate::train::protocol::{Control, Progress, RunSpec};
-use crate::train::run::dry_run::{Pace, dry_run};
+use crate::train::run::dry_run::{MachineSpeed, dry_run};
 use crate::train::run::run;
 
 /// How much lower than the server's the trainer's priority is: the server answers first.
@@ -80,7 +80,7 @@ fn say_preview(device: Device) -> anyhow::Result<()> {
         std::process::exit(1);
     })?;
     // At the server's priority: a run under way would take half of what there is.
-    let pace = Pace::measure();
+    let pace = MachineSpeed::measure();
     lower_priority(NICENESS_OF_PREVIEW);
     let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &pace));
     say(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run })

@@ -21,7 +21,7 @@ use crate::train::engine::memory::estimate::{Workload, estimate};
 use crate::train::engine::{BackendKind, BatchPart, Engine, LossSums, load, on_a_computing_thread};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
-use crate::train::model::flops::Cost;
+use crate::train::model::flops::ModelFlops;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
 use crate::train::model::trainable::Trainable;
 use crate::train::rng::Stream;
@@ -264,7 +264,7 @@ fn take_step(
     engine: &mut dyn Engine,
     batch: &[Sequence],
     step: u64,
-    cost: &Cost,
+    cost: &ModelFlops,
 ) -> anyhow::Result<Record> {
     let sequences: Vec<&Sequence> = batch.iter().collect();
     let loss_tokens: u64 = sequences.iter().map(|sequence| sequence.targets()).sum();

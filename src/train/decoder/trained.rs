@@ -8,7 +8,7 @@ use crate::train::backend::BackendError;
 use crate::train::backend::NormKind;
 use crate::train::backend::{Backend, Outcome};
 use crate::train::model::error::LoadModelError;
-use crate::train::model::flops::{Cost, Training, Trains};
+use crate::train::model::flops::{LayerTraining, ModelFlops, TrainableLayers};
 use crate::train::model::tensors::ModelPart;
 use crate::train::model::tensors::NamedTensors;
 use crate::train::model::trainable::Trainable;
@@ -205,19 +205,23 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The arithmetic of training this.
-    pub fn cost(&self, trained: &Trained<B>) -> Cost {
+    pub fn cost(&self, trained: &Trained<B>) -> ModelFlops {
         let mut modules = Vec::with_capacity(self.modules.len());
         for linear in self.blocks.iter().flat_map(Block::linears) {
             let pair = trained.adapter.as_ref().and_then(|all| all.pairs[linear.pair].as_ref());
             modules.push(match pair {
-                Some(pair) => Training::Adapted { rank: self.backend.rows(&pair.a) },
-                None if trained.tensors.get(linear.place).is_some() => Training::Whole,
-                None => Training::Frozen,
+                Some(pair) => LayerTraining::Adapted { rank: self.backend.rows(&pair.a) },
+                None if trained.tensors.get(linear.place).is_some() => LayerTraining::Whole,
+                None => LayerTraining::Frozen,
             });
         }
         let lowest_block = self.frozen_blocks(trained);
         let head = trained.tensors.get(self.places.head).is_some();
-        Cost::new(&self.config, &self.modules, &Trains { modules, lowest_block, head })
+        ModelFlops::new(
+            &self.config,
+            &self.modules,
+            &TrainableLayers { modules, lowest_block, head },
+        )
     }
 
     /// Whether what stands before the blocks trains.

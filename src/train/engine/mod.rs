@@ -13,7 +13,7 @@ use super::data::sequence::Sequence;
 use super::device;
 use super::model::config::ModelConfig;
 use super::model::error::LoadModelError;
-use super::model::flops::Cost;
+use super::model::flops::ModelFlops;
 use super::model::lora::LoraSettings;
 use super::model::tensors::{ModelTensor, NamedTensors};
 use super::model::trainable::Trainable;
@@ -224,7 +224,7 @@ pub trait Engine: Send {
     fn parameter_counts(&self) -> (u64, u64);
 
     /// The arithmetic of its steps.
-    fn cost(&self) -> Cost;
+    fn cost(&self) -> ModelFlops;
 
     /// What computes, for messages.
     fn backend_name(&self) -> &'static str;

@@ -20,7 +20,7 @@ pub struct SequenceLength {
 
 /// What trains of a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Training {
+pub enum LayerTraining {
     /// Nothing.
     Frozen,
     /// A LoRA pair.
@@ -34,9 +34,9 @@ pub enum Training {
 
 /// What trains of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trains {
+pub struct TrainableLayers {
     /// Of each of its linear layers.
-    pub modules: Vec<Training>,
+    pub modules: Vec<LayerTraining>,
     /// Index of the lowest block that the backward pass runs through.
     pub lowest_block: usize,
     /// Whether the head's weight does.
@@ -45,7 +45,7 @@ pub struct Trains {
 
 /// The arithmetic of a model, in floating-point operations; a multiply-add counts as two.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Cost {
+pub struct ModelFlops {
     /// Of the blocks' linear layers, for each token forward.
     linear: f64,
     /// The same for the blocks that the backward pass runs through, backward.
@@ -64,10 +64,10 @@ pub struct Cost {
     blocks: Vec<(Option<usize>, bool)>,
 }
 
-impl Cost {
+impl ModelFlops {
     /// The arithmetic of a model whose linear layers are `modules`, of which `trains` says what
     /// trains.
-    pub fn new(config: &ModelConfig, modules: &[AdaptedModule], trains: &Trains) -> Self {
+    pub fn new(config: &ModelConfig, modules: &[AdaptedModule], trains: &TrainableLayers) -> Self {
         let lowest = trains.lowest_block;
         let mut cost = Self {
             linear: 0.0,
@@ -86,12 +86,12 @@ impl Cost {
                 cost.linear_backward += 2.0 * size;
             }
             match trains {
-                Training::Frozen => {}
+                LayerTraining::Frozen => {}
                 // Two products forward, four backward.
-                Training::Adapted { rank } => {
+                LayerTraining::Adapted { rank } => {
                     cost.adapter += 6.0 * (rank * (module.outputs + module.inputs)) as f64;
                 }
-                Training::Whole => cost.weights += 2.0 * size,
+                LayerTraining::Whole => cost.weights += 2.0 * size,
             }
         }
         for layer in 0..config.layers {

@@ -1,6 +1,6 @@
-//! The end of a job's promise: what its files compute elsewhere is what was computed here.
+//! The certificate: what the exported files compute elsewhere is what the engine computed here.
 //!
-//! Before the engine goes, it is asked for the logits of a few rows ([`Witness`]); when it has gone,
+//! Baseline the engine goes, it is asked for the logits of a few rows ([`ReferenceLogits`]); when it has gone,
 //! the files that it left are read back from their bytes beside a fresh base and must come to the same
 //! ([`issue`]). What they come to is written down, so that [`verify`] can ask again later.
 
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::{CheckpointError, sha256_of};
 use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
-use super::setup::Prepared;
+use super::setup::RunSetup;
 use crate::artifacts::certificate::{Base, Certificate, Compared, Data, FILE_NAME, FORM, Row};
 use crate::artifacts::model;
 use crate::artifacts::peft::{self, PeftError};
@@ -42,21 +42,21 @@ const MOST_LOGITS: usize = 16 << 20;
 const SAME_ARITHMETIC: f32 = 1e-3;
 const OTHER_ARITHMETIC: f32 = 5e-2;
 
-/// What the trainer's engine came to.
-pub(super) struct Witness {
+/// Logits that the training engine computes, to compare with those of the exported files.
+pub(super) struct ReferenceLogits {
     rows_of: &'static str,
     /// Tokens, and the logits of every position.
     rows: Vec<(Vec<u32>, Vec<f32>)>,
 }
 
-impl Witness {
-    /// Asks the engine, as it is now, for the beginnings of a few examples.
-    pub(super) fn ask(prepared: &Prepared, engine: &mut dyn Engine) -> Result<Self, BackendError> {
-        let (rows_of, file): (_, &EncodedFile) = match &prepared.validation {
+impl ReferenceLogits {
+    /// Computes them for the first tokens of a few examples, with the engine as it is now.
+    pub(super) fn compute(setup: &RunSetup, engine: &mut dyn Engine) -> Result<Self, BackendError> {
+        let (rows_of, file): (_, &EncodedFile) = match &setup.validation {
             Some(file) => ("validation", file),
-            None => ("training", &prepared.training),
+            None => ("training", &setup.training),
         };
-        let mut left = (MOST_LOGITS / prepared.vocabulary.max(1)).max(1);
+        let mut left = (MOST_LOGITS / setup.vocabulary.max(1)).max(1);
         let mut rows = Vec::new();
         for sequence in file.sequences.iter().take(ROWS) {
             let ids = &sequence.input_ids[..sequence.input_ids.len().min(TOKENS).min(left)];
@@ -71,7 +71,7 @@ impl Witness {
 }
 
 /// A model that was read from files, ready to compute.
-struct Made {
+struct LoadedExport {
     responder: Responder,
     adapter: Option<crate::train::engine::AttachedAdapter>,
 }
@@ -91,7 +91,7 @@ enum ReadError {
     Io { path: String, source: std::io::Error },
 }
 
-impl Made {
+impl LoadedExport {
     /// Reads the adapter in `folder` beside `base` or, without a base, the whole model there.
     fn read(folder: &Path, base: Option<&BaseModel>, kind: BackendKind) -> Result<Self, ReadError> {
         let Some(base) = base else {
@@ -123,23 +123,23 @@ impl Made {
 /// [`ErrorCode::ExportCheckFailed`] where the files come to other numbers than the engine.
 pub(super) fn issue(
     spec: &RunSpec,
-    prepared: &Prepared,
-    witness: &Witness,
+    setup: &RunSetup,
+    reference: &ReferenceLogits,
     directory: &Path,
 ) -> Result<PathBuf, JobError> {
-    let is_whole = prepared.adapter.is_none();
+    let is_whole = setup.adapter.is_none();
     let folder = if is_whole { directory.join(model::FOLDER) } else { directory.to_owned() };
-    let base = (!is_whole).then_some(&prepared.base);
-    let made = Made::read(&folder, base, prepared.backend).map_err(|error| match error {
+    let base = (!is_whole).then_some(&setup.base);
+    let loaded = LoadedExport::read(&folder, base, setup.backend).map_err(|error| match error {
         ReadError::Model(error) => invalid_model(error),
         ReadError::Load(error) => cannot_load(error),
         ReadError::Engine(error) => engine_failed(error),
         other => differs(&other.to_string()),
     })?;
-    let mut rows = Vec::with_capacity(witness.rows.len());
+    let mut rows = Vec::with_capacity(reference.rows.len());
     let (mut difference, mut largest, mut tokens) = (0.0f32, 0.0f32, 0);
-    for (ids, trained) in &witness.rows {
-        let read = made.logits(ids).map_err(engine_failed)?;
+    for (ids, trained) in &reference.rows {
+        let read = loaded.logits(ids).map_err(engine_failed)?;
         for (read, trained) in read.iter().zip(trained) {
             // A number that is none must not pass as the smaller one.
             let apart = (read - trained).abs();
@@ -149,7 +149,7 @@ pub(super) fn issue(
         tokens += ids.len();
         rows.push(row(ids, &read));
     }
-    let relative = match prepared.backend {
+    let relative = match setup.backend {
         BackendKind::Cuda(_) => OTHER_ARITHMETIC,
         BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => SAME_ARITHMETIC,
     };
@@ -159,8 +159,8 @@ pub(super) fn issue(
             "logits differ by up to {difference:.3e}, and {allowed:.3e} is allowed"
         )));
     }
-    let identity = &prepared.identity;
-    let template = prepared.base.template_source.as_ref();
+    let identity = &setup.identity;
+    let template = setup.base.template_source.as_ref();
     let certificate = Certificate {
         certificate: FORM,
         hone: env!("CARGO_PKG_VERSION").to_owned(),
@@ -170,16 +170,16 @@ pub(super) fn issue(
             validation_sha256: identity.validation_file.clone(),
         },
         template_sha256: template.map(|text| hex(&Sha256::digest(text.as_bytes()))),
-        continued_from_sha256: identity.start.clone(),
+        continued_from_sha256: identity.initial_adapter.clone(),
         seed: identity.seed,
         files: digests(&folder, is_whole).map_err(checkpoint_failed)?,
         compared: Compared {
-            rows_of: witness.rows_of.to_owned(),
+            rows_of: reference.rows_of.to_owned(),
             tokens,
             largest_difference: difference,
             largest_logit: largest,
             allowed_difference: allowed,
-            precision: precision(prepared.backend).map_err(engine_failed)?.to_owned(),
+            precision: precision(setup.backend).map_err(engine_failed)?.to_owned(),
         },
         rows,
     };
@@ -343,10 +343,10 @@ pub fn verify(folder: &Path, base: Option<&Path>) -> Result<Verified, VerifyErro
     let is_f32 = certificate.compared.precision == "f32";
     let relative = if is_same || is_f32 { SAME_ARITHMETIC } else { OTHER_ARITHMETIC };
     let allowed = relative * certificate.compared.largest_logit.max(1.0);
-    let made = Made::read(folder, base.as_ref(), kind).map_err(|error| load(&error))?;
+    let loaded = LoadedExport::read(folder, base.as_ref(), kind).map_err(|error| load(&error))?;
     let (mut difference, mut tokens) = (0.0f32, 0);
     for certified in &certificate.rows {
-        let logits = made.logits(&certified.token_ids).map_err(|error| load(&error))?;
+        let logits = loaded.logits(&certified.token_ids).map_err(|error| load(&error))?;
         let vocabulary = logits.len() / certified.token_ids.len().max(1);
         let made = row(&certified.token_ids, &logits);
         // The logit of the token that was the likeliest then: another may lead by a hair now.
@@ -405,11 +405,11 @@ mod tests {
             seed: 1,
             hyperparameters: Hyperparameters::default(),
         };
-        let (prepared, mut engine) =
+        let (setup, mut engine) =
             prepare(&spec, BackendKind::CpuF32, &mut |_| ()).expect("prepares");
-        prepared.product().write(folder.path(), engine.as_ref()).expect("writes");
-        let witness = Witness::ask(&prepared, engine.as_mut()).expect("computes");
-        issue(&spec, &prepared, &witness, folder.path()).expect("the files are what was trained");
+        setup.trained_model().write(folder.path(), engine.as_ref()).expect("writes");
+        let reference = ReferenceLogits::compute(&setup, engine.as_mut()).expect("computes");
+        issue(&spec, &setup, &reference, folder.path()).expect("the files are what was trained");
         std::fs::remove_file(folder.path().join(FILE_NAME)).expect("was written");
 
         // The files are whole and well-formed, and one layer's B is another.
@@ -418,7 +418,7 @@ mod tests {
         let key = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight";
         tensors.get_mut(key).expect("is there").1.fill(0.5);
         std::fs::write(&path, peft::serialise(&tensors).expect("serialises")).expect("writes");
-        let error = issue(&spec, &prepared, &witness, folder.path()).expect_err("it differs");
+        let error = issue(&spec, &setup, &reference, folder.path()).expect_err("it differs");
         assert_eq!(error.code, ErrorCode::ExportCheckFailed);
         assert!(error.message.contains("logits differ by up to"), "{}", error.message);
         assert!(!folder.path().join(FILE_NAME).exists());

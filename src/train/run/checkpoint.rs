@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::diagnostics::Finding;
-use super::early_stopping::Watch;
-use super::export::{self, Product};
+use super::early_stopping::EarlyStopping;
+use super::export::{self, TrainedModel};
+use super::findings::Finding;
 use crate::artifacts::peft::{self, PeftError};
 use crate::domain::job::{ResolvedHyperparameters, StepMetrics};
 use crate::train::backend::BackendError;
@@ -61,7 +61,8 @@ pub struct Identity {
     /// SHA-256 of the base model.
     pub model: String,
     /// SHA-256 of the adapter that it began with; a fresh one without.
-    pub start: Option<String>,
+    #[serde(rename = "start")]
+    pub initial_adapter: Option<String>,
     /// SHA-256 of the training file.
     pub training_file: String,
     /// SHA-256 of the validation file.
@@ -75,7 +76,7 @@ pub struct Identity {
 /// How far a run is. The place in the data and every random number follow from the step and the
 /// seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct RunState {
     /// What the run is.
     pub identity: Identity,
     /// Optimiser steps done.
@@ -86,15 +87,18 @@ pub struct State {
     pub metrics: Vec<StepMetrics>,
     /// Loss of each training example when it was last trained on.
     pub example_losses: Vec<Option<f32>>,
-    /// Looks at the validation file.
-    pub watch: Watch,
-    /// What was found wrong.
-    pub health: Vec<Finding>,
-    /// Steps whose checkpoints the user keeps, in order.
-    pub kept: Vec<u64>,
+    /// Evaluations on the validation file.
+    #[serde(rename = "watch")]
+    pub early_stopping: EarlyStopping,
+    /// What the diagnostics found.
+    #[serde(rename = "health")]
+    pub findings: Vec<Finding>,
+    /// Steps whose checkpoints are retained for the user, in order.
+    #[serde(rename = "kept")]
+    pub retained: Vec<u64>,
 }
 
-impl State {
+impl RunState {
     /// Nothing done yet, over so many training examples.
     pub fn new(identity: Identity, examples: usize) -> Self {
         Self {
@@ -103,26 +107,26 @@ impl State {
             trained_tokens: 0,
             metrics: Vec::new(),
             example_losses: vec![None; examples],
-            watch: Watch::default(),
-            health: Vec::new(),
-            kept: Vec::new(),
+            early_stopping: EarlyStopping::default(),
+            findings: Vec::new(),
+            retained: Vec::new(),
         }
     }
 }
 
 /// A checkpoint that has been found whole.
-pub struct Found {
+pub struct ResumePoint {
     /// How far it is.
-    pub state: State,
+    pub state: RunState,
     /// Its folder.
     pub folder: PathBuf,
 }
 
 /// What looking for a checkpoint came to.
 #[derive(Default)]
-pub struct Search {
+pub struct CheckpointSearch {
     /// The newest whole one of this run.
-    pub found: Option<Found>,
+    pub found: Option<ResumePoint>,
     /// Newer ones that cannot be used, and why.
     pub passed_over: Vec<String>,
 }
@@ -134,26 +138,26 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
 
 /// The right to write into a run's work folder, until it is dropped or its process ends in any way.
 #[derive(Debug)]
-pub struct Hold {
+pub struct WorkDirLock {
     _file: File,
 }
 
-/// Takes hold of a work folder, which is made if it is not there. Another trainer may still be at
-/// work in it: one whose server was killed ends only after its step. `when_held` is called once in
-/// that case, before the wait.
-pub fn hold(work_dir: &Path, when_held: impl FnOnce()) -> Result<Hold, CheckpointError> {
+/// Locks a work folder, which is created if it is not there. Another trainer may still work in it: one
+/// whose server was killed ends only after its step. `when_locked` is called once in that case,
+/// before the wait.
+pub fn lock(work_dir: &Path, when_locked: impl FnOnce()) -> Result<WorkDirLock, CheckpointError> {
     std::fs::create_dir_all(work_dir).map_err(io_error(work_dir))?;
     let path = work_dir.join(LOCK_FILE);
     let file = File::create(&path).map_err(io_error(&path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => {
-            when_held();
+            when_locked();
             file.lock().map_err(io_error(&path))?;
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
     }
-    Ok(Hold { _file: file })
+    Ok(WorkDirLock { _file: file })
 }
 
 /// The folder of the checkpoint of `step`.
@@ -162,12 +166,12 @@ pub fn folder(work_dir: &Path, step: u64) -> PathBuf {
 }
 
 /// Writes the engine's state as the checkpoint of `state.step`; one that is there already and whole
-/// is kept, since the same step always writes the same bytes.
+/// stays, since the same step always writes the same bytes.
 pub fn write(
     work_dir: &Path,
     engine: &dyn Engine,
-    product: &Product<'_>,
-    state: &State,
+    trained_model: &TrainedModel<'_>,
+    state: &RunState,
 ) -> Result<PathBuf, CheckpointError> {
     let target = folder(work_dir, state.step);
     if is_whole(&target) {
@@ -182,7 +186,7 @@ pub fn write(
         .map_err(io_error(work_dir))?;
     let inside = |name: &str| partial.path().join(name);
 
-    let mut names = product.write(partial.path(), engine)?;
+    let mut names = trained_model.write(partial.path(), engine)?;
     let (first, second) = engine.moments()?;
     for (name, moments) in [(FIRST_MOMENTS_FILE, first), (SECOND_MOMENTS_FILE, second)] {
         let path = inside(name);
@@ -261,13 +265,13 @@ pub fn steps(work_dir: &Path) -> Result<Vec<u64>, CheckpointError> {
 }
 
 /// Looks for the newest whole checkpoint of the run that `identity` describes.
-pub fn newest(work_dir: &Path, identity: &Identity) -> Result<Search, CheckpointError> {
-    let mut search = Search::default();
+pub fn newest(work_dir: &Path, identity: &Identity) -> Result<CheckpointSearch, CheckpointError> {
+    let mut search = CheckpointSearch::default();
     for step in steps(work_dir)? {
         let folder = folder(work_dir, step);
         match read_state(&folder) {
             Ok(state) if state.identity == *identity && state.step == step => {
-                search.found = Some(Found { state, folder });
+                search.found = Some(ResumePoint { state, folder });
                 return Ok(search);
             }
             Ok(_) => search.passed_over.push(format!(
@@ -282,7 +286,7 @@ pub fn newest(work_dir: &Path, identity: &Identity) -> Result<Search, Checkpoint
     Ok(search)
 }
 
-fn read_state(folder: &Path) -> Result<State, CheckpointError> {
+fn read_state(folder: &Path) -> Result<RunState, CheckpointError> {
     verify(folder)?;
     let path = folder.join(STATE_FILE);
     let bytes = std::fs::read(&path).map_err(io_error(&path))?;

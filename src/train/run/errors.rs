@@ -14,6 +14,20 @@ pub(super) fn internal(message: String) -> JobError {
     JobError { code: ErrorCode::InternalError, message, param: None }
 }
 
+/// A loss or gradient that is not a number ends the run; `lines` are those of the step's examples.
+pub(super) fn not_finite(step: u64, what: &str, lines: Vec<u64>) -> JobError {
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    JobError {
+        code: ErrorCode::NanLoss,
+        message: format!(
+            "the {what} of step {step} is not a finite number; its batch holds the examples of lines \
+             {} of the training file. Lower the learning rate, or check these examples",
+            lines.join(", ")
+        ),
+        param: None,
+    }
+}
+
 pub(super) fn invalid_model(error: LoadError) -> JobError {
     JobError {
         code: ErrorCode::InvalidModel,

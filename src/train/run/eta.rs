@@ -1,25 +1,101 @@
-//! How long a run still takes, from what it has done so far.
+//! Time: how fast a step was, and how long the run still takes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// What the rest should take: what this process has done, in floating-point operations and seconds,
-/// looks and checkpoints among them, and what is left to do.
-pub(super) struct Speed {
+use super::Run;
+use super::objective::Objective;
+
+/// Measures a step, without the time in which the run yielded to serving.
+#[derive(Default)]
+pub(super) struct StepTimer {
+    began: Option<Instant>,
+    yielded_before: Duration,
+    took: Duration,
+}
+
+impl StepTimer {
+    /// Starts now; the run has yielded for so long before.
+    pub(super) fn start(yielded: Duration) -> Self {
+        Self { began: Some(Instant::now()), yielded_before: yielded, took: Duration::ZERO }
+    }
+
+    /// Stops; the run has yielded for so long by now.
+    pub(super) fn stop(&mut self, yielded: Duration) {
+        if let Some(began) = self.began {
+            self.took = began.elapsed().saturating_sub(yielded - self.yielded_before);
+        }
+    }
+
+    /// What the step took; never zero.
+    pub(super) fn seconds(&self) -> f64 {
+        self.took.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Floating-point operations over a text, and how many of them a cached output of the frozen blocks
+/// spares.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flops {
+    all: f64,
+    frozen: f64,
+}
+
+/// Time left, from the floating-point operations that this process has done, the time they took
+/// (evaluations and checkpoints among it), and the operations that are left.
+pub(super) struct Eta {
     began: Instant,
     done: f64,
     left: f64,
+    /// Of a training step over each example.
+    examples: Vec<Flops>,
+    /// Of one evaluation of the validation file.
+    evaluation: Flops,
+    cached: CachedTexts,
 }
 
-impl Speed {
-    /// Of work that takes so many operations.
-    pub(super) fn new(left: f64) -> Self {
-        Self { began: Instant::now(), done: 0.0, left }
+impl Run<'_> {
+    /// The time left, as training begins or resumes; as if it did not stop early.
+    pub(super) fn eta(&mut self) -> Eta {
+        let training = (0..self.training.len()).map(|index| {
+            let (all, frozen) = self.training.flops(index);
+            Flops { all, frozen }
+        });
+        let mut evaluation = Flops::default();
+        if let Some(validation) = &self.validation {
+            (evaluation.all, evaluation.frozen) = validation.evaluation_flops();
+        }
+        let objectives = [Some(&self.training), self.validation.as_ref()];
+        let tokens = objectives.into_iter().flatten().map(Objective::all_tokens).sum();
+        let has_seen = self.training.is_preferences();
+        let room = self.engine.frozen_use().room;
+        let mut eta = Eta {
+            began: Instant::now(),
+            done: 0.0,
+            left: 0.0,
+            examples: training.collect(),
+            evaluation,
+            cached: CachedTexts::new(room, tokens, self.training.len(), has_seen),
+        };
+        let mut cached = eta.cached.clone();
+        for step in self.state.step + 1..=self.setup.plan.total_steps {
+            eta.left += cached.step(&eta.examples, &self.batches.of(step));
+            if self.setup.plan.evaluates_after(step) {
+                eta.left += cached.evaluation(eta.evaluation);
+            }
+        }
+        eta
     }
+}
 
-    /// Takes in what has just been done.
-    pub(super) fn has_done(&mut self, cost: f64) {
-        self.done += cost;
-        self.left = (self.left - cost).max(0.0);
+impl Eta {
+    /// Takes in a step that is done, and its evaluation.
+    pub(super) fn step_done(&mut self, batch: &[usize], has_evaluated: bool) {
+        let mut flops = self.cached.step(&self.examples, batch);
+        if has_evaluated {
+            flops += self.cached.evaluation(self.evaluation);
+        }
+        self.done += flops;
+        self.left = (self.left - flops).max(0.0);
     }
 
     /// What the rest takes at the speed so far.
@@ -28,33 +104,47 @@ impl Speed {
     }
 }
 
-/// Which texts the frozen blocks need not run over again in this process, as far as costs tell.
+/// Over which texts the frozen blocks need not run again in this process.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
-    /// Whether there is room for all texts. Where there is not, none counts.
+struct CachedTexts {
+    /// Whether the cache has room for all texts. Where it does not, none counts.
     fits: bool,
     /// Whether each training example has been seen.
     examples: Vec<bool>,
     validation: bool,
 }
 
-impl Kept {
+impl CachedTexts {
     /// Of a run over so many examples, with `room` for tokens of which all its texts have `tokens`;
     /// `has_seen` says whether each text has been seen before the first step.
-    pub(super) fn new(room: u64, tokens: usize, examples: usize, has_seen: bool) -> Self {
+    fn new(room: u64, tokens: usize, examples: usize, has_seen: bool) -> Self {
         let fits = tokens as u64 <= room;
         let has_seen = has_seen && fits;
         Self { fits, examples: vec![has_seen; examples], validation: has_seen }
     }
 
-    /// Sees an example; whether it was kept before.
-    pub(super) fn sees(&mut self, index: usize) -> bool {
+    /// Sees an example; whether it was cached before.
+    fn sees(&mut self, index: usize) -> bool {
         std::mem::replace(&mut self.examples[index], self.fits)
     }
 
     /// The same of the validation file.
-    pub(super) fn sees_validation(&mut self) -> bool {
+    fn sees_validation(&mut self) -> bool {
         std::mem::replace(&mut self.validation, self.fits)
+    }
+
+    /// Operations of a training step over a batch, which is seen then.
+    fn step(&mut self, examples: &[Flops], batch: &[usize]) -> f64 {
+        let flops = |index: &usize| {
+            let spared = if self.sees(*index) { examples[*index].frozen } else { 0.0 };
+            examples[*index].all - spared
+        };
+        batch.iter().map(flops).sum()
+    }
+
+    /// Operations of an evaluation, whose texts are seen then.
+    fn evaluation(&mut self, flops: Flops) -> f64 {
+        if self.sees_validation() { flops.all - flops.frozen } else { flops.all }
     }
 }
 
@@ -63,14 +153,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_what_has_been_seen_where_all_fits() {
-        let mut kept = Kept::new(100, 100, 2, false);
-        assert_eq!([kept.sees(1), kept.sees(1), kept.sees(0)], [false, true, false]);
-        assert_eq!([kept.sees_validation(), kept.sees_validation()], [false, true]);
-        let mut references = Kept::new(100, 100, 2, true);
+    fn what_is_cached_is_what_has_been_seen_where_all_fits() {
+        let mut cached = CachedTexts::new(100, 100, 2, false);
+        assert_eq!([cached.sees(1), cached.sees(1), cached.sees(0)], [false, true, false]);
+        assert_eq!([cached.sees_validation(), cached.sees_validation()], [false, true]);
+        let mut references = CachedTexts::new(100, 100, 2, true);
         assert!(references.sees(1) && references.sees_validation());
         for has_seen in [false, true] {
-            let mut small = Kept::new(99, 100, 2, has_seen);
+            let mut small = CachedTexts::new(99, 100, 2, has_seen);
             assert_eq!([small.sees(1), small.sees(1), small.sees_validation()], [false; 3]);
         }
     }

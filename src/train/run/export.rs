@@ -1,4 +1,5 @@
-//! What a checkpoint holds for use: a LoRA adapter, or the whole model where its own weights train.
+//! The trained model as a checkpoint holds it: a LoRA adapter, or the whole model where its own weights
+//! train.
 
 use std::path::Path;
 
@@ -13,16 +14,16 @@ use crate::train::model::tensors::NamedTensors;
 use crate::train::model::weights;
 use crate::util::atomic_file;
 
-/// What a run makes.
-pub enum Product<'a> {
+/// What a run trains, ready for use.
+pub enum TrainedModel<'a> {
     /// An adapter, in PEFT's layout.
     Adapter(&'a AdapterConfig),
     /// A model in Hugging Face's layout, made of this base: a folder of its own below the
     /// checkpoint's.
-    Model(&'a BaseModel),
+    Whole(&'a BaseModel),
 }
 
-impl Product<'_> {
+impl TrainedModel<'_> {
     /// Writes what is in the engine into `folder`; the paths of the files below it.
     pub fn write(
         &self,
@@ -34,7 +35,7 @@ impl Product<'_> {
                 peft::write(folder, config, &engine.trained()?)?;
                 Ok([peft::CONFIG_FILE, peft::WEIGHTS_FILE].map(str::to_owned).to_vec())
             }
-            Self::Model(base) => write_model(&folder.join(FOLDER), base, engine),
+            Self::Whole(base) => write_model(&folder.join(FOLDER), base, engine),
         }
     }
 }

@@ -2,15 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
-use super::certificate::Witness;
+use super::certificate::ReferenceLogits;
 use super::checkpoint;
-use super::diagnostics;
 use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal};
+use super::findings;
 use super::general_text;
-use super::notices::{note, warn};
-use super::report::{self, Findings};
+use super::notices::{self, note, warn};
+use super::report::{self, ReportInputs};
 use super::{Run, Sink};
 use crate::artifacts::{certificate, metrics_csv};
 use crate::domain::job::{EventLevel, JobError};
@@ -18,51 +16,37 @@ use crate::train::protocol::Progress;
 use crate::util::atomic_file;
 
 impl Run<'_> {
-    /// Writes what the run leaves.
-    pub(super) fn conclude(&mut self, sink: &mut Sink<'_>) -> Result<Progress, JobError> {
-        let last = self.checkpoint()?;
-        let (step, directory) = self.choose(last, sink)?;
-        let texts = general_text::sequences(&self.prepared.base, self.prepared.context);
-        let mut loss =
-            |trained: bool| general_text::loss(self.engine, &texts, trained).map_err(engine_failed);
-        let before = match &self.before {
-            Some(before) => before.ordinary,
-            None => loss(false)?,
-        };
-        let ordinary = before.zip(loss(true)?);
-        if let Some((before, after)) = ordinary {
-            self.find(diagnostics::forgetting(step, before, after), sink);
-        }
+    /// Writes what the run leaves: the best checkpoint as the model, the metrics and the report.
+    pub(super) fn finish(&mut self, sink: &mut Sink<'_>) -> Result<Progress, JobError> {
+        let last = self.write_checkpoint()?;
+        let (step, directory) = self.choose_model(last, sink)?;
+        let general_text = self.general_text_losses(step, sink)?;
         let change = self
             .engine
-            .mean_change_by_layer(self.prepared.base.weights.as_ref())
+            .mean_change_by_layer(self.setup.base.weights.as_ref())
             .map_err(cannot_load)?;
-        say_change(&change, sink);
+        notices::weight_change(&change, sink);
 
-        let findings = Findings {
-            plan: &self.prepared.plan,
+        let inputs = ReportInputs {
+            plan: &self.setup.plan,
             training: &self.training,
             validation: self.validation.as_ref(),
             base_model: &self.spec.base_model_id,
             parameters: self.engine.parameter_counts(),
             step,
             change: &change,
-            ordinary,
+            general_text,
         };
-        let report = report::render(&self.state, &findings);
+        let report = report::render(&self.state, &inputs);
         let mut text = serde_json::to_vec_pretty(&report)
             .map_err(|error| internal(format!("the report cannot be written: {error}")))?;
         text.push(b'\n');
-        let report = self.write(report::FILE_NAME, &text)?;
+        let report = self.write_file(report::FILE_NAME, &text)?;
         let csv = metrics_csv::render(&self.state.metrics);
-        let metrics_csv = self.write(metrics_csv::FILE_NAME, csv.as_bytes())?;
-        let waited = self.give_way.waited.as_secs_f64();
-        if waited >= 1.0 {
-            let message =
-                format!("Training waited {waited:.0} seconds while requests were answered");
-            note(sink, EventLevel::Info, message, Some(json!({"yielded_seconds": waited})));
-        }
-        self.witness = Some(Witness::ask(self.prepared, self.engine).map_err(engine_failed)?);
+        let metrics_csv = self.write_file(metrics_csv::FILE_NAME, csv.as_bytes())?;
+        notices::yielded(self.yielding.waited, sink);
+        let reference = ReferenceLogits::compute(self.setup, self.engine);
+        self.reference = Some(reference.map_err(engine_failed)?);
         Ok(Progress::Finished {
             directory,
             metrics_csv,
@@ -73,11 +57,36 @@ impl Run<'_> {
         })
     }
 
+    /// Losses on general text before and after training; `None` when the model takes no such text.
+    /// Forgetting is reported.
+    fn general_text_losses(
+        &mut self,
+        step: u64,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<(f64, f64)>, JobError> {
+        let texts = general_text::sequences(&self.setup.base, self.setup.context);
+        let mut loss =
+            |trained: bool| general_text::loss(self.engine, &texts, trained).map_err(engine_failed);
+        let before = match &self.baseline {
+            Some(baseline) => baseline.general_text,
+            None => loss(false)?,
+        };
+        let losses = before.zip(loss(true)?);
+        if let Some((before, after)) = losses {
+            self.report_finding(findings::forgetting(step, before, after), sink);
+        }
+        Ok(losses)
+    }
+
     /// The step and the folder of the checkpoint that becomes the model, which is in the
     /// engine then: that of the lowest validation loss, the last one without a validation file.
-    fn choose(&mut self, last: PathBuf, sink: &mut Sink<'_>) -> Result<(u64, PathBuf), JobError> {
+    fn choose_model(
+        &mut self,
+        last: PathBuf,
+        sink: &mut Sink<'_>,
+    ) -> Result<(u64, PathBuf), JobError> {
         let now = self.state.step;
-        let Some(best) = self.state.watch.best.filter(|best| best.step != now) else {
+        let Some(best) = self.state.early_stopping.best.filter(|best| best.step != now) else {
             return Ok((now, last));
         };
         let folder = checkpoint::folder(&self.spec.work_dir, best.step);
@@ -99,25 +108,11 @@ impl Run<'_> {
         Ok((best.step, folder))
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, JobError> {
+    fn write_file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, JobError> {
         let path: &Path = &self.spec.work_dir;
         let path = path.join(name);
         atomic_file::write(&path, bytes)
             .map_err(|error| internal(format!("{}: {error}", path.display())))?;
         Ok(path)
     }
-}
-
-/// Says how far each block's weights have moved, the blocks in order.
-fn say_change(change: &[(u32, f64)], sink: &mut Sink<'_>) {
-    let (Some(first), Some(last)) = (change.first(), change.last()) else {
-        return;
-    };
-    let message = format!(
-        "Mean |ΔW| by block: from {:.2e} in block {} to {:.2e} in block {}; the report has the table",
-        first.1, first.0, last.1, last.0
-    );
-    let data = change.iter().map(|(layer, mean)| (layer.to_string(), serde_json::json!(mean)));
-    let data = serde_json::json!({"mean_absolute_change": serde_json::Map::from_iter(data)});
-    note(sink, EventLevel::Info, message, Some(data));
 }

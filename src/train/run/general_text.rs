@@ -1,4 +1,4 @@
-//! Ordinary texts, on which a model that forgets becomes worse.
+//! General text: a few paragraphs on which a model that forgets becomes worse.
 
 use crate::train::backend::BackendError;
 use crate::train::data::sequence::Sequence;

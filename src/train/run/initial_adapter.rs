@@ -1,4 +1,4 @@
-//! The adapter of an earlier job that a run begins with.
+//! The initial adapter of a run that continues an earlier job (warm start).
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::domain::job::{FineTuneMode, Hyperparameters, JobError, LoraLayers};
 use crate::train::model::tensors::NamedTensors;
 
 /// An adapter in PEFT layout, read.
-pub(super) struct Start {
+pub(super) struct InitialAdapter {
     config: AdapterConfig,
     /// Its tensors.
     pub tensors: NamedTensors,
@@ -17,7 +17,7 @@ pub(super) struct Start {
     pub digest: String,
 }
 
-impl Start {
+impl InitialAdapter {
     /// Reads the adapter that lies in `folder`.
     pub(super) fn read(folder: &Path) -> Result<Self, JobError> {
         let read = |name: &str| {
@@ -30,30 +30,30 @@ impl Start {
         Ok(Self { config, tensors, digest })
     }
 
-    /// Fills what the adapter itself decides into `asked`.
+    /// Completes `requested` by what the adapter itself decides.
     ///
     /// # Errors
     /// A stated value that the adapter does not have: its shape cannot change on the way.
-    pub(super) fn settle(&self, asked: &mut Hyperparameters) -> Result<(), JobError> {
+    pub(super) fn complete(&self, requested: &mut Hyperparameters) -> Result<(), JobError> {
         let config = &self.config;
-        settle(&mut asked.tuning, FineTuneMode::Lora, "tuning")?;
+        complete(&mut requested.tuning, FineTuneMode::Lora, "tuning")?;
         let rank = u32::try_from(config.r).unwrap_or(u32::MAX);
-        settle(&mut asked.lora_r, rank, "lora_r")?;
-        settle(&mut asked.lora_alpha, config.lora_alpha, "lora_alpha")?;
-        settle(&mut asked.use_rslora, config.use_rslora, "use_rslora")?;
-        if let Some(modules) = &mut asked.lora_target_modules {
+        complete(&mut requested.lora_r, rank, "lora_r")?;
+        complete(&mut requested.lora_alpha, config.lora_alpha, "lora_alpha")?;
+        complete(&mut requested.use_rslora, config.use_rslora, "use_rslora")?;
+        if let Some(modules) = &mut requested.lora_target_modules {
             modules.sort_unstable();
         }
-        settle(
-            &mut asked.lora_target_modules,
+        complete(
+            &mut requested.lora_target_modules,
             config.target_modules.clone(),
             "lora_target_modules",
         )?;
         match &config.modules_to_save {
             Some(names) => {
-                settle(&mut asked.modules_to_save, names.clone(), "modules_to_save")?;
+                complete(&mut requested.modules_to_save, names.clone(), "modules_to_save")?;
             }
-            None if asked.modules_to_save.is_some() => {
+            None if requested.modules_to_save.is_some() => {
                 return Err(no_such_target(
                     "modules_to_save is stated, and the model that the job continues from has \
                      none: leave it out"
@@ -65,9 +65,9 @@ impl Start {
         match &config.layers_to_transform {
             Some(layers) => {
                 let layers = LoraLayers::These(layers.clone());
-                settle(&mut asked.lora_layers, layers, "lora_layers")
+                complete(&mut requested.lora_layers, layers, "lora_layers")
             }
-            None if asked.lora_layers.is_some() => Err(no_such_target(
+            None if requested.lora_layers.is_some() => Err(no_such_target(
                 "lora_layers is stated, and the model that the job continues from is adapted in all \
                  blocks: leave it out"
                     .to_owned(),
@@ -77,21 +77,21 @@ impl Start {
     }
 }
 
-/// Takes `held` where nothing is asked; what is asked must be what is held.
-fn settle<T: PartialEq + serde::Serialize>(
-    asked: &mut Option<T>,
-    held: T,
+/// Takes the adapter's value where none is requested; a requested one must be the same.
+fn complete<T: PartialEq + serde::Serialize>(
+    requested: &mut Option<T>,
+    value: T,
     name: &str,
 ) -> Result<(), JobError> {
     let json = |value: &T| serde_json::to_string(value).unwrap_or_default();
-    match asked {
-        Some(stated) if *stated != held => Err(no_such_target(format!(
+    match requested {
+        Some(stated) if *stated != value => Err(no_such_target(format!(
             "{name} is {}, and the model that the job continues from has {}: leave it out",
             json(stated),
-            json(&held)
+            json(&value)
         ))),
         _ => {
-            *asked = Some(held);
+            *requested = Some(value);
             Ok(())
         }
     }

@@ -1,4 +1,6 @@
-//! What a run says of its data before it begins.
+//! Notices: the events that a run sends about its data, memory and values.
+
+use std::time::Duration;
 
 use super::Sink;
 use crate::dataset::MAX_LISTED_PROBLEMS;
@@ -76,21 +78,19 @@ pub(super) fn tied_head(tuning: &Trainable, is_tied: bool, sink: &mut Sink<'_>) 
     note(sink, EventLevel::Info, message, None);
 }
 
-/// Says that frozen blocks run over a text once, where they do; the run's texts have so many tokens.
+/// Says that the frozen blocks run over each text once, where they do. `tokens` are those of all texts.
 pub(super) fn frozen(engine: &dyn Engine, tokens: usize, sink: &mut Sink<'_>) {
     let room = engine.frozen_use().room;
     if room == 0 {
         return;
     }
     let how_far = match room >= tokens as u64 {
-        true => "later epochs do not run them again".to_owned(),
+        true => "later epochs do not compute them again".to_owned(),
         false => format!(
-            "memory has room for about {room} of {tokens} tokens, over which later epochs do not run \
-             them again"
+            "memory has room for about {room} of {tokens} tokens, which later epochs do not compute again"
         ),
     };
-    let message =
-        format!("What the blocks below all that trains make of a text is kept: {how_far}");
+    let message = format!("The outputs of the frozen blocks are cached: {how_far}");
     let data = serde_json::json!({"room_for_tokens": room, "tokens": tokens});
     note(sink, EventLevel::Info, message, Some(data));
 }
@@ -98,20 +98,45 @@ pub(super) fn frozen(engine: &dyn Engine, tokens: usize, sink: &mut Sink<'_>) {
 /// Says what the data and what trains come to.
 pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut Sink<'_>) {
     let tokens = training.tokens();
-    let learnt: u64 = training.all().map(Sequence::targets).sum();
+    let supervised: u64 = training.all().map(Sequence::targets).sum();
     let (trainable, total) = engine.parameter_counts();
     let message = format!(
-        "{} training examples with {tokens} tokens, {learnt} of them ({:.0} %) learnt; {trainable} of \
-         {total} parameters are trained",
+        "{} training examples with {tokens} tokens, {supervised} of them ({:.0} %) supervised; \
+         {trainable} of {total} parameters are trained",
         training.sequences.len(),
-        100.0 * learnt as f64 / tokens.max(1) as f64
+        100.0 * supervised as f64 / tokens.max(1) as f64
     );
     let data = serde_json::json!({
         "examples": training.sequences.len(),
         "tokens": tokens,
-        "loss_tokens": learnt,
+        "loss_tokens": supervised,
         "trainable_parameters": trainable,
         "total_parameters": total,
     });
+    note(sink, EventLevel::Info, message, Some(data));
+}
+
+/// Says how far each block's weights have moved, the blocks in order.
+pub(super) fn weight_change(change: &[(u32, f64)], sink: &mut Sink<'_>) {
+    let (Some(first), Some(last)) = (change.first(), change.last()) else {
+        return;
+    };
+    let message = format!(
+        "Mean |ΔW| by block: from {:.2e} in block {} to {:.2e} in block {}; the report has the table",
+        first.1, first.0, last.1, last.0
+    );
+    let data = change.iter().map(|(layer, mean)| (layer.to_string(), serde_json::json!(mean)));
+    let data = serde_json::json!({"mean_absolute_change": serde_json::Map::from_iter(data)});
+    note(sink, EventLevel::Info, message, Some(data));
+}
+
+/// Says for how long the run has yielded to serving, if that is a second or more.
+pub(super) fn yielded(waited: Duration, sink: &mut Sink<'_>) {
+    let seconds = waited.as_secs_f64();
+    if seconds < 1.0 {
+        return;
+    }
+    let message = format!("Training waited {seconds:.0} seconds while requests were answered");
+    let data = serde_json::json!({"yielded_seconds": seconds});
     note(sink, EventLevel::Info, message, Some(data));
 }

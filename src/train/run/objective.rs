@@ -1,15 +1,16 @@
-//! What a run trains on or measures itself by: examples of either method, by their place in the file.
+//! The objective of a run over a data file: its examples, by their index, and the loss of the method
+//! (supervised or DPO), for training and for evaluation.
 
 use crate::train::backend::BackendError;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::EncodedFile;
 use crate::train::engine::{BatchPart, Engine, LossSums, Preference, PreferenceOutcome};
-use crate::train::model::flops::Cost;
+use crate::train::model::flops::ModelFlops;
 
-/// The examples of one file, ready for the engine.
-pub(super) struct Material<'a> {
+/// The examples of one file and the loss over them.
+pub(super) struct Objective<'a> {
     file: &'a EncodedFile,
-    cost: Cost,
+    flops: ModelFlops,
     /// For preferences.
     preferences: Option<References>,
 }
@@ -21,23 +22,30 @@ struct References {
     log_probabilities: Vec<[f64; 2]>,
 }
 
-/// What an example came to, or several together.
+/// The loss of an example, or of several together.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Measured {
+pub(super) struct LossStatistics {
     /// Sum of the losses, in nats.
     pub loss: f64,
     /// What they are the sum over: loss-bearing tokens, or preferences.
     pub units: u64,
-    /// How many of these are right: the likeliest token is the target, the preferred answer has the
+    /// How many of these are correct: the likeliest token is the target; the preferred answer has the
     /// larger reward.
     pub correct: u64,
     /// Sum of the margins between the rewards of two answers; zero without preferences.
     pub margin: f64,
 }
 
-impl Measured {
+impl LossStatistics {
+    /// All of `parts` together.
+    pub(super) fn sum(parts: &[LossStatistics]) -> Self {
+        let mut sum = Self::default();
+        parts.iter().for_each(|part| sum.add(part));
+        sum
+    }
+
     /// Adds another one.
-    pub(super) fn add(&mut self, more: &Measured) {
+    pub(super) fn add(&mut self, more: &LossStatistics) {
         self.loss += more.loss;
         self.units += more.units;
         self.correct += more.correct;
@@ -49,7 +57,7 @@ impl Measured {
         self.loss / self.units.max(1) as f64
     }
 
-    /// Share that is right, 0..=1.
+    /// Share that is correct, 0..=1.
     pub(super) fn accuracy(&self) -> f64 {
         self.correct as f64 / self.units.max(1) as f64
     }
@@ -60,22 +68,22 @@ impl Measured {
     }
 }
 
-impl From<LossSums> for Measured {
+impl From<LossSums> for LossStatistics {
     fn from(sums: LossSums) -> Self {
         Self { loss: sums.loss, units: sums.tokens, correct: sums.correct, margin: 0.0 }
     }
 }
 
-impl From<PreferenceOutcome> for Measured {
+impl From<PreferenceOutcome> for LossStatistics {
     fn from(outcome: PreferenceOutcome) -> Self {
         let margin = outcome.margin();
         Self { loss: outcome.loss(), units: 1, correct: u64::from(margin > 0.0), margin }
     }
 }
 
-impl<'a> Material<'a> {
-    /// The examples of `file`; with `beta` they are preferences, whose answers the model as it is now
-    /// is asked for here, once, as it is or as its base alone.
+impl<'a> Objective<'a> {
+    /// The examples of `file`. With `beta` they are preferences, whose reference log-probabilities are
+    /// computed here, once: by the model as it is now (`trained`) or by its base alone.
     pub(super) fn new(
         file: &'a EncodedFile,
         beta: Option<f64>,
@@ -83,7 +91,7 @@ impl<'a> Material<'a> {
         engine: &mut dyn Engine,
     ) -> Result<Self, BackendError> {
         let Some(beta) = beta else {
-            return Ok(Self { file, cost: engine.cost(), preferences: None });
+            return Ok(Self { file, flops: engine.cost(), preferences: None });
         };
         let mut log_probabilities = Vec::with_capacity(file.sequences.len());
         for pair in file.sequences.iter().zip(&file.rejected) {
@@ -91,7 +99,7 @@ impl<'a> Material<'a> {
             log_probabilities.extend_from_slice(made.as_chunks::<2>().0);
         }
         let preferences = Some(References { beta, log_probabilities });
-        Ok(Self { file, cost: engine.cost(), preferences })
+        Ok(Self { file, flops: engine.cost(), preferences })
     }
 
     /// Number of examples.
@@ -121,28 +129,26 @@ impl<'a> Material<'a> {
         self.file.tokens()
     }
 
-    /// Floating-point operations of a training step over an example; without those of frozen blocks
-    /// where what they made of it `is_kept`.
-    pub(super) fn cost(&self, index: usize, is_kept: bool) -> f64 {
+    /// Floating-point operations of a training step over an example, and those of them that the frozen
+    /// blocks take.
+    pub(super) fn flops(&self, index: usize) -> (f64, f64) {
         let rejected = self.file.rejected.get(index);
-        let mut sum = 0.0;
+        let (mut all, mut frozen) = (0.0, 0.0);
         for sequence in std::iter::once(&self.file.sequences[index]).chain(rejected) {
-            sum += self.cost.of_training(sequence.length()) - self.spared(sequence, is_kept);
+            all += self.flops.of_training(sequence.length());
+            frozen += self.flops.of_frozen(sequence.length());
         }
-        sum
+        (all, frozen)
     }
 
-    /// The same of measuring all examples.
-    pub(super) fn cost_of_evaluation(&self, is_kept: bool) -> f64 {
-        let mut sum = 0.0;
+    /// The same of one evaluation of all examples.
+    pub(super) fn evaluation_flops(&self) -> (f64, f64) {
+        let (mut all, mut frozen) = (0.0, 0.0);
         for sequence in self.file.all() {
-            sum += self.cost.of_evaluation(sequence.length()) - self.spared(sequence, is_kept);
+            all += self.flops.of_evaluation(sequence.length());
+            frozen += self.flops.of_frozen(sequence.length());
         }
-        sum
-    }
-
-    fn spared(&self, sequence: &Sequence, is_kept: bool) -> f64 {
-        if is_kept { self.cost.of_frozen(sequence.length()) } else { 0.0 }
+        (all, frozen)
     }
 
     /// What the loss of `examples` together is the mean over.
@@ -153,13 +159,13 @@ impl<'a> Material<'a> {
         }
     }
 
-    /// Forward and backward over `examples`, what each came to.
+    /// Forward and backward over `examples`; the losses of each.
     pub(super) fn accumulate(
         &self,
         engine: &mut dyn Engine,
         examples: &[usize],
         part: BatchPart,
-    ) -> Result<Vec<Measured>, BackendError> {
+    ) -> Result<Vec<LossStatistics>, BackendError> {
         match &self.preferences {
             None => Ok(into(engine.accumulate(&self.sequences(examples), part)?)),
             Some(references) => {
@@ -169,12 +175,15 @@ impl<'a> Material<'a> {
         }
     }
 
-    /// Forward over all examples, what each came to.
-    pub(super) fn evaluate(&self, engine: &mut dyn Engine) -> Result<Vec<Measured>, BackendError> {
+    /// Forward over all examples; the losses of each.
+    pub(super) fn evaluate(
+        &self,
+        engine: &mut dyn Engine,
+    ) -> Result<Vec<LossStatistics>, BackendError> {
         let examples: Vec<usize> = (0..self.len()).collect();
-        let mut measured = Vec::with_capacity(examples.len());
+        let mut losses = Vec::with_capacity(examples.len());
         for part in self.micro_batches(engine, &examples) {
-            measured.extend(match &self.preferences {
+            losses.extend(match &self.preferences {
                 None => into(engine.evaluate(&self.sequences(part))?),
                 Some(references) => {
                     let pairs = self.pairs(references, part);
@@ -182,10 +191,10 @@ impl<'a> Material<'a> {
                 }
             });
         }
-        Ok(measured)
+        Ok(losses)
     }
 
-    /// Cuts examples into runs that the engine takes at once.
+    /// Splits examples into the micro-batches that the engine takes at once.
     pub(super) fn micro_batches<'b>(
         &self,
         engine: &dyn Engine,
@@ -214,6 +223,6 @@ impl<'a> Material<'a> {
     }
 }
 
-fn into<T: Into<Measured>>(made: Vec<T>) -> Vec<Measured> {
+fn into<T: Into<LossStatistics>>(made: Vec<T>) -> Vec<LossStatistics> {
     made.into_iter().map(Into::into).collect()
 }

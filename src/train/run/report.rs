@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::checkpoint::State;
-use super::objective::Material;
+use super::checkpoint::RunState;
+use super::objective::Objective;
 use super::plan::Plan;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::EncodedFile;
@@ -17,13 +17,13 @@ pub const FILE_NAME: &str = "report.json";
 const WORST: usize = 10;
 
 /// What the report is made of, beside the run's state.
-pub(super) struct Findings<'a> {
+pub(super) struct ReportInputs<'a> {
     /// The plan.
     pub plan: &'a Plan,
-    /// What was trained on.
-    pub training: &'a Material<'a>,
-    /// What was measured on.
-    pub validation: Option<&'a Material<'a>>,
+    /// The training set.
+    pub training: &'a Objective<'a>,
+    /// The validation set.
+    pub validation: Option<&'a Objective<'a>>,
     /// Id of the base model.
     pub base_model: &'a str,
     /// Trainable and total parameters.
@@ -32,51 +32,51 @@ pub(super) struct Findings<'a> {
     pub step: u64,
     /// Mean |ΔW| of each adapted block.
     pub change: &'a [(u32, f64)],
-    /// Loss on ordinary text before and after, in nats a token; `None` when the model takes none.
-    pub ordinary: Option<(f64, f64)>,
+    /// Loss on general text before and after, in nats a token; `None` when the model takes none.
+    pub general_text: Option<(f64, f64)>,
 }
 
 /// The document.
-pub(super) fn render(state: &State, findings: &Findings<'_>) -> Value {
+pub(super) fn render(state: &RunState, inputs: &ReportInputs<'_>) -> Value {
     let identity = &state.identity;
     let first = state.metrics.first();
     let last = state.metrics.last();
-    let change: Vec<Value> = findings
+    let change: Vec<Value> = inputs
         .change
         .iter()
         .map(|(layer, mean)| json!({"layer": layer, "mean_absolute_change": mean}))
         .collect();
     json!({
         "hone": env!("CARGO_PKG_VERSION"),
-        "base_model": {"id": findings.base_model, "sha256": identity.model},
-        "continued_from": identity.start,
+        "base_model": {"id": inputs.base_model, "sha256": identity.model},
+        "continued_from": identity.initial_adapter,
         "seed": identity.seed,
         "hyperparameters": identity.hyperparameters,
-        "explanations": findings.plan.explanations,
-        "parameters": {"trained": findings.parameters.0, "total": findings.parameters.1},
+        "explanations": inputs.plan.explanations,
+        "parameters": {"trained": inputs.parameters.0, "total": inputs.parameters.1},
         "data": {
-            "training": statistics(findings.training.file()),
-            "validation": findings.validation.map(|file| statistics(file.file())),
+            "training": statistics(inputs.training.file()),
+            "validation": inputs.validation.map(|file| statistics(file.file())),
         },
         "steps": {
-            "planned": findings.plan.total_steps,
+            "planned": inputs.plan.total_steps,
             "done": state.step,
-            "an_epoch": findings.plan.steps_per_epoch,
-            "model_is_of": findings.step,
+            "an_epoch": inputs.plan.steps_per_epoch,
+            "model_is_of": inputs.step,
         },
         "trained_tokens": state.trained_tokens,
         "losses": {
             "first_step": first.map(|step| step.train_loss),
             "last_step": last.map(|step| step.train_loss),
-            "validation": state.watch.looks,
-            "best": state.watch.best,
+            "validation": state.early_stopping.evaluations,
+            "best": state.early_stopping.best,
         },
-        "health": state.health,
-        "ordinary_text_loss": findings.ordinary.map(|(before, after)| {
+        "health": state.findings,
+        "ordinary_text_loss": inputs.general_text.map(|(before, after)| {
             json!({"before": before, "after": after})
         }),
         "change_by_layer": change,
-        "highest_losses": worst(state, findings.training.file()),
+        "highest_losses": worst(state, inputs.training.file()),
     })
 }
 
@@ -84,7 +84,7 @@ pub(super) fn render(state: &State, findings: &Findings<'_>) -> Value {
 fn statistics(file: &EncodedFile) -> Value {
     let mut lengths: Vec<usize> = file.all().map(|sequence| sequence.input_ids.len()).collect();
     lengths.sort_unstable();
-    let learnt: u64 = file.all().map(Sequence::targets).sum();
+    let supervised: u64 = file.all().map(Sequence::targets).sum();
     let at = |share: f64| {
         let last = lengths.len().saturating_sub(1);
         lengths.get((share * last as f64).round() as usize).copied()
@@ -98,14 +98,14 @@ fn statistics(file: &EncodedFile) -> Value {
         "sha256": file.digest,
         "examples": file.sequences.len(),
         "tokens": file.tokens(),
-        "loss_tokens": learnt,
+        "loss_tokens": supervised,
         "tokens_of_an_example": {"least": at(0.0), "median": at(0.5), "most": at(1.0)},
         "left_out_as_too_long": too_long,
     })
 }
 
 /// The examples with the highest loss when they were last trained on, by line.
-fn worst(state: &State, training: &EncodedFile) -> Vec<Value> {
+fn worst(state: &RunState, training: &EncodedFile) -> Vec<Value> {
     let mut losses: Vec<(u64, f32)> = training
         .lines
         .iter()

@@ -1,27 +1,27 @@
-//! From a specification to everything that a run needs: the base model opened, the data tokenised,
-//! every value resolved, the engine loaded. What cannot work is refused here, before any training.
+//! From a specification to everything that a run needs: the base model opened, the data tokenised, every
+//! value resolved, the engine loaded. What cannot work is refused here, before any training. A dry run
+//! opens, plans and weighs the memory by the same functions.
 
 use std::collections::BTreeSet;
 
-use super::Sink;
 use super::checkpoint::Identity;
 use super::errors::{
     cannot_load, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
     too_few,
 };
-use super::export::Product;
-use super::initial_adapter::Start;
-use super::notices;
+use super::export::TrainedModel;
+use super::initial_adapter::InitialAdapter;
 use super::plan::{self, DataSize, ModelSize, Plan};
+use super::{Sink, notices};
 use crate::artifacts::peft::AdapterConfig;
 use crate::dataset::MIN_EXAMPLES;
+use crate::device::Device;
 use crate::domain::job::{
     DataFile, FineTuneMode, Hyperparameters, JobError, ResolvedHyperparameters,
 };
 use crate::train::data::tokenize::{EncodedFile, encode_file};
 use crate::train::decoder::pack::longest_shared;
-use crate::train::engine::memory;
-use crate::train::engine::memory::estimate::Workload;
+use crate::train::engine::memory::{self, estimate::Need, estimate::Workload};
 use crate::train::engine::{BackendKind, Engine, load_tuned};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
@@ -30,12 +30,12 @@ use crate::train::model::trainable::Trainable;
 use crate::train::protocol::RunSpec;
 
 /// A run that can begin.
-pub(super) struct Prepared {
+pub(super) struct RunSetup {
     /// The base model.
     pub base: BaseModel,
-    /// What is trained on.
+    /// The training set.
     pub training: EncodedFile,
-    /// What is measured on.
+    /// The validation set.
     pub validation: Option<EncodedFile>,
     /// Every value, and the steps.
     pub plan: Plan,
@@ -53,40 +53,128 @@ pub(super) struct Prepared {
     pub backend: BackendKind,
 }
 
-/// What a run goes by before its data is read.
-pub(super) struct Opened {
+/// The base model of a run and what is requested of it, before the data is read.
+pub(super) struct BaseSetup {
     /// The base model.
     pub base: BaseModel,
     /// Its configuration.
     pub model: ModelConfig,
     /// What a plan needs to know of it.
     pub size: ModelSize,
-    /// What the client asked for, with what the adapter that the run begins with decides.
-    pub asked: Hyperparameters,
-    /// That adapter.
-    pub start: Option<Start>,
+    /// What the client requested, completed by what the initial adapter decides.
+    pub requested: Hyperparameters,
+    /// The adapter that the run begins with.
+    pub initial_adapter: Option<InitialAdapter>,
     /// Longest text in tokens.
     pub context: usize,
 }
 
-/// Opens the base model of `spec` and whatever the run begins with.
-pub(super) fn open(spec: &RunSpec) -> Result<Opened, JobError> {
-    let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
-    let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
-    let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
-    let mut asked = spec.hyperparameters.clone();
-    let start = match &spec.continue_from {
-        Some(folder) => Some(Start::read(folder)?),
-        None => None,
-    };
-    if let Some(start) = &start {
-        start.settle(&mut asked)?;
+/// What a data file holds, as far as the plan is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DataTotals {
+    /// Examples that fit into the context.
+    pub examples: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Examples that do not fit.
+    pub left_out: u64,
+}
+
+/// The memory that a run needs, beside what its device has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunMemory {
+    /// What it needs at its peak.
+    pub need: Need,
+    /// Where its tensors lie.
+    device: Device,
+    /// Bytes that are free there; `None` where the device does not tell.
+    pub free: Option<u64>,
+}
+
+impl From<&EncodedFile> for DataTotals {
+    fn from(file: &EncodedFile) -> Self {
+        Self {
+            examples: file.sequences.len() as u64,
+            tokens: file.tokens() as u64,
+            left_out: file.too_long.len() as u64,
+        }
     }
-    if let Some(message) = plan::unknown_layer(&asked, size.layers) {
-        return Err(no_such_target(message));
+}
+
+impl BaseSetup {
+    /// Opens the base model of `spec` and the adapter that the run begins with.
+    pub(super) fn open(spec: &RunSpec) -> Result<Self, JobError> {
+        let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
+        let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
+        let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
+        let mut requested = spec.hyperparameters.clone();
+        let initial_adapter =
+            spec.continue_from.as_deref().map(InitialAdapter::read).transpose()?;
+        if let Some(adapter) = &initial_adapter {
+            adapter.complete(&mut requested)?;
+        }
+        if let Some(message) = plan::unknown_layer(&requested, size.layers) {
+            return Err(no_such_target(message));
+        }
+        let context = plan::context_length(&requested, size.context) as usize;
+        Ok(Self { base, model, size, requested, initial_adapter, context })
     }
-    let context = plan::context_length(&asked, size.context) as usize;
-    Ok(Opened { base, model, size, asked, start, context })
+
+    /// Plans the run over these files.
+    ///
+    /// # Errors
+    /// Too few training examples; no validation example that fits into the context.
+    pub(super) fn plan(
+        &self,
+        training: DataTotals,
+        validation: Option<DataTotals>,
+    ) -> Result<Plan, JobError> {
+        if validation.is_some_and(|file| file.examples == 0) {
+            return Err(no_validation_example(self.context));
+        }
+        if training.examples < MIN_EXAMPLES {
+            return Err(too_few(training.examples, training.left_out, self.context));
+        }
+        let share = validation.map(|file| file.tokens as f64 / training.tokens as f64);
+        let data = DataSize { examples: training.examples, validation_share: share };
+        Ok(plan::resolve(&self.requested, &data, &self.size))
+    }
+
+    /// What the run needs in memory, and what is free. `longest` is the longest example in tokens;
+    /// `shared` computes the longest beginning that two of them share.
+    pub(super) fn memory(
+        &self,
+        plan: &Plan,
+        backend: BackendKind,
+        longest: usize,
+        shared: impl FnOnce() -> usize,
+    ) -> Result<RunMemory, JobError> {
+        let trainable = trainable(&plan.hyperparameters);
+        let workload = Workload {
+            model: &self.model,
+            tuning: &trainable,
+            backend,
+            longest,
+            // Under dropout no sequence shares its beginning.
+            shared: if trainable.dropout() > 0.0 { 0 } else { shared() },
+            batch_size: plan.hyperparameters.batch_size as usize,
+        };
+        let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
+        let (device, free) = memory::free_for(backend);
+        Ok(RunMemory { need, device, free })
+    }
+}
+
+impl RunMemory {
+    /// Refuses a run that does not fit, with the numbers.
+    pub(super) fn check(&self) -> Result<(), JobError> {
+        memory::check(&self.need, (self.device, self.free))
+    }
+
+    /// Bytes that the run may use for what only makes it faster.
+    pub(super) fn spare(&self) -> u64 {
+        memory::spare(&self.need, self.free)
+    }
 }
 
 /// Prepares the run of `spec`; the engine holds the adapter that the run begins with.
@@ -94,104 +182,92 @@ pub(super) fn prepare(
     spec: &RunSpec,
     backend: BackendKind,
     sink: &mut Sink<'_>,
-) -> Result<(Prepared, Box<dyn Engine>), JobError> {
-    let Opened { base, model, size, asked, start, context } = open(spec)?;
-    let training = encode_file(&spec.training_file, &base, context)
-        .map_err(|error| invalid_file(error, DataFile::Training))?;
-    notices::too_long(&training, "training", context, sink);
-    let mut validation = None;
-    if let Some(path) = &spec.validation_file {
-        let file = encode_file(path, &base, context)
-            .map_err(|error| invalid_file(error, DataFile::Validation))?;
-        notices::too_long(&file, "validation", context, sink);
-        if file.sequences.is_empty() {
-            return Err(no_validation_example(context));
-        }
-        validation = Some(file);
-    }
-    let examples = training.sequences.len() as u64;
-    if examples < MIN_EXAMPLES {
-        return Err(too_few(examples, training.too_long.len() as u64, context));
-    }
-
-    let share = validation.as_ref().map(|file| file.tokens() as f64 / training.tokens() as f64);
-    let plan = plan::resolve(&asked, &DataSize { examples, validation_share: share }, &size);
+) -> Result<(RunSetup, Box<dyn Engine>), JobError> {
+    let setup = BaseSetup::open(spec)?;
+    let (training, validation) = tokenize(spec, &setup, sink)?;
+    let plan = setup.plan((&training).into(), validation.as_ref().map(DataTotals::from))?;
     sink(plan.progress());
-    let values = &plan.hyperparameters;
-    let tuning = tuning(values);
-    let backend = notices::backend(&tuning, backend, sink);
-    let all = || [Some(&training), validation.as_ref()].into_iter().flatten();
-    let workload = Workload {
-        model: &model,
-        tuning: &tuning,
-        backend,
-        longest: all().map(EncodedFile::longest).max().unwrap_or(0),
-        // Under dropout every sequence stands for itself.
-        shared: match tuning.dropout() > 0.0 {
-            true => 0,
-            false => all().map(|file| longest_shared(file.all())).max().unwrap_or(0),
-        },
-        batch_size: values.batch_size as usize,
-    };
-    let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
-    let free = memory::free_for(backend);
-    memory::check(&need, free)?;
+    let trainable = trainable(&plan.hyperparameters);
+    let backend = notices::backend(&trainable, backend, sink);
+    let files = || [Some(&training), validation.as_ref()].into_iter().flatten();
+    let longest = files().map(EncodedFile::longest).max().unwrap_or(0);
+    let shared = || files().map(|file| longest_shared(file.all())).max().unwrap_or(0);
+    let memory = setup.memory(&plan, backend, longest, shared)?;
+    memory.check()?;
+
+    let BaseSetup { base, model, initial_adapter, context, .. } = setup;
     let weights = base.weights.as_ref();
-    let mut engine = load_tuned(&base.config, weights, &tuning, u64::from(spec.seed), backend)
+    let mut engine = load_tuned(&base.config, weights, &trainable, u64::from(spec.seed), backend)
         .map_err(cannot_load)?;
-    // Candle's products round by what stands beside a row: a resumed run, which keeps nothing of what
-    // ran before it, would come to other bytes.
+    // Candle's products round by what stands beside a row: a resumed run, whose cache is empty, would
+    // come to other bytes.
     if matches!(backend, BackendKind::Cpu | BackendKind::CpuF32) {
-        engine.keep_frozen(memory::spare(&need, free.1));
+        engine.keep_frozen(memory.spare());
     }
-    notices::tied_head(&tuning, model.tied, sink);
-    if let Some(start) = &start {
-        engine.set_trained(&start.tensors).map_err(engine_failed)?;
+    notices::tied_head(&trainable, model.tied, sink);
+    if let Some(adapter) = &initial_adapter {
+        engine.set_trained(&adapter.tensors).map_err(engine_failed)?;
     }
     notices::statistics(&training, engine.as_ref(), sink);
-    notices::frozen(engine.as_ref(), all().map(EncodedFile::tokens).sum(), sink);
+    notices::frozen(engine.as_ref(), files().map(EncodedFile::tokens).sum(), sink);
 
     let identity = Identity {
         model: base.digest.clone(),
-        start: start.as_ref().map(|start| start.digest.clone()),
+        initial_adapter: initial_adapter.as_ref().map(|adapter| adapter.digest.clone()),
         training_file: training.digest.clone(),
         validation_file: validation.as_ref().map(|file| file.digest.clone()),
         seed: spec.seed,
-        hyperparameters: values.clone(),
+        hyperparameters: plan.hyperparameters.clone(),
     };
     let mut adapter = None;
-    if let Trainable::Lora(lora) = &tuning {
+    if let Trainable::Lora(lora) = &trainable {
+        let is_gpt2 = base.config["model_type"] == "gpt2";
+        let modules = engine.adapted_modules();
         adapter = Some(AdapterConfig {
             lora_dropout: lora.dropout,
             layers_to_transform: lora.target.layers.clone(),
             use_rslora: lora.is_rank_stabilised,
-            modules_to_save: values.modules_to_save.clone(),
-            ..AdapterConfig::new(
-                &spec.base_model_id,
-                lora.rank,
-                lora.alpha,
-                &engine.adapted_modules(),
-                base.config["model_type"] == "gpt2",
-            )
+            modules_to_save: plan.hyperparameters.modules_to_save.clone(),
+            ..AdapterConfig::new(&spec.base_model_id, lora.rank, lora.alpha, &modules, is_gpt2)
         });
     }
-    let prepared = Prepared {
+    let setup = RunSetup {
         base,
         training,
         validation,
         plan,
         identity,
         adapter,
-        is_continued: start.is_some(),
+        is_continued: initial_adapter.is_some(),
         vocabulary: model.vocabulary,
         context,
         backend,
     };
-    Ok((prepared, engine))
+    Ok((setup, engine))
+}
+
+/// Tokenises the training file and the validation file; says what is left out of them.
+fn tokenize(
+    spec: &RunSpec,
+    setup: &BaseSetup,
+    sink: &mut Sink<'_>,
+) -> Result<(EncodedFile, Option<EncodedFile>), JobError> {
+    let BaseSetup { base, context, .. } = setup;
+    let training = encode_file(&spec.training_file, base, *context)
+        .map_err(|error| invalid_file(error, DataFile::Training))?;
+    notices::too_long(&training, "training", *context, sink);
+    let mut validation = None;
+    if let Some(path) = &spec.validation_file {
+        let file = encode_file(path, base, *context)
+            .map_err(|error| invalid_file(error, DataFile::Validation))?;
+        notices::too_long(&file, "validation", *context, sink);
+        validation = Some(file);
+    }
+    Ok((training, validation))
 }
 
 /// What a run with these values trains.
-pub(super) fn tuning(values: &ResolvedHyperparameters) -> Trainable {
+pub(super) fn trainable(values: &ResolvedHyperparameters) -> Trainable {
     match values.tuning {
         FineTuneMode::Lora => Trainable::Lora(lora_settings(values)),
         FineTuneMode::Full => Trainable::Full,
@@ -215,22 +291,22 @@ fn lora_settings(values: &ResolvedHyperparameters) -> LoraSettings {
     }
 }
 
-impl Prepared {
+impl RunSetup {
     /// What the checkpoints of the run hold for use.
-    pub(super) fn product(&self) -> Product<'_> {
-        self.adapter.as_ref().map_or(Product::Model(&self.base), Product::Adapter)
+    pub(super) fn trained_model(&self) -> TrainedModel<'_> {
+        self.adapter.as_ref().map_or(TrainedModel::Whole(&self.base), TrainedModel::Adapter)
     }
 
-    /// The beginnings of `most` examples up to their first learnt token, spread over the file: what
-    /// the model is asked when it shall write by itself. No beginning comes twice.
+    /// Prompts for the model to answer: the beginnings of `most` examples up to their first supervised
+    /// token, spread over the file. No prompt comes twice.
     pub(super) fn prompts(&self, most: usize) -> Vec<&[u32]> {
         let sequences = &self.training.sequences;
-        let places: BTreeSet<usize> =
-            (0..most).map(|place| place * sequences.len() / most.max(1)).collect();
+        let indexes: BTreeSet<usize> =
+            (0..most).map(|number| number * sequences.len() / most.max(1)).collect();
         let mut prompts: BTreeSet<&[u32]> = BTreeSet::new();
-        for sequence in places.into_iter().filter_map(|place| sequences.get(place)) {
-            let learnt = sequence.loss_mask.iter().skip(1).position(|counts| *counts);
-            if let Some(index) = learnt {
+        for sequence in indexes.into_iter().filter_map(|index| sequences.get(index)) {
+            let supervised = sequence.loss_mask.iter().skip(1).position(|counts| *counts);
+            if let Some(index) = supervised {
                 prompts.insert(&sequence.input_ids[..=index]);
             }
         }

@@ -1,33 +1,31 @@
-//! Waiting while answers are being made on the same device: inference goes first, training never
-//! stands still for good.
+//! Yielding to serving on the same device: inference goes first, and training never stands still for good.
 
 use std::time::{Duration, Instant};
 
-/// Longest wait before the next micro-batch.
-pub(super) const LONGEST: Duration = Duration::from_secs(10);
+/// Longest pause before the next micro-batch.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often a run that waits listens.
-const LOOK: Duration = Duration::from_millis(2);
+/// How often a paused run reads control messages.
+const POLL: Duration = Duration::from_millis(2);
 
-/// Whether a run should wait, and how long it has.
+/// Whether micro-batches are paused, and for how long they have been.
 #[derive(Debug, Default)]
-pub(super) struct GiveWay {
-    /// Whether it was asked to.
-    pub asked: bool,
+pub(super) struct YieldToServing {
+    /// Whether the supervisor has asked for a pause.
+    pub is_paused: bool,
     /// Time waited so far.
     pub waited: Duration,
 }
 
-impl GiveWay {
-    /// Waits a moment, if it is asked to and has not waited for so long since `began` that a
-    /// micro-batch is due.
+impl YieldToServing {
+    /// Waits a moment while the run is paused, unless the next micro-batch is due: so long after `began`.
     pub fn waits(&mut self, began: Instant) -> bool {
-        if !self.asked || began.elapsed() >= LONGEST {
+        if !self.is_paused || began.elapsed() >= LONGEST_PAUSE {
             return false;
         }
-        let look = Instant::now();
-        std::thread::sleep(LOOK);
-        self.waited += look.elapsed();
+        let poll = Instant::now();
+        std::thread::sleep(POLL);
+        self.waited += poll.elapsed();
         true
     }
 }

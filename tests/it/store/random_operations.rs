@@ -7,7 +7,7 @@ use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{EventLevel, JobError, JobStatus, NewEvent};
 use hone::domain::webhook::EventType;
 use hone::store::{
-    CancelOutcome, Claim, CachedReply, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
+    CachedReply, CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
 };
 use proptest::prelude::*;
 

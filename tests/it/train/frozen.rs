@@ -77,7 +77,7 @@ fn rates(step: u64) -> AdamWStep {
     }
 }
 
-/// Trains an epoch over shuffled examples and looks at them after it; the losses of all.
+/// TrainableLayers an epoch over shuffled examples and looks at them after it; the losses of all.
 fn epoch(engine: &mut dyn Engine, examples: &[Sequence], number: u64) -> Vec<f64> {
     let mut losses = Vec::new();
     let mut step = number * examples.len().div_ceil(BATCH) as u64;

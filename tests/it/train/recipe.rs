@@ -153,7 +153,7 @@ fn training_stops_early_and_the_best_look_becomes_the_model() {
     assert_eq!(left.report["steps"]["done"], left.steps.len());
     assert_eq!(left.report["losses"]["best"]["step"], best.0);
     let said = |part: &str| left.sentences.iter().any(|text| text.contains(part));
-    assert!(said(&format!("Training ends early at step {}", left.steps.len())));
+    assert!(said(&format!("Training stops early at step {}", left.steps.len())));
     assert!(said(&format!("The model is that of step {}", best.0)), "{:?}", left.sentences);
     // Above the best by more than chance, while the training loss falls.
     let overfits = left.warnings.iter().find(|text| text.starts_with("overfitting"));

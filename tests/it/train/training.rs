@@ -200,7 +200,7 @@ fn frozen_blocks_run_over_a_text_once_and_a_run_that_goes_on_comes_to_the_same_b
     };
     let are_kept = |said: &[Progress]| {
         let notes = notes(said, EventLevel::Info);
-        notes.iter().any(|note| note.contains("later epochs do not run them again"))
+        notes.iter().any(|note| note.contains("later epochs do not compute them again"))
     };
     let undisturbed = adapting_the_last_block();
     let wanted = undisturbed.run();

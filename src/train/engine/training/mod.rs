@@ -17,7 +17,7 @@ use crate::train::decoder::trained::Trained;
 use crate::train::engine::dpo;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::error::LoadModelError;
-use crate::train::model::flops::Cost;
+use crate::train::model::flops::ModelFlops;
 use crate::train::model::tensors::ModelTensor;
 use crate::train::model::tensors::NamedTensors;
 use crate::train::model::trainable::Trainable;
@@ -356,7 +356,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         }
     }
 
-    fn cost(&self) -> Cost {
+    fn cost(&self) -> ModelFlops {
         self.decoder.cost(&self.trained)
     }
 

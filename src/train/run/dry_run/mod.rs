@@ -1,155 +1,134 @@
-//! What a run would be, without running it: its data read and counted, every value resolved, the memory
-//! and the time that it would take. The examples pass by one after the other and no weight is loaded, so
-//! that it takes little memory beside a run that is under way.
+//! The dry run: what a run would be. Its data is read and counted, every value resolved, memory and time
+//! estimated. The examples pass one after the other and no weight is loaded, so that a dry run takes
+//! little memory beside a run that is under way.
 
 mod time_estimate;
 mod token_count;
 
 use std::path::Path;
 
-use self::time_estimate::Effort;
-pub use self::time_estimate::Pace;
-use self::token_count::Count;
-use super::errors::{
-    engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example, too_few,
-};
+use self::time_estimate::FlopEstimate;
+pub use self::time_estimate::MachineSpeed;
+use self::token_count::TokenCount;
+use super::errors::{invalid_file, invalid_model, no_such_target};
 use super::notices;
 use super::plan::{self, DataSize};
-use super::setup::{Opened, open, tuning};
+use super::setup::{BaseSetup, trainable};
 use crate::dataset::MIN_EXAMPLES;
 use crate::domain::job::{DataFile, EventLevel, JobError, NewEvent};
 use crate::train::data::tokenize::EncodeError;
 use crate::train::decoder::check_tensors;
 use crate::train::decoder::pack::longest_shared;
 use crate::train::engine::BackendKind;
-use crate::train::engine::memory;
-use crate::train::engine::memory::estimate::Workload;
 use crate::train::model::base_model::BaseModel;
 pub use crate::train::protocol::DataCount;
 use crate::train::protocol::{DryRun, MemoryNeed, PlannedRun, Progress, RunSpec};
 
-/// Looks at what the run of `spec` would be.
-pub fn dry_run(spec: &RunSpec, backend: BackendKind, pace: &Pace) -> DryRun {
-    let mut made = DryRun::default();
-    if let Err(error) = look(spec, backend, pace, &mut made) {
-        made.error = Some(error);
+/// Says what the run of `spec` would be.
+pub fn dry_run(spec: &RunSpec, backend: BackendKind, speed: &MachineSpeed) -> DryRun {
+    let mut report = DryRun::default();
+    if let Err(error) = fill(&mut report, spec, backend, speed) {
+        report.error = Some(error);
     }
-    made
+    report
 }
 
-/// Writes into `made` what the run would be, in the order in which [`super::setup`] comes to it; the
-/// error with which it would end there.
-fn look(
+/// Fills in what the run would be, in the order in which [`super::setup`] prepares it; the error that
+/// would end it there.
+fn fill(
+    report: &mut DryRun,
     spec: &RunSpec,
     backend: BackendKind,
-    pace: &Pace,
-    made: &mut DryRun,
+    speed: &MachineSpeed,
 ) -> Result<(), JobError> {
-    let Opened { base, model, size, asked, start: _, context } = open(spec)?;
+    let setup = BaseSetup::open(spec)?;
+    let BaseSetup { base, model, context, .. } = &setup;
     // What trains does not depend on the data, though other values do.
     let any_data = DataSize { examples: MIN_EXAMPLES, validation_share: None };
-    let tuning = tuning(&plan::resolve(&asked, &any_data, &size).hyperparameters);
-    let effort = Effort::new(&model, &tuning);
+    let values = plan::resolve(&setup.requested, &any_data, &setup.size).hyperparameters;
+    let trainable = trainable(&values);
+    let flops = FlopEstimate::new(model, &trainable);
 
-    let mut files = Files { base: &base, context, effort: effort.as_ref().ok(), wrong: None };
-    let training = files.count(spec.training_file.as_path(), DataFile::Training, made);
+    let mut files = DataFiles { base, context: *context, flops: flops.as_ref().ok(), error: None };
+    let training = files.count(spec.training_file.as_path(), DataFile::Training, report);
     let mut validation = None;
     if let Some(path) = &spec.validation_file {
-        validation = files.count(path, DataFile::Validation, made);
+        validation = files.count(path, DataFile::Validation, report);
     }
-    made.training = training.as_ref().map(|count| count.data.clone());
-    made.validation = validation.as_ref().map(|count| count.data.clone());
-    if let Some(error) = files.wrong {
+    report.training = training.as_ref().map(|count| count.data.clone());
+    report.validation = validation.as_ref().map(|count| count.data.clone());
+    if let Some(error) = files.error {
         return Err(error);
     }
     let Some(training) = training else { return Ok(()) };
-    if validation.as_ref().is_some_and(|count| count.data.examples == 0) {
-        return Err(no_validation_example(context));
-    }
-    if training.data.examples < MIN_EXAMPLES {
-        return Err(too_few(training.data.examples, training.data.left_out, context));
-    }
-
-    let tokens = training.data.tokens;
-    let share = validation.as_ref().map(|count| count.data.tokens as f64 / tokens as f64);
-    let data = DataSize { examples: training.data.examples, validation_share: share };
-    let plan = plan::resolve(&asked, &data, &size);
+    let plan = setup.plan(training.totals(), validation.as_ref().map(TokenCount::totals))?;
     let values = &plan.hyperparameters;
-    made.plan = Some(PlannedRun {
+    report.plan = Some(PlannedRun {
         hyperparameters: values.clone(),
         steps_per_epoch: plan.steps_per_epoch,
         total_steps: plan.total_steps,
-        trained_tokens: tokens * u64::from(values.n_epochs),
+        trained_tokens: training.data.tokens * u64::from(values.n_epochs),
         explanations: plan.explanations.clone(),
     });
     let mut note = |progress: Progress| {
         if let Progress::Note { level, message, data } = progress {
-            made.notes.push(NewEvent { data, ..NewEvent::message(level, message) });
+            report.notes.push(NewEvent { data, ..NewEvent::message(level, message) });
         }
     };
-    let backend = notices::backend(&tuning, backend, &mut note);
-    notices::tied_head(&tuning, model.tied, &mut note);
+    let backend = notices::backend(&trainable, backend, &mut note);
+    notices::tied_head(&trainable, model.tied, &mut note);
 
     let counts = || [Some(&training), validation.as_ref()].into_iter().flatten();
-    let workload = Workload {
-        model: &model,
-        tuning: &tuning,
-        backend,
-        longest: counts().map(|count| count.data.longest).max().unwrap_or(0) as usize,
-        shared: match tuning.dropout() > 0.0 {
-            true => 0,
-            false => counts().map(|count| longest_shared(count.all())).max().unwrap_or(0),
-        },
-        batch_size: values.batch_size as usize,
-    };
-    let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
-    let (place, free) = memory::free_for(backend);
-    let refused = memory::check(&need, (place, free)).err();
-    made.memory = Some(MemoryNeed {
-        total: need.total(),
-        weights: need.weights,
-        trained: need.adapter,
-        activations: need.activations,
-        logits: need.logits,
-        free,
+    let longest = counts().map(|count| count.data.longest).max().unwrap_or(0) as usize;
+    let shared = || counts().map(|count| longest_shared(count.all())).max().unwrap_or(0);
+    let memory = setup.memory(&plan, backend, longest, shared)?;
+    let refused = memory.check().err();
+    report.memory = Some(MemoryNeed {
+        total: memory.need.total(),
+        weights: memory.need.weights,
+        trained: memory.need.adapter,
+        activations: memory.need.activations,
+        logits: memory.need.logits,
+        free: memory.free,
         fits: refused.is_none(),
     });
     if let Some(error) = refused {
         // Another run may hold now what this one would find free.
         let message = format!("As things are now, the job would fail: {}", error.message);
-        made.notes.push(NewEvent::message(EventLevel::Warn, message));
+        report.notes.push(NewEvent::message(EventLevel::Warn, message));
     }
 
-    let effort = effort.map_err(no_such_target)?;
-    check_tensors(&model, &base.weights.shapes().into_iter().collect()).map_err(invalid_model)?;
-    let operations = effort.of_run(&plan, &training, validation.as_ref(), &need, (backend, free));
-    made.seconds = pace.seconds(operations, backend);
+    let flops = flops.map_err(no_such_target)?;
+    check_tensors(model, &base.weights.shapes().into_iter().collect()).map_err(invalid_model)?;
+    let has_room = flops.has_room(&memory, backend, counts().map(|count| count.data.tokens).sum());
+    let total = flops.of_run(&plan, &training, validation.as_ref(), has_room);
+    report.seconds = speed.seconds(total, backend);
     Ok(())
 }
 
 /// The files of a run, as they are counted.
-struct Files<'a> {
+struct DataFiles<'a> {
     base: &'a BaseModel,
     context: usize,
-    effort: Option<&'a Effort>,
-    /// The first thing that is wrong with any of them.
-    wrong: Option<JobError>,
+    flops: Option<&'a FlopEstimate>,
+    /// The first error of any of them.
+    error: Option<JobError>,
 }
 
-impl Files<'_> {
-    /// Counts a file; `None` where it cannot be used. Its problems are noted in `made`.
-    fn count(&mut self, path: &Path, which: DataFile, made: &mut DryRun) -> Option<Count> {
-        let error = match Count::read(path, self.base, self.context, self.effort) {
+impl DataFiles<'_> {
+    /// Counts a file; `None` where it cannot be used. Its problems are noted in `report`.
+    fn count(&mut self, path: &Path, which: DataFile, report: &mut DryRun) -> Option<TokenCount> {
+        let error = match TokenCount::read(path, self.base, self.context, self.flops) {
             Ok(count) => return Some(count),
             Err(error) => error,
         };
         if let EncodeError::Diagnostics(problems) = &error {
             match which {
-                DataFile::Training => made.training_problems = problems.clone(),
-                DataFile::Validation => made.validation_problems = problems.clone(),
+                DataFile::Training => report.training_problems = problems.clone(),
+                DataFile::Validation => report.validation_problems = problems.clone(),
             }
         }
-        self.wrong.get_or_insert(invalid_file(error, which));
+        self.error.get_or_insert(invalid_file(error, which));
         None
     }
 }

@@ -1,31 +1,30 @@
-//! What a run computes, and how long that takes: the arithmetic of [`Cost`] at a share of the CPU's peak,
+//! What a run computes, and how long that takes: the arithmetic of [`ModelFlops`] at a share of the CPU's peak,
 //! which is measured.
 
-use super::token_count::Count;
+use super::token_count::TokenCount;
 use crate::train::backend::cpu::peak;
 use crate::train::data::sequence::Sequence;
 use crate::train::decoder::frozen::FrozenRows;
 use crate::train::decoder::pack::{PackedBatch, cut};
 use crate::train::decoder::size;
-use crate::train::engine::memory;
-use crate::train::engine::memory::estimate::Need;
 use crate::train::engine::{BackendKind, TOKENS_AT_ONCE, isa};
 use crate::train::model::config::ModelConfig;
-use crate::train::model::flops::{Cost, Training, Trains};
+use crate::train::model::flops::{LayerTraining, ModelFlops, TrainableLayers};
 use crate::train::model::tensors::ModelPart;
 use crate::train::model::trainable::Trainable;
 use crate::train::run::plan::Plan;
+use crate::train::run::setup::RunMemory;
 
 /// Share of the peak that training reaches with the CPU's kernels: 0.60 to 0.81 in `benches/README.md`,
 /// on models of 135 million parameters and more.
 const SHARE_OF_PEAK: f64 = 0.65;
 
-/// Batches whose packing is looked at, to see what shared beginnings spare.
+/// Batches that are packed as a sample, to see what shared prefixes spare.
 const BATCHES: usize = 16;
 
 /// What a sequence takes, or several together, in floating-point operations.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Operations {
+pub(super) struct SequenceFlops {
     /// A training step over it, in the blocks.
     blocks: f64,
     /// The same in the head.
@@ -36,8 +35,8 @@ pub(super) struct Operations {
     evaluation: f64,
 }
 
-impl Operations {
-    pub(super) fn add(&mut self, more: &Operations) {
+impl SequenceFlops {
+    pub(super) fn add(&mut self, more: &SequenceFlops) {
         self.blocks += more.blocks;
         self.head += more.head;
         self.frozen += more.frozen;
@@ -46,8 +45,8 @@ impl Operations {
 }
 
 /// How much a run with a model computes.
-pub(super) struct Effort {
-    cost: Cost,
+pub(super) struct FlopEstimate {
+    model: ModelFlops,
     /// Of the head in a training step, for each loss-bearing token.
     of_target: f64,
     /// Frozen blocks, and the width of what they hand on.
@@ -55,58 +54,57 @@ pub(super) struct Effort {
     is_sharing: bool,
 }
 
-impl Effort {
+impl FlopEstimate {
     /// Of a model of which this trains.
     ///
     /// # Errors
-    /// What `tuning` names and the model does not have.
-    pub(super) fn new(model: &ModelConfig, tuning: &Trainable) -> Result<Self, String> {
-        let trains = trains(model, tuning)?;
-        let cost = Cost::new(model, &size::modules(model), &trains);
+    /// What `trainable` names and the model does not have.
+    pub(super) fn new(model: &ModelConfig, trainable: &Trainable) -> Result<Self, String> {
+        let layers = layers(model, trainable)?;
+        let flops = ModelFlops::new(model, &size::modules(model), &layers);
         let probe = |counts: bool| {
             let sequence = Sequence { input_ids: vec![0; 2], loss_mask: vec![false, counts] };
-            cost.of_training(sequence.length())
+            flops.of_training(sequence.length())
         };
         Ok(Self {
             of_target: probe(true) - probe(false),
-            frozen: (trains.lowest_block, model.hidden),
-            is_sharing: tuning.dropout() == 0.0,
-            cost,
+            frozen: (layers.lowest_block, model.hidden),
+            is_sharing: trainable.dropout() == 0.0,
+            model: flops,
         })
     }
 
     /// Of one sequence.
-    pub(super) fn of(&self, sequence: &Sequence) -> Operations {
+    pub(super) fn of(&self, sequence: &Sequence) -> SequenceFlops {
         let head = sequence.targets() as f64 * self.of_target;
-        Operations {
-            blocks: self.cost.of_training(sequence.length()) - head,
+        SequenceFlops {
+            blocks: self.model.of_training(sequence.length()) - head,
             head,
-            frozen: self.cost.of_frozen(sequence.length()),
-            evaluation: self.cost.of_evaluation(sequence.length()),
+            frozen: self.model.of_frozen(sequence.length()),
+            evaluation: self.model.of_evaluation(sequence.length()),
         }
     }
 
-    /// Of all steps of a run, the looks at its validation file, and the first look at preferences.
+    /// Of all steps of a run, of its evaluations, and of the reference pass over preferences. With
+    /// `has_room` the outputs of the frozen blocks are computed in the first epoch alone.
     pub(super) fn of_run(
         &self,
         plan: &Plan,
-        training: &Count,
-        validation: Option<&Count>,
-        need: &Need,
-        (backend, free): (BackendKind, Option<u64>),
+        training: &TokenCount,
+        validation: Option<&TokenCount>,
+        has_room: bool,
     ) -> f64 {
         let values = &plan.hyperparameters;
         let epochs = f64::from(values.n_epochs);
-        let an_epoch = training.operations;
+        let an_epoch = training.flops;
         let unshared = self.unshared(training, values.batch_size as usize);
         let mut sum = epochs * (an_epoch.blocks * unshared + an_epoch.head);
-        let of_validation = validation.map_or(0.0, |count| count.operations.evaluation);
-        sum += looks(plan) * of_validation;
+        let of_validation = validation.map_or(0.0, |count| count.flops.evaluation);
+        sum += evaluations(plan) * of_validation;
         if values.beta.is_some() {
             sum += an_epoch.evaluation + of_validation;
         }
-        let tokens = training.data.tokens + validation.map_or(0, |count| count.data.tokens);
-        if self.room(need, backend, free) >= tokens {
+        if has_room {
             sum -= (epochs - 1.0) * an_epoch.frozen * unshared;
         }
         sum
@@ -114,7 +112,7 @@ impl Effort {
 
     /// Share of the tokens that a pass really runs over: beginnings that several examples of a batch
     /// share stand in it once.
-    fn unshared(&self, count: &Count, batch_size: usize) -> f64 {
+    fn unshared(&self, count: &TokenCount, batch_size: usize) -> f64 {
         let examples: Vec<Vec<&Sequence>> = count.examples().take(BATCHES * batch_size).collect();
         let (mut packed, mut tokens) = (0, 0);
         for batch in examples.chunks(batch_size.max(1)) {
@@ -131,49 +129,50 @@ impl Effort {
         packed as f64 / tokens.max(1) as f64
     }
 
-    /// Tokens over which frozen blocks need not run again.
-    fn room(&self, need: &Need, backend: BackendKind, free: Option<u64>) -> u64 {
-        match backend {
+    /// Whether the cache of the frozen blocks has room for so many tokens.
+    pub(super) fn has_room(&self, memory: &RunMemory, backend: BackendKind, tokens: u64) -> bool {
+        let room = match backend {
             BackendKind::Cpu | BackendKind::CpuF32 => {
                 let (blocks, width) = self.frozen;
                 let mut rows = FrozenRows::new(blocks, width);
-                rows.set_budget(memory::spare(need, free));
+                rows.set_budget(memory.spare());
                 rows.room()
             }
             BackendKind::Candle | BackendKind::Cuda(_) => 0,
-        }
+        };
+        room >= tokens
     }
 }
 
-/// How often a run measures its validation file.
-fn looks(plan: &Plan) -> f64 {
-    (1..=plan.total_steps).filter(|step| plan.looks_after(*step)).count() as f64
+/// How often a run evaluates its validation file.
+fn evaluations(plan: &Plan) -> f64 {
+    (1..=plan.total_steps).filter(|step| plan.evaluates_after(*step)).count() as f64
 }
 
 /// What trains of a model, known before it is loaded.
-fn trains(model: &ModelConfig, tuning: &Trainable) -> Result<Trains, String> {
+fn layers(model: &ModelConfig, trainable: &Trainable) -> Result<TrainableLayers, String> {
     let (modules, tensors) = (size::modules(model), size::tensors(model));
-    let selected = tuning.select(&tensors)?;
+    let selected = trainable.select(&tensors)?;
     let has = |part: ModelPart| {
         tensors.iter().zip(&selected).any(|(tensor, trains)| *trains && tensor.part == part)
     };
-    let is_adapted = match tuning {
+    let is_adapted = match trainable {
         Trainable::Lora(lora) => lora.target.select(&modules)?,
         Trainable::Full | Trainable::LastLayers(_) => vec![false; modules.len()],
     };
     let mut lowest_block = model.layers;
     let mut trained = Vec::with_capacity(modules.len());
     for (module, is_adapted) in modules.iter().zip(is_adapted) {
-        let rank = match tuning {
+        let rank = match trainable {
             Trainable::Lora(lora) if is_adapted => Some(lora.rank),
             _ => None,
         };
         trained.push(match rank {
-            Some(rank) => Training::Adapted { rank },
-            None if has(ModelPart::Block(module.layer)) => Training::Whole,
-            None => Training::Frozen,
+            Some(rank) => LayerTraining::Adapted { rank },
+            None if has(ModelPart::Block(module.layer)) => LayerTraining::Whole,
+            None => LayerTraining::Frozen,
         });
-        if trained.last() != Some(&Training::Frozen) {
+        if trained.last() != Some(&LayerTraining::Frozen) {
             lowest_block = lowest_block.min(module.layer as usize);
         }
     }
@@ -181,18 +180,18 @@ fn trains(model: &ModelConfig, tuning: &Trainable) -> Result<Trains, String> {
         lowest_block = 0;
     }
     let head = if model.tied { has(ModelPart::Embedding) } else { has(ModelPart::Head) };
-    Ok(Trains { modules: trained, lowest_block, head })
+    Ok(TrainableLayers { modules: trained, lowest_block, head })
 }
 
 /// How fast this machine computes.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// Operations a second at best, in the words that the kernels multiply; `None` where the
+pub struct MachineSpeed {
+    /// SequenceFlops a second at best, in the words that the kernels multiply; `None` where the
     /// environment asks for instructions that the CPU does not have.
     peak: Option<f64>,
 }
 
-impl Pace {
+impl MachineSpeed {
     /// Measures it, which takes a quarter of a second of every thread.
     pub fn measure() -> Self {
         Self { peak: isa(BackendKind::Cpu).ok().map(peak::measure) }
@@ -258,8 +257,8 @@ mod tests {
                 let weights = weights.as_ref();
                 let engine = load_tuned(&config, weights, &tuning, 1, BackendKind::Candle);
                 let engine = engine.unwrap_or_else(|error| panic!("{name} {tuning:?}: {error}"));
-                let effort = Effort::new(&model, &tuning).expect("it has all of it");
-                assert_eq!(effort.cost, engine.cost(), "{name} {tuning:?}");
+                let flops = FlopEstimate::new(&model, &tuning).expect("it has all of it");
+                assert_eq!(flops.model, engine.cost(), "{name} {tuning:?}");
             }
         }
     }
@@ -269,13 +268,13 @@ mod tests {
         let (_, model) = configuration("llama");
         let with_dropout = LoraSettings { dropout: 0.1, ..LoraSettings::new(4, 8.0) };
         let without =
-            Effort::new(&model, &Trainable::Lora(LoraSettings::new(4, 8.0))).expect("fits");
-        let with = Effort::new(&model, &Trainable::Lora(with_dropout)).expect("fits");
+            FlopEstimate::new(&model, &Trainable::Lora(LoraSettings::new(4, 8.0))).expect("fits");
+        let with = FlopEstimate::new(&model, &Trainable::Lora(with_dropout)).expect("fits");
         let example = |own: u32| Sequence {
             input_ids: (0..100).map(|at| if at < 90 { at } else { own }).collect(),
             loss_mask: (0..100).map(|at| at >= 95).collect(),
         };
-        let count = Count::of((0..8).map(example));
+        let count = TokenCount::of((0..8).map(example));
         // Eight times a hundred tokens, of which ninety stand once in a batch of four.
         let share = without.unshared(&count, 4);
         assert_eq!(share, f64::from(90 + 4 * 10) / 400.0);

@@ -2,22 +2,23 @@
 
 use std::path::Path;
 
-use super::time_estimate::{Effort, Operations};
+use super::time_estimate::{FlopEstimate, SequenceFlops};
 use crate::dataset::MAX_LISTED_PROBLEMS;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::{EncodeError, EncodedExample, encode_each};
 use crate::train::model::base_model::BaseModel;
 use crate::train::protocol::DataCount;
+use crate::train::run::setup::DataTotals;
 
 /// Tokens of the first examples of a file that are kept, so that their beginnings can be compared: all
 /// of most files, and some 80 MB of any.
 const KEPT_TOKENS: usize = 1 << 24;
 
 /// A file, counted.
-pub(super) struct Count {
+pub(super) struct TokenCount {
     pub(super) data: DataCount,
     /// What one pass over it takes.
-    pub(super) operations: Operations,
+    pub(super) flops: SequenceFlops,
     /// The first examples, those with two answers one after the other.
     first: Vec<Sequence>,
     first_tokens: usize,
@@ -25,16 +26,16 @@ pub(super) struct Count {
     answers: usize,
 }
 
-impl Count {
-    /// Reads a file. Operations are counted where `effort` says how.
+impl TokenCount {
+    /// Reads a file. SequenceFlops are counted where `flops` says how.
     pub(super) fn read(
         path: &Path,
         base: &BaseModel,
         context: usize,
-        effort: Option<&Effort>,
+        flops: Option<&FlopEstimate>,
     ) -> Result<Self, EncodeError> {
         let mut made = Self::new();
-        encode_each(path, base, &mut |example| made.take(example, context, effort))?;
+        encode_each(path, base, &mut |example| made.take(example, context, flops))?;
         Ok(made)
     }
 
@@ -51,14 +52,14 @@ impl Count {
     fn new() -> Self {
         Self {
             data: DataCount::default(),
-            operations: Operations::default(),
+            flops: SequenceFlops::default(),
             first: Vec::new(),
             first_tokens: 0,
             answers: 1,
         }
     }
 
-    fn take(&mut self, example: EncodedExample, context: usize, effort: Option<&Effort>) {
+    fn take(&mut self, example: EncodedExample, context: usize, flops: Option<&FlopEstimate>) {
         let data = &mut self.data;
         let longer = example.tokens();
         if longer > context {
@@ -74,8 +75,8 @@ impl Count {
         for sequence in std::iter::once(example.sequence).chain(example.rejected) {
             tokens += sequence.input_ids.len();
             data.loss_tokens += sequence.targets();
-            if let Some(effort) = effort {
-                self.operations.add(&effort.of(&sequence));
+            if let Some(flops) = flops {
+                self.flops.add(&flops.of(&sequence));
             }
             if self.first_tokens < KEPT_TOKENS {
                 self.first.push(sequence);
@@ -84,6 +85,12 @@ impl Count {
         data.tokens += tokens as u64;
         data.longest = data.longest.max(tokens as u64);
         self.first_tokens += tokens;
+    }
+
+    /// What the plan needs to know of it.
+    pub(in crate::train::run) fn totals(&self) -> DataTotals {
+        let DataCount { examples, tokens, left_out, .. } = self.data;
+        DataTotals { examples, tokens, left_out }
     }
 
     /// The sequences that are kept.
@@ -108,7 +115,7 @@ mod tests {
             input_ids: vec![7; LENGTH],
             loss_mask: (0..LENGTH).map(|at| at % 4 == 1).collect(),
         };
-        let count = Count::of((0..20).map(sequence));
+        let count = TokenCount::of((0..20).map(sequence));
         assert_eq!((count.data.examples, count.data.longest), (20, LENGTH as u64));
         assert_eq!(count.data.tokens, 20 * LENGTH as u64);
         assert_eq!(count.data.loss_tokens, 5 * LENGTH as u64);
@@ -118,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_left_out_and_the_first_of_it_is_named() {
-        let mut count = Count::new();
+        let mut count = TokenCount::new();
         for line in 1..=120 {
             let tokens = if line % 2 == 0 { 9 } else { 5 };
             let answer = |tokens: usize| Sequence {

@@ -1,0 +1,137 @@
+//! The parts of one optimiser step: gradients of its micro-batches, the update, its metrics.
+
+use super::errors::{engine_failed, not_finite};
+use super::eta::{Eta, StepTimer};
+use super::objective::LossStatistics;
+use super::{Controls, Run, Sink};
+use crate::domain::job::{JobError, StepMetrics};
+use crate::train::backend::AdamWStep;
+use crate::train::engine::BatchPart;
+use crate::train::protocol::{Control, Progress};
+
+/// One update of what trains.
+pub(super) struct Update {
+    learning_rate: f64,
+    /// Global norm of the gradients before clipping.
+    grad_norm: f64,
+}
+
+impl Run<'_> {
+    /// The step to do next, from 1; `None` when training is over, by its plan or by early stopping.
+    /// Starts the timer of the step.
+    pub(super) fn next_step(&mut self) -> Option<u64> {
+        if !self.has_steps_left() {
+            return None;
+        }
+        self.timer = StepTimer::start(self.yielding.waited);
+        Some(self.state.step + 1)
+    }
+
+    pub(super) fn has_steps_left(&self) -> bool {
+        self.state.step < self.setup.plan.total_steps && !self.stops_early()
+    }
+
+    /// Runs forward and backward over a batch, in micro-batches; `None` when it was cancelled between
+    /// them. The gradients are those of the mean over the whole batch.
+    pub(super) fn accumulate(
+        &mut self,
+        step: u64,
+        batch: &[usize],
+        controls: &mut Controls<'_>,
+    ) -> Result<Option<LossStatistics>, JobError> {
+        let mut part = BatchPart::whole(step, self.training.units(batch));
+        let mut sums = LossStatistics::default();
+        for examples in self.training.micro_batches(self.engine, batch) {
+            // A stop waits for the end of the step; a cancel does not.
+            if part.first > 0 && self.requested(controls) == Some(Control::Cancel) {
+                return Ok(None);
+            }
+            let losses =
+                self.training.accumulate(self.engine, examples, part).map_err(engine_failed)?;
+            for (index, one) in examples.iter().zip(&losses) {
+                self.state.example_losses[*index] = Some(one.mean_loss() as f32);
+                sums.add(one);
+            }
+            part.first += examples.len();
+        }
+        if !sums.loss.is_finite() {
+            return Err(not_finite(step, "loss", self.lines_of(batch)));
+        }
+        Ok(Some(sums))
+    }
+
+    /// Clips the gradients and moves what trains by one AdamW step. The step's timer stops here.
+    pub(super) fn clip_and_update(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        batch: &[usize],
+    ) -> Result<Update, JobError> {
+        let values = &self.setup.plan.hyperparameters;
+        let adamw = AdamWStep {
+            learning_rate,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: values.weight_decay,
+            clip: values.max_grad_norm,
+            step,
+        };
+        let grad_norm = self.engine.step(&adamw).map_err(engine_failed)?;
+        if !grad_norm.is_finite() {
+            return Err(not_finite(step, "gradient", self.lines_of(batch)));
+        }
+        self.timer.stop(self.yielding.waited);
+        Ok(Update { learning_rate, grad_norm })
+    }
+
+    /// Counts the step as done; its metrics.
+    pub(super) fn metrics(
+        &mut self,
+        step: u64,
+        batch: &[usize],
+        losses: &LossStatistics,
+        update: &Update,
+    ) -> StepMetrics {
+        self.state.step = step;
+        self.state.trained_tokens += self.tokens_of(batch);
+        StepMetrics {
+            step,
+            train_loss: losses.mean_loss(),
+            train_mean_token_accuracy: losses.accuracy(),
+            reward_margin: self.training.is_preferences().then(|| losses.mean_margin()),
+            learning_rate: update.learning_rate,
+            grad_norm: update.grad_norm,
+            epoch: step as f64 / self.setup.plan.steps_per_epoch as f64,
+            ..StepMetrics::default()
+        }
+    }
+
+    /// Records the step's metrics and sends them with speed and time left.
+    pub(super) fn log(
+        &mut self,
+        metrics: StepMetrics,
+        batch: &[usize],
+        eta: &mut Eta,
+        sink: &mut Sink<'_>,
+    ) {
+        eta.step_done(batch, metrics.full_valid_loss.is_some());
+        self.state.metrics.push(metrics.clone());
+        sink(Progress::Step {
+            metrics,
+            tokens_per_second: self.tokens_of(batch) as f64 / self.timer.seconds(),
+            seconds_left: eta.seconds_left(),
+            yielded_seconds: self.yielding.waited.as_secs_f64(),
+        });
+    }
+
+    fn tokens_of(&self, batch: &[usize]) -> u64 {
+        batch.iter().map(|index| self.training.tokens(*index) as u64).sum()
+    }
+
+    /// Lines of the training file that the examples of a batch stand on.
+    fn lines_of(&self, batch: &[usize]) -> Vec<u64> {
+        let lines = &self.training.file().lines;
+        batch.iter().map(|index| lines[*index]).collect()
+    }
+}
