@@ -7,7 +7,7 @@ use candle_core::quantized::gguf_file::Value;
 use super::settings::text;
 use super::{ExportError, Format, Tuned, modelfile};
 use crate::artifacts::gguf::{self, Keys, Planned, Type};
-use crate::train::model::weights::gguf::Layout;
+use crate::train::model::weights::gguf::GgufLayout;
 use crate::util::atomic_file;
 
 /// Name of the adapter.
@@ -25,7 +25,7 @@ pub(super) fn write(tuned: &Tuned, folder: &Path) -> Result<(), ExportError> {
             Format::Gguf.as_str()
         )));
     }
-    let layout = Layout::of(&tuned.config);
+    let layout = GgufLayout::of(&tuned.config);
     let keys: Keys = vec![
         ("general.architecture".to_owned(), text(layout.architecture())),
         ("general.type".to_owned(), text("adapter")),
@@ -59,7 +59,7 @@ pub(super) fn write(tuned: &Tuned, folder: &Path) -> Result<(), ExportError> {
 }
 
 /// A tensor that llama.cpp's architecture does not have.
-pub(super) fn no_place(name: &str, layout: &Layout) -> ExportError {
+pub(super) fn no_place(name: &str, layout: &GgufLayout) -> ExportError {
     ExportError::Unsupported(format!(
         "llama.cpp's architecture {:?} has no place for {name:?}",
         layout.architecture()

@@ -8,7 +8,7 @@ use super::{ExportError, Quantization, Tuned, modelfile, settings, vocabulary};
 use crate::artifacts::gguf::{self as file, Planned, Type};
 use crate::train::model::config::{Family, ModelConfig, Rope};
 use crate::train::model::tokenizer::Tokenizer;
-use crate::train::model::weights::gguf::{self, Layout};
+use crate::train::model::weights::gguf::{self, GgufLayout};
 use crate::util::atomic_file;
 
 /// Name of the model.
@@ -32,7 +32,7 @@ pub(super) fn write(
     quantization: Quantization,
     folder: &Path,
 ) -> Result<(), ExportError> {
-    let layout = Layout::of(&tuned.config);
+    let layout = GgufLayout::of(&tuned.config);
     let architecture = layout.architecture();
     let expected = expected(&tuned.config);
     let (keys, factors) = match tuned.base.path.is_file() {

@@ -10,7 +10,7 @@ use super::ExportError;
 use super::settings::text;
 use crate::artifacts::gguf::Keys;
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::weights::gguf::words;
+use crate::train::model::weights::gguf::pre_tokenizer;
 
 /// What `tokenizer.ggml.token_type` says of a token.
 const NORMAL: i32 = 1;
@@ -207,8 +207,8 @@ fn rule_for_words(json: &Json) -> Result<&'static str, ExportError> {
         (["Split", "ByteLevel"], [split, bytes]) if !uses_regex(bytes) => {
             let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
             match pattern {
-                words::LLAMA3 => Ok("llama-bpe"),
-                words::QWEN2 => Ok("qwen2"),
+                pre_tokenizer::LLAMA3 => Ok("llama-bpe"),
+                pre_tokenizer::QWEN2 => Ok("qwen2"),
                 _ => Err(unsupported(&format!("cuts words by the rule {pattern:?}"))),
             }
         }

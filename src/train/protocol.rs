@@ -207,7 +207,7 @@ pub struct DataCount {
     pub examples: u64,
     /// Their tokens, of both answers where they have two.
     pub tokens: u64,
-    /// How many of these are learnt.
+    /// How many of these are supervised.
     pub loss_tokens: u64,
     /// Tokens of the longest of them, of both answers where it has two.
     pub longest: u64,

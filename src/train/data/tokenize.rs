@@ -243,7 +243,7 @@ impl Encoder<'_> {
             Ok(tokens) => {
                 let counts = |range: &std::ops::Range<usize>| {
                     rendered
-                        .learnt
+                        .supervised
                         .iter()
                         .any(|span| range.start < span.end && range.end > span.start)
                 };

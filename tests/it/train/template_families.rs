@@ -147,7 +147,7 @@ fn messages(value: &Value) -> Vec<Message> {
 }
 
 fn learnt(rendered: &Rendered) -> Vec<&str> {
-    rendered.learnt.iter().map(|span| &rendered.text[span.clone()]).collect()
+    rendered.supervised.iter().map(|span| &rendered.text[span.clone()]).collect()
 }
 
 #[test]
@@ -267,7 +267,7 @@ proptest! {
             // And everything else stands around it.
             let mut rest = String::new();
             let mut from = 0;
-            for span in &rendered.learnt {
+            for span in &rendered.supervised {
                 rest.push_str(&rendered.text[from..span.start]);
                 from = span.end;
             }

@@ -39,7 +39,7 @@ fn messages(value: &Value) -> Vec<Message> {
 /// What is learnt, as texts.
 fn learnt(template: &ChatTemplate, conversation: &Value) -> Result<Vec<String>, TemplateError> {
     let rendered = template.render_for_training(&messages(conversation), &[])?;
-    Ok(rendered.learnt.iter().map(|span| rendered.text[span.clone()].to_owned()).collect())
+    Ok(rendered.supervised.iter().map(|span| rendered.text[span.clone()].to_owned()).collect())
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
         "[{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]<end><m>a<end>"
     ));
     let spans: Vec<&str> =
-        rendered.learnt.iter().map(|span| &rendered.text[span.clone()]).collect();
+        rendered.supervised.iter().map(|span| &rendered.text[span.clone()]).collect();
     assert_eq!(spans, ["{\"name\": \"add\", \"arguments\": {\"x\": 1}}<end>", "done<end>"]);
 }
 

@@ -22,7 +22,8 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
             value.serialize(&mut serializer).map_err(failed)?;
         }
         None => {
-            let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);
+            let mut serializer =
+                serde_json::Serializer::with_formatter(&mut bytes, PythonJsonFormatter);
             value.serialize(&mut serializer).map_err(failed)?;
         }
     }
@@ -31,9 +32,9 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
 }
 
 /// One line with a space behind commas and colons.
-struct Spaced;
+struct PythonJsonFormatter;
 
-impl serde_json::ser::Formatter for Spaced {
+impl serde_json::ser::Formatter for PythonJsonFormatter {
     fn begin_array_value<W: ?Sized + std::io::Write>(
         &mut self,
         writer: &mut W,

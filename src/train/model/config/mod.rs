@@ -103,9 +103,9 @@ pub struct ModelConfig {
 }
 
 /// Reads keys of a configuration, with errors that name them.
-struct Keys<'a>(&'a Map<String, Value>);
+struct ConfigKeys<'a>(&'a Map<String, Value>);
 
-impl Keys<'_> {
+impl ConfigKeys<'_> {
     fn error(reason: String) -> LoadError {
         LoadError::Malformed { path: "config.json".to_owned(), reason }
     }
@@ -183,9 +183,9 @@ impl ModelConfig {
     /// An architecture that hone does not know, a missing or senseless key: by name.
     pub fn read(config: &Value) -> Result<Self, LoadError> {
         let Some(object) = config.as_object() else {
-            return Err(Keys::error("it is not a JSON object".to_owned()));
+            return Err(ConfigKeys::error("it is not a JSON object".to_owned()));
         };
-        let keys = Keys(object);
+        let keys = ConfigKeys(object);
         let found = keys.text("model_type").unwrap_or("(no model_type)");
         let family = match found {
             "llama" => Family::Llama,
@@ -213,14 +213,14 @@ impl ModelConfig {
         Ok(config)
     }
 
-    fn read_gpt2(keys: &Keys<'_>) -> Result<Self, LoadError> {
+    fn read_gpt2(keys: &ConfigKeys<'_>) -> Result<Self, LoadError> {
         let hidden = keys.size("n_embd")?;
         let heads = keys.size("n_head")?;
         let layers = keys.size("n_layer")?;
         let head_dim = hidden / heads;
         let by_layer = keys.flag("scale_attn_by_inverse_layer_idx", false)?;
         if by_layer || !keys.flag("scale_attn_weights", true)? {
-            return Err(Keys::error(
+            return Err(ConfigKeys::error(
                 "GPT-2 variants that scale attention otherwise are not supported".to_owned(),
             ));
         }
@@ -253,7 +253,7 @@ impl ModelConfig {
         })
     }
 
-    fn read_modern(keys: &Keys<'_>, family: Family) -> Result<Self, LoadError> {
+    fn read_modern(keys: &ConfigKeys<'_>, family: Family) -> Result<Self, LoadError> {
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
         let layers = keys.size("num_hidden_layers")?;
@@ -328,20 +328,20 @@ impl ModelConfig {
     /// Sizes that must fit each other.
     fn check(&self) -> Result<(), LoadError> {
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Keys::error(format!(
+            return Err(ConfigKeys::error(format!(
                 "{} query heads cannot share {} key heads evenly",
                 self.heads, self.kv_heads
             )));
         }
         if self.head_dim == 0 {
-            return Err(Keys::error(format!(
+            return Err(ConfigKeys::error(format!(
                 "a hidden size of {} is too small for {} heads",
                 self.hidden, self.heads
             )));
         }
         for rope in &self.ropes {
             if 2 * rope.frequencies.len() > self.head_dim {
-                return Err(Keys::error("more elements turn than a head has".to_owned()));
+                return Err(ConfigKeys::error("more elements turn than a head has".to_owned()));
             }
         }
         Ok(())
@@ -353,7 +353,7 @@ fn activation(name: &str) -> Result<Activation, LoadError> {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
         "gelu" => Ok(Activation::Gelu),
-        _ => Err(Keys::error(format!(
+        _ => Err(ConfigKeys::error(format!(
             "activation {name:?} is not supported; hone knows silu, gelu, gelu_new and \
              gelu_pytorch_tanh"
         ))),
@@ -362,7 +362,7 @@ fn activation(name: &str) -> Result<Activation, LoadError> {
 
 /// The sliding window of each layer.
 fn windows(
-    keys: &Keys<'_>,
+    keys: &ConfigKeys<'_>,
     family: Family,
     layers: usize,
 ) -> Result<Vec<Option<usize>>, LoadError> {
@@ -379,10 +379,10 @@ fn windows(
 
 /// Whether each layer looks through a sliding window: as `layer_types` says, or by the family's
 /// rule.
-fn slides(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<bool>, LoadError> {
+fn slides(keys: &ConfigKeys<'_>, family: Family, layers: usize) -> Result<Vec<bool>, LoadError> {
     if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
         if types.len() < layers {
-            return Err(Keys::error(format!(
+            return Err(ConfigKeys::error(format!(
                 "\"layer_types\" names {} layers of {layers}",
                 types.len()
             )));

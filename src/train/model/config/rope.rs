@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Family, Keys, slides};
+use super::{ConfigKeys, Family, slides};
 use crate::train::model::error::LoadError;
 
 /// Rotary positions of one layer: angle = position · frequency.
@@ -16,7 +16,7 @@ pub struct Rope {
 
 /// The rotary positions of each layer.
 pub(super) fn ropes(
-    keys: &Keys<'_>,
+    keys: &ConfigKeys<'_>,
     family: Family,
     layers: usize,
     head_dim: usize,
@@ -28,7 +28,7 @@ pub(super) fn ropes(
     let parameters = keys.get("rope_parameters").and_then(Value::as_object);
     let scaling = keys.get("rope_scaling").and_then(Value::as_object);
     let is_new_spelling = parameters.is_some();
-    let section = Keys(parameters.or(scaling).unwrap_or(&empty));
+    let section = ConfigKeys(parameters.or(scaling).unwrap_or(&empty));
     let (theta_key, partial_key) = match family {
         Family::GptNeox => ("rotary_emb_base", "rotary_pct"),
         _ => ("rope_theta", "partial_rotary_factor"),
@@ -48,10 +48,10 @@ pub(super) fn ropes(
 
 /// The longest sequence in tokens. LongRoPE turns longer sequences otherwise from their first token
 /// on; hone computes those that the model was first trained for.
-pub(super) fn context_length(keys: &Keys<'_>) -> Result<usize, LoadError> {
+pub(super) fn context_length(keys: &ConfigKeys<'_>) -> Result<usize, LoadError> {
     let longest = keys.size("max_position_embeddings")?;
     let parameters = keys.get("rope_parameters").or_else(|| keys.get("rope_scaling"));
-    let Some(section) = parameters.and_then(Value::as_object).map(Keys) else {
+    let Some(section) = parameters.and_then(Value::as_object).map(ConfigKeys) else {
         return Ok(longest);
     };
     if !section.is_long_rope() || section.get("short_factor") == section.get("long_factor") {
@@ -61,27 +61,35 @@ pub(super) fn context_length(keys: &Keys<'_>) -> Result<usize, LoadError> {
 }
 
 /// The longest sequence that a model with LongRoPE was first trained for.
-fn long_rope_original(keys: &Keys<'_>, section: &Keys<'_>) -> Result<Option<usize>, LoadError> {
+fn long_rope_original(
+    keys: &ConfigKeys<'_>,
+    section: &ConfigKeys<'_>,
+) -> Result<Option<usize>, LoadError> {
     let key = "original_max_position_embeddings";
     Ok(section.optional_size(key)?.or(keys.optional_size(key)?))
 }
 
 /// Gemma 3 turns sliding and full layers with different bases.
-fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<Rope>, LoadError> {
+fn gemma3_ropes(
+    keys: &ConfigKeys<'_>,
+    layers: usize,
+    head_dim: usize,
+) -> Result<Vec<Rope>, LoadError> {
     let empty = Map::new();
     let (full, sliding) = if let Some(both) = keys.get("rope_parameters").and_then(Value::as_object)
     {
         let part = |name: &str, theta: f64| -> Result<Rope, LoadError> {
-            let section = Keys(both.get(name).and_then(Value::as_object).unwrap_or(&empty));
+            let section = ConfigKeys(both.get(name).and_then(Value::as_object).unwrap_or(&empty));
             let theta = section.number("rope_theta")?.unwrap_or(theta);
             rope(keys, &section, theta, 1.0, head_dim)
         };
         (part("full_attention", 1e6)?, part("sliding_attention", 1e4)?)
     } else {
-        let scaling = Keys(keys.get("rope_scaling").and_then(Value::as_object).unwrap_or(&empty));
+        let scaling =
+            ConfigKeys(keys.get("rope_scaling").and_then(Value::as_object).unwrap_or(&empty));
         let full_theta = keys.number("rope_theta")?.unwrap_or(1e6);
         let local_theta = keys.number("rope_local_base_freq")?.unwrap_or(1e4);
-        let none = Keys(&empty);
+        let none = ConfigKeys(&empty);
         let full = rope(keys, &scaling, full_theta, 1.0, head_dim)?;
         (full, rope(keys, &none, local_theta, 1.0, head_dim)?)
     };
@@ -94,8 +102,8 @@ fn gemma3_ropes(keys: &Keys<'_>, layers: usize, head_dim: usize) -> Result<Vec<R
 
 /// Frequencies θ^(-2i/d), scaled as `rope_type` of `section` says.
 fn rope(
-    keys: &Keys<'_>,
-    section: &Keys<'_>,
+    keys: &ConfigKeys<'_>,
+    section: &ConfigKeys<'_>,
     theta: f64,
     share: f64,
     head_dim: usize,
@@ -106,7 +114,9 @@ fn rope(
     let kind = section.rope_type();
     let mut magnitude = 1.0;
     let need = |key: &str| -> Result<f64, LoadError> {
-        section.number(key)?.ok_or_else(|| Keys::error(format!("rope type {kind:?} needs {key:?}")))
+        section
+            .number(key)?
+            .ok_or_else(|| ConfigKeys::error(format!("rope type {kind:?} needs {key:?}")))
     };
     let frequencies: Vec<f64> = match kind {
         "default" => base,
@@ -127,7 +137,7 @@ fn rope(
             magnitude = long_rope_magnitude(keys, section)?;
             let divisors = section.numbers("short_factor")?;
             if divisors.len() != base.len() {
-                return Err(Keys::error(format!(
+                return Err(ConfigKeys::error(format!(
                     "\"short_factor\" has {} numbers for {} pairs that turn",
                     divisors.len(),
                     base.len()
@@ -136,7 +146,7 @@ fn rope(
             base.into_iter().zip(divisors).map(|(frequency, by)| frequency / by).collect()
         }
         _ => {
-            return Err(Keys::error(format!(
+            return Err(ConfigKeys::error(format!(
                 "rope type {kind:?} is not supported; hone knows default, linear, llama3 and longrope"
             )));
         }
@@ -148,7 +158,7 @@ fn rope(
 }
 
 /// LongRoPE's factor on cosine and sine: √(1 + ln(stretch) / ln(original length)).
-fn long_rope_magnitude(keys: &Keys<'_>, section: &Keys<'_>) -> Result<f32, LoadError> {
+fn long_rope_magnitude(keys: &ConfigKeys<'_>, section: &ConfigKeys<'_>) -> Result<f32, LoadError> {
     if let Some(factor) = section.number("attention_factor")? {
         return Ok(factor as f32);
     }

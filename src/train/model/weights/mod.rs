@@ -6,10 +6,10 @@
 pub mod folder;
 pub mod gguf;
 mod pickle;
-mod places;
 pub mod pytorch;
 pub mod safetensors;
 mod shards;
+mod tensor_index;
 
 use super::error::LoadError;
 use std::fs::File;

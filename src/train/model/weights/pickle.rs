@@ -44,7 +44,7 @@ const KNOWN: &[(&str, &str)] = &[
 /// # Errors
 /// What is wrong with it, as a part of a sentence about the file.
 pub(super) fn read(bytes: &[u8]) -> Result<Object, String> {
-    Walk::default().through(bytes)?;
+    PickleMachine::default().through(bytes)?;
     let mut stack = Stack::empty();
     let mut rest = bytes;
     let value = stack.read_loop(&mut rest).and_then(|()| stack.finalize());
@@ -53,23 +53,23 @@ pub(super) fn read(bytes: &[u8]) -> Result<Object, String> {
 
 /// What stands for a value.
 #[derive(Debug, Clone, Copy)]
-struct Cost {
+struct ValueCost {
     bytes: u64,
     depth: u32,
 }
 
 /// Candle's stack and memo, with costs instead of values; `None` is a mark.
 #[derive(Default)]
-struct Walk {
-    stack: Vec<Option<Cost>>,
-    memo: HashMap<u32, Cost>,
+struct PickleMachine {
+    stack: Vec<Option<ValueCost>>,
+    memo: HashMap<u32, ValueCost>,
     /// Of everything that was ever made.
     bytes: u64,
 }
 
-impl Walk {
+impl PickleMachine {
     fn through(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let mut input = Input { bytes, at: 0 };
+        let mut input = PickleReader { bytes, at: 0 };
         loop {
             let at = input.at;
             let code = input.byte()?;
@@ -86,7 +86,7 @@ impl Walk {
         }
     }
 
-    fn step(&mut self, code: OpCode, input: &mut Input<'_>) -> Result<(), String> {
+    fn step(&mut self, code: OpCode, input: &mut PickleReader<'_>) -> Result<(), String> {
         match code {
             OpCode::Proto => {
                 input.byte()?;
@@ -169,7 +169,7 @@ impl Walk {
         Ok(())
     }
 
-    fn push(&mut self, cost: Cost) -> Result<(), String> {
+    fn push(&mut self, cost: ValueCost) -> Result<(), String> {
         if cost.depth > MAX_DEPTH {
             return Err(format!("the values of its pickle stand more than {MAX_DEPTH} deep"));
         }
@@ -180,10 +180,10 @@ impl Walk {
 
     fn push_text(&mut self, length: usize) -> Result<(), String> {
         self.bytes += length as u64;
-        self.push(Cost { bytes: VALUE_BYTES + length as u64, depth: 1 })
+        self.push(ValueCost { bytes: VALUE_BYTES + length as u64, depth: 1 })
     }
 
-    fn push_number(&mut self, input: &mut Input<'_>, bytes: usize) -> Result<(), String> {
+    fn push_number(&mut self, input: &mut PickleReader<'_>, bytes: usize) -> Result<(), String> {
         input.take(bytes)?;
         self.push_text(0)
     }
@@ -197,7 +197,7 @@ impl Walk {
         self.push(around(inner))
     }
 
-    fn pop(&mut self) -> Result<Cost, String> {
+    fn pop(&mut self) -> Result<ValueCost, String> {
         match self.stack.pop() {
             Some(Some(cost)) => Ok(cost),
             _ => Err("its pickle takes a value where there is none".to_owned()),
@@ -205,7 +205,7 @@ impl Walk {
     }
 
     /// What a value around everything behind the last mark costs.
-    fn pop_to_mark(&mut self) -> Result<Cost, String> {
+    fn pop_to_mark(&mut self) -> Result<ValueCost, String> {
         let Some(mark) = self.stack.iter().rposition(Option::is_none) else {
             return Err("its pickle lacks a mark".to_owned());
         };
@@ -215,11 +215,11 @@ impl Walk {
     }
 
     /// `more` moves into the last value.
-    fn put_into_last(&mut self, more: Cost) -> Result<(), String> {
+    fn put_into_last(&mut self, more: ValueCost) -> Result<(), String> {
         let last = self.pop()?;
         // It is there already; it has only grown.
         self.bytes = self.bytes.saturating_sub(VALUE_BYTES);
-        self.push(Cost {
+        self.push(ValueCost {
             bytes: last.bytes.saturating_add(more.bytes),
             depth: last.depth.max(more.depth + 1),
         })
@@ -244,8 +244,8 @@ impl Walk {
 }
 
 /// What a value around others costs.
-fn around(inner: impl IntoIterator<Item = Cost>) -> Cost {
-    let mut cost = Cost { bytes: VALUE_BYTES, depth: 1 };
+fn around(inner: impl IntoIterator<Item = ValueCost>) -> ValueCost {
+    let mut cost = ValueCost { bytes: VALUE_BYTES, depth: 1 };
     for one in inner {
         cost.bytes = cost.bytes.saturating_add(one.bytes);
         cost.depth = cost.depth.max(one.depth + 1);
@@ -254,12 +254,12 @@ fn around(inner: impl IntoIterator<Item = Cost>) -> Cost {
 }
 
 /// The bytes, read from front to back.
-struct Input<'a> {
+struct PickleReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Input<'a> {
+impl<'a> PickleReader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
         let Some(end) = end else {

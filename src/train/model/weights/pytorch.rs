@@ -11,7 +11,7 @@ use std::path::Path;
 use candle_core::pickle::Object;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::places::{Elements, Place, Places};
+use super::tensor_index::{ElementKind, TensorEntry, TensorIndex};
 use super::{FloatType, WeightSource, listed, pickle, shards};
 use crate::train::model::error::LoadError;
 
@@ -34,7 +34,7 @@ const OLD_FORMAT: &[u8] = &[0x80, 0x02, 0x8a, 0x0a];
 /// # Errors
 /// As [`open_sharded`].
 pub fn open_file(path: &Path) -> Result<Box<dyn WeightSource>, LoadError> {
-    Ok(Box::new(Places::gather(vec![path.to_owned()], read_places)?))
+    Ok(Box::new(TensorIndex::gather(vec![path.to_owned()], read_entries)?))
 }
 
 /// Opens the shards that an index names: reads the pickles, checks every tensor's place, and leaves
@@ -45,21 +45,21 @@ pub fn open_file(path: &Path) -> Result<Box<dyn WeightSource>, LoadError> {
 /// but tensors; an index that does not fit its shards.
 pub fn open_sharded(index: &Path) -> Result<Box<dyn WeightSource>, LoadError> {
     let shards = shards::read(index, ".bin")?;
-    let places = Places::gather(shards.files.clone(), read_places)?;
-    shards.check(|name| places.file_of(name))?;
-    Ok(Box::new(places))
+    let entries = TensorIndex::gather(shards.files.clone(), read_entries)?;
+    shards.check(|name| entries.file_of(name))?;
+    Ok(Box::new(entries))
 }
 
 /// The tensors of one file.
-fn read_places(path: &Path) -> Result<Vec<(String, Place)>, LoadError> {
+fn read_entries(path: &Path) -> Result<Vec<(String, TensorEntry)>, LoadError> {
     let malformed = |reason: String| LoadError::malformed(path, reason);
-    let mut archive = Archive::open(path)?;
+    let mut archive = TorchArchive::open(path)?;
     let value = pickle::read(&archive.pickle()?).map_err(malformed)?;
     let entries = state_dictionary(value).map_err(malformed)?;
     if entries.len() > MAX_TENSORS {
         return Err(malformed(format!("it holds more than {MAX_TENSORS} tensors")));
     }
-    let mut places = Vec::with_capacity(entries.len());
+    let mut tensors = Vec::with_capacity(entries.len());
     let mut strangers = Vec::new();
     for (name, value) in entries {
         let Object::Unicode(name) = name else {
@@ -69,14 +69,14 @@ fn read_places(path: &Path) -> Result<Vec<(String, Place)>, LoadError> {
         if name == "_metadata" {
             continue;
         }
-        let Some(view) = View::of(value) else {
+        let Some(view) = TensorView::of(value) else {
             strangers.push(format!("{name:?}"));
             continue;
         };
-        let place = archive
-            .place(&view)
+        let entry = archive
+            .entry(&view)
             .map_err(|reason| malformed(format!("tensor {name:?}: {reason}")))?;
-        places.push((name, place));
+        tensors.push((name, entry));
     }
     if !strangers.is_empty() {
         let reason = format!(
@@ -86,7 +86,7 @@ fn read_places(path: &Path) -> Result<Vec<(String, Place)>, LoadError> {
         );
         return Err(malformed(reason));
     }
-    Ok(places)
+    Ok(tensors)
 }
 
 /// The entries of the dictionary of tensors: the value itself, or what a training checkpoint has
@@ -107,7 +107,7 @@ fn state_dictionary(value: Object) -> Result<Vec<(Object, Object)>, String> {
 }
 
 /// A tensor as the pickle describes it.
-struct View {
+struct TensorView {
     /// Name of the storage's class.
     class: String,
     /// Name of the storage's entry in the archive.
@@ -118,7 +118,7 @@ struct View {
     strides: Vec<u64>,
 }
 
-impl View {
+impl TensorView {
     /// `None` when the value is no tensor.
     fn of(value: Object) -> Option<Self> {
         let Object::Reduce { callable, args } = value else { return None };
@@ -187,7 +187,7 @@ fn naturals(value: &Object) -> Option<Vec<u64>> {
 }
 
 /// An open file.
-struct Archive<'a> {
+struct TorchArchive<'a> {
     path: &'a Path,
     zip: ZipArchive<File>,
     /// What stands before `data.pkl` in the names of its entries.
@@ -195,7 +195,7 @@ struct Archive<'a> {
     length: u64,
 }
 
-impl<'a> Archive<'a> {
+impl<'a> TorchArchive<'a> {
     fn open(path: &'a Path) -> Result<Self, LoadError> {
         let io_error = |error| LoadError::io(path, error);
         let mut file = File::open(path).map_err(io_error)?;
@@ -259,7 +259,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Where the elements of a tensor lie.
-    fn place(&mut self, view: &View) -> Result<Place, String> {
+    fn entry(&mut self, view: &TensorView) -> Result<TensorEntry, String> {
         if !view.is_contiguous() {
             return Err(format!(
                 "its elements do not lie side by side (sizes {:?}, strides {:?}); save it contiguous",
@@ -267,14 +267,14 @@ impl<'a> Archive<'a> {
             ));
         }
         let (elements, width) = match view.class.as_str() {
-            "FloatStorage" => (Elements::Floats(FloatType::F32), FloatType::F32.width()),
-            "HalfStorage" => (Elements::Floats(FloatType::F16), FloatType::F16.width()),
-            "BFloat16Storage" => (Elements::Floats(FloatType::Bf16), FloatType::Bf16.width()),
-            "DoubleStorage" | "LongStorage" => (Elements::Other(view.class.clone()), 8),
-            "IntStorage" => (Elements::Other(view.class.clone()), 4),
-            "ShortStorage" => (Elements::Other(view.class.clone()), 2),
+            "FloatStorage" => (ElementKind::Floats(FloatType::F32), FloatType::F32.width()),
+            "HalfStorage" => (ElementKind::Floats(FloatType::F16), FloatType::F16.width()),
+            "BFloat16Storage" => (ElementKind::Floats(FloatType::Bf16), FloatType::Bf16.width()),
+            "DoubleStorage" | "LongStorage" => (ElementKind::Other(view.class.clone()), 8),
+            "IntStorage" => (ElementKind::Other(view.class.clone()), 4),
+            "ShortStorage" => (ElementKind::Other(view.class.clone()), 2),
             "CharStorage" | "ByteStorage" | "BoolStorage" => {
-                (Elements::Other(view.class.clone()), 1)
+                (ElementKind::Other(view.class.clone()), 1)
             }
             other => return Err(format!("its storage is of the unknown class {other:?}")),
         };
@@ -304,7 +304,7 @@ impl<'a> Archive<'a> {
                 entry.size()
             ));
         }
-        Ok(Place {
+        Ok(TensorEntry {
             start: data_start + skipped,
             bytes: bytes as usize,
             elements,

@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::places::{Elements, Place, Places};
+use super::tensor_index::{ElementKind, TensorEntry, TensorIndex};
 use super::{FloatType, WeightSource, shards};
 use crate::train::model::error::LoadError;
 
@@ -23,7 +23,7 @@ const MAX_HEADER_BYTES: u64 = 16 * 1024 * 1024;
 /// Length of the number before the header.
 const PREFIX_BYTES: u64 = 8;
 
-/// Opens the weights in `folder`: reads the headers, checks every tensor's place against the file's
+/// Opens the weights in `folder`: reads the headers, checks every tensor's entry against the file's
 /// length, and leaves the tensors on disk until they are asked for.
 ///
 /// # Errors
@@ -32,18 +32,18 @@ pub fn open(folder: &Path) -> Result<Box<dyn WeightSource>, LoadError> {
     let single = folder.join(FILE_NAME);
     // As transformers chooses where both are there.
     if single.exists() {
-        return Ok(Box::new(Places::gather(vec![single], read_header)?));
+        return Ok(Box::new(TensorIndex::gather(vec![single], read_header)?));
     }
     let shards = shards::read(&folder.join(INDEX_NAME), ".safetensors")?;
-    let places = Places::gather(shards.files.clone(), read_header)?;
-    shards.check(|name| places.file_of(name))?;
-    Ok(Box::new(places))
+    let entries = TensorIndex::gather(shards.files.clone(), read_header)?;
+    shards.check(|name| entries.file_of(name))?;
+    Ok(Box::new(entries))
 }
 
 /// The tensors of one file. The `safetensors` library checks that they lie side by side and that
 /// each is as long as its shape and type say; here the header's own length and the file's are
 /// checked.
-fn read_header(path: &Path) -> Result<Vec<(String, Place)>, LoadError> {
+fn read_header(path: &Path) -> Result<Vec<(String, TensorEntry)>, LoadError> {
     let io_error = |error| LoadError::io(path, error);
     let mut file = File::open(path).map_err(io_error)?;
     let length = file.metadata().map_err(io_error)?.len();
@@ -73,18 +73,18 @@ fn read_header(path: &Path) -> Result<Vec<(String, Place)>, LoadError> {
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
         let (start, end) = info.data_offsets;
         let elements = match info.dtype {
-            Dtype::F32 => Elements::Floats(FloatType::F32),
-            Dtype::F16 => Elements::Floats(FloatType::F16),
-            Dtype::BF16 => Elements::Floats(FloatType::Bf16),
-            other => Elements::Other(format!("{other:?}")),
+            Dtype::F32 => ElementKind::Floats(FloatType::F32),
+            Dtype::F16 => ElementKind::Floats(FloatType::F16),
+            Dtype::BF16 => ElementKind::Floats(FloatType::Bf16),
+            other => ElementKind::Other(format!("{other:?}")),
         };
-        let place = Place {
+        let entry = TensorEntry {
             start: data_start + start as u64,
             bytes: end - start,
             elements,
             shape: info.shape.clone(),
         };
-        (name, place)
+        (name, entry)
     });
     Ok(tensors.collect())
 }

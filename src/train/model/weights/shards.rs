@@ -17,7 +17,7 @@ pub(super) struct Shards {
     /// The files, each once, in the order of their names.
     pub files: Vec<PathBuf>,
     index: PathBuf,
-    /// Each tensor's file, by its place in `files`.
+    /// Each tensor's file, by its entry in `files`.
     file_of: BTreeMap<String, usize>,
 }
 
@@ -78,16 +78,16 @@ pub(super) fn read(index: &Path, ending: &str) -> Result<Shards, LoadError> {
 
 impl Shards {
     /// Looks that every tensor that the index names lies in the shard that it names; `found` gives
-    /// the place in `files` where a tensor was found.
+    /// the entry in `files` where a tensor was found.
     pub(super) fn check(&self, found: impl Fn(&str) -> Option<usize>) -> Result<(), LoadError> {
         let mut problems = Vec::new();
         for (tensor, file) in &self.file_of {
-            let place = found(tensor);
-            if place == Some(*file) {
+            let entry = found(tensor);
+            if entry == Some(*file) {
                 continue;
             }
             let name = |file: usize| self.files[file].file_name().unwrap_or_default().to_owned();
-            problems.push(match place {
+            problems.push(match entry {
                 None => format!("{tensor:?} is not in {:?}", name(*file)),
                 Some(other) => {
                     format!("{tensor:?} is not in {:?} but in {:?}", name(*file), name(other))

@@ -110,8 +110,8 @@ pub fn unknown_layer(requested: &Hyperparameters, layers: u32) -> Option<String>
 
 #[cfg(test)]
 mod tests {
-    use crate::domain::job::{Auto, FineTuneMode, Method};
     use super::*;
+    use crate::domain::job::{Auto, FineTuneMode, Method};
 
     const SIZE: ModelSize = ModelSize { context: 8192, layers: 30 };
 

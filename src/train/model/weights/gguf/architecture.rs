@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, json};
 
-use super::change::Change;
 use super::metadata::{Metadata, whole};
+use super::transform::TensorTransform;
 use crate::train::model::config::{Family, ModelConfig};
 use crate::train::model::error::LoadError;
 
@@ -90,13 +90,13 @@ impl Architecture {
     }
 
     /// Hugging Face's name of a tensor, and how its layout was changed.
-    pub(super) fn hugging_face_name(&self, stored: &str) -> Option<(String, Change)> {
+    pub(super) fn hugging_face_name(&self, stored: &str) -> Option<(String, TensorTransform)> {
         let (module, ending) = stored.rsplit_once('.')?;
         if !matches!(ending, "weight" | "bias") {
             return None;
         }
         let (known, change) = match module.strip_prefix("blk.") {
-            None => (self.outer_name(module)?.to_owned(), Change::None),
+            None => (self.outer_name(module)?.to_owned(), TensorTransform::None),
             Some(rest) => {
                 let (layer, part) = rest.split_once('.')?;
                 let layer: usize = layer.parse().ok()?;
@@ -105,8 +105,10 @@ impl Architecture {
             }
         };
         let change = match change {
-            Change::Transposed if ending == "bias" => Change::None,
-            Change::None if self.is_gemma() && known.ends_with("norm") => Change::PlusOne,
+            TensorTransform::Transposed if ending == "bias" => TensorTransform::None,
+            TensorTransform::None if self.is_gemma() && known.ends_with("norm") => {
+                TensorTransform::PlusOne
+            }
             other => other,
         };
         Some((format!("{known}.{ending}"), change))
@@ -137,22 +139,22 @@ impl Architecture {
     }
 
     /// A module of a block.
-    fn part(&self, stored: &str) -> Option<(&'static str, Change)> {
-        let plain = |name: &'static str| Some((name, Change::None));
+    fn part(&self, stored: &str) -> Option<(&'static str, TensorTransform)> {
+        let plain = |name: &'static str| Some((name, TensorTransform::None));
         match self.family {
             Family::Gpt2 => match stored {
                 "attn_norm" => plain("ln_1"),
-                "attn_qkv" => Some(("attn.c_attn", Change::Transposed)),
-                "attn_output" => Some(("attn.c_proj", Change::Transposed)),
+                "attn_qkv" => Some(("attn.c_attn", TensorTransform::Transposed)),
+                "attn_output" => Some(("attn.c_proj", TensorTransform::Transposed)),
                 "ffn_norm" => plain("ln_2"),
-                "ffn_up" => Some(("mlp.c_fc", Change::Transposed)),
-                "ffn_down" => Some(("mlp.c_proj", Change::Transposed)),
+                "ffn_up" => Some(("mlp.c_fc", TensorTransform::Transposed)),
+                "ffn_down" => Some(("mlp.c_proj", TensorTransform::Transposed)),
                 _ => None,
             },
             Family::GptNeox => match stored {
                 "attn_norm" => plain("input_layernorm"),
                 "attn_qkv" => {
-                    let change = Change::HeadsApart { heads: self.heads };
+                    let change = TensorTransform::HeadsApart { heads: self.heads };
                     Some(("attention.query_key_value", change))
                 }
                 "attn_output" => plain("attention.dense"),
@@ -162,10 +164,10 @@ impl Architecture {
                 _ => None,
             },
             Family::Llama | Family::Mistral if stored == "attn_q" => {
-                Some(("self_attn.q_proj", Change::Interleaved { heads: self.heads }))
+                Some(("self_attn.q_proj", TensorTransform::Interleaved { heads: self.heads }))
             }
             Family::Llama | Family::Mistral if stored == "attn_k" => {
-                Some(("self_attn.k_proj", Change::Interleaved { heads: self.kv_heads }))
+                Some(("self_attn.k_proj", TensorTransform::Interleaved { heads: self.kv_heads }))
             }
             _ => match stored {
                 "attn_norm" => plain("input_layernorm"),

@@ -5,11 +5,11 @@
 //! become floats tensor by tensor.
 
 mod architecture;
-mod change;
-mod layout;
 mod metadata;
+pub mod pre_tokenizer;
+mod transform;
 mod vocabulary;
-pub mod words;
+mod write_layout;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -23,9 +23,9 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
 use self::architecture::Architecture;
-use self::change::Change;
-pub use self::layout::{Layout, StoredTensor};
 use self::metadata::Metadata;
+use self::transform::TensorTransform;
+pub use self::write_layout::{GgufLayout, StoredTensor};
 use super::{FloatType, HostTensor, TensorData, WeightSource, read_range};
 use crate::train::model::error::LoadError;
 use crate::train::model::tokenizer::SpecialIds;
@@ -147,7 +147,7 @@ fn open_weights(
 
 /// One tensor's place.
 #[derive(Debug, Clone)]
-struct Place {
+struct GgufTensorEntry {
     /// From the start of the file.
     start: u64,
     bytes: usize,
@@ -156,7 +156,7 @@ struct Place {
     shape: Vec<usize>,
 }
 
-fn place(info: &TensorInfo, data_start: u64, length: u64) -> Result<Place, String> {
+fn place(info: &TensorInfo, data_start: u64, length: u64) -> Result<GgufTensorEntry, String> {
     let shape = info.shape.dims().to_vec();
     let (block, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
     let row = shape.last().copied().unwrap_or(1);
@@ -172,7 +172,7 @@ fn place(info: &TensorInfo, data_start: u64, length: u64) -> Result<Place, Strin
     let end = start.zip(bytes).and_then(|(start, bytes)| start.checked_add(bytes as u64));
     match (start, bytes, end) {
         (Some(start), Some(bytes), Some(end)) if end <= length => {
-            Ok(Place { start, bytes, kind: info.ggml_dtype, shape })
+            Ok(GgufTensorEntry { start, bytes, kind: info.ggml_dtype, shape })
         }
         _ => Err(format!(
             "with the shape {shape:?} it reaches beyond the file's {length} bytes: the file is \
@@ -181,8 +181,11 @@ fn place(info: &TensorInfo, data_start: u64, length: u64) -> Result<Place, Strin
     }
 }
 
-fn refuse_overlaps(path: &Path, stored: &HashMap<String, Place>) -> Result<(), LoadError> {
-    let mut by_start: Vec<(&String, &Place)> = stored.iter().collect();
+fn refuse_overlaps(
+    path: &Path,
+    stored: &HashMap<String, GgufTensorEntry>,
+) -> Result<(), LoadError> {
+    let mut by_start: Vec<(&String, &GgufTensorEntry)> = stored.iter().collect();
     by_start.sort_by_key(|(_, place)| place.start);
     for pair in by_start.windows(2) {
         let [(first, before), (second, after)] = [pair[0], pair[1]];
@@ -194,7 +197,7 @@ fn refuse_overlaps(path: &Path, stored: &HashMap<String, Place>) -> Result<(), L
     Ok(())
 }
 
-impl Place {
+impl GgufTensorEntry {
     /// The tensor as it is stored, its blocks as floats.
     fn read(&self, path: &Path, name: &str) -> Result<HostTensor, LoadError> {
         let bytes = read_range(path, self.start, self.bytes)?;
@@ -224,7 +227,7 @@ impl Place {
 struct GgufWeights {
     path: PathBuf,
     /// By Hugging Face's name: the file's name, the place, what is to be undone.
-    tensors: HashMap<String, (String, Place, Change)>,
+    tensors: HashMap<String, (String, GgufTensorEntry, TensorTransform)>,
 }
 
 impl WeightSource for GgufWeights {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::metadata::Metadata;
-use super::words;
+use super::pre_tokenizer;
 use crate::train::model::error::LoadError;
 use crate::train::model::tokenizer::SpecialIds;
 
@@ -122,8 +122,8 @@ fn byte_level_bpe(
             let digits = json!({"type": "Digits", "individual_digits": true});
             vec![digits, byte_level(true)]
         }
-        _ if is_llama3(pre) => vec![split(words::LLAMA3), byte_level(false)],
-        "qwen2" => vec![split(words::QWEN2), byte_level(false)],
+        _ if is_llama3(pre) => vec![split(pre_tokenizer::LLAMA3), byte_level(false)],
+        "qwen2" => vec![split(pre_tokenizer::QWEN2), byte_level(false)],
         _ => {
             return Err(format!(
                 "is {pre:?}, a rule for words that is not known; hone knows gpt-2, smollm, llama-bpe \

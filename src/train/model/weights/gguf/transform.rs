@@ -4,7 +4,7 @@ use crate::train::model::weights::{HostTensor, TensorData, transposed};
 
 /// What the converter did to a tensor, to be undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum TensorTransform {
     None,
     /// Rows of q or k of so many heads stand in the order of interleaved rotation, pairs side by
     /// side, instead of halves.
@@ -22,7 +22,7 @@ pub(super) enum Change {
     },
 }
 
-impl Change {
+impl TensorTransform {
     /// Hugging Face's shape of a tensor of the stored shape.
     pub(super) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::architecture::Architecture;
-use super::change::Change;
+use super::transform::TensorTransform;
 use crate::train::model::config::ModelConfig;
 
 /// llama.cpp's names of the parts of a block, of those with one meaning the usual one first.
@@ -29,7 +29,7 @@ const PARTS: &[&str] = &[
 const OUTER: &[&str] = &["token_embd", "position_embd", "output_norm", "output"];
 
 /// Where the tensors of one model go.
-pub struct Layout {
+pub struct GgufLayout {
     architecture: Architecture,
     /// By Hugging Face's name.
     places: BTreeMap<String, StoredTensor>,
@@ -40,10 +40,10 @@ pub struct Layout {
 pub struct StoredTensor {
     /// llama.cpp's name.
     pub name: String,
-    change: Change,
+    change: TensorTransform,
 }
 
-impl Layout {
+impl GgufLayout {
     /// Of a model of this configuration.
     pub fn of(config: &ModelConfig) -> Self {
         let architecture = Architecture::for_model(config);
@@ -89,7 +89,7 @@ impl StoredTensor {
     pub fn lora_b(&self, outputs: usize, rank: usize, values: Vec<f32>) -> Vec<f32> {
         match self.change {
             // A pair is the same whichever way round the file has the weight.
-            Change::Transposed => values,
+            TensorTransform::Transposed => values,
             change => change.apply(&[outputs, rank], values),
         }
     }
@@ -103,11 +103,11 @@ mod tests {
     #[test]
     fn every_change_of_layout_is_undone_by_reading_it() {
         let changes = [
-            Change::None,
-            Change::PlusOne,
-            Change::Transposed,
-            Change::Interleaved { heads: 2 },
-            Change::HeadsApart { heads: 2 },
+            TensorTransform::None,
+            TensorTransform::PlusOne,
+            TensorTransform::Transposed,
+            TensorTransform::Interleaved { heads: 2 },
+            TensorTransform::HeadsApart { heads: 2 },
         ];
         let shape = [24, 3];
         let values: Vec<f32> = (0..72).map(|index| index as f32).collect();

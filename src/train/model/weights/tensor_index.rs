@@ -9,40 +9,40 @@ use crate::train::model::error::LoadError;
 
 /// What a tensor's elements are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Elements {
+pub(super) enum ElementKind {
     Floats(FloatType),
     /// Masks and the like, which are never read, by the type's name in the file.
     Other(String),
 }
 
-/// One tensor's place, which lies inside of its file.
+/// One tensor's entry, which lies inside of its file.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct TensorEntry {
     /// From the start of the file.
     pub start: u64,
     pub bytes: usize,
-    pub elements: Elements,
+    pub elements: ElementKind,
     /// Outermost first.
     pub shape: Vec<usize>,
 }
 
 /// The tensors of one model, in one file or several.
-pub(super) struct Places {
+pub(super) struct TensorIndex {
     files: Vec<PathBuf>,
     /// By name: which file, and where in it.
-    places: BTreeMap<String, (usize, Place)>,
+    entries: BTreeMap<String, (usize, TensorEntry)>,
 }
 
-impl Places {
+impl TensorIndex {
     /// The tensors of all `files`, each file's as `read` finds them.
     pub(super) fn gather(
         files: Vec<PathBuf>,
-        read: impl Fn(&Path) -> Result<Vec<(String, Place)>, LoadError>,
+        read: impl Fn(&Path) -> Result<Vec<(String, TensorEntry)>, LoadError>,
     ) -> Result<Self, LoadError> {
-        let mut places: BTreeMap<String, (usize, Place)> = BTreeMap::new();
+        let mut entries: BTreeMap<String, (usize, TensorEntry)> = BTreeMap::new();
         for (number, path) in files.iter().enumerate() {
-            for (name, place) in read(path)? {
-                if let Some((other, _)) = places.get(&name) {
+            for (name, entry) in read(path)? {
+                if let Some((other, _)) = entries.get(&name) {
                     let reason = match *other == number {
                         true => format!("tensor {name:?} stands in it twice"),
                         false => {
@@ -51,34 +51,34 @@ impl Places {
                     };
                     return Err(LoadError::malformed(path, reason));
                 }
-                places.insert(name, (number, place));
+                entries.insert(name, (number, entry));
             }
         }
-        Ok(Self { files, places })
+        Ok(Self { files, entries })
     }
 
     /// The number of the file that a tensor lies in.
     pub(super) fn file_of(&self, name: &str) -> Option<usize> {
-        self.places.get(name).map(|(file, _)| *file)
+        self.entries.get(name).map(|(file, _)| *file)
     }
 }
 
-impl WeightSource for Places {
+impl WeightSource for TensorIndex {
     fn shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.places.iter().map(|(name, (_, place))| (name.clone(), place.shape.clone())).collect()
+        self.entries.iter().map(|(name, (_, entry))| (name.clone(), entry.shape.clone())).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, LoadError> {
-        let Some((file, place)) = self.places.get(name) else {
+        let Some((file, entry)) = self.entries.get(name) else {
             return Err(LoadError::no_tensor(name));
         };
         let path = &self.files[*file];
-        match &place.elements {
-            Elements::Floats(kind) => {
-                let bytes = read_range(path, place.start, place.bytes)?;
-                Ok(HostTensor { shape: place.shape.clone(), data: kind.read(&bytes) })
+        match &entry.elements {
+            ElementKind::Floats(kind) => {
+                let bytes = read_range(path, entry.start, entry.bytes)?;
+                Ok(HostTensor { shape: entry.shape.clone(), data: kind.read(&bytes) })
             }
-            Elements::Other(kind) => {
+            ElementKind::Other(kind) => {
                 let reason = format!(
                     "tensor {name:?} is of type {kind}; hone reads F32, F16 and BF16: convert the \
                      weights"

@@ -1,0 +1,50 @@
+//! Why a conversation cannot be rendered, or its supervised spans not be found.
+
+/// Why a conversation cannot be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The template is not valid Jinja.
+    #[error("the chat template cannot be read: {0}")]
+    Invalid(String),
+    /// The template itself refuses or fails.
+    #[error("the chat template refuses the conversation: {0}")]
+    Refused(String),
+    /// A message cannot be used: the template leaves out a part of it, or the assistant's span or
+    /// its end-of-turn token cannot be located.
+    #[error("message {message_index}: {reason}")]
+    Message {
+        /// Which message.
+        message_index: usize,
+        /// What was looked for and not found.
+        reason: String,
+    },
+    /// The template has no place for tools.
+    #[error("the model's chat template does not write tools: leave them out, or use another model")]
+    NoTools,
+    /// The template has no place for tool calls.
+    #[error("message {message_index}: {NO_TOOL_CALLS}")]
+    NoToolCalls {
+        /// Which message.
+        message_index: usize,
+    },
+}
+
+/// What is said of tool calls that a template does not write.
+const NO_TOOL_CALLS: &str = "the model's chat template does not write tool calls: leave the \
+                             conversation out, or use another model";
+
+impl TemplateError {
+    /// The message that it is about, if it is about one, and what is said of it.
+    pub fn into_parts(self) -> (Option<usize>, String) {
+        match self {
+            Self::Message { message_index, reason } => (Some(message_index), reason),
+            Self::NoToolCalls { message_index } => (Some(message_index), NO_TOOL_CALLS.to_owned()),
+            other => (None, other.to_string()),
+        }
+    }
+
+    /// Something about one message.
+    pub(super) fn message(message_index: usize, reason: impl Into<String>) -> Self {
+        Self::Message { message_index, reason: reason.into() }
+    }
+}
