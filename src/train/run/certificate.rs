@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{CheckpointError, sha256_of};
+use super::checkpoint::sha256_of;
+use super::checkpoint_error::CheckpointError;
 use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
 use super::setup::RunSetup;
 use crate::artifacts::certificate::{Base, Certificate, Compared, Data, FILE_NAME, FORM, Row};

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::checkpoint_error::CheckpointError;
 use super::early_stopping::EarlyStopping;
 use super::export::{self, TrainedModel};
 use super::findings::Finding;
@@ -29,31 +30,6 @@ const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
 const SECOND_MOMENTS_FILE: &str = "second_moments.safetensors";
 const MANIFEST_FILE: &str = "manifest.json";
 const LOCK_FILE: &str = ".lock";
-
-/// What can go wrong with checkpoints.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// A file or folder.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The adapter's files.
-    #[error(transparent)]
-    Peft(#[from] PeftError),
-    /// The engine cannot give or take its state.
-    #[error(transparent)]
-    Engine(#[from] BackendError),
-    /// The weights of a model cannot be read.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A checkpoint is damaged.
-    #[error("{0}")]
-    Damaged(String),
-}
 
 /// What a run is, beside its progress; a checkpoint of another run is not continued.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

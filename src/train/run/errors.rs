@@ -1,7 +1,7 @@
 //! Why a run cannot go on, as its job says it: each fault of the stages below as a code of the public
 //! table, with what to do. Called by [`super`].
 
-use super::checkpoint::CheckpointError;
+use super::checkpoint_error::CheckpointError;
 use crate::dataset::MIN_EXAMPLES;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{DataFile, JobError};

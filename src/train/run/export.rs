@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::checkpoint::CheckpointError;
+use super::checkpoint_error::CheckpointError;
 use crate::artifacts::model::{self, CONFIG_FILE, FOLDER, WEIGHTS_FILE};
 use crate::artifacts::peft::{self, AdapterConfig};
 use crate::train::engine::Engine;

@@ -8,6 +8,7 @@
 mod batches;
 pub mod certificate;
 pub mod checkpoint;
+pub mod checkpoint_error;
 mod controls;
 mod diagnostics;
 pub mod dry_run;

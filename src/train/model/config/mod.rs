@@ -3,49 +3,20 @@
 //! Reads Hugging Face's `config.json` in both spellings: `rope_parameters` (transformers 5) and
 //! `rope_theta` with `rope_scaling` (transformers 4).
 
+mod family;
+mod keys;
 mod rope;
+mod windows;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub use self::family::{Family, KNOWN, class_of};
+use self::keys::ConfigKeys;
 pub use self::rope::Rope;
 use self::rope::{context_length, ropes};
+use self::windows::windows;
 use super::error::LoadError;
 use crate::train::backend::{Activation, NormKind};
-
-/// Architectures that hone trains, as `model_type` spells them.
-pub const KNOWN: &[&str] =
-    &["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"];
-
-/// An architecture; it decides the names of tensors and the quirks of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the architectures' own")]
-pub enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-    Gemma2,
-    Gemma3,
-    Phi3,
-    Gpt2,
-    GptNeox,
-}
-
-/// transformers' class of the models of a `model_type`.
-pub fn class_of(model_type: &str) -> Option<&'static str> {
-    Some(match model_type {
-        "llama" => "LlamaForCausalLM",
-        "mistral" => "MistralForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        "qwen3" => "Qwen3ForCausalLM",
-        "gemma2" => "Gemma2ForCausalLM",
-        "gemma3_text" => "Gemma3ForCausalLM",
-        "phi3" => "Phi3ForCausalLM",
-        "gpt2" => "GPT2LMHeadModel",
-        "gpt_neox" => "GPTNeoXForCausalLM",
-        _ => return None,
-    })
-}
 
 /// Everything that the decoder needs to know of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,70 +71,6 @@ pub struct ModelConfig {
     pub parallel_residual: bool,
     /// Whether the head is the embedding.
     pub tied: bool,
-}
-
-/// Reads keys of a configuration, with errors that name them.
-struct ConfigKeys<'a>(&'a Map<String, Value>);
-
-impl ConfigKeys<'_> {
-    fn error(reason: String) -> LoadError {
-        LoadError::Malformed { path: "config.json".to_owned(), reason }
-    }
-
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    fn size(&self, key: &str) -> Result<usize, LoadError> {
-        self.optional_size(key)?.ok_or_else(|| Self::error(format!("{key:?} is missing")))
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64() {
-            Some(size) if size > 0 && size < 1 << 32 => Ok(Some(size as usize)),
-            _ => Err(Self::error(format!("{key:?} is {value}, not a positive whole number"))),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(number) => Ok(Some(number)),
-            None => Err(Self::error(format!("{key:?} is {value}, not a number"))),
-        }
-    }
-
-    fn flag(&self, key: &str, otherwise: bool) -> Result<bool, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(otherwise);
-        };
-        value.as_bool().ok_or_else(|| Self::error(format!("{key:?} is {value}, not true or false")))
-    }
-
-    fn text(&self, key: &str) -> Option<&str> {
-        self.get(key).and_then(Value::as_str)
-    }
-
-    fn numbers(&self, key: &str) -> Result<Vec<f64>, LoadError> {
-        let list = self.get(key).and_then(Value::as_array);
-        let numbers = list.and_then(|list| list.iter().map(Value::as_f64).collect());
-        numbers.ok_or_else(|| Self::error(format!("{key:?} is not a list of numbers")))
-    }
-
-    /// How rotary positions are scaled.
-    fn rope_type(&self) -> &str {
-        self.text("rope_type").or_else(|| self.text("type")).unwrap_or("default")
-    }
-
-    /// LongRoPE (Ding et al. 2024), which the first Phi-3 called `su`.
-    fn is_long_rope(&self) -> bool {
-        matches!(self.rope_type(), "longrope" | "su")
-    }
 }
 
 impl ModelConfig {
@@ -358,46 +265,4 @@ fn activation(name: &str) -> Result<Activation, LoadError> {
              gelu_pytorch_tanh"
         ))),
     }
-}
-
-/// The sliding window of each layer.
-fn windows(
-    keys: &ConfigKeys<'_>,
-    family: Family,
-    layers: usize,
-) -> Result<Vec<Option<usize>>, LoadError> {
-    let Some(window) = keys.optional_size("sliding_window")? else {
-        return Ok(vec![None; layers]);
-    };
-    let is_qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
-    if is_qwen && !keys.flag("use_sliding_window", false)? {
-        return Ok(vec![None; layers]);
-    }
-    let slides = slides(keys, family, layers)?;
-    Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())
-}
-
-/// Whether each layer looks through a sliding window: as `layer_types` says, or by the family's
-/// rule.
-fn slides(keys: &ConfigKeys<'_>, family: Family, layers: usize) -> Result<Vec<bool>, LoadError> {
-    if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
-        if types.len() < layers {
-            return Err(ConfigKeys::error(format!(
-                "\"layer_types\" names {} layers of {layers}",
-                types.len()
-            )));
-        }
-        return Ok(types.iter().take(layers).map(|kind| kind == "sliding_attention").collect());
-    }
-    let first_full = keys.optional_size("max_window_layers")?.unwrap_or(layers);
-    let default_period = if family == Family::Gemma2 { 2 } else { 6 };
-    let period = keys.optional_size("sliding_window_pattern")?.unwrap_or(default_period);
-    Ok((0..layers)
-        .map(|layer| match family {
-            Family::Llama | Family::GptNeox | Family::Gpt2 => false,
-            Family::Mistral | Family::Phi3 => true,
-            Family::Qwen2 | Family::Qwen3 => layer >= first_full,
-            Family::Gemma2 | Family::Gemma3 => (layer + 1) % period != 0,
-        })
-        .collect())
 }

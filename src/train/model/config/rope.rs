@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{ConfigKeys, Family, slides};
+use super::family::Family;
+use super::keys::ConfigKeys;
+use super::windows::slides;
 use crate::train::model::error::LoadError;
 
 /// Rotary positions of one layer: angle = position · frequency.
