@@ -1,24 +1,25 @@
 //! hone: a fine-tuning API server that a team runs itself.
 //!
-//! The path of a job, stage by stage, in the order in which a request meets them:
+//! The map, from the outermost room inwards. A room imports only rooms that stand below it, and rooms of
+//! one line do not import each other; `tests/it/architecture.rs` keeps it so, and that the rooms of
+//! [`train`] keep theirs. `docs/architecture.md` walks one job through the files.
 //!
-//! 1. [`http`]: a request arrives: routes, errors in OpenAI's shape, pagination.
-//! 2. [`validate`]: is it acceptable? Pure functions over uploads and hyperparameters.
-//! 3. [`store`], [`blobs`], [`queue`], [`webhooks`]: remember it, keep the big bytes, whose turn is
-//!    it, who is told of its end.
-//! 4. [`executor`]: one job at a time; supervises one trainer process. The only stage that
-//!    knows both the queue and the engine.
-//! 5. [`serve`]: answer chat with a base model and an adapter.
-//!    [`export`]: hand a model out in the formats of other programs.
-//! 6. [`train`]: the engine: knows nothing of HTTP, SQL or jobs.
-//! 7. [`artifacts`]: the files that a job leaves behind.
-//!
-//! A stage imports only stages that stand below it in this list (the executor, which takes its
-//! jobs from stage 3, counts as standing above that), and the domain modules ([`job`], [`file`],
-//! [`upload`], [`model`], [`project`], [`api_key`], [`ids`], [`clock`], [`config`], [`device`],
-//! [`error_code`], [`dataset`], [`base_models`], [`graders`], [`atomic_file`], [`hex`],
-//! [`reason`], [`repeated_key`], [`webhook`]); `tests/it/architecture.rs` keeps it so. [`cli`] is
-//! the outermost layer: it wires the stages together for each command.
+//! 1. [`cli`]: the commands. Wires everything together.
+//! 2. [`http`]: a request arrives: routes, errors in OpenAI's shape, pages of lists.
+//! 3. [`validate`]: is it acceptable? Pure functions over uploads, jobs and hyperparameters.
+//! 4. [`executor`]: one job at a time. Supervises one trainer process; the only room that knows both
+//!    the queue and the engine.
+//! 5. [`queue`]: which job is next, and who holds it. [`webhooks`]: who is told of its end.
+//!    [`export`]: a model in the formats of other programs.
+//! 6. [`store`]: rows that outlive the server. [`blobs`]: their large files.
+//! 7. [`serve`]: answers by a base model and adapters.
+//! 8. [`train`]: the engine, and one run of it. Knows nothing of HTTP, SQL or jobs.
+//! 9. [`artifacts`]: the files that a job leaves.
+//! 10. [`base_models`]: base models on disk and how they come there. [`graders`]: scores of answers.
+//!     [`config`]: settings of the commands.
+//! 11. [`domain`]: the records that every room speaks of, and the public error codes.
+//! 12. [`dataset`]: lines of a data file to examples. [`device`]: what jobs are trained on.
+//! 13. [`util`]: small tools that know nothing of hone.
 
 pub mod cli;
 
@@ -26,14 +27,14 @@ pub mod http;
 
 pub mod validate;
 
-pub mod blobs;
-pub mod queue;
-pub mod store;
-pub mod webhooks;
-
 pub mod executor;
 
 pub mod export;
+pub mod queue;
+pub mod webhooks;
+
+pub mod blobs;
+pub mod store;
 
 pub mod serve;
 
@@ -41,12 +42,13 @@ pub mod train;
 
 pub mod artifacts;
 
-pub mod domain;
-
 pub mod base_models;
 pub mod config;
+pub mod graders;
+
+pub mod domain;
+
 pub mod dataset;
 pub mod device;
-pub mod graders;
 
 pub mod util;
