@@ -1,4 +1,4 @@
-//! Stage 3, the queue: whose turn it is, who works on it, and for how long.
+//! Stage 3, the queue: which job is next, which executor has claimed it, and for how long.
 //!
 //! The rows live in the store; this module wakes those who wait for work.
 
@@ -13,61 +13,68 @@ use crate::store::{Claim, HeartbeatReply, Store, StoreError};
 /// Seconds after which a claim that is not renewed may be taken over.
 pub const LEASE_SECONDS: i64 = 60;
 
-/// How often a claim is renewed. Short, because a heartbeat also brings the user's wish to cancel
-/// or pause when the wake-up is missed.
+/// How often a claim is renewed. Short, because a heartbeat also brings a request to cancel or pause
+/// whose announcement was missed.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How often an idle executor looks for work when nobody wakes it.
+/// How often an idle executor polls for work when none is announced.
 pub const POLL: Duration = Duration::from_secs(2);
 
-/// How often what is no longer needed is removed when nobody says that there is something.
-pub const CHORES: Duration = Duration::from_secs(60);
+/// How often garbage is collected when none is announced.
+pub const GARBAGE_COLLECTION: Duration = Duration::from_secs(60);
 
-/// The durable queue, and a bell for those who wait in this process.
+/// The durable queue, with wake-ups for those who wait in this process.
 pub struct Queue {
     store: Arc<dyn Store>,
     owner: String,
     work: Notify,
-    wishes: Notify,
-    chores: Notify,
+    control_requests: Notify,
+    garbage: Notify,
 }
 
 impl Queue {
-    /// A queue over `store`, in which this process is called `owner`.
+    /// A queue over `store`, whose claims name this process `owner`.
     pub fn new(store: Arc<dyn Store>, owner: String) -> Self {
-        Self { store, owner, work: Notify::new(), wishes: Notify::new(), chores: Notify::new() }
+        Self {
+            store,
+            owner,
+            work: Notify::new(),
+            control_requests: Notify::new(),
+            garbage: Notify::new(),
+        }
     }
 
-    /// Says that a job waits.
+    /// Announces that a job waits.
     pub fn announce_work(&self) {
         self.work.notify_one();
     }
 
-    /// Says that a running job should end or pause.
-    pub fn announce_wish(&self) {
-        self.wishes.notify_one();
+    /// Announces that the user has requested the end or a pause of a running job.
+    pub fn announce_control_request(&self) {
+        self.control_requests.notify_one();
     }
 
-    /// Returns when there may be work: at the bell, or after [`POLL`].
+    /// Waits until there may be work: until it is announced, or for [`POLL`].
     pub async fn wait_for_work(&self) {
-        // A bell rung before the wait is kept by `Notify`, so no announcement is missed.
+        // `Notify` keeps an announcement that comes before the wait, so none is missed.
         let _timeout_means_poll = tokio::time::timeout(POLL, self.work.notified()).await;
     }
 
-    /// Returns when a running job should look what its user wants: at the bell, or when the next
-    /// heartbeat is due.
+    /// Waits until the next heartbeat: until a control request is announced, or for [`HEARTBEAT`].
     pub async fn wait_for_heartbeat(&self) {
-        let _timeout_means_due = tokio::time::timeout(HEARTBEAT, self.wishes.notified()).await;
+        let _timeout_means_due =
+            tokio::time::timeout(HEARTBEAT, self.control_requests.notified()).await;
     }
 
-    /// Says that something is no longer needed: a job has ended that no executor holds.
-    pub fn announce_chores(&self) {
-        self.chores.notify_one();
+    /// Announces garbage: a job has ended that no executor held.
+    pub fn announce_garbage(&self) {
+        self.garbage.notify_one();
     }
 
-    /// Returns when something may have to be removed: at the bell, or after [`CHORES`].
-    pub async fn wait_for_chores(&self) {
-        let _timeout_means_due = tokio::time::timeout(CHORES, self.chores.notified()).await;
+    /// Waits until there may be garbage: until it is announced, or for [`GARBAGE_COLLECTION`].
+    pub async fn wait_for_garbage(&self) {
+        let _timeout_means_due =
+            tokio::time::timeout(GARBAGE_COLLECTION, self.garbage.notified()).await;
     }
 
     /// Claims the oldest job that waits.

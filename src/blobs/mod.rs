@@ -2,7 +2,7 @@
 //!
 //! A blob is durable when the call that stored it returns, so the row that names it may be written
 //! then, and only then. Blobs whose row was never written are left over; see
-//! [`Blobs::sweep_unfinished`] and `executor::leftovers`.
+//! [`Blobs::sweep_unfinished`] and `executor::garbage_collection`.
 
 mod local;
 

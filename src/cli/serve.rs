@@ -18,7 +18,7 @@ use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, Training, Webhooks};
 use crate::domain::project::Project;
-use crate::executor::{DryRuns, Executor, Patience, Tools};
+use crate::executor::{DryRuns, Executor, ExecutorContext, Timeouts};
 use crate::http::{self, RequestLimiter};
 use crate::queue::Queue;
 use crate::serve::ModelServer;
@@ -127,21 +127,22 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         answer_at_low_priority()?;
     }
     let models = ModelServer::start(Handle::current(), serve_memory)?;
-    let tools = Tools {
+    let context = ExecutorContext {
         store: shared.clone(),
         queue: queue.clone(),
         blobs: blobs.clone(),
         base_models: base_models.clone(),
         clock: clock.clone(),
         work_dir: data_dir.join("work"),
-        trainer: this_binary()?,
+        trainer_binary: this_binary()?,
         device,
-        patience: Patience::default(),
+        timeouts: Timeouts::default(),
         priority,
         yields_to: (priority == Priority::Serve).then(|| models.demand().clone()),
     };
-    let dry_runs = DryRuns::new(tools.clone()).context("finding the folder of work in progress")?;
-    let executor = Executor::prepare(tools).await?;
+    let dry_runs =
+        DryRuns::new(context.clone()).context("finding the folder of work in progress")?;
+    let executor = Executor::prepare(context).await?;
 
     let listener = TcpListener::bind(args.listen.listen)
         .await

@@ -1,6 +1,6 @@
-//! `hone trainer`: one run in a process of its own, which the executor starts and talks to.
+//! `hone trainer`: one run or dry run in a process of its own, which the executor starts and supervises.
 //!
-//! Reads a [`RunSpec`] line and then [`Control`] lines from standard input, writes [`Progress`]
+//! It reads a [`RunSpec`] line and then [`Control`] lines from standard input, and writes [`Progress`]
 //! lines to standard output. See `train::protocol`.
 
 use std::io::{BufRead, Write};
@@ -15,11 +15,11 @@ use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::dry_run::{MachineSpeed, dry_run};
 use crate::train::run::run;
 
-/// How much lower than the server's the trainer's priority is: the server answers first.
+/// How much lower than the server's the priority of a run is: the server answers first.
 const NICENESS: i32 = 5;
 
-/// The same of a trainer that only looks: a run under way goes first.
-const NICENESS_OF_PREVIEW: i32 = 10;
+/// The same of a dry run: a run goes first.
+const DRY_RUN_NICENESS: i32 = 10;
 
 /// Settings of a trainer, from the server that starts it.
 #[derive(Debug, Clone, Args)]
@@ -30,61 +30,61 @@ pub struct TrainerArgs {
     /// Run at the priority that it is started with instead of a lower one.
     #[arg(long)]
     keep_priority: bool,
-    /// Say what the run would be, and do not run.
+    /// Say what the run would be, and do not train.
     #[arg(long)]
-    preview: bool,
+    dry_run: bool,
 }
 
-/// Runs until the specification is fulfilled, cancelled or refused.
+/// Runs until the run is finished, cancelled, stopped or failed.
 pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
-    if args.preview {
-        return say_preview(args.device);
+    if args.dry_run {
+        return write_dry_run(args.device);
     }
     if !args.keep_priority {
         lower_priority(NICENESS);
     }
     let spec = read_spec()?;
-    let controls = listen()?;
+    let controls = read_controls()?;
     on_a_computing_thread(|| train(&spec, args.device, controls))
 }
 
-/// Runs, saying how it goes.
+/// Trains, and writes the progress.
 fn train(spec: &RunSpec, device: Device, controls: Receiver<Control>) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
     let mut failure: Option<std::io::Error> = None;
     let mut sink = |progress: Progress| {
-        if let Err(error) = say(&mut output, &progress) {
+        if let Err(error) = write_message(&mut output, &progress) {
             failure.get_or_insert(error);
         }
     };
-    let mut orders = || match controls.try_recv() {
+    let mut next_control = || match controls.try_recv() {
         Ok(control) => Some(control),
         Err(TryRecvError::Empty) => None,
-        // The reader says Stop before it ends, so this is after that.
+        // The reader sends a stop before it ends, so this comes after that.
         Err(TryRecvError::Disconnected) => Some(Control::Stop),
     };
-    run(spec, BackendKind::of(device), &mut sink, &mut orders);
+    run(spec, BackendKind::of(device), &mut sink, &mut next_control);
     match failure {
-        Some(error) => Err(error).context("telling the supervisor how it goes"),
+        Some(error) => Err(error).context("writing the progress for the supervisor"),
         None => Ok(()),
     }
 }
 
-/// Says what the run would be.
-fn say_preview(device: Device) -> anyhow::Result<()> {
+/// Writes what the run would be.
+fn write_dry_run(device: Device) -> anyhow::Result<()> {
     let spec = read_spec()?;
-    // Nothing is written that an end in the middle could tear.
+    // A dry run writes no file that an exit in the middle could leave half-written.
     std::thread::Builder::new().name("supervisor".to_owned()).spawn(|| {
-        let _ended_or_broken = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _closed_or_broken = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         tracing::info!("the supervisor is gone");
         std::process::exit(1);
     })?;
     // At the server's priority: a run under way would take half of what there is.
     let pace = MachineSpeed::measure();
-    lower_priority(NICENESS_OF_PREVIEW);
+    lower_priority(DRY_RUN_NICENESS);
     let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &pace));
-    say(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run })
-        .context("telling the supervisor")
+    write_message(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run })
+        .context("writing the dry run for the supervisor")
 }
 
 fn lower_priority(niceness: i32) {
@@ -100,18 +100,18 @@ fn read_spec() -> anyhow::Result<RunSpec> {
         .context("the first line on standard input is not a specification of a run")
 }
 
-/// Writes one message as a line and sends it off.
-fn say(output: &mut impl Write, progress: &Progress) -> std::io::Result<()> {
+/// Writes one message as a line and flushes it.
+fn write_message(output: &mut impl Write, progress: &Progress) -> std::io::Result<()> {
     serde_json::to_writer(&mut *output, progress)?;
     output.write_all(b"\n")?;
     output.flush()
 }
 
-/// Reads orders on a thread of its own; the end of the input means that the supervisor is gone, and
+/// Reads controls on a thread of its own. The end of the input means that the supervisor is gone, and
 /// stops the run.
-fn listen() -> anyhow::Result<Receiver<Control>> {
+fn read_controls() -> anyhow::Result<Receiver<Control>> {
     let (sender, receiver) = channel();
-    std::thread::Builder::new().name("orders".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("controls".to_owned()).spawn(move || {
         for line in std::io::stdin().lock().lines() {
             let Ok(line) = line else { break };
             match serde_json::from_str(&line) {
@@ -120,11 +120,11 @@ fn listen() -> anyhow::Result<Receiver<Control>> {
                         return;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "an order that cannot be read is ignored"),
+                Err(error) => tracing::warn!(%error, "a control that cannot be read is ignored"),
             }
         }
-        // Nobody listens any more when this fails.
-        let _ = sender.send(Control::Stop);
+        // It fails when the run has ended.
+        let _ended = sender.send(Control::Stop);
     })?;
     Ok(receiver)
 }

@@ -1,5 +1,5 @@
-//! The heartbeat of a claimed job: a task beside the work that renews the claim and hears what the
-//! user wants, whatever the work is waiting for.
+//! The heartbeat of a claimed job: a task beside the supervisor that renews the claim and brings back
+//! what the user requests of the job.
 
 use std::sync::Arc;
 
@@ -9,69 +9,70 @@ use tokio::task::JoinSet;
 use crate::queue::Queue;
 use crate::store::{Claim, HeartbeatReply, StoreError};
 
-/// What the heartbeat has heard.
+/// What is requested of a claimed job, as the last heartbeat brought it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// Go on.
-    GoOn,
-    /// The user wants the job to end.
+pub(super) enum ControlRequest {
+    /// Nothing: the job goes on.
+    None,
+    /// The user cancels the job.
     Cancel,
-    /// The user wants the job to pause.
+    /// The user pauses the job.
     Pause,
     /// Another executor holds the job: write nothing more.
-    Lost,
+    ClaimLost,
 }
 
-/// Beats for as long as it lives.
+/// Renews a claim for as long as it lives.
 pub(super) struct Heartbeat {
-    wishes: watch::Receiver<Wish>,
+    requests: watch::Receiver<ControlRequest>,
     /// Dropping the set ends the task.
     _task: JoinSet<()>,
 }
 
 impl Heartbeat {
-    /// Begins to beat for `claim`.
+    /// Starts to renew `claim`.
     pub(super) fn start(queue: Arc<Queue>, claim: Claim) -> Self {
-        let (sender, wishes) = watch::channel(Wish::GoOn);
+        let (sender, requests) = watch::channel(ControlRequest::None);
         let mut task = JoinSet::new();
-        task.spawn(beat(queue, claim, sender));
-        Self { wishes, _task: task }
+        task.spawn(renew(queue, claim, sender));
+        Self { requests, _task: task }
     }
 
-    /// What has been heard so far.
-    pub(super) fn wish(&self) -> Wish {
-        *self.wishes.borrow()
+    /// What is requested as of the last heartbeat.
+    pub(super) fn request(&self) -> ControlRequest {
+        *self.requests.borrow()
     }
 
-    /// Returns when something other than `known` has been heard, and what.
-    pub(super) async fn change_from(&mut self, known: Wish) -> Wish {
-        let changed = self.wishes.wait_for(|wish| *wish != known).await.map(|wish| *wish);
+    /// Waits for a request other than `known`.
+    pub(super) async fn change_from(&mut self, known: ControlRequest) -> ControlRequest {
+        let changed = self.requests.wait_for(|request| *request != known).await.map(|now| *now);
         match changed {
-            Ok(wish) => wish,
-            // The task has ended after a loss, and the loss is `known`: nothing changes any more.
+            Ok(request) => request,
+            // The task ends after the claim is lost, and `known` is that: nothing changes any more.
             Err(_closed) => std::future::pending().await,
         }
     }
 }
 
-async fn beat(queue: Arc<Queue>, claim: Claim, wishes: watch::Sender<Wish>) {
+async fn renew(queue: Arc<Queue>, claim: Claim, requests: watch::Sender<ControlRequest>) {
     loop {
         queue.wait_for_heartbeat().await;
         match queue.heartbeat(&claim).await {
             Ok(HeartbeatReply { cancel_requested: true, .. }) => {
-                wishes.send_replace(Wish::Cancel);
+                requests.send_replace(ControlRequest::Cancel);
             }
             Ok(HeartbeatReply { pause_requested: true, .. }) => {
-                wishes.send_replace(Wish::Pause);
+                requests.send_replace(ControlRequest::Pause);
             }
             Ok(_) => {
-                wishes.send_replace(Wish::GoOn);
+                requests.send_replace(ControlRequest::None);
             }
             Err(StoreError::LostClaim(_)) => {
-                wishes.send_replace(Wish::Lost);
+                requests.send_replace(ControlRequest::ClaimLost);
                 return;
             }
-            // The next beat tries again; if the lease runs out meanwhile, the fence holds.
+            // The next heartbeat tries again. When the lease runs out meanwhile, the store refuses
+            // every write of this claim.
             Err(error) => tracing::warn!(job.id = claim.job_id, %error, "heartbeat failed"),
         }
     }

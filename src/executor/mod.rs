@@ -4,194 +4,119 @@
 //! writes the progress of a job to the store. The command that serves makes one with
 //! [`Executor::prepare`] before anything else uses the store, and spawns [`Executor::run`]:
 //!
-//! 1. take up what a dead server left: running jobs wait again, leftovers are swept;
-//! 2. claim the oldest job that waits ([`Executor::run`]);
-//! 3. put its files into its work folder (`staging`);
-//! 4. start `hone trainer`, tell it what to do, and listen (`trainer`, `supervise`);
-//! 5. turn what it says into rows and blobs (`report`, `publish`);
-//! 6. write how the job ended, exactly once (`ending`).
+//! 1. jobs that were running when the last server died are queued again, and its garbage is collected
+//!    (`garbage_collection::start_up`);
+//! 2. claim the oldest job that waits ([`Executor::run`]) and renew the claim (`heartbeat`);
+//! 3. put its files into its work folder (`staging`, `work_folder`);
+//! 4. start `hone trainer` (`trainer`) and listen to it until it ends (`supervise`); a cancel, a pause,
+//!    a shutdown and the serving load are sent to it (`trainer_control`);
+//! 5. write its messages as rows, events and blobs (`progress`, `publish`);
+//! 6. write the job's outcome, exactly once (`outcome`).
 //!
 //! [`DryRuns`] says what a job would be, in a trainer process of its own as well (`dry_run`).
 //!
-//! Beside the jobs, [`Executor::run`] removes what is no longer needed (`housekeeping`).
+//! Beside the jobs, [`Executor::run`] removes what is no longer needed
+//! (`garbage_collection::periodic`).
 //!
-//! Whatever the trainer does — a crash, an out-of-memory kill, silence after a cancel — ends at
-//! most its own job; the next one goes on.
+//! Whatever the trainer does (a crash, an out-of-memory kill, silence after a cancel) ends at most its
+//! own job; the next job runs.
 
+mod backoff;
+mod context;
 mod dry_run;
-mod ending;
+mod error;
+mod garbage_collection;
 mod heartbeat;
-mod housekeeping;
-mod leftovers;
+mod outcome;
+mod progress;
 mod publish;
-mod report;
 mod staging;
 mod supervise;
 mod trainer;
+mod trainer_control;
+mod work_folder;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::backoff::Backoff;
+pub use self::context::{ExecutorContext, Timeouts};
 pub use self::dry_run::{DryRunError, DryRuns};
-use crate::base_models::Catalog;
-use crate::blobs::{BlobError, Blobs};
-use crate::config::Priority;
-use crate::device::Device;
+pub use self::error::ExecutorError;
+use self::garbage_collection::{periodic, start_up};
+pub use self::outcome::MAX_ATTEMPTS;
 use crate::domain::job::{EventLevel, NewEvent};
-use crate::queue::Queue;
-use crate::serve::ServingLoad;
-use crate::store::{Store, StoreError};
 pub use crate::train::protocol::{DataCount, DryRun, MemoryNeed, PlannedRun};
 pub use crate::train::run::report::FILE_NAME as REPORT_FILE;
-use crate::util::clock::Clock;
-
-/// How often a trainer is started for a job that keeps crashing.
-pub const MAX_ATTEMPTS: u32 = 3;
-
-/// First and longest wait after the store has failed.
-const BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-
-/// Why an executor cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum ExecutorError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The blobs failed.
-    #[error(transparent)]
-    Blobs(#[from] BlobError),
-    /// The folder of work in progress failed.
-    #[error("{path}: {source}")]
-    WorkFolder {
-        /// Which folder.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
-/// How long a trainer may take to end; one that takes longer is killed.
-#[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// After it was told to cancel.
-    pub cancel: Duration,
-    /// After it was told to stop at a checkpoint, for a shutdown.
-    pub stop: Duration,
-    /// The same for a pause, which leaves it the time that a long step takes.
-    pub pause: Duration,
-    /// After it has said its last word.
-    pub exit: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            cancel: Duration::from_secs(10),
-            stop: Duration::from_secs(20),
-            pause: Duration::from_secs(600),
-            exit: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What an executor works with.
-#[derive(Clone)]
-pub struct Tools {
-    /// Where jobs and their progress are kept.
-    pub store: Arc<dyn Store>,
-    /// Whose turn it is; shared with those who announce work and wishes.
-    pub queue: Arc<Queue>,
-    /// Where data comes from and results go to.
-    pub blobs: Blobs,
-    /// Where base models are found.
-    pub base_models: Catalog,
-    /// For times of files, models and checkpoints.
-    pub clock: Arc<dyn Clock>,
-    /// The folder of work in progress: one sub-folder for each job, removed when it has ended.
-    pub work_dir: PathBuf,
-    /// The binary whose command `trainer` trains: this one.
-    pub trainer: PathBuf,
-    /// What it trains on.
-    pub device: Device,
-    /// How long it may take to end.
-    pub patience: Patience,
-    /// Which goes first, answering or training.
-    pub priority: Priority,
-    /// Whose answers a job waits for between micro-batches.
-    pub yields_to: Option<ServingLoad>,
-}
 
 /// Runs the jobs of one device, one after the other.
 pub struct Executor {
-    tools: Tools,
+    context: ExecutorContext,
 }
 
-/// What one look at the queue came to.
+/// What one turn of the executor did.
 enum Tick {
-    /// A job has run, well or not: look again.
+    /// A job has run, well or not: try the next at once.
     RanJob,
     /// Nothing waits.
     Idle,
-    /// The store failed: look again later.
+    /// The store failed: try again later.
     StoreFailed,
 }
 
 impl Executor {
-    /// Takes up what a server that died left behind: jobs that it ran wait again, and bytes that
-    /// no row names are removed. Nothing else may use the store or the blobs before this returns.
-    pub async fn prepare(mut tools: Tools) -> Result<Self, ExecutorError> {
+    /// Recovers from the death of an earlier server: jobs that it ran are queued again, and its garbage
+    /// is collected. Nothing else may use the store or the blobs before this returns.
+    pub async fn prepare(mut context: ExecutorContext) -> Result<Self, ExecutorError> {
         let failed = |path: &PathBuf| {
             let path = path.display().to_string();
             move |source| ExecutorError::WorkFolder { path, source }
         };
-        // The trainer may be told paths, and must not depend on the folder it is started in.
-        tools.work_dir = std::path::absolute(&tools.work_dir).map_err(failed(&tools.work_dir))?;
-        tokio::fs::create_dir_all(&tools.work_dir).await.map_err(failed(&tools.work_dir))?;
+        // The trainer is given paths, and must not depend on the folder that it is started in.
+        context.work_dir =
+            std::path::absolute(&context.work_dir).map_err(failed(&context.work_dir))?;
+        tokio::fs::create_dir_all(&context.work_dir).await.map_err(failed(&context.work_dir))?;
 
         let restarted = NewEvent::message(
             EventLevel::Warn,
             "The server was restarted; the job continues from its last checkpoint",
         );
-        let requeued = tools.store.requeue_orphans(&[restarted]).await?;
+        let requeued = context.store.requeue_orphans(&[restarted]).await?;
         for job_id in &requeued {
             tracing::info!(job.id = job_id, "the job was running when the server ended");
         }
-        leftovers::sweep(&tools).await?;
-        Ok(Self { tools })
+        start_up::collect(&context).await?;
+        Ok(Self { context })
     }
 
     /// Runs jobs until `shutdown`, then stops the running one at a checkpoint, gives it back to
     /// the queue and returns.
     pub async fn run(self, shutdown: CancellationToken) {
-        tokio::join!(self.run_jobs(&shutdown), housekeeping::run(&self.tools, &shutdown));
+        tokio::join!(self.run_jobs(&shutdown), periodic::run(&self.context, &shutdown));
     }
 
     async fn run_jobs(&self, shutdown: &CancellationToken) {
-        let mut backoff = BACKOFF;
+        let mut backoff = Backoff::new();
         while !shutdown.is_cancelled() {
-            // The bell keeps a ring that comes between the look and the wait.
+            // The queue keeps an announcement that comes between the claim and the wait.
             match self.tick(shutdown).await {
-                Tick::RanJob => backoff = BACKOFF,
+                Tick::RanJob => backoff.reset(),
                 Tick::Idle => {
-                    backoff = BACKOFF;
-                    let wait = self.tools.queue.wait_for_work();
+                    backoff.reset();
+                    let wait = self.context.queue.wait_for_work();
                     shutdown.run_until_cancelled(wait).await;
                 }
                 Tick::StoreFailed => {
-                    shutdown.run_until_cancelled(tokio::time::sleep(backoff)).await;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    backoff.wait(shutdown).await;
                 }
             }
         }
     }
 
-    /// Claims one job and runs it to its end.
+    /// Claims one job and runs it until it ends or is given back.
     async fn tick(&self, shutdown: &CancellationToken) -> Tick {
-        let (claim, job) = match self.tools.queue.claim().await {
+        let (claim, job) = match self.context.queue.claim().await {
             Ok(Some(claimed)) => claimed,
             Ok(None) => return Tick::Idle,
             Err(error) => {
@@ -200,9 +125,9 @@ impl Executor {
             }
         };
         tracing::info!(job.id, job.attempt, epoch = claim.epoch, "job claimed");
-        let ending = supervise::run_job(&self.tools, &claim, &job, shutdown).await;
-        tracing::info!(job.id, ending = ending.word(), "job left");
-        ending::settle(&self.tools, &claim, &ending, shutdown).await;
+        let outcome = supervise::run_job(&self.context, &claim, &job, shutdown).await;
+        tracing::info!(job.id, outcome = outcome.as_str(), "job left");
+        outcome.record(&self.context, &claim, shutdown).await;
         Tick::RanJob
     }
 }

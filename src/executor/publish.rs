@@ -1,23 +1,19 @@
-//! What a trainer leaves on the disk, as blobs and rows. Blobs come first: a row never names bytes
-//! that are not there.
+//! Publishes what a trainer writes to the disk: as blobs, and as rows in the store. Blobs come first: a
+//! row never names bytes that are not there.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::Tools;
+use super::context::ExecutorContext;
 use crate::artifacts::{certificate, metrics_csv, model, peft};
 use crate::blobs::{BlobError, result_key};
 use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::ids;
 use crate::domain::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::domain::model::{TunedModel, checkpoint_name};
-use crate::domain::project::Project;
 use crate::store::{Claim, StoreError, Success};
 use crate::train::run::report;
-use crate::util::hex::hex;
+use crate::util::sha256::sha256_of;
 
 /// Why a result could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +26,9 @@ pub(super) enum PublishError {
     Blobs(#[from] BlobError),
 }
 
-/// What the trainer says when it is done.
-pub(super) struct Finished {
-    /// The checkpoint that is the result.
+/// What a finished run has written.
+pub(super) struct RunOutput {
+    /// Folder of the checkpoint that is the result.
     pub(super) directory: PathBuf,
     /// The results CSV.
     pub(super) metrics_csv: PathBuf,
@@ -46,175 +42,148 @@ pub(super) struct Finished {
     pub(super) trained_tokens: u64,
 }
 
-/// Publishes a checkpoint. One that an earlier attempt has published stays as it is.
-pub(super) async fn checkpoint(
-    tools: &Tools,
-    claim: &Claim,
-    job: &Job,
-    metrics: &StepMetrics,
-    directory: &Path,
-) -> Result<(), PublishError> {
-    let step = metrics.step;
-    let name = checkpoint_name(&job.model_name(), step);
-    let files = model_files(tools, claim, job, directory, &format!("step-{step}")).await?;
-    let result_files: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
-    let model = tuned_model(tools, job, name.clone(), &result_files, true);
-    let row = JobCheckpoint {
-        id: ids::new_checkpoint_id(),
-        created_at: model.created_at,
-        job_id: job.id.clone(),
-        model_name: name.clone(),
-        step,
-        metrics: metrics.clone(),
-        result_files,
-    };
-    let event =
-        NewEvent::message(EventLevel::Info, format!("Checkpoint created at step {step}: {name}"));
-    let was_added = tools.store.add_checkpoint(claim, &row, &model, &files, &[event]).await?;
-    if !was_added {
-        for file in &files {
-            tools.blobs.delete(&file.blob_key).await?;
+/// Publishes the checkpoints and the result of one claimed job.
+#[derive(Clone, Copy)]
+pub(super) struct Publisher<'a> {
+    pub(super) context: &'a ExecutorContext,
+    pub(super) claim: &'a Claim,
+    pub(super) job: &'a Job,
+}
+
+impl Publisher<'_> {
+    /// Publishes a checkpoint. One that an earlier attempt has published stays as it is.
+    pub(super) async fn checkpoint(
+        &self,
+        metrics: &StepMetrics,
+        directory: &Path,
+    ) -> Result<(), PublishError> {
+        let Self { context, claim, job } = self;
+        let step = metrics.step;
+        let name = checkpoint_name(&job.model_name(), step);
+        let files = self.store_model(directory, &format!("step-{step}")).await?;
+        let result_files = ids_of(&files);
+        let model = self.tuned_model(name.clone(), &result_files, true);
+        let row = JobCheckpoint {
+            id: ids::new_checkpoint_id(),
+            created_at: model.created_at,
+            job_id: job.id.clone(),
+            model_name: name.clone(),
+            step,
+            metrics: metrics.clone(),
+            result_files,
+        };
+        let message = format!("Checkpoint created at step {step}: {name}");
+        let event = NewEvent::message(EventLevel::Info, message);
+        let was_added = context.store.add_checkpoint(claim, &row, &model, &files, &[event]).await?;
+        if !was_added {
+            for file in &files {
+                context.blobs.delete(&file.blob_key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unpublishes the checkpoints of `steps`: the row first, so that none names bytes that are gone.
+    pub(super) async fn unpublish(&self, steps: &[u64]) -> Result<(), PublishError> {
+        for step in steps {
+            for blob_key in self.context.store.remove_checkpoint(self.claim, *step).await? {
+                self.context.blobs.delete(&blob_key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the blobs of a finished run and makes the rows that will be written with them.
+    pub(super) async fn success(&self, output: &RunOutput) -> Result<Success, BlobError> {
+        let csv = self.store_file(&output.metrics_csv, metrics_csv::FILE_NAME).await?;
+        let mut files = self.store_model(&output.directory, "final").await?;
+        let model = self.tuned_model(self.job.model_name(), &ids_of(&files), false);
+        let report = self.store_file(&output.report, report::FILE_NAME).await?;
+        let certificate = self.store_file(&output.certificate, certificate::FILE_NAME).await?;
+        files.insert(0, csv);
+        files.push(report);
+        files.push(certificate);
+        let created = format!("New fine-tuned model created: {}", model.id);
+        let events = vec![
+            NewEvent::message(EventLevel::Info, created),
+            NewEvent::message(EventLevel::Info, "The job has successfully completed"),
+        ];
+        Ok(Success {
+            model,
+            result_files: ids_of(&files),
+            files,
+            trained_tokens: i64::try_from(output.trained_tokens).unwrap_or(i64::MAX),
+            trained_steps: output.trained_steps,
+            events,
+        })
+    }
+
+    /// Stores the files of a checkpoint that are for use, an adapter or a whole model, below `prefix`.
+    /// The configuration comes first, then the weights, then what else there is.
+    async fn store_model(
+        &self,
+        directory: &Path,
+        prefix: &str,
+    ) -> Result<Vec<FileRecord>, BlobError> {
+        let is_whole = self.job.makes_whole_model();
+        let (folder, mut names) = match is_whole {
+            false => (directory.to_owned(), vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
+            true => (directory.join(model::FOLDER), vec![model::CONFIG_FILE, model::WEIGHTS_FILE]),
+        };
+        if is_whole {
+            names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
+        }
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            files.push(self.store_file(&folder.join(name), &format!("{prefix}/{name}")).await?);
+        }
+        Ok(files)
+    }
+
+    /// A model of the job whose files are stored, in the order of [`Self::store_model`].
+    fn tuned_model(&self, id: String, files: &[String], is_checkpoint: bool) -> TunedModel {
+        let file = |index: usize| files.get(index).cloned().unwrap_or_default();
+        TunedModel {
+            id,
+            project: self.job.project.clone(),
+            created_at: self.context.clock.now(),
+            base_model: self.job.model.clone(),
+            job_id: self.job.id.clone(),
+            is_whole: self.job.makes_whole_model(),
+            config_file: file(0),
+            weights_file: file(1),
+            other_files: files.iter().skip(2).cloned().collect(),
+            is_checkpoint,
         }
     }
-    Ok(())
-}
 
-/// Takes back the checkpoints of `steps`: the row first, so that none names bytes that are gone.
-pub(super) async fn take_back(
-    tools: &Tools,
-    claim: &Claim,
-    steps: &[u64],
-) -> Result<(), PublishError> {
-    for step in steps {
-        for blob_key in tools.store.remove_checkpoint(claim, *step).await? {
-            tools.blobs.delete(&blob_key).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Stores the blobs of a finished run and makes the rows that will be written with them.
-pub(super) async fn success(
-    tools: &Tools,
-    claim: &Claim,
-    job: &Job,
-    finished: &Finished,
-) -> Result<Success, BlobError> {
-    let store = async |path: &Path, name: &str| {
-        store_file(tools, claim, &job.project, path, name, name).await
-    };
-    let csv = store(&finished.metrics_csv, metrics_csv::FILE_NAME).await?;
-    let mut files = model_files(tools, claim, job, &finished.directory, "final").await?;
-    let ids: Vec<String> = files.iter().map(|file| file.id.clone()).collect();
-    let report = store(&finished.report, report::FILE_NAME).await?;
-    let certificate = store(&finished.certificate, certificate::FILE_NAME).await?;
-    let model = tuned_model(tools, job, job.model_name(), &ids, false);
-    files.insert(0, csv);
-    files.push(report);
-    files.push(certificate);
-    let events = vec![
-        NewEvent::message(EventLevel::Info, format!("New fine-tuned model created: {}", model.id)),
-        NewEvent::message(EventLevel::Info, "The job has successfully completed"),
-    ];
-    Ok(Success {
-        model,
-        result_files: files.iter().map(|file| file.id.clone()).collect(),
-        files,
-        trained_tokens: i64::try_from(finished.trained_tokens).unwrap_or(i64::MAX),
-        trained_steps: finished.trained_steps,
-        events,
-    })
-}
-
-/// Stores the files of what a checkpoint holds for use below `place`: an adapter, or a whole model.
-/// The configuration comes first, then the weights, then what else there is.
-async fn model_files(
-    tools: &Tools,
-    claim: &Claim,
-    job: &Job,
-    directory: &Path,
-    place: &str,
-) -> Result<Vec<FileRecord>, BlobError> {
-    let (folder, mut names) = match job.makes_whole_model() {
-        false => (directory.to_owned(), vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
-        true => (directory.join(model::FOLDER), vec![model::CONFIG_FILE, model::WEIGHTS_FILE]),
-    };
-    if job.makes_whole_model() {
-        names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
-    }
-    let mut files = Vec::with_capacity(names.len());
-    for name in names {
-        let key = format!("{place}/{name}");
-        files.push(store_file(tools, claim, &job.project, &folder.join(name), &key, name).await?);
-    }
-    Ok(files)
-}
-
-/// A model of `job` whose files are stored, in the order of [`model_files`].
-fn tuned_model(
-    tools: &Tools,
-    job: &Job,
-    id: String,
-    files: &[String],
-    is_checkpoint: bool,
-) -> TunedModel {
-    let file = |index: usize| files.get(index).cloned().unwrap_or_default();
-    TunedModel {
-        id,
-        project: job.project.clone(),
-        created_at: tools.clock.now(),
-        base_model: job.model.clone(),
-        job_id: job.id.clone(),
-        is_whole: job.makes_whole_model(),
-        config_file: file(0),
-        weights_file: file(1),
-        other_files: files.iter().skip(2).cloned().collect(),
-        is_checkpoint,
+    /// Stores one file under `name` in the job's results and makes its row. The file is called as the
+    /// last part of `name`.
+    async fn store_file(&self, path: &Path, name: &str) -> Result<FileRecord, BlobError> {
+        let blob_key = result_key(&self.claim.job_id, self.claim.epoch, name);
+        let filename = name.rsplit('/').next().unwrap_or(name).to_owned();
+        let local = |source| BlobError::Local { path: path.display().to_string(), source };
+        let to_digest = path.to_owned();
+        let sha256 = tokio::task::spawn_blocking(move || sha256_of(&to_digest))
+            .await
+            .unwrap_or_else(|panic| Err(panic.into()))
+            .map_err(local)?;
+        let bytes = self.context.blobs.put_file(&blob_key, path).await?;
+        Ok(FileRecord {
+            id: ids::new_file_id(),
+            project: self.job.project.clone(),
+            bytes: i64::try_from(bytes).map_err(|error| local(io::Error::other(error)))?,
+            created_at: self.context.clock.now(),
+            expires_at: None,
+            filename,
+            purpose: FilePurpose::FineTuneResults,
+            sha256,
+            blob_key,
+            verdict: None,
+        })
     }
 }
 
-/// Stores one file and makes its row.
-async fn store_file(
-    tools: &Tools,
-    claim: &Claim,
-    project: &Project,
-    path: &Path,
-    key_name: &str,
-    filename: &str,
-) -> Result<FileRecord, BlobError> {
-    let blob_key = result_key(&claim.job_id, claim.epoch, key_name);
-    let local = |source| BlobError::Local { path: path.display().to_string(), source };
-    let to_digest = path.to_owned();
-    let sha256 = tokio::task::spawn_blocking(move || digest(&to_digest))
-        .await
-        .unwrap_or_else(|panic| Err(panic.into()))
-        .map_err(local)?;
-    let bytes = tools.blobs.put_file(&blob_key, path).await?;
-    Ok(FileRecord {
-        id: ids::new_file_id(),
-        project: project.clone(),
-        bytes: i64::try_from(bytes).map_err(|error| local(io::Error::other(error)))?,
-        created_at: tools.clock.now(),
-        expires_at: None,
-        filename: filename.to_owned(),
-        purpose: FilePurpose::FineTuneResults,
-        sha256,
-        blob_key,
-        verdict: None,
-    })
-}
-
-/// SHA-256 of a file, lower-case hex.
-fn digest(path: &Path) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut file = File::open(path)?;
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        let length = file.read(&mut chunk)?;
-        if length == 0 {
-            break;
-        }
-        hasher.update(&chunk[..length]);
-    }
-    Ok(hex(&hasher.finalize()))
+fn ids_of(files: &[FileRecord]) -> Vec<String> {
+    files.iter().map(|file| file.id.clone()).collect()
 }

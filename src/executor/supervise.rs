@@ -1,170 +1,333 @@
-//! One claimed job from its claim to its ending: stage, start a trainer, listen, publish.
+//! Supervises one claimed job from its claim to its outcome: stage its files, start a trainer, listen to
+//! it, publish what it makes.
 
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::Ending;
-use super::heartbeat::{Heartbeat, Wish};
-use super::publish::{self, Finished, PublishError};
-use super::report::Report;
-use super::trainer::{Errand, Heard, Trainer};
-use super::{Patience, Tools, staging};
+use super::context::{ExecutorContext, Timeouts};
+use super::heartbeat::{ControlRequest, Heartbeat};
+use super::outcome::JobOutcome;
+use super::progress::ProgressRecorder;
+use super::publish::{PublishError, Publisher, RunOutput};
+use super::staging::{self, StagingError};
+use super::trainer::{Trainer, TrainerExit, TrainerMessage, TrainerMode};
+use super::trainer_control::{ControlsSent, EndRequest, yield_to_serving};
 use crate::config::Priority;
 use crate::domain::error_code::ErrorCode;
-use crate::domain::job::{EventLevel, Job, JobError};
+use crate::domain::job::{EventLevel, Job, JobError, StepMetrics};
 use crate::store::{Claim, StoreError};
 use crate::train::protocol::{Control, Progress};
 use crate::train::run::checkpoint;
 
-/// The last thing that was heard of a trainer.
-enum Last {
-    /// It is done.
-    Finished(Finished),
-    /// It ended as told to cancel.
-    Cancelled,
-    /// It ended as told to stop.
-    Stopped,
-    /// It cannot go on.
-    Failed(JobError),
-    /// It ended without a last word.
-    Died,
-    /// It did not end as told.
-    Overdue,
-    /// It said something that is no message.
-    Garbled(String),
-    /// The claim is lost.
-    Lost,
-}
-
-impl Last {
-    /// How long the process may still take to be gone.
-    fn grace(&self, patience: Patience) -> Duration {
-        match self {
-            Self::Finished(_) | Self::Cancelled | Self::Stopped | Self::Failed(_) | Self::Died => {
-                patience.exit
-            }
-            Self::Overdue | Self::Garbled(_) | Self::Lost => Duration::ZERO,
-        }
-    }
-}
-
-/// What the trainer has been told.
-#[derive(Debug, Clone, Copy, Default)]
-struct Told {
-    cancel: bool,
-    pause: bool,
-    stop: bool,
-    /// When it must have ended.
-    deadline: Option<Instant>,
-}
-
-impl Told {
-    fn end_within(&mut self, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-    }
-}
-
 /// Works on a claimed job until it ends, is given back, or is lost.
 pub(super) async fn run_job(
-    tools: &Tools,
+    context: &ExecutorContext,
     claim: &Claim,
     job: &Job,
     shutdown: &CancellationToken,
-) -> Ending {
+) -> JobOutcome {
     if job.cancel_requested {
-        return Ending::Cancelled;
+        return JobOutcome::Cancelled;
     }
     if job.pause_requested {
-        return Ending::Paused { step: None };
+        return JobOutcome::Paused { step: None };
     }
-    let mut heartbeat = Heartbeat::start(tools.queue.clone(), claim.clone());
-    let mut report = Report::new(tools, claim, job);
-    let started = match claim.epoch {
-        1 => "Fine-tuning job started",
-        _ => "Fine-tuning job started again",
+    let supervisor = Supervisor {
+        context,
+        job,
+        shutdown,
+        publisher: Publisher { context, claim, job },
+        heartbeat: Heartbeat::start(context.queue.clone(), claim.clone()),
+        progress: ProgressRecorder::new(context, claim, job),
+        controls: ControlsSent::none(context.timeouts),
     };
-    if is_lost(job, report.note(EventLevel::Info, started.to_owned(), None).await) {
-        return Ending::Lost;
-    }
+    supervisor.run(claim.epoch == 1).await
+}
 
-    let spec = match staging::stage(tools, job).await {
-        Ok(spec) => spec,
-        Err(ending) => return ending,
-    };
-    match heartbeat.wish() {
-        Wish::GoOn => {}
-        Wish::Cancel => return Ending::Cancelled,
-        Wish::Pause => return Ending::Paused { step: None },
-        Wish::Lost => return Ending::Lost,
-    }
-    if shutdown.is_cancelled() {
-        return Ending::Released { step: None };
-    }
+/// How a trainer ended, as its supervisor saw it.
+enum TrainerEnd {
+    /// The run is finished.
+    Finished(RunOutput),
+    /// It ended after [`Control::Cancel`].
+    Cancelled,
+    /// It stopped at a checkpoint after [`Control::Stop`].
+    Stopped,
+    /// The run failed.
+    Failed(JobError),
+    /// It exited without a last message.
+    Died,
+    /// It did not end in the time that it had.
+    Overdue,
+    /// It wrote a malformed message.
+    Malformed(String),
+    /// The claim is lost.
+    ClaimLost,
+}
 
-    let began_at = newest_checkpoint(&spec.work_dir);
-    let errand = Errand::Run { keeps_priority: tools.priority == Priority::Train };
-    let mut trainer = match Trainer::start(&tools.trainer, errand, tools.device, &spec).await {
-        Ok(trainer) => trainer,
-        Err(error) => {
-            let what =
-                format!("the trainer {} cannot be started: {error}", tools.trainer.display());
-            return Ending::broken(job, ErrorCode::WorkerCrashed, &what, None);
+impl TrainerEnd {
+    /// How long the process may still take to exit.
+    fn exit_timeout(&self, timeouts: Timeouts) -> Duration {
+        match self {
+            Self::Finished(_) | Self::Cancelled | Self::Stopped | Self::Failed(_) | Self::Died => {
+                timeouts.exit
+            }
+            Self::Overdue | Self::Malformed(_) | Self::ClaimLost => Duration::ZERO,
         }
-    };
-    let mut told = Told::default();
-    let last =
-        listen(tools, job, &mut trainer, &mut heartbeat, &mut report, shutdown, &mut told).await;
-    let death = trainer.end(last.grace(tools.patience)).await;
+    }
+}
 
-    match last {
-        Last::Finished(finished) => match publish::success(tools, claim, job, &finished).await {
-            Ok(success) => Ending::Succeeded(Box::new(success)),
+/// What supervising one job needs.
+struct Supervisor<'a> {
+    context: &'a ExecutorContext,
+    job: &'a Job,
+    shutdown: &'a CancellationToken,
+    publisher: Publisher<'a>,
+    heartbeat: Heartbeat,
+    progress: ProgressRecorder<'a>,
+    controls: ControlsSent,
+}
+
+impl Supervisor<'_> {
+    async fn run(mut self, is_first_start: bool) -> JobOutcome {
+        let started = match is_first_start {
+            true => "Fine-tuning job started",
+            false => "Fine-tuning job started again",
+        };
+        let written = self.progress.note(EventLevel::Info, started.to_owned(), None).await;
+        if self.is_claim_lost(written) {
+            return JobOutcome::ClaimLost;
+        }
+
+        let spec = match staging::stage(self.context, self.job).await {
+            Ok(spec) => spec,
+            Err(StagingError::Permanent(error)) => return JobOutcome::Failed(error),
+            Err(StagingError::Transient { code, reason }) => {
+                return JobOutcome::retry_or_fail(self.job, code, &reason, None);
+            }
+            Err(StagingError::ClaimLost) => return JobOutcome::ClaimLost,
+        };
+        match self.heartbeat.request() {
+            ControlRequest::None => {}
+            ControlRequest::Cancel => return JobOutcome::Cancelled,
+            ControlRequest::Pause => return JobOutcome::Paused { step: None },
+            ControlRequest::ClaimLost => return JobOutcome::ClaimLost,
+        }
+        if self.shutdown.is_cancelled() {
+            return JobOutcome::Released { step: None };
+        }
+
+        let first_checkpoint = newest_checkpoint(&spec.work_dir);
+        let ExecutorContext { trainer_binary: binary, device, timeouts, priority, .. } =
+            self.context;
+        let mode = TrainerMode::Run { keeps_priority: *priority == Priority::Train };
+        let mut trainer = match Trainer::start(binary, mode, *device, &spec).await {
+            Ok(trainer) => trainer,
+            Err(error) => {
+                let what = format!("the trainer {} cannot be started: {error}", binary.display());
+                return JobOutcome::retry_or_fail(self.job, ErrorCode::WorkerCrashed, &what, None);
+            }
+        };
+        let end = self.listen(&mut trainer).await;
+        let exit = trainer.exit(end.exit_timeout(*timeouts)).await;
+        let last_checkpoint = newest_checkpoint(&spec.work_dir);
+        let new_checkpoint = last_checkpoint.filter(|_| last_checkpoint > first_checkpoint);
+        self.outcome(end, &exit, new_checkpoint).await
+    }
+
+    /// The job's outcome, from how the trainer ended and what it was told. What the user or the operator
+    /// requested holds however the trainer ended then.
+    async fn outcome(
+        mut self,
+        end: TrainerEnd,
+        exit: &TrainerExit,
+        new_checkpoint: Option<u64>,
+    ) -> JobOutcome {
+        use {EndRequest as Told, TrainerEnd as End};
+        match (end, self.controls.end_request()) {
+            (End::Finished(output), _) => self.finished(&output).await,
+            (End::Failed(error), _) => JobOutcome::Failed(error),
+            (End::ClaimLost, _) => JobOutcome::ClaimLost,
+
+            (
+                End::Cancelled | End::Stopped | End::Died | End::Overdue | End::Malformed(_),
+                Told::Cancel,
+            ) => JobOutcome::Cancelled,
+
+            (End::Stopped, Told::Pause) => self.stopped(|step| JobOutcome::Paused { step }).await,
+            (End::Stopped, Told::Stop) => self.stopped(|step| JobOutcome::Released { step }).await,
+
+            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Told::Pause) => {
+                JobOutcome::Paused { step: None }
+            }
+            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Told::Stop) => {
+                JobOutcome::Released { step: None }
+            }
+
+            (End::Malformed(reason), Told::None) => {
+                let what = format!("the trainer wrote a malformed message: {reason}");
+                self.crashed(&what, exit)
+            }
+            (End::Cancelled | End::Stopped | End::Died | End::Overdue, Told::None) => {
+                let what = exit.describe(self.progress.step);
+                match new_checkpoint {
+                    Some(step) => JobOutcome::continue_from(step, &what, exit.data()),
+                    None => self.crashed(&what, exit),
+                }
+            }
+        }
+    }
+
+    /// Stores the result of a finished run.
+    async fn finished(&self, output: &RunOutput) -> JobOutcome {
+        match self.publisher.success(output).await {
+            Ok(success) => JobOutcome::Succeeded(Box::new(success)),
             Err(error) => {
                 let what = format!("the results could not be stored: {error}");
-                Ending::broken(job, staging::blob_code(&error), &what, None)
+                JobOutcome::retry_or_fail(self.job, staging::blob_code(&error), &what, None)
             }
-        },
-        Last::Failed(error) => Ending::Failed(error),
-        Last::Lost => Ending::Lost,
-        // However it ended: what it was told is what the user or the operator wanted.
-        Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue | Last::Garbled(_)
-            if told.cancel =>
-        {
-            Ending::Cancelled
         }
-        Last::Stopped if told.pause || told.stop => {
-            let written = report.last_step().await;
-            if is_lost(job, written) {
-                return Ending::Lost;
+    }
+
+    /// Writes the step at which the trainer stopped; the outcome names it.
+    async fn stopped(&mut self, outcome: fn(Option<u64>) -> JobOutcome) -> JobOutcome {
+        let written = self.progress.write_last_step().await;
+        if self.is_claim_lost(written) {
+            return JobOutcome::ClaimLost;
+        }
+        outcome(self.progress.step)
+    }
+
+    fn crashed(&self, what: &str, exit: &TrainerExit) -> JobOutcome {
+        JobOutcome::retry_or_fail(self.job, ErrorCode::WorkerCrashed, what, Some(exit.data()))
+    }
+
+    /// Listens to the trainer, the user, the operator and the serving load until the trainer ends.
+    async fn listen(&mut self, trainer: &mut Trainer) -> TrainerEnd {
+        let mut known = ControlRequest::None;
+        let mut is_serving = false;
+        loop {
+            tokio::select! {
+                message = trainer.next_message() => match message {
+                    None => return TrainerEnd::Died,
+                    Some(TrainerMessage::Malformed(reason)) => return TrainerEnd::Malformed(reason),
+                    Some(TrainerMessage::Progress(progress)) => {
+                        if let Some(end) = self.handle(trainer, *progress).await {
+                            return end;
+                        }
+                    }
+                },
+                request = self.heartbeat.change_from(known) => {
+                    known = request;
+                    match request {
+                        ControlRequest::None => {}
+                        ControlRequest::ClaimLost => return TrainerEnd::ClaimLost,
+                        ControlRequest::Pause => self.controls.pause(trainer).await,
+                        ControlRequest::Cancel => self.controls.cancel(trainer).await,
+                    }
+                },
+                changed = change_of_serving_load(self.context, is_serving) => {
+                    is_serving = changed;
+                    yield_to_serving(trainer, is_serving).await;
+                },
+                () = self.shutdown.cancelled(), if !self.controls.is_stop_sent() => {
+                    self.controls.stop(trainer).await;
+                },
+                () = self.controls.overdue() => return TrainerEnd::Overdue,
             }
-            let step = report.step;
-            if told.pause { Ending::Paused { step } } else { Ending::Released { step } }
         }
-        Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue | Last::Garbled(_)
-            if told.pause =>
-        {
-            Ending::Paused { step: None }
-        }
-        Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue | Last::Garbled(_)
-            if told.stop =>
-        {
-            Ending::Released { step: None }
-        }
-        Last::Garbled(reason) => {
-            let what = format!("the trainer said something that is no message: {reason}");
-            Ending::broken(job, ErrorCode::WorkerCrashed, &what, Some(death.data()))
-        }
-        Last::Cancelled | Last::Stopped | Last::Died | Last::Overdue => {
-            let what = death.describe(report.step);
-            let newest = newest_checkpoint(&spec.work_dir);
-            if let Some(step) = newest.filter(|_| newest > began_at) {
-                return Ending::broken_on_the_way(&what, step, death.data());
+    }
+
+    /// Writes a message as rows, events and blobs; returns the trainer's end when the message is its
+    /// last.
+    async fn handle(&mut self, trainer: &mut Trainer, message: Progress) -> Option<TrainerEnd> {
+        let written = match message {
+            Progress::Note { level, message, data } => {
+                self.progress.note(level, message, data).await
             }
-            Ending::broken(job, ErrorCode::WorkerCrashed, &what, Some(death.data()))
+            Progress::Resolved { hyperparameters, total_steps, explanations } => {
+                self.progress.resolved(&hyperparameters, total_steps, explanations).await
+            }
+            Progress::Resumed { step } => {
+                self.progress.step = Some(step);
+                let message = format!("Training continues from the checkpoint at step {step}");
+                self.progress.note(EventLevel::Info, message, None).await
+            }
+            Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds } => {
+                self.progress.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
+            }
+            Progress::Checkpoint { metrics, directory, evicted } => {
+                let published = self.publish_checkpoint(&metrics, &directory, &evicted).await;
+                trainer.send(Control::Published { step: metrics.step }).await;
+                match published {
+                    Ok(()) => Ok(()),
+                    Err(PublishError::Store(error)) => Err(error),
+                    Err(PublishError::Blobs(error)) => {
+                        let message = format!(
+                            "The checkpoint at step {} could not be published: {error}; training \
+                             continues",
+                            metrics.step
+                        );
+                        self.progress.note(EventLevel::Warn, message, None).await
+                    }
+                }
+            }
+            Progress::Finished {
+                directory,
+                metrics_csv,
+                report,
+                certificate,
+                trained_steps,
+                trained_tokens,
+            } => {
+                return Some(TrainerEnd::Finished(RunOutput {
+                    directory,
+                    metrics_csv,
+                    report,
+                    certificate,
+                    trained_steps,
+                    trained_tokens,
+                }));
+            }
+            Progress::Cancelled { step } => {
+                self.progress.step = Some(step);
+                return Some(TrainerEnd::Cancelled);
+            }
+            Progress::Stopped { step } => {
+                self.progress.step = Some(step);
+                return Some(TrainerEnd::Stopped);
+            }
+            Progress::Failed { error } => return Some(TrainerEnd::Failed(error)),
+            Progress::DryRunDone { .. } => {
+                let reason = "the result of a dry run, which was not requested";
+                return Some(TrainerEnd::Malformed(reason.to_owned()));
+            }
+        };
+        self.is_claim_lost(written).then_some(TrainerEnd::ClaimLost)
+    }
+
+    /// Publishes a checkpoint, and unpublishes those that it evicts.
+    async fn publish_checkpoint(
+        &self,
+        metrics: &StepMetrics,
+        directory: &Path,
+        evicted: &[u64],
+    ) -> Result<(), PublishError> {
+        self.publisher.checkpoint(metrics, directory).await?;
+        self.publisher.unpublish(evicted).await
+    }
+
+    /// Whether a write found the claim lost. Training continues through other failures of the store:
+    /// what could not be written is logged, and the job's outcome is written until that succeeds.
+    fn is_claim_lost(&self, written: Result<(), StoreError>) -> bool {
+        match written {
+            Ok(()) => false,
+            Err(StoreError::LostClaim(_)) => true,
+            Err(error) => {
+                tracing::error!(job.id = self.job.id, %error, "progress could not be written");
+                false
+            }
         }
     }
 }
@@ -174,163 +337,11 @@ fn newest_checkpoint(work_dir: &Path) -> Option<u64> {
     checkpoint::steps(work_dir).ok()?.first().copied()
 }
 
-/// Listens to the trainer, the user and the operator until there is nothing more to hear.
-async fn listen(
-    tools: &Tools,
-    job: &Job,
-    trainer: &mut Trainer,
-    heartbeat: &mut Heartbeat,
-    report: &mut Report<'_>,
-    shutdown: &CancellationToken,
-    told: &mut Told,
-) -> Last {
-    let mut known = Wish::GoOn;
-    let mut is_busy = false;
-    loop {
-        let deadline = told.deadline;
-        tokio::select! {
-            heard = trainer.hear() => match heard {
-                None => return Last::Died,
-                Some(Heard::Garbled(reason)) => return Last::Garbled(reason),
-                Some(Heard::Progress(progress)) => {
-                    if let Some(last) = handle(tools, job, trainer, report, *progress).await {
-                        return last;
-                    }
-                }
-            },
-            wish = heartbeat.change_from(known) => {
-                known = wish;
-                match wish {
-                    Wish::GoOn => {}
-                    Wish::Lost => return Last::Lost,
-                    Wish::Pause => {
-                        told.pause = true;
-                        told.end_within(tools.patience.pause);
-                        trainer.tell(Control::Stop).await;
-                    }
-                    Wish::Cancel => {
-                        told.cancel = true;
-                        told.end_within(tools.patience.cancel);
-                        trainer.tell(Control::Cancel).await;
-                    }
-                }
-            },
-            busy = change_of_demand(tools, is_busy) => {
-                is_busy = busy;
-                trainer.tell(if busy { Control::PauseMicroBatches } else { Control::ResumeMicroBatches }).await;
-            },
-            () = shutdown.cancelled(), if !told.stop => {
-                told.stop = true;
-                told.end_within(tools.patience.stop);
-                trainer.tell(Control::Stop).await;
-            },
-            () = sleep_until(deadline) => return Last::Overdue,
-        }
-    }
-}
-
-/// Waits until answers are being made, or are not any more, other than `known`; for ever where jobs do
-/// not yield to them.
-async fn change_of_demand(tools: &Tools, known: bool) -> bool {
-    match &tools.yields_to {
-        Some(demand) => demand.change_from(known).await,
+/// Waits until requests are being answered, or are not any more, other than `known`; for ever where jobs
+/// do not yield to serving.
+async fn change_of_serving_load(context: &ExecutorContext, known: bool) -> bool {
+    match &context.yields_to {
+        Some(serving_load) => serving_load.change_from(known).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Waits for a deadline, for ever when there is none.
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Turns a message into rows; returns the trainer's last word when it is one.
-async fn handle(
-    tools: &Tools,
-    job: &Job,
-    trainer: &mut Trainer,
-    report: &mut Report<'_>,
-    progress: Progress,
-) -> Option<Last> {
-    let written = match progress {
-        Progress::Note { level, message, data } => report.note(level, message, data).await,
-        Progress::Resolved { hyperparameters, total_steps, explanations } => {
-            report.resolved(&hyperparameters, total_steps, explanations).await
-        }
-        Progress::Resumed { step } => {
-            report.step = Some(step);
-            let message = format!("Training continues from the checkpoint at step {step}");
-            report.note(EventLevel::Info, message, None).await
-        }
-        Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds } => {
-            report.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
-        }
-        Progress::Checkpoint { metrics, directory, evicted } => {
-            let published =
-                publish::checkpoint(tools, report.claim(), job, &metrics, &directory).await;
-            let published = match published {
-                Ok(()) => publish::take_back(tools, report.claim(), &evicted).await,
-                failed => failed,
-            };
-            trainer.tell(Control::Published { step: metrics.step }).await;
-            match published {
-                Ok(()) => Ok(()),
-                Err(PublishError::Store(error)) => Err(error),
-                Err(PublishError::Blobs(error)) => {
-                    let message = format!(
-                        "The checkpoint at step {} could not be published: {error}; training goes \
-                         on",
-                        metrics.step
-                    );
-                    report.note(EventLevel::Warn, message, None).await
-                }
-            }
-        }
-        Progress::Finished {
-            directory,
-            metrics_csv,
-            report,
-            certificate,
-            trained_steps,
-            trained_tokens,
-        } => {
-            let finished = Finished {
-                directory,
-                metrics_csv,
-                report,
-                certificate,
-                trained_steps,
-                trained_tokens,
-            };
-            return Some(Last::Finished(finished));
-        }
-        Progress::Cancelled { step } => {
-            report.step = Some(step);
-            return Some(Last::Cancelled);
-        }
-        Progress::Stopped { step } => {
-            report.step = Some(step);
-            return Some(Last::Stopped);
-        }
-        Progress::Failed { error } => return Some(Last::Failed(error)),
-        Progress::DryRunDone { .. } => {
-            return Some(Last::Garbled("a preview, which nobody asked for".to_owned()));
-        }
-    };
-    is_lost(job, written).then_some(Last::Lost)
-}
-
-/// Whether a write found the claim lost. Training goes on through other trouble of the store: what
-/// could not be written is logged, and the job's end is written until it is there.
-fn is_lost(job: &Job, written: Result<(), StoreError>) -> bool {
-    match written {
-        Ok(()) => false,
-        Err(StoreError::LostClaim(_)) => true,
-        Err(error) => {
-            tracing::error!(job.id, %error, "progress could not be written");
-            false
-        }
     }
 }

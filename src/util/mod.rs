@@ -5,3 +5,4 @@ pub mod clock;
 pub mod error_source;
 pub mod hex;
 pub mod repeated_key;
+pub mod sha256;

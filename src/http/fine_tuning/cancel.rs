@@ -33,12 +33,12 @@ pub async fn cancel(
     };
     let job = match outcome {
         CancelOutcome::Cancelled(job) => {
-            state.queue.announce_chores();
+            state.queue.announce_garbage();
             job
         }
         CancelOutcome::AlreadyCancelled(job) => job,
         CancelOutcome::Requested(job) => {
-            state.queue.announce_wish();
+            state.queue.announce_control_request();
             super::wait_while(&state, job, |job| !job.status.is_terminal()).await?
         }
         CancelOutcome::TooLate(job) => {

@@ -164,7 +164,7 @@ pub(super) async fn dry_run(state: &AppState, checked: Checked) -> ApiResult<Dry
         // The job would have failed at once; its files are not worth a closer look.
         Some(error) => of_verdicts(error, &training, validation.as_ref()),
         None => {
-            let looked = state.shutdown.run_until_cancelled(state.dry_runs.preview(job.clone()));
+            let looked = state.shutdown.run_until_cancelled(state.dry_runs.dry_run(job.clone()));
             match looked.await {
                 Some(Ok(preview)) => preview,
                 Some(Err(DryRunError::Refused(error))) => {

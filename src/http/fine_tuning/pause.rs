@@ -35,7 +35,7 @@ pub async fn pause(
     let job = match outcome {
         PauseOutcome::Paused(job) | PauseOutcome::AlreadyPaused(job) => job,
         PauseOutcome::Requested(job) => {
-            state.queue.announce_wish();
+            state.queue.announce_control_request();
             let job = super::wait_while(&state, job, |job| job.pause_requested).await?;
             if job.status.is_terminal() {
                 return Err(refused(&job));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{EventLevel, Hyperparameters, Job, JobStatus};
-use hone::executor::Patience;
+use hone::executor::Timeouts;
 
 use crate::support::executor::{Workshop, waits};
 
@@ -19,7 +19,7 @@ async fn workshop() -> (Workshop, tempfile::TempDir) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faulty_trainer.sh");
     let mut workshop = Workshop::new(models.path(), &script).await;
     let short = Duration::from_secs(1);
-    workshop.patience = Patience { cancel: short, stop: short, pause: short, exit: short };
+    workshop.timeouts = Timeouts { cancel: short, stop: short, pause: short, exit: short };
     (workshop, models)
 }
 
@@ -82,7 +82,7 @@ async fn a_trainer_that_ignores_a_cancel_is_killed_and_the_job_is_cancelled() {
     workshop.until(&deaf, |job| job.status == JobStatus::Running).await;
     let start = Instant::now();
     workshop.store.request_cancel(&deaf).await.expect("asks");
-    workshop.queue.announce_wish();
+    workshop.queue.announce_control_request();
     let job = workshop.ended(&deaf).await;
     assert_eq!((job.status, job.error), (JobStatus::Cancelled, None));
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
@@ -98,7 +98,7 @@ async fn a_trainer_that_ignores_a_pause_is_killed_and_the_job_is_paused() {
     let running = workshop.start().await;
     workshop.until(&deaf, |job| job.status == JobStatus::Running).await;
     workshop.store.request_pause(&deaf, &[]).await.expect("asks");
-    workshop.queue.announce_wish();
+    workshop.queue.announce_control_request();
     let job = workshop.until(&deaf, |job| job.status == JobStatus::Paused).await;
     assert_eq!(job.attempt, 0, "a pause is no attempt");
     workshop.ended(&next).await;

@@ -161,7 +161,7 @@ async fn a_cancelled_job_ends_within_a_step_and_the_next_one_runs() {
     workshop.until(&cancelled, is_under_way).await;
     let start = Instant::now();
     workshop.store.request_cancel(&cancelled).await.expect("asks");
-    workshop.queue.announce_wish();
+    workshop.queue.announce_control_request();
     let job = workshop.ended(&cancelled).await;
     assert_eq!((job.status, job.fine_tuned_model), (JobStatus::Cancelled, None));
     assert!(job.trained_steps < 600);

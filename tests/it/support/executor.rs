@@ -10,7 +10,7 @@ use hone::config::Priority;
 use hone::device::Device;
 use hone::domain::file::FilePurpose;
 use hone::domain::job::{EventKind, Hyperparameters, Job, JobEvent, JobStatus};
-use hone::executor::{Executor, Patience, Tools};
+use hone::executor::{Executor, ExecutorContext, Timeouts};
 use hone::queue::Queue;
 use hone::serve::ServingLoad;
 use hone::store::{PageRequest, Store, sqlite};
@@ -29,7 +29,7 @@ pub struct Workshop {
     pub store: Arc<dyn Store>,
     pub queue: Arc<Queue>,
     pub blobs: Blobs,
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     models_dir: PathBuf,
     pub trainer: PathBuf,
     pub device: Device,
@@ -55,7 +55,7 @@ impl Workshop {
             store,
             queue,
             blobs,
-            patience: Patience::default(),
+            timeouts: Timeouts::default(),
             models_dir: models_dir.to_owned(),
             trainer: trainer.to_owned(),
             device: Device::Cpu,
@@ -65,16 +65,16 @@ impl Workshop {
 
     /// Prepares an executor without running it.
     pub async fn prepare(&self) -> Executor {
-        let prepared = Executor::prepare(Tools {
+        let prepared = Executor::prepare(ExecutorContext {
             store: self.store.clone(),
             queue: self.queue.clone(),
             blobs: self.blobs.clone(),
             base_models: Catalog::new(self.models_dir.clone()),
             clock: Arc::new(SystemClock),
             work_dir: self.work_dir(),
-            trainer: self.trainer.clone(),
+            trainer_binary: self.trainer.clone(),
             device: self.device,
-            patience: self.patience,
+            timeouts: self.timeouts,
             priority: Priority::Serve,
             yields_to: self.yields_to.clone(),
         });

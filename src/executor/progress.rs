@@ -1,10 +1,10 @@
-//! What a trainer says, as rows and events. Which steps become events, and in which words.
+//! The progress of a run as rows and events: which steps become events, and with which message.
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::Tools;
+use super::context::ExecutorContext;
 use crate::domain::job::{
     EventKind, EventLevel, Job, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
@@ -17,27 +17,27 @@ const METRICS_EVENTS: u64 = 300;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Writes the progress of one run.
-pub(super) struct Report<'a> {
-    tools: &'a Tools,
+pub(super) struct ProgressRecorder<'a> {
+    context: &'a ExecutorContext,
     claim: &'a Claim,
-    /// What an earlier attempt has explained.
+    /// The values whose explanations an earlier attempt has written.
     explained: Option<&'a ResolvedHyperparameters>,
     total_steps: Option<u64>,
     written_at: Option<Instant>,
-    /// Numbers of the last step, when they are not written.
+    /// Metrics of the last step, when they are not written yet.
     unwritten: Option<StepMetrics>,
-    /// Seconds that the trainer has waited for answers.
+    /// Seconds that the run has yielded to serving.
     yielded_seconds: f64,
-    /// The last step that the trainer has named.
+    /// The last step that the trainer has reported.
     pub(super) step: Option<u64>,
 }
 
-impl<'a> Report<'a> {
+impl<'a> ProgressRecorder<'a> {
     /// The progress of the run of `job` that `claim` allows.
-    pub(super) fn new(tools: &'a Tools, claim: &'a Claim, job: &'a Job) -> Self {
+    pub(super) fn new(context: &'a ExecutorContext, claim: &'a Claim, job: &'a Job) -> Self {
         let explained = job.resolved.as_ref();
         Self {
-            tools,
+            context,
             claim,
             explained,
             total_steps: None,
@@ -48,11 +48,6 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The right to write it.
-    pub(super) fn claim(&self) -> &Claim {
-        self.claim
-    }
-
     /// Appends one message.
     pub(super) async fn note(
         &self,
@@ -61,11 +56,11 @@ impl<'a> Report<'a> {
         data: Option<Value>,
     ) -> Result<(), StoreError> {
         let event = NewEvent { level, kind: EventKind::Message, message, data };
-        self.tools.store.append_events(self.claim, &[event]).await
+        self.context.store.append_events(self.claim, &[event]).await
     }
 
-    /// Writes the values that were resolved, with a message for each explanation unless an earlier
-    /// attempt has given them.
+    /// Writes the resolved values, with a message for each explanation unless an earlier attempt has
+    /// written them.
     pub(super) async fn resolved(
         &mut self,
         hyperparameters: &ResolvedHyperparameters,
@@ -79,10 +74,11 @@ impl<'a> Report<'a> {
                 events.push(NewEvent::message(EventLevel::Info, explanation));
             }
         }
-        self.tools.store.record_resolved(self.claim, hyperparameters, total_steps, &events).await
+        self.context.store.record_resolved(self.claim, hyperparameters, total_steps, &events).await
     }
 
-    /// Writes a step, if it is one that is shown or the last write was a while ago.
+    /// Writes a step when it becomes an event, or when [`PROGRESS_INTERVAL`] has passed since the last
+    /// write.
     pub(super) async fn step(
         &mut self,
         metrics: &StepMetrics,
@@ -90,15 +86,15 @@ impl<'a> Report<'a> {
         seconds_left: f64,
         yielded_seconds: f64,
     ) -> Result<(), StoreError> {
-        if let Some(demand) = &self.tools.yields_to {
-            demand.has_yielded(yielded_seconds - self.yielded_seconds);
+        if let Some(serving_load) = &self.context.yields_to {
+            serving_load.has_yielded(yielded_seconds - self.yielded_seconds);
         }
         self.yielded_seconds = yielded_seconds;
         self.step = Some(metrics.step);
         let mut events = Vec::new();
         if is_shown(metrics, self.total_steps) {
-            let speed = Speed { tokens_per_second, yielded_seconds };
-            events.push(metrics_event(metrics, self.total_steps, &speed));
+            let throughput = Throughput { tokens_per_second, yielded_seconds };
+            events.push(metrics_event(metrics, self.total_steps, &throughput));
         }
         let is_due = self.written_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
         if events.is_empty() && !is_due {
@@ -109,23 +105,23 @@ impl<'a> Report<'a> {
         self.written_at = Some(Instant::now());
         let estimated_finish = seconds_left
             .is_finite()
-            .then(|| self.tools.clock.now().saturating_add(seconds_left.ceil() as i64));
-        self.tools.store.record_progress(self.claim, metrics, estimated_finish, &events).await
+            .then(|| self.context.clock.now().saturating_add(seconds_left.ceil() as i64));
+        self.context.store.record_progress(self.claim, metrics, estimated_finish, &events).await
     }
 
-    /// Writes how far the run is, if the last step has not been written yet.
-    pub(super) async fn last_step(&mut self) -> Result<(), StoreError> {
+    /// Writes the last step, unless it is written already.
+    pub(super) async fn write_last_step(&mut self) -> Result<(), StoreError> {
         match self.unwritten.take() {
             Some(metrics) => {
-                self.tools.store.record_progress(self.claim, &metrics, None, &[]).await
+                self.context.store.record_progress(self.claim, &metrics, None, &[]).await
             }
             None => Ok(()),
         }
     }
 }
 
-/// Whether a step becomes an event: the first, the last, every k-th, and those that have seen the
-/// whole validation file.
+/// Whether a step becomes an event: the first, the last, every k-th, and those with an evaluation over
+/// the whole validation file.
 fn is_shown(metrics: &StepMetrics, total_steps: Option<u64>) -> bool {
     let every = total_steps.map_or(1, |total| total.div_ceil(METRICS_EVENTS).max(1));
     metrics.step == 1
@@ -134,15 +130,19 @@ fn is_shown(metrics: &StepMetrics, total_steps: Option<u64>) -> bool {
         || metrics.full_valid_loss.is_some()
 }
 
-/// How fast a run is.
-struct Speed {
+/// The throughput of a run.
+struct Throughput {
     tokens_per_second: f64,
-    /// Seconds that it has waited for answers so far.
+    /// Seconds that the run has yielded to serving so far.
     yielded_seconds: f64,
 }
 
-/// A step in the words that clients parse, and its numbers.
-fn metrics_event(metrics: &StepMetrics, total_steps: Option<u64>, speed: &Speed) -> NewEvent {
+/// The event of a step: a message in the form that clients parse, and its metrics.
+fn metrics_event(
+    metrics: &StepMetrics,
+    total_steps: Option<u64>,
+    throughput: &Throughput,
+) -> NewEvent {
     let mut message = format!("Step {}", metrics.step);
     if let Some(total_steps) = total_steps {
         message.push_str(&format!("/{total_steps}"));
@@ -154,7 +154,7 @@ fn metrics_event(metrics: &StepMetrics, total_steps: Option<u64>, speed: &Speed)
     let mut data = serde_json::json!(metrics);
     if let Value::Object(data) = &mut data {
         data.insert("total_steps".to_owned(), serde_json::json!(total_steps));
-        let Speed { tokens_per_second, yielded_seconds } = speed;
+        let Throughput { tokens_per_second, yielded_seconds } = throughput;
         data.insert("tokens_per_second".to_owned(), serde_json::json!(tokens_per_second));
         data.insert("yielded_seconds".to_owned(), serde_json::json!(yielded_seconds));
     }
@@ -186,15 +186,15 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_said_in_the_words_that_clients_parse() {
+    fn the_message_of_a_step_has_the_form_that_clients_parse() {
         let mut metrics = metrics(131);
-        let speed = Speed { tokens_per_second: 10.0, yielded_seconds: 2.5 };
+        let throughput = Throughput { tokens_per_second: 10.0, yielded_seconds: 2.5 };
         assert_eq!(
-            metrics_event(&metrics, Some(303), &speed).message,
+            metrics_event(&metrics, Some(303), &throughput).message,
             "Step 131/303: training loss=0.25"
         );
         metrics.valid_loss = Some(0.3651);
-        let event = metrics_event(&metrics, Some(303), &speed);
+        let event = metrics_event(&metrics, Some(303), &throughput);
         assert_eq!(event.message, "Step 131/303: training loss=0.25, validation loss=0.37");
         let data = event.data.expect("numbers");
         for key in [

@@ -1,0 +1,159 @@
+//! The outcome of the work on a claimed job, and its record in the store.
+
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::context::ExecutorContext;
+use super::work_folder;
+use crate::domain::error_code::ErrorCode;
+use crate::domain::job::{EventLevel, Job, JobError, NewEvent};
+use crate::store::{Claim, StoreError, Success};
+
+/// How often a trainer is started for a job that keeps crashing.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// The outcome of the work on a claimed job.
+pub(super) enum JobOutcome {
+    /// The model is made, and its files are stored as blobs.
+    Succeeded(Box<Success>),
+    /// The job cannot be done.
+    Failed(JobError),
+    /// The user cancelled the job.
+    Cancelled,
+    /// The server shuts down.
+    Released {
+        /// The step of the checkpoint at which the trainer stopped, when it did.
+        step: Option<u64>,
+    },
+    /// The user paused the job.
+    Paused {
+        /// The step of the checkpoint at which the trainer stopped, when it did.
+        step: Option<u64>,
+    },
+    /// Something failed, and another attempt may not.
+    Retry(NewEvent),
+    /// Something failed after a new checkpoint was written. It does not count as an attempt: attempts
+    /// end a job that fails again and again at the same place.
+    Continue(NewEvent),
+    /// Another executor holds the job now.
+    ClaimLost,
+}
+
+impl JobOutcome {
+    /// Another attempt when the job has attempts left; otherwise it fails.
+    pub(super) fn retry_or_fail(
+        job: &Job,
+        code: ErrorCode,
+        what: &str,
+        data: Option<serde_json::Value>,
+    ) -> Self {
+        if job.attempt < MAX_ATTEMPTS {
+            let message = format!(
+                "{what}; the job starts again from its last checkpoint (attempt {} of \
+                 {MAX_ATTEMPTS})",
+                job.attempt + 1
+            );
+            let event = NewEvent::message(EventLevel::Warn, message);
+            return Self::Retry(NewEvent { data, ..event });
+        }
+        let message = format!("{what}; given up after {} attempts", job.attempt);
+        Self::Failed(JobError { code, message, param: None })
+    }
+
+    /// [`Self::Continue`] after a trainer has written a checkpoint newer than the one that it started
+    /// from.
+    pub(super) fn continue_from(step: u64, what: &str, data: serde_json::Value) -> Self {
+        let message = format!("{what}; the job continues from its checkpoint at step {step}");
+        let event = NewEvent::message(EventLevel::Warn, message);
+        Self::Continue(NewEvent { data: Some(data), ..event })
+    }
+
+    /// For logs.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Succeeded(_) => "succeeded",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Released { .. } => "released",
+            Self::Paused { .. } => "paused",
+            Self::Retry(_) | Self::Continue(_) => "retry",
+            Self::ClaimLost => "lost",
+        }
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Succeeded(_) | Self::Failed(_) | Self::Cancelled)
+    }
+
+    /// Records the outcome in the store, again and again while the store fails, so that a short failure
+    /// of the store does not lose a result. A shutdown ends the wait; the job is then still `running`,
+    /// and the next start queues it again.
+    pub(super) async fn record(
+        &self,
+        context: &ExecutorContext,
+        claim: &Claim,
+        shutdown: &CancellationToken,
+    ) {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.write(context, claim).await {
+                Ok(()) => break,
+                Err(StoreError::LostClaim(job_id)) => {
+                    tracing::warn!(
+                        job.id = job_id,
+                        "the claim was lost before the outcome was written"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(job.id = claim.job_id, %error, "the job's outcome cannot be written");
+                }
+            }
+            if !backoff.wait(shutdown).await {
+                return;
+            }
+            // Renews the claim; whether that works is seen at the next write.
+            if let Err(error) = context.queue.heartbeat(claim).await {
+                tracing::warn!(job.id = claim.job_id, %error, "heartbeat failed");
+            }
+        }
+        if self.is_terminal() {
+            work_folder::remove(context, &claim.job_id).await;
+        }
+    }
+
+    async fn write(&self, context: &ExecutorContext, claim: &Claim) -> Result<(), StoreError> {
+        let store = &context.store;
+        match self {
+            Self::Succeeded(success) => store.finish_succeeded(claim, success).await,
+            Self::Failed(error) => {
+                let event = NewEvent::message(EventLevel::Error, error.message.clone());
+                store.finish_failed(claim, error, &[event]).await
+            }
+            Self::Cancelled => store.finish_cancelled(claim).await,
+            Self::Released { step } => {
+                let from = match step {
+                    Some(step) => format!("step {step}"),
+                    None => "its last checkpoint".to_owned(),
+                };
+                let event = NewEvent::message(
+                    EventLevel::Info,
+                    format!("The server is shutting down; the job will continue from {from}"),
+                );
+                store.release(claim, &[event]).await
+            }
+            Self::Paused { step } => {
+                let message = match step {
+                    Some(step) => format!("Fine-tuning job paused after step {step}"),
+                    None => "Fine-tuning job paused".to_owned(),
+                };
+                let event = NewEvent::message(EventLevel::Info, message);
+                // The store pauses the job, or queues it when the user has resumed it meanwhile.
+                store.release(claim, &[event]).await
+            }
+            Self::Continue(event) => store.release(claim, std::slice::from_ref(event)).await,
+            Self::Retry(event) => store.retry(claim, std::slice::from_ref(event)).await,
+            Self::ClaimLost => Ok(()),
+        }
+    }
+}
