@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Format;
 
-/// A value that the client states, or leaves to the server with `"auto"` (or by absence).
+/// A value that the client gives, or leaves to the server with `"auto"` (or by absence).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Auto<T> {
     /// The server chooses.
@@ -22,7 +22,7 @@ impl<T> Auto<T> {
 }
 
 impl<T: Copy> Auto<T> {
-    /// The stated value, or `otherwise` for `auto`.
+    /// The client's value, or `otherwise` for `auto`.
     pub fn unwrap_or(self, otherwise: T) -> T {
         match self {
             Self::Auto => otherwise,
@@ -44,21 +44,21 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
-        enum Either<T> {
+        enum ValueOrWord<T> {
             Value(T),
             Word(String),
         }
-        match Either::<T>::deserialize(deserializer)? {
-            Either::Value(value) => Ok(Self::Value(value)),
-            Either::Word(word) if word == "auto" => Ok(Self::Auto),
-            Either::Word(word) => Err(serde::de::Error::custom(format!(
+        match ValueOrWord::<T>::deserialize(deserializer)? {
+            ValueOrWord::Value(value) => Ok(Self::Value(value)),
+            ValueOrWord::Word(word) if word == "auto" => Ok(Self::Auto),
+            ValueOrWord::Word(word) => Err(serde::de::Error::custom(format!(
                 "expected \"auto\" or a number, got {word:?}"
             ))),
         }
     }
 }
 
-/// How the learning rate moves after warm-up.
+/// How the learning rate changes after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -75,7 +75,7 @@ pub enum Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// On answers.
+    /// On answers (supervised fine-tuning).
     #[default]
     Supervised,
     /// On preferences between two answers (direct preference optimisation).
@@ -189,7 +189,7 @@ pub struct Hyperparameters {
     /// Global gradient norm above which gradients are scaled down, > 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
-    /// How the learning rate moves after warm-up.
+    /// How the learning rate changes after warm-up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr_scheduler_type: Option<Schedule>,
     /// Share of the peak to which the learning rate falls, 0..=1.
@@ -201,13 +201,13 @@ pub struct Hyperparameters {
     /// Longest example in tokens; longer ones are left out, counted and named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_length: Option<u32>,
-    /// Steps between looks at the whole validation file, beside those at the ends of epochs.
+    /// Steps between evaluations over the whole validation file, beside those at the ends of epochs.
     #[serde(skip_serializing_if = "Auto::is_auto")]
     pub eval_steps: Auto<u32>,
-    /// Looks at it in all instead, evenly spread; excludes `eval_steps`.
+    /// Evaluations in all instead, evenly spread; excludes `eval_steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_evals: Option<u32>,
-    /// Looks without improvement after which training ends early; 0 for never.
+    /// Evaluations without improvement after which training ends early; 0 for never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_patience: Option<u32>,
     /// Least fall of the validation loss that is an improvement.
@@ -219,7 +219,7 @@ pub struct Hyperparameters {
     /// Checkpoints in all instead, evenly spread, beside the best; excludes `save_steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_checkpoints: Option<u32>,
-    /// Newest checkpoints that are kept, beside the best.
+    /// Newest checkpoints that are retained, beside the best.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub save_total_limit: Option<u32>,
 }
@@ -274,20 +274,20 @@ pub struct ResolvedHyperparameters {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down.
     pub max_grad_norm: f64,
-    /// How the learning rate moves after warm-up.
+    /// How the learning rate changes after warm-up.
     pub lr_scheduler_type: Schedule,
     /// Share of the peak to which the learning rate falls; absent for zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_lr_ratio: Option<f64>,
     /// Longest example in tokens.
     pub context_length: u32,
-    /// Steps between looks at the whole validation file; absent without one, and where `n_evals` counts.
+    /// Steps between evaluations over the whole validation file; absent without one, and with `n_evals`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_steps: Option<u32>,
-    /// Looks at the whole validation file in all, evenly spread.
+    /// Evaluations over the whole validation file in all, evenly spread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_evals: Option<u32>,
-    /// Looks without improvement after which training ends early; 0 for never.
+    /// Evaluations without improvement after which training ends early; 0 for never.
     #[serde(default)]
     pub early_stopping_patience: u32,
     /// Least fall of the validation loss that is an improvement.
@@ -299,7 +299,7 @@ pub struct ResolvedHyperparameters {
     /// Checkpoints in all, evenly spread, instead of those at the ends of epochs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_checkpoints: Option<u32>,
-    /// Newest checkpoints that are kept, beside the best.
+    /// Newest checkpoints that are retained, beside the best.
     #[serde(default)]
     pub save_total_limit: u32,
 }

@@ -19,11 +19,11 @@ use crate::domain::project::Project;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStatus {
-    /// The files are being looked at.
+    /// The files are being validated.
     ValidatingFiles,
-    /// Waits for its turn.
+    /// Waits in the queue.
     Queued,
-    /// A trainer works on it.
+    /// A trainer runs it.
     Running,
     /// Stopped by the user, to be resumed.
     Paused,
@@ -70,7 +70,7 @@ impl JobStatus {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
-    /// The one table of legal moves.
+    /// Whether this is one of the legal state transitions.
     pub fn may_become(self, next: JobStatus) -> bool {
         use JobStatus::*;
         matches!(
@@ -83,12 +83,12 @@ impl JobStatus {
     }
 }
 
-/// One of a job's two files.
+/// One of the two data files of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataFile {
-    /// What is learnt.
+    /// The training file.
     Training,
-    /// What the learning is measured on.
+    /// The validation file.
     Validation,
 }
 
@@ -121,12 +121,35 @@ pub struct JobError {
     pub param: Option<String>,
 }
 
+/// What a client asks for when it creates a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// Whose the job is.
+    pub project: Project,
+    /// Id of the base model.
+    pub model: String,
+    /// Name of the fine-tuned model or checkpoint that training continues from.
+    pub continue_from: Option<String>,
+    /// File id.
+    pub training_file: String,
+    /// File id.
+    pub validation_file: Option<String>,
+    /// How the job trains.
+    pub hyperparameters: Hyperparameters,
+    /// Seed of everything random, 0..=2147483647.
+    pub seed: u32,
+    /// The part of the model's name that the client chose.
+    pub suffix: Option<String>,
+    /// The client's own notes.
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
 /// One fine-tuning job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// `ftjob-…`.
     pub id: String,
-    /// Whose it is; its files and the model that it goes on from are of the same project.
+    /// Whose it is; its files and the model that it continues from are of the same project.
     pub project: Project,
     /// Unix seconds.
     pub created_at: i64,
@@ -134,12 +157,12 @@ pub struct Job {
     pub finished_at: Option<i64>,
     /// Id of the base model.
     pub model: String,
-    /// Name of the fine-tuned model or checkpoint that training goes on from; a fresh adapter
+    /// Name of the fine-tuned model or checkpoint that training continues from; a fresh adapter
     /// without.
     pub continue_from: Option<String>,
     /// Set when, and only when, the job has succeeded.
     pub fine_tuned_model: Option<String>,
-    /// Where the job stands.
+    /// Its state.
     pub status: JobStatus,
     /// File id.
     pub training_file: String,
@@ -151,7 +174,7 @@ pub struct Job {
     pub trained_tokens: Option<i64>,
     /// What the client asked for.
     pub hyperparameters: Hyperparameters,
-    /// What the engine made of it; `None` until a trainer has looked at the data.
+    /// Every hyperparameter resolved; `None` until a trainer has read the data.
     pub resolved: Option<ResolvedHyperparameters>,
     /// Set when the job has failed.
     pub error: Option<JobError>,
@@ -176,6 +199,53 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job with an id of its own that waits since `now`.
+    pub fn queued(asked: NewJob, now: i64) -> Self {
+        let NewJob {
+            project,
+            model,
+            continue_from,
+            training_file,
+            validation_file,
+            hyperparameters,
+            seed,
+            suffix,
+            metadata,
+        } = asked;
+        Self {
+            id: ids::new_job_id(),
+            project,
+            created_at: now,
+            finished_at: None,
+            model,
+            continue_from,
+            fine_tuned_model: None,
+            status: JobStatus::Queued,
+            training_file,
+            validation_file,
+            result_files: Vec::new(),
+            trained_tokens: None,
+            hyperparameters,
+            resolved: None,
+            error: None,
+            seed,
+            suffix,
+            metadata,
+            trained_steps: 0,
+            total_steps: None,
+            estimated_finish: None,
+            attempt: 0,
+            cancel_requested: false,
+            pause_requested: false,
+        }
+    }
+
+    /// The same job, failed as soon as it was created.
+    pub fn failed_at_creation(self, error: JobError) -> Self {
+        let finished_at = Some(self.created_at);
+        Self { status: JobStatus::Failed, finished_at, error: Some(error), ..self }
+    }
+
     /// The name of the model that the job makes, the same for every attempt.
     pub fn model_name(&self) -> String {
         let id = ids::model_suffix(&self.id);
@@ -194,7 +264,7 @@ impl Job {
 pub enum EventLevel {
     /// As expected.
     Info,
-    /// The user should look at it.
+    /// The user should read it.
     Warn,
     /// The job cannot go on.
     Error,
@@ -213,7 +283,7 @@ pub enum EventKind {
 /// An event that is about to be stored; the store gives it an id and its place in the sequence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewEvent {
-    /// How grave it is.
+    /// How severe it is.
     pub level: EventLevel,
     /// What kind it is.
     pub kind: EventKind,
@@ -248,9 +318,9 @@ pub struct JobEvent {
 pub struct StepMetrics {
     /// Optimiser step, from 1.
     pub step: u64,
-    /// Mean loss over the loss-bearing tokens of the step.
+    /// Mean loss over the supervised tokens of the step.
     pub train_loss: f64,
-    /// Share of loss-bearing tokens whose most likely prediction is right, 0..=1.
+    /// Share of supervised tokens whose most likely prediction is right, 0..=1.
     pub train_mean_token_accuracy: f64,
     /// The same over one validation batch.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,7 +369,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_that_has_ended_never_moves_again() {
+    fn a_terminal_state_has_no_transition() {
         for from in JobStatus::ALL.iter().filter(|status| status.is_terminal()) {
             for to in JobStatus::ALL {
                 assert!(!from.may_become(*to), "{from:?} must not become {to:?}");
@@ -308,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn every_state_can_reach_an_end() {
+    fn every_other_state_can_become_cancelled() {
         for from in JobStatus::ALL.iter().filter(|status| !status.is_terminal()) {
             assert!(from.may_become(JobStatus::Cancelled), "{from:?} cannot be cancelled");
         }

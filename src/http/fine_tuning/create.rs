@@ -11,9 +11,8 @@ use super::object::JobObject;
 use super::{dry_run, idempotency_key};
 use crate::domain::error_code::ErrorCode;
 use crate::domain::file::{FilePurpose, FileRecord};
-use crate::domain::ids;
 use crate::domain::job::{
-    DataFile, EventLevel, FineTuneMode, Job, JobError, JobStatus, Method, NewEvent,
+    DataFile, EventLevel, FineTuneMode, Job, JobError, JobStatus, Method, NewEvent, NewJob,
 };
 use crate::domain::project::Project;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
@@ -262,10 +261,22 @@ fn new_job(
     training: &FileRecord,
     validation: Option<&FileRecord>,
 ) -> (Job, Vec<NewEvent>) {
-    let now = state.clock.now();
-    let id = ids::new_job_id();
-    let mut events =
-        vec![NewEvent::message(EventLevel::Info, format!("Created fine-tuning job: {id}"))];
+    let mut job = Job::queued(
+        NewJob {
+            project,
+            model: origin.base_model,
+            continue_from: origin.continue_from,
+            training_file: request.training_file,
+            validation_file: request.validation_file,
+            hyperparameters: request.hyperparameters,
+            seed: request.seed.unwrap_or_else(random_seed),
+            suffix: request.suffix,
+            metadata: request.metadata,
+        },
+        state.clock.now(),
+    );
+    let created = format!("Created fine-tuning job: {}", job.id);
+    let mut events = vec![NewEvent::message(EventLevel::Info, created)];
     events.extend(ignored(&request.unknown_fields));
     for (file, which) in [(Some(training), "training"), (validation, "validation")] {
         let Some(warnings) = file.and_then(|file| file.verdict.as_ref()).map(|v| &v.warnings)
@@ -288,32 +299,9 @@ fn new_job(
             NewEvent::message(EventLevel::Info, message)
         }
     });
-    let job = Job {
-        id,
-        project,
-        created_at: now,
-        finished_at: error.is_some().then_some(now),
-        model: origin.base_model,
-        continue_from: origin.continue_from,
-        fine_tuned_model: None,
-        status: if error.is_some() { JobStatus::Failed } else { JobStatus::Queued },
-        training_file: request.training_file,
-        validation_file: request.validation_file,
-        result_files: Vec::new(),
-        trained_tokens: None,
-        hyperparameters: request.hyperparameters,
-        resolved: None,
-        error,
-        seed: request.seed.unwrap_or_else(random_seed),
-        suffix: request.suffix,
-        metadata: request.metadata,
-        trained_steps: 0,
-        total_steps: None,
-        estimated_finish: None,
-        attempt: 0,
-        cancel_requested: false,
-        pause_requested: false,
-    };
+    if let Some(error) = error {
+        job = job.failed_at_creation(error);
+    }
     (job, events)
 }
 

@@ -6,7 +6,7 @@ use hone::domain::api_key::{ApiKey, ApiKeySecret, KeyDigest};
 use hone::domain::file::{FilePurpose, FileRecord};
 use hone::domain::ids;
 use hone::domain::job::{
-    Auto, FineTuneMode, Hyperparameters, Job, JobCheckpoint, JobStatus, Method,
+    Auto, FineTuneMode, Hyperparameters, Job, JobCheckpoint, Method, NewJob,
     ResolvedHyperparameters, Schedule, StepMetrics,
 };
 use hone::domain::model::{TunedModel, checkpoint_name};
@@ -103,32 +103,18 @@ pub fn file(purpose: FilePurpose) -> FileRecord {
 
 /// A job that waits.
 pub fn job(training_file: &str) -> Job {
-    Job {
-        id: ids::new_job_id(),
+    let asked = NewJob {
         project: Project::default(),
-        created_at: START,
-        finished_at: None,
         model: "tiny".to_owned(),
         continue_from: None,
-        fine_tuned_model: None,
-        status: JobStatus::Queued,
         training_file: training_file.to_owned(),
         validation_file: None,
-        result_files: Vec::new(),
-        trained_tokens: None,
         hyperparameters: Hyperparameters { n_epochs: Auto::Value(2), ..Default::default() },
-        resolved: None,
-        error: None,
         seed: 7,
         suffix: Some("mine".to_owned()),
         metadata: None,
-        trained_steps: 0,
-        total_steps: None,
-        estimated_finish: None,
-        attempt: 0,
-        cancel_requested: false,
-        pause_requested: false,
-    }
+    };
+    Job::queued(asked, START)
 }
 
 /// An endpoint that asks for everything.
