@@ -11,7 +11,7 @@ use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::ids;
 use crate::domain::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::domain::model::{TunedModel, checkpoint_name};
-use crate::store::{Claim, StoreError, Success};
+use crate::store::{Claim, NewCheckpoint, StoreError, Success};
 use crate::train::run::report;
 use crate::util::sha256::sha256_of;
 
@@ -74,7 +74,9 @@ impl Publisher<'_> {
         };
         let message = format!("Checkpoint created at step {step}: {name}");
         let event = NewEvent::message(EventLevel::Info, message);
-        let was_added = context.store.add_checkpoint(claim, &row, &model, &files, &[event]).await?;
+        let checkpoint =
+            NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[event] };
+        let was_added = context.store.add_checkpoint(claim, &checkpoint).await?;
         if !was_added {
             for file in &files {
                 context.blobs.delete(&file.blob_key).await?;

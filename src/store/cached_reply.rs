@@ -1,33 +1,34 @@
-//! What many ask for at about the same time is read once, and written as a reply once.
+//! A cached reply: a value that many clients ask for at about the same time is read once and serialised
+//! once.
 
 use std::ops::Deref;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-/// A value that was read, with its bytes as a reply as soon as somebody has made them.
+/// A value that was read, with the bytes of its reply once they are made.
 #[derive(Debug)]
 pub struct CachedReply<T> {
     value: T,
-    written: OnceLock<Bytes>,
+    bytes: OnceLock<Bytes>,
 }
 
 impl<T> CachedReply<T> {
-    /// Nobody has written it yet.
+    /// A value whose reply is not made yet.
     pub fn new(value: T) -> Self {
-        Self { value, written: OnceLock::new() }
+        Self { value, bytes: OnceLock::new() }
     }
 
-    /// The bytes that `write` makes of the value, or has made. A value is written in one way alone.
+    /// The bytes of the reply, which `write` makes the first time. A value has one form of reply.
     ///
     /// # Errors
-    /// When `write` fails, which it may do for everybody who asks.
+    /// `write` fails; the next call tries again.
     pub fn written<E>(&self, write: impl FnOnce(&T) -> Result<Vec<u8>, E>) -> Result<Bytes, E> {
-        if let Some(written) = self.written.get() {
-            return Ok(written.clone());
+        if let Some(bytes) = self.bytes.get() {
+            return Ok(bytes.clone());
         }
-        let written = Bytes::from(write(&self.value)?);
-        Ok(self.written.get_or_init(|| written).clone())
+        let bytes = Bytes::from(write(&self.value)?);
+        Ok(self.bytes.get_or_init(|| bytes).clone())
     }
 }
 
@@ -45,10 +46,10 @@ mod tests {
 
     #[test]
     fn a_value_is_written_once_unless_that_fails() {
-        let found = CachedReply::new(3);
-        assert_eq!(found.written(|_| Err("full")), Err("full"));
+        let reply = CachedReply::new(3);
+        assert_eq!(reply.written(|_| Err("full")), Err("full"));
         let text = |value: &i32| Ok::<_, &str>(value.to_string().into_bytes());
-        assert_eq!(found.written(text), Ok(Bytes::from("3")));
-        assert_eq!(found.written(|_| Err("written again")), Ok(Bytes::from("3")));
+        assert_eq!(reply.written(text), Ok(Bytes::from("3")));
+        assert_eq!(reply.written(|_| Err("written again")), Ok(Bytes::from("3")));
     }
 }

@@ -2,10 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::domain::api_key::{ApiKey, KeyDigest};
 
-/// What asking to revoke a key came to.
+/// What revoking a key came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RevokeOutcome {
     /// It lets nobody in from now on.

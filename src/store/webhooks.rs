@@ -1,9 +1,10 @@
-//! What the store promises of webhooks. The outbox is filled by the store itself, in the transaction
-//! that ends a job; here is what those who deliver and those who look need.
+//! What the store promises of webhooks. The store itself fills the outbox, in the transaction that ends
+//! a job; this trait is for deliveries and for clients that manage endpoints.
 
 use async_trait::async_trait;
 
-use super::{Page, PageRequest, StoreError};
+use super::error::StoreError;
+use super::page::{Page, PageRequest};
 use crate::domain::project::Project;
 use crate::domain::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, SigningSecret, WebhookDelivery,

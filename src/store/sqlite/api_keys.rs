@@ -1,8 +1,8 @@
-//! SQL of API keys, the one thing that other processes write beside a server.
+//! SQL of API keys, which other processes may write beside a server.
 
 use async_trait::async_trait;
 
-use super::read_cache::LONGEST;
+use super::read_cache::LIFETIME;
 use super::{SqliteStore, rows};
 use crate::domain::api_key::{ApiKey, KeyDigest};
 use crate::store::{KeyStore, RevokeOutcome, StoreError};
@@ -10,8 +10,8 @@ use crate::store::{KeyStore, RevokeOutcome, StoreError};
 #[async_trait]
 impl KeyStore for SqliteStore {
     async fn insert_api_key(&self, key: &ApiKey, digest: &KeyDigest) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        sqlx::query(
+        self.write(async |tx, _now| {
+            sqlx::query(
             "INSERT INTO api_keys (id, project, name, digest, last_four, created_at, revoked_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
@@ -22,16 +22,18 @@ impl KeyStore for SqliteStore {
         .bind(&key.last_four)
         .bind(key.created_at)
         .bind(key.revoked_at)
-        .execute(&mut *transaction)
+        .execute(tx)
         .await?;
-        transaction.commit().await?;
+            Ok(())
+        })
+        .await?;
         self.until_a_server_sees_it().await;
         Ok(())
     }
 
     async fn api_key(&self, digest: &KeyDigest) -> Result<Option<ApiKey>, StoreError> {
         let now = self.commits.now();
-        if let Some(key) = self.recent_api_keys.get(digest, now) {
+        if let Some(key) = self.api_key_cache.get(digest, now) {
             return Ok(Some(key));
         }
         let row = sqlx::query("SELECT * FROM api_keys WHERE digest = $1")
@@ -40,19 +42,19 @@ impl KeyStore for SqliteStore {
             .await?;
         let key = row.as_ref().map(rows::api_key).transpose()?;
         if let Some(key) = &key {
-            self.recent_api_keys.keep(digest.clone(), now, key.clone());
+            self.api_key_cache.insert(digest.clone(), now, key.clone());
         }
         Ok(key)
     }
 
     async fn has_api_keys(&self) -> Result<bool, StoreError> {
         let now = self.commits.now();
-        if let Some(are_there) = self.recent_are_keys.get(&(), now) {
+        if let Some(are_there) = self.has_keys_cache.get(&(), now) {
             return Ok(are_there);
         }
         let found = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys)");
         let are_there = found.fetch_one(&self.readers).await?;
-        self.recent_are_keys.keep((), now, are_there);
+        self.has_keys_cache.insert((), now, are_there);
         Ok(are_there)
     }
 
@@ -62,35 +64,40 @@ impl KeyStore for SqliteStore {
     }
 
     async fn revoke_api_key(&self, id: &str) -> Result<RevokeOutcome, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut *transaction)
+        let outcome = self
+            .write(async |tx, now| {
+                let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1")
+                    .bind(id)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                let Some(mut key) = row.as_ref().map(rows::api_key).transpose()? else {
+                    return Ok(RevokeOutcome::NotFound);
+                };
+                if key.revoked_at.is_some() {
+                    return Ok(RevokeOutcome::AlreadyRevoked(key));
+                }
+                key.revoked_at = Some(now);
+                sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE id = $2")
+                    .bind(key.revoked_at)
+                    .bind(id)
+                    .execute(tx)
+                    .await?;
+                Ok(RevokeOutcome::Revoked(key))
+            })
             .await?;
-        let Some(mut key) = row.as_ref().map(rows::api_key).transpose()? else {
-            return Ok(RevokeOutcome::NotFound);
-        };
-        if key.revoked_at.is_some() {
-            return Ok(RevokeOutcome::AlreadyRevoked(key));
+        if let RevokeOutcome::Revoked(_) = outcome {
+            self.until_a_server_sees_it().await;
         }
-        key.revoked_at = Some(self.clock.now());
-        sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE id = $2")
-            .bind(key.revoked_at)
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        self.until_a_server_sees_it().await;
-        Ok(RevokeOutcome::Revoked(key))
+        Ok(outcome)
     }
 }
 
 impl SqliteStore {
-    /// Waits until a server that has the folder, if one does beside this process, no longer gives what
-    /// it read before.
+    /// Waits until the cached values of a server that has the folder, if one does beside this process, are
+    /// invalid.
     async fn until_a_server_sees_it(&self) {
         if self.lock.is_none() {
-            tokio::time::sleep(LONGEST).await;
+            tokio::time::sleep(LIFETIME).await;
         }
     }
 }

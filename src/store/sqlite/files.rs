@@ -7,6 +7,17 @@ use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::project::Project;
 use crate::store::{DeleteFileOutcome, Order, Page, PageRequest, StoreError};
 
+/// Which files a list holds.
+#[derive(Clone, Copy)]
+pub(super) struct FileFilter<'a> {
+    /// Whose files.
+    pub(super) project: &'a Project,
+    /// Those of one purpose, or all.
+    pub(super) purpose: Option<FilePurpose>,
+    /// Those that have not expired at this time.
+    pub(super) now: i64,
+}
+
 /// SQL for a file that is there at the time `$1`: it has not expired, or a job that has not ended uses
 /// it.
 macro_rules! is_there {
@@ -60,12 +71,11 @@ pub(super) async fn by_id(
 /// One page of a project's files, in order of creation.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
-    project: &Project,
-    purpose: Option<FilePurpose>,
+    filter: &FileFilter<'_>,
     order: Order,
     page: &PageRequest,
-    now: i64,
 ) -> Result<Page<FileRecord>, StoreError> {
+    let FileFilter { project, purpose, now } = *filter;
     let (after, query) = match order {
         Order::Ascending => (
             0,

@@ -1,11 +1,11 @@
-//! SQL of the names that clients give to their requests.
+//! SQL of idempotency keys.
 
 use sqlx::{Row, SqliteConnection};
 
 use super::jobs;
 use crate::store::{IdempotencyKey, ReplayedRequest, StoreError};
 
-/// What an earlier request of this name was.
+/// What an earlier request with this key was.
 pub(super) async fn find(
     connection: &mut SqliteConnection,
     request: &IdempotencyKey,
@@ -28,7 +28,7 @@ pub(super) async fn find(
     Ok(job.map(|job| ReplayedRequest::Same(Box::new(job))))
 }
 
-/// Notes which job the request made.
+/// Records which job the request made.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
     request: &IdempotencyKey,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{cursor, events, files, models, rows, webhooks};
+use super::{cursor, events, files, permissions, rows, webhooks};
 use crate::domain::job::{EventLevel, Job, JobStatus, NewEvent};
 use crate::domain::project::Project;
 use crate::store::{
@@ -26,7 +26,7 @@ pub(super) async fn insert(
         files::require(connection, &job.project, validation_file, now).await?;
     }
     if let Some(model) = &job.continue_from {
-        models::require(connection, &job.project, model).await?;
+        permissions::require_usable(connection, &job.project, model).await?;
     }
     let total_steps =
         job.total_steps.map(|steps| rows::to_integer("jobs.total_steps", steps)).transpose()?;
@@ -141,7 +141,7 @@ pub(super) async fn list(
     rows::page(&found, page.limit, rows::job)
 }
 
-/// Fails with [`StoreError::IllegalTransition`] unless the table of moves has this one.
+/// Fails with [`StoreError::IllegalTransition`] unless this is a legal state transition.
 pub(super) fn check_transition(id: &str, from: JobStatus, to: JobStatus) -> Result<(), StoreError> {
     if from.may_become(to) {
         return Ok(());
@@ -149,8 +149,8 @@ pub(super) fn check_transition(id: &str, from: JobStatus, to: JobStatus) -> Resu
     Err(StoreError::IllegalTransition { job_id: id.to_owned(), from, to })
 }
 
-/// Moves a job that nobody works on any more, or never did, to `cancelled`, and says so as its last
-/// event: whoever follows the events learns of every end.
+/// The state transition to `cancelled` of a job that no executor works on, with a last event: a client that
+/// follows the events sees every end.
 pub(super) async fn cancel_now(
     connection: &mut SqliteConnection,
     id: &str,
@@ -175,7 +175,7 @@ pub(super) async fn cancel_now(
     webhooks::job_ended(connection, id, JobStatus::Cancelled, now).await
 }
 
-/// Cancels a job that waits, notes the wish on one that runs.
+/// Cancels a job that waits; records the request on one that runs.
 pub(super) async fn request_cancel(
     connection: &mut SqliteConnection,
     id: &str,
@@ -207,7 +207,7 @@ pub(super) async fn request_cancel(
     Ok(changed.map(outcome))
 }
 
-/// Pauses a job that waits, notes the wish on one that runs.
+/// Pauses a job that waits; records the request on one that runs.
 pub(super) async fn request_pause(
     connection: &mut SqliteConnection,
     id: &str,
@@ -224,18 +224,18 @@ pub(super) async fn request_pause(
             return Ok(Some(PauseOutcome::Requested(job)));
         }
         JobStatus::Running => {
-            wish_to_pause(connection, id, Some(now)).await?;
+            set_pause_requested(connection, id, Some(now)).await?;
             PauseOutcome::Requested
         }
         from if from.may_become(JobStatus::Paused) => {
-            move_waiting(connection, id, JobStatus::Paused).await?;
+            set_status(connection, id, JobStatus::Paused).await?;
             PauseOutcome::Paused
         }
         _ => return Ok(Some(PauseOutcome::Refused(job))),
     };
     events::append(connection, id, now, events).await?;
     if job.status != JobStatus::Running {
-        // The executor says it of a job that ran.
+        // The executor writes it for a job that ran.
         let event = NewEvent::message(EventLevel::Info, "Fine-tuning job paused");
         events::append(connection, id, now, &[event]).await?;
     }
@@ -243,7 +243,7 @@ pub(super) async fn request_pause(
     Ok(changed.map(outcome))
 }
 
-/// Puts a paused job back to those that wait, withdraws the wish from one that still runs.
+/// Queues a paused job again; withdraws the request from one that still runs.
 pub(super) async fn resume(
     connection: &mut SqliteConnection,
     id: &str,
@@ -254,9 +254,11 @@ pub(super) async fn resume(
         return Ok(None);
     };
     match job.status {
-        JobStatus::Paused => move_waiting(connection, id, JobStatus::Queued).await?,
+        JobStatus::Paused => set_status(connection, id, JobStatus::Queued).await?,
         _ if job.cancel_requested => return Ok(Some(ResumeOutcome::Refused(job))),
-        JobStatus::Running if job.pause_requested => wish_to_pause(connection, id, None).await?,
+        JobStatus::Running if job.pause_requested => {
+            set_pause_requested(connection, id, None).await?
+        }
         JobStatus::Running | JobStatus::Queued => return Ok(Some(ResumeOutcome::NotPaused(job))),
         _ => return Ok(Some(ResumeOutcome::Refused(job))),
     }
@@ -265,8 +267,8 @@ pub(super) async fn resume(
     Ok(changed.map(ResumeOutcome::Resumed))
 }
 
-/// Notes or withdraws the wish on a running job.
-async fn wish_to_pause(
+/// Records or withdraws the request on a running job.
+async fn set_pause_requested(
     connection: &mut SqliteConnection,
     id: &str,
     since: Option<i64>,
@@ -279,8 +281,8 @@ async fn wish_to_pause(
     Ok(())
 }
 
-/// Moves a job that nobody works on between waiting and paused.
-async fn move_waiting(
+/// The state transition between waiting and paused of a job that no executor works on.
+async fn set_status(
     connection: &mut SqliteConnection,
     id: &str,
     to: JobStatus,

@@ -2,9 +2,9 @@
 //!
 //! [`open`] locks the data folder, checks the library's version and brings the schema up to date;
 //! [`open_beside_a_server`] is for commands that work while a server has the folder.
-//! Each file beside this one holds the SQL of one noun. Writers take turns on a single connection
-//! and begin with `BEGIN IMMEDIATE`, readers see the last commit (WAL), so nobody is ever told
-//! that the database is locked.
+//! Each file beside this one holds the SQL of one noun. Writers share a single connection, one after the
+//! other ([`SqliteStore::write`], with `BEGIN IMMEDIATE`), and readers see the last commit (WAL), so no
+//! caller ever finds the database locked.
 
 mod api_keys;
 mod checkpoints;
@@ -30,14 +30,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::SqlitePool;
 
+use files::FileFilter;
 pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
-use read_cache::{Commits, ReadCache};
-use write::WriteTransaction;
+use read_cache::{CommitCounter, ReadCache};
 
 use super::{
     AddPartOutcome, CachedReply, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, IdempotencyKey, MetadataFilter, Order,
-    Page, PageRequest, PauseOutcome, ReplayedRequest, ResumeOutcome, Store, StoreError, Success,
+    DeleteFileOutcome, DeleteModelOutcome, HeartbeatReply, IdempotencyKey, MetadataFilter,
+    NewCheckpoint, Order, Page, PageRequest, PauseOutcome, ReplayedRequest, ResumeOutcome, Store,
+    StoreError, Success,
 };
 use crate::domain::api_key::{ApiKey, KeyDigest};
 use crate::domain::file::{FilePurpose, FileRecord};
@@ -59,25 +60,20 @@ pub struct SqliteStore {
     /// Connections that only read.
     readers: SqlitePool,
     clock: Arc<dyn Clock>,
-    commits: Commits,
+    commits: CommitCounter,
     /// By id.
-    recent_jobs: ReadCache<String, Arc<CachedReply<Job>>>,
-    recent_events: ReadCache<EventsKey, Arc<CachedReply<Page<JobEvent>>>>,
+    job_cache: ReadCache<String, Arc<CachedReply<Job>>>,
+    event_cache: ReadCache<EventsKey, Arc<CachedReply<Page<JobEvent>>>>,
     /// By digest.
-    recent_api_keys: ReadCache<KeyDigest, ApiKey>,
+    api_key_cache: ReadCache<KeyDigest, ApiKey>,
     /// Whether there are API keys.
-    recent_are_keys: ReadCache<(), bool>,
+    has_keys_cache: ReadCache<(), bool>,
     /// Locked, unless a server beside this process has the folder; the lock goes when the file is
     /// closed.
     lock: Option<File>,
 }
 
 impl SqliteStore {
-    /// Begins a transaction that may write.
-    async fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
-        WriteTransaction::begin(&self.writer, &self.commits).await
-    }
-
     /// Waits for running statements and closes every connection; SQLite then folds its log into
     /// the database file. For a clean end: a store that is merely dropped is just as durable.
     pub async fn close(&self) {
@@ -89,9 +85,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn insert_file(&self, file: &FileRecord) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        files::insert(&mut transaction, file).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, _now| files::insert(tx, file).await).await
     }
 
     async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError> {
@@ -106,21 +100,16 @@ impl Store for SqliteStore {
         page: &PageRequest,
     ) -> Result<Page<FileRecord>, StoreError> {
         let reader = &mut *self.readers.acquire().await?;
-        files::list(reader, project, purpose, order, page, self.clock.now()).await
+        let filter = FileFilter { project, purpose, now: self.clock.now() };
+        files::list(reader, &filter, order, page).await
     }
 
     async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = files::delete(&mut transaction, id, self.clock.now()).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| files::delete(tx, id, now).await).await
     }
 
     async fn remove_expired_files(&self) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let keys = files::remove_expired(&mut transaction, self.clock.now()).await?;
-        transaction.commit().await?;
-        Ok(keys)
+        self.write(async |tx, now| files::remove_expired(tx, now).await).await
     }
 
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError> {
@@ -128,9 +117,7 @@ impl Store for SqliteStore {
     }
 
     async fn insert_upload(&self, upload: &Upload) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        uploads::insert(&mut transaction, upload).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, _now| uploads::insert(tx, upload).await).await
     }
 
     async fn upload(&self, id: &str) -> Result<Option<Upload>, StoreError> {
@@ -138,10 +125,7 @@ impl Store for SqliteStore {
     }
 
     async fn add_part(&self, part: &UploadPart) -> Result<Option<AddPartOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = uploads::add_part(&mut transaction, part, self.clock.now()).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| uploads::add_part(tx, part, now).await).await
     }
 
     async fn upload_parts(&self, upload_id: &str) -> Result<Vec<UploadPart>, StoreError> {
@@ -154,25 +138,19 @@ impl Store for SqliteStore {
         part_ids: &[String],
         file: &FileRecord,
     ) -> Result<Option<CompleteUploadOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = uploads::complete(&mut transaction, id, part_ids, file).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, _now| uploads::complete(tx, id, part_ids, file).await).await
     }
 
     async fn cancel_upload(&self, id: &str) -> Result<Option<CancelUploadOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = uploads::cancel(&mut transaction, id, self.clock.now()).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| uploads::cancel(tx, id, now).await).await
     }
 
     async fn expire_uploads(&self, grace_seconds: i64) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let since = self.clock.now().saturating_sub(grace_seconds);
-        let unneeded = uploads::expire(&mut transaction, since).await?;
-        transaction.commit().await?;
-        Ok(unneeded)
+        self.write(async |tx, now| {
+            let since = now.saturating_sub(grace_seconds);
+            uploads::expire(tx, since).await
+        })
+        .await
     }
 
     async fn insert_job(
@@ -181,11 +159,11 @@ impl Store for SqliteStore {
         events: &[NewEvent],
         most_waiting: u32,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        jobs::insert(&mut transaction, job, most_waiting, now).await?;
-        events::append(&mut transaction, &job.id, now, events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            jobs::insert(tx, job, most_waiting, now).await?;
+            events::append(tx, &job.id, now, events).await
+        })
+        .await
     }
 
     async fn earlier_request(
@@ -202,27 +180,27 @@ impl Store for SqliteStore {
         request: &IdempotencyKey,
         most_waiting: u32,
     ) -> Result<Option<ReplayedRequest>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        if let Some(earlier) = idempotency_keys::find(&mut transaction, request).await? {
-            return Ok(Some(earlier));
-        }
-        let now = self.clock.now();
-        jobs::insert(&mut transaction, job, most_waiting, now).await?;
-        idempotency_keys::insert(&mut transaction, request, &job.id, now).await?;
-        events::append(&mut transaction, &job.id, now, events).await?;
-        transaction.commit().await?;
-        Ok(None)
+        self.write(async |tx, now| {
+            if let Some(earlier) = idempotency_keys::find(tx, request).await? {
+                return Ok(Some(earlier));
+            }
+            jobs::insert(tx, job, most_waiting, now).await?;
+            idempotency_keys::insert(tx, request, &job.id, now).await?;
+            events::append(tx, &job.id, now, events).await?;
+            Ok(None)
+        })
+        .await
     }
 
     async fn job(&self, id: &str) -> Result<Option<Arc<CachedReply<Job>>>, StoreError> {
         let now = self.commits.now();
-        if let Some(job) = self.recent_jobs.get(id, now) {
+        if let Some(job) = self.job_cache.get(id, now) {
             return Ok(Some(job));
         }
         let job = jobs::by_id(&mut *self.readers.acquire().await?, id).await?;
         let job = job.map(|job| Arc::new(CachedReply::new(job)));
         if let Some(job) = &job {
-            self.recent_jobs.keep(id.to_owned(), now, Arc::clone(job));
+            self.job_cache.insert(id.to_owned(), now, Arc::clone(job));
         }
         Ok(job)
     }
@@ -237,10 +215,7 @@ impl Store for SqliteStore {
     }
 
     async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = jobs::request_cancel(&mut transaction, id, self.clock.now()).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| jobs::request_cancel(tx, id, now).await).await
     }
 
     async fn request_pause(
@@ -248,10 +223,7 @@ impl Store for SqliteStore {
         id: &str,
         events: &[NewEvent],
     ) -> Result<Option<PauseOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = jobs::request_pause(&mut transaction, id, self.clock.now(), events).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| jobs::request_pause(tx, id, now, events).await).await
     }
 
     async fn resume(
@@ -259,10 +231,7 @@ impl Store for SqliteStore {
         id: &str,
         events: &[NewEvent],
     ) -> Result<Option<ResumeOutcome>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = jobs::resume(&mut transaction, id, self.clock.now(), events).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, now| jobs::resume(tx, id, now, events).await).await
     }
 
     async fn list_events(
@@ -272,13 +241,13 @@ impl Store for SqliteStore {
     ) -> Result<Arc<CachedReply<Page<JobEvent>>>, StoreError> {
         let now = self.commits.now();
         let key = (job_id.to_owned(), page.after.clone(), page.limit);
-        if let Some(events) = self.recent_events.get(&key, now) {
+        if let Some(events) = self.event_cache.get(&key, now) {
             return Ok(events);
         }
         let reader = &mut *self.readers.acquire().await?;
         let events = events::list(reader, job_id, Order::Descending, page).await?;
         let events = Arc::new(CachedReply::new(events));
-        self.recent_events.keep(key, now, Arc::clone(&events));
+        self.event_cache.insert(key, now, Arc::clone(&events));
         Ok(events)
     }
 
@@ -317,10 +286,7 @@ impl Store for SqliteStore {
     }
 
     async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let outcome = models::delete(&mut transaction, id).await?;
-        transaction.commit().await?;
-        Ok(outcome)
+        self.write(async |tx, _now| models::delete(tx, id).await).await
     }
 
     async fn grant_permissions(
@@ -328,11 +294,7 @@ impl Store for SqliteStore {
         checkpoint: &str,
         projects: &[Project],
     ) -> Result<Option<Vec<CheckpointPermission>>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        let granted = permissions::grant(&mut transaction, checkpoint, projects, now).await?;
-        transaction.commit().await?;
-        Ok(granted)
+        self.write(async |tx, now| permissions::grant(tx, checkpoint, projects, now).await).await
     }
 
     async fn list_permissions(
@@ -347,10 +309,7 @@ impl Store for SqliteStore {
     }
 
     async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let is_deleted = permissions::delete(&mut transaction, checkpoint, id).await?;
-        transaction.commit().await?;
-        Ok(is_deleted)
+        self.write(async |tx, _now| permissions::delete(tx, checkpoint, id).await).await
     }
 
     async fn is_permitted(&self, checkpoint: &str, project: &Project) -> Result<bool, StoreError> {
@@ -358,10 +317,7 @@ impl Store for SqliteStore {
     }
 
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let ids = queue::requeue_orphans(&mut transaction, self.clock.now(), events).await?;
-        transaction.commit().await?;
-        Ok(ids)
+        self.write(async |tx, now| queue::requeue_orphans(tx, now, events).await).await
     }
 
     async fn claim(
@@ -369,11 +325,7 @@ impl Store for SqliteStore {
         owner: &str,
         lease_seconds: i64,
     ) -> Result<Option<(Claim, Job)>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let claimed =
-            queue::claim(&mut transaction, owner, self.clock.now(), lease_seconds).await?;
-        transaction.commit().await?;
-        Ok(claimed)
+        self.write(async |tx, now| queue::claim(tx, owner, now, lease_seconds).await).await
     }
 
     async fn heartbeat(
@@ -381,34 +333,37 @@ impl Store for SqliteStore {
         claim: &Claim,
         lease_seconds: i64,
     ) -> Result<HeartbeatReply, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let until = self.clock.now().saturating_add(lease_seconds);
-        let reply = queue::heartbeat(&mut transaction, claim, until).await?;
-        transaction.commit().await?;
-        Ok(reply)
+        self.write(async |tx, now| {
+            let until = now.saturating_add(lease_seconds);
+            queue::heartbeat(tx, claim, until).await
+        })
+        .await
     }
 
     async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        events::append(&mut transaction, &claim.job_id, now, events).await?;
-        queue::give_back(&mut transaction, claim, queue::Attempt::IsForgiven, now).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            events::append(tx, &claim.job_id, now, events).await?;
+            queue::give_back(tx, claim, queue::AttemptCount::NotCounted, now).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        events::append(&mut transaction, &claim.job_id, now, events).await?;
-        queue::give_back(&mut transaction, claim, queue::Attempt::Counts, now).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            events::append(tx, &claim.job_id, now, events).await?;
+            queue::give_back(tx, claim, queue::AttemptCount::Counted, now).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn append_events(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        queue::check_claim(&mut transaction, claim).await?;
-        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            queue::check_claim(tx, claim).await?;
+            events::append(tx, &claim.job_id, now, events).await
+        })
+        .await
     }
 
     async fn record_resolved(
@@ -418,10 +373,11 @@ impl Store for SqliteStore {
         total_steps: u64,
         events: &[NewEvent],
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        progress::resolved(&mut transaction, claim, resolved, total_steps).await?;
-        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            progress::resolved(tx, claim, resolved, total_steps).await?;
+            events::append(tx, &claim.job_id, now, events).await
+        })
+        .await
     }
 
     async fn record_progress(
@@ -431,70 +387,71 @@ impl Store for SqliteStore {
         estimated_finish: Option<i64>,
         events: &[NewEvent],
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        progress::step(&mut transaction, claim, metrics.step, estimated_finish).await?;
-        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            progress::step(tx, claim, metrics.step, estimated_finish).await?;
+            events::append(tx, &claim.job_id, now, events).await
+        })
+        .await
     }
 
     async fn add_checkpoint(
         &self,
         claim: &Claim,
-        checkpoint: &JobCheckpoint,
-        model: &TunedModel,
-        files: &[FileRecord],
-        events: &[NewEvent],
+        checkpoint: &NewCheckpoint<'_>,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        queue::check_claim(&mut transaction, claim).await?;
-        let step = checkpoint.step;
-        if checkpoints::by_step(&mut transaction, &claim.job_id, step).await?.is_some() {
-            return Ok(false);
-        }
-        for file in files {
-            files::insert(&mut transaction, file).await?;
-        }
-        models::insert(&mut transaction, model).await?;
-        checkpoints::insert(&mut transaction, checkpoint).await?;
-        events::append(&mut transaction, &claim.job_id, self.clock.now(), events).await?;
-        transaction.commit().await?;
-        Ok(true)
+        let NewCheckpoint { checkpoint, model, files, events } = *checkpoint;
+        self.write(async |tx, now| {
+            queue::check_claim(tx, claim).await?;
+            let step = checkpoint.step;
+            if checkpoints::by_step(tx, &claim.job_id, step).await?.is_some() {
+                return Ok(false);
+            }
+            for file in files {
+                files::insert(tx, file).await?;
+            }
+            models::insert(tx, model).await?;
+            checkpoints::insert(tx, checkpoint).await?;
+            events::append(tx, &claim.job_id, now, events).await?;
+            Ok(true)
+        })
+        .await
     }
 
     async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        queue::check_claim(&mut transaction, claim).await?;
-        let checkpoint = checkpoints::by_step(&mut transaction, &claim.job_id, step).await?;
-        let Some(checkpoint) = checkpoint else {
-            return Ok(Vec::new());
-        };
-        match models::delete(&mut transaction, &checkpoint.model_name).await? {
-            DeleteModelOutcome::Deleted => {}
-            DeleteModelOutcome::UsedByJob(_) | DeleteModelOutcome::NotFound => {
+        self.write(async |tx, now| {
+            queue::check_claim(tx, claim).await?;
+            let checkpoint = checkpoints::by_step(tx, &claim.job_id, step).await?;
+            let Some(checkpoint) = checkpoint else {
                 return Ok(Vec::new());
+            };
+            match models::delete(tx, &checkpoint.model_name).await? {
+                DeleteModelOutcome::Deleted => {}
+                DeleteModelOutcome::UsedByJob(_) | DeleteModelOutcome::NotFound => {
+                    return Ok(Vec::new());
+                }
             }
-        }
-        let mut blob_keys = Vec::new();
-        for id in &checkpoint.result_files {
-            let outcome = files::delete(&mut transaction, id, self.clock.now()).await?;
-            if let DeleteFileOutcome::Deleted(file) = outcome {
-                blob_keys.push(file.blob_key);
+            let mut blob_keys = Vec::new();
+            for id in &checkpoint.result_files {
+                let outcome = files::delete(tx, id, now).await?;
+                if let DeleteFileOutcome::Deleted(file) = outcome {
+                    blob_keys.push(file.blob_key);
+                }
             }
-        }
-        transaction.commit().await?;
-        Ok(blob_keys)
+            Ok(blob_keys)
+        })
+        .await
     }
 
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        progress::succeeded(&mut transaction, claim, success, now).await?;
-        for file in &success.files {
-            files::insert(&mut transaction, file).await?;
-        }
-        models::insert(&mut transaction, &success.model).await?;
-        events::append(&mut transaction, &claim.job_id, now, &success.events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            progress::succeeded(tx, claim, success, now).await?;
+            for file in &success.files {
+                files::insert(tx, file).await?;
+            }
+            models::insert(tx, &success.model).await?;
+            events::append(tx, &claim.job_id, now, &success.events).await
+        })
+        .await
     }
 
     async fn finish_failed(
@@ -503,17 +460,15 @@ impl Store for SqliteStore {
         error: &JobError,
         events: &[NewEvent],
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        progress::failed(&mut transaction, claim, error, now).await?;
-        events::append(&mut transaction, &claim.job_id, now, events).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| {
+            progress::failed(tx, claim, error, now).await?;
+            events::append(tx, &claim.job_id, now, events).await
+        })
+        .await
     }
 
     async fn finish_cancelled(&self, claim: &Claim) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        progress::cancelled(&mut transaction, claim, self.clock.now()).await?;
-        Ok(transaction.commit().await?)
+        self.write(async |tx, now| progress::cancelled(tx, claim, now).await).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

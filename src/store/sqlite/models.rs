@@ -2,7 +2,7 @@
 
 use sqlx::{Row, SqliteConnection};
 
-use super::{permissions, rows};
+use super::rows;
 use crate::domain::model::TunedModel;
 use crate::domain::project::Project;
 use crate::store::{DeleteModelOutcome, StoreError};
@@ -92,21 +92,6 @@ pub(super) async fn list(
         models.push(model);
     }
     Ok(models)
-}
-
-/// Fails with [`StoreError::MissingModel`] when the project has no model `id` and no permission to use
-/// that of another.
-pub(super) async fn require(
-    connection: &mut SqliteConnection,
-    project: &Project,
-    id: &str,
-) -> Result<(), StoreError> {
-    let missing = || StoreError::MissingModel(id.to_owned());
-    let model = by_id(connection, id).await?.ok_or_else(missing)?;
-    if model.project == *project || permissions::is_permitted(connection, id, project).await? {
-        return Ok(());
-    }
-    Err(missing())
 }
 
 /// Removes a model with the checkpoints of its job, or one checkpoint by its own name, unless a job

@@ -12,7 +12,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteStore;
-use super::read_cache::{Commits, ReadCache};
+use super::read_cache::{CommitCounter, ReadCache};
 use crate::store::StoreError;
 use crate::util::clock::Clock;
 
@@ -25,17 +25,18 @@ pub const LOCK_FILE: &str = "lock";
 /// The first SQLite whose write-ahead log cannot corrupt a database that several connections use.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 
-/// Only another program on the same file can make us wait: writers of this process take turns.
+/// Only another program on the same file can make a write wait: this process has one connection that
+/// writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest wait for a turn on a connection. Far above what a queue of short transactions needs.
+/// Longest wait for a connection. Far above what a queue of short transactions needs.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections that read side by side.
 const READERS: u32 = 4;
 
-/// A connection to a file of this machine does not break while nobody uses it, and to ask it costs each
-/// statement a second turn on its thread.
+/// A connection to a local file does not break while it is idle, and a test of it costs each statement a
+/// second round trip to its thread.
 const TEST_BEFORE_ACQUIRE: bool = false;
 
 /// Embedded, so that the binary brings its schema along. A new migration file is only noticed when
@@ -43,10 +44,10 @@ const TEST_BEFORE_ACQUIRE: bool = false;
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a server waits for the folder: a command such as `hone keys` may have it for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it looks.
-const LOCK_LOOK: Duration = Duration::from_millis(50);
+/// How often it tries.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Opens the store in `data_dir`, which is made with its parents if it is not there.
 ///
@@ -57,11 +58,11 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
     let began = Instant::now();
     let lock = loop {
         match lock(data_dir)? {
-            Lock::Taken(file) => break file,
-            Lock::HeldBy(holder) if began.elapsed() >= LOCK_PATIENCE => {
+            FolderLock::Taken(file) => break file,
+            FolderLock::HeldBy(holder) if began.elapsed() >= LOCK_TIMEOUT => {
                 return Err(in_use(data_dir, &holder));
             }
-            Lock::HeldBy(_) => tokio::time::sleep(LOCK_LOOK).await,
+            FolderLock::HeldBy(_) => tokio::time::sleep(LOCK_POLL).await,
         }
     };
     let (writer, options) = connect(data_dir).await?;
@@ -83,12 +84,12 @@ pub async fn open_beside_a_server(
 ) -> Result<SqliteStore, StoreError> {
     make(data_dir)?;
     match lock(data_dir)? {
-        Lock::Taken(lock) => {
+        FolderLock::Taken(lock) => {
             let (writer, options) = connect(data_dir).await?;
             migrate(&writer, data_dir).await?;
             with_readers(writer, options, clock, Some(lock)).await
         }
-        Lock::HeldBy(holder) => {
+        FolderLock::HeldBy(holder) => {
             let (writer, options) = connect(data_dir).await?;
             require_schema(&writer, data_dir, &holder).await?;
             with_readers(writer, options, clock, None).await
@@ -159,17 +160,17 @@ async fn with_readers(
         writer,
         readers,
         clock,
-        commits: Commits::default(),
-        recent_jobs: ReadCache::new(),
-        recent_events: ReadCache::new(),
-        recent_api_keys: ReadCache::new(),
-        recent_are_keys: ReadCache::new(),
+        commits: CommitCounter::default(),
+        job_cache: ReadCache::new(),
+        event_cache: ReadCache::new(),
+        api_key_cache: ReadCache::new(),
+        has_keys_cache: ReadCache::new(),
         lock,
     })
 }
 
-/// What came of trying to take a folder.
-enum Lock {
+/// The outcome of trying to lock a folder.
+enum FolderLock {
     /// It is this process's as long as the file is open.
     Taken(File),
     /// Another process has it, whose number this is, if it could be read.
@@ -178,7 +179,7 @@ enum Lock {
 
 /// Takes the folder for this process. The system frees the lock when the process ends, however it
 /// ends.
-fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
+fn lock(data_dir: &Path) -> Result<FolderLock, StoreError> {
     let path = data_dir.join(LOCK_FILE);
     let unusable =
         |error: std::io::Error| StoreError::Unusable(format!("{}: {error}", path.display()));
@@ -195,13 +196,13 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
             let mut holder = String::new();
             // Only for the message: an unreadable number leaves it out.
             let _read = file.read_to_string(&mut holder);
-            return Ok(Lock::HeldBy(holder.trim().to_owned()));
+            return Ok(FolderLock::HeldBy(holder.trim().to_owned()));
         }
         Err(TryLockError::Error(error)) => return Err(unusable(error)),
     }
     file.set_len(0).map_err(unusable)?;
     writeln!(file, "{}", std::process::id()).map_err(unusable)?;
-    Ok(Lock::Taken(file))
+    Ok(FolderLock::Taken(file))
 }
 
 fn in_use(data_dir: &Path, holder: &str) -> StoreError {

@@ -118,3 +118,18 @@ pub(super) async fn is_permitted(
     .await?;
     Ok(found.is_some())
 }
+
+/// Fails with [`StoreError::MissingModel`] when the project has no model `id`, and no permission to use
+/// that of another project.
+pub(super) async fn require_usable(
+    connection: &mut SqliteConnection,
+    project: &Project,
+    id: &str,
+) -> Result<(), StoreError> {
+    let missing = || StoreError::MissingModel(id.to_owned());
+    let model = models::by_id(connection, id).await?.ok_or_else(missing)?;
+    if model.project == *project || is_permitted(connection, id, project).await? {
+        return Ok(());
+    }
+    Err(missing())
+}

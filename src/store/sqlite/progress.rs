@@ -7,7 +7,7 @@ use super::{jobs, queue, rows, webhooks};
 use crate::domain::job::{JobError, JobStatus, ResolvedHyperparameters};
 use crate::store::{Claim, StoreError, Success};
 
-/// Records what the engine made of the hyperparameters.
+/// Records the resolved hyperparameters.
 pub(super) async fn resolved(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -25,7 +25,7 @@ pub(super) async fn resolved(
     .bind(JobStatus::Running.as_str())
     .execute(connection)
     .await?;
-    held(claim, changed.rows_affected())
+    require_match(claim, changed.rows_affected())
 }
 
 /// Records how far training is.
@@ -46,10 +46,10 @@ pub(super) async fn step(
     .bind(JobStatus::Running.as_str())
     .execute(connection)
     .await?;
-    held(claim, changed.rows_affected())
+    require_match(claim, changed.rows_affected())
 }
 
-/// Moves the job to `succeeded` with all that the success names.
+/// The state transition to `succeeded`, with all that the success names.
 pub(super) async fn succeeded(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -75,11 +75,11 @@ pub(super) async fn succeeded(
     .bind(JobStatus::Running.as_str())
     .execute(&mut *connection)
     .await?;
-    held(claim, changed.rows_affected())?;
+    require_match(claim, changed.rows_affected())?;
     webhooks::job_ended(connection, &claim.job_id, JobStatus::Succeeded, now).await
 }
 
-/// Moves the job to `failed`.
+/// The state transition to `failed`.
 pub(super) async fn failed(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -101,11 +101,11 @@ pub(super) async fn failed(
     .bind(JobStatus::Running.as_str())
     .execute(&mut *connection)
     .await?;
-    held(claim, changed.rows_affected())?;
+    require_match(claim, changed.rows_affected())?;
     webhooks::job_ended(connection, &claim.job_id, JobStatus::Failed, now).await
 }
 
-/// Moves the job to `cancelled`.
+/// The state transition to `cancelled`.
 pub(super) async fn cancelled(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -116,7 +116,7 @@ pub(super) async fn cancelled(
 }
 
 /// A statement that names a claim and matches no row has met a claim that is lost.
-fn held(claim: &Claim, rows_affected: u64) -> Result<(), StoreError> {
+fn require_match(claim: &Claim, rows_affected: u64) -> Result<(), StoreError> {
     if rows_affected == 0 {
         return Err(StoreError::LostClaim(claim.job_id.clone()));
     }

@@ -1,4 +1,4 @@
-//! SQL of the queue: claims, leases, and the fence that keeps a lost claim from writing.
+//! SQL of the queue: claims, leases, and the fencing token that keeps a lost claim from writing.
 
 use sqlx::{Row, SqliteConnection};
 
@@ -8,11 +8,11 @@ use crate::store::{Claim, HeartbeatReply, StoreError};
 
 /// Whether giving a job back counts as one of its attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Attempt {
-    /// The trainer died.
-    Counts,
-    /// The server ended, or the user wanted a pause; the job is not to blame.
-    IsForgiven,
+pub(super) enum AttemptCount {
+    /// It counts: the trainer died.
+    Counted,
+    /// It does not count: the server ended, or the user paused the job.
+    NotCounted,
 }
 
 /// Fails with [`StoreError::LostClaim`] unless `claim` still holds its job.
@@ -30,8 +30,8 @@ pub(super) async fn check_claim(
         .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))
 }
 
-/// Gives every running job back: nobody can be working on them. One whose user wanted it to end or
-/// to pause is cancelled or paused instead. The job is not to blame, so its attempt is forgiven.
+/// Gives every running job back: nobody can be working on them. One whose user has cancelled or
+/// paused it is cancelled or paused instead. Its attempt does not count.
 pub(super) async fn requeue_orphans(
     connection: &mut SqliteConnection,
     now: i64,
@@ -45,7 +45,7 @@ pub(super) async fn requeue_orphans(
     let mut requeued = Vec::with_capacity(orphans.len());
     for orphan in &orphans {
         let claim = Claim { job_id: orphan.try_get("id")?, epoch: orphan.try_get("lease_epoch")? };
-        let status = give_back(connection, &claim, Attempt::IsForgiven, now).await?;
+        let status = give_back(connection, &claim, AttemptCount::NotCounted, now).await?;
         if status == JobStatus::Queued {
             events::append(connection, &claim.job_id, now, events).await?;
             requeued.push(claim.job_id);
@@ -122,12 +122,12 @@ pub(super) async fn heartbeat(
     })
 }
 
-/// Gives a claimed job back to the queue, or cancels or pauses it when its user wanted that; returns
-/// where it stands then.
+/// Gives a claimed job back to the queue, or cancels or pauses it when its user has requested that;
+/// returns its state then.
 pub(super) async fn give_back(
     connection: &mut SqliteConnection,
     claim: &Claim,
-    attempt: Attempt,
+    attempt: AttemptCount,
     now: i64,
 ) -> Result<JobStatus, StoreError> {
     check_claim(connection, claim).await?;
@@ -141,13 +141,13 @@ pub(super) async fn give_back(
         return Ok(JobStatus::Cancelled);
     }
     let next = match pause_requested_at {
-        Some(_wanted) => JobStatus::Paused,
+        Some(_requested) => JobStatus::Paused,
         None => JobStatus::Queued,
     };
     jobs::check_transition(&claim.job_id, JobStatus::Running, next)?;
-    let forgiven = match attempt {
-        Attempt::Counts => 0,
-        Attempt::IsForgiven => 1,
+    let uncounted = match attempt {
+        AttemptCount::Counted => 0,
+        AttemptCount::NotCounted => 1,
     };
     sqlx::query(
         "UPDATE jobs
@@ -156,7 +156,7 @@ pub(super) async fn give_back(
          WHERE id = $3 AND lease_epoch = $4",
     )
     .bind(next.as_str())
-    .bind(forgiven)
+    .bind(uncounted)
     .bind(&claim.job_id)
     .bind(claim.epoch)
     .execute(connection)

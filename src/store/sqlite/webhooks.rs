@@ -63,36 +63,37 @@ impl WebhookStore for SqliteStore {
         &self,
         endpoint: &WebhookEndpoint,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let count: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
-                .bind(endpoint.project.as_str())
-                .fetch_one(&mut *transaction)
-                .await?;
-        if count >= MAX_ENDPOINTS {
-            return Ok(false);
-        }
-        let previous = endpoint.previous_secret.as_ref();
-        sqlx::query(
-            "INSERT INTO webhook_endpoints (id, project, created_at, updated_at, name, url,
+        self.write(async |tx, _now| {
+            let count: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
+                    .bind(endpoint.project.as_str())
+                    .fetch_one(&mut *tx)
+                    .await?;
+            if count >= MAX_ENDPOINTS {
+                return Ok(false);
+            }
+            let previous = endpoint.previous_secret.as_ref();
+            sqlx::query(
+                "INSERT INTO webhook_endpoints (id, project, created_at, updated_at, name, url,
                                             event_types, secret, previous_secret,
                                             previous_secret_until)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(&endpoint.id)
-        .bind(endpoint.project.as_str())
-        .bind(endpoint.created_at)
-        .bind(endpoint.updated_at)
-        .bind(&endpoint.name)
-        .bind(&endpoint.url)
-        .bind(rows::to_json("webhook_endpoints.event_types", &endpoint.event_types)?)
-        .bind(endpoint.secret.expose())
-        .bind(previous.map(|previous| previous.secret.expose()))
-        .bind(previous.map(|previous| previous.until))
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(true)
+            )
+            .bind(&endpoint.id)
+            .bind(endpoint.project.as_str())
+            .bind(endpoint.created_at)
+            .bind(endpoint.updated_at)
+            .bind(&endpoint.name)
+            .bind(&endpoint.url)
+            .bind(rows::to_json("webhook_endpoints.event_types", &endpoint.event_types)?)
+            .bind(endpoint.secret.expose())
+            .bind(previous.map(|previous| previous.secret.expose()))
+            .bind(previous.map(|previous| previous.until))
+            .execute(&mut *tx)
+            .await?;
+            Ok(true)
+        })
+        .await
     }
 
     async fn webhook_endpoint(
@@ -136,26 +137,26 @@ impl WebhookStore for SqliteStore {
         id: &str,
         change: &EndpointChange,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let Some(before) = endpoint(&mut transaction, project, id).await? else {
-            return Ok(None);
-        };
-        let mut after = before.clone();
-        if let Some(name) = &change.name {
-            after.name.clone_from(name);
-        }
-        if let Some(url) = &change.url {
-            after.url.clone_from(url);
-        }
-        if let Some(event_types) = &change.event_types {
-            after.event_types.clone_from(event_types);
-        }
-        if after == before {
-            return Ok(Some(before));
-        }
-        after.updated_at = self.clock.now();
-        let event_types = rows::to_json("webhook_endpoints.event_types", &after.event_types)?;
-        sqlx::query(
+        self.write(async |tx, now| {
+            let Some(before) = endpoint(tx, project, id).await? else {
+                return Ok(None);
+            };
+            let mut after = before.clone();
+            if let Some(name) = &change.name {
+                after.name.clone_from(name);
+            }
+            if let Some(url) = &change.url {
+                after.url.clone_from(url);
+            }
+            if let Some(event_types) = &change.event_types {
+                after.event_types.clone_from(event_types);
+            }
+            if after == before {
+                return Ok(Some(before));
+            }
+            after.updated_at = now;
+            let event_types = rows::to_json("webhook_endpoints.event_types", &after.event_types)?;
+            sqlx::query(
             "UPDATE webhook_endpoints SET updated_at = $1, name = $2, url = $3, event_types = $4
              WHERE id = $5",
         )
@@ -164,29 +165,30 @@ impl WebhookStore for SqliteStore {
         .bind(&after.url)
         .bind(&event_types)
         .bind(id)
-        .execute(&mut *transaction)
+        .execute(&mut *tx)
         .await?;
-        let reason = DeliveryAttempt {
-            at: after.updated_at,
-            status_code: None,
-            error: Some(NO_LONGER_WANTED.to_owned()),
-        };
-        sqlx::query(
-            "UPDATE webhook_deliveries
+            let reason = DeliveryAttempt {
+                at: after.updated_at,
+                status_code: None,
+                error: Some(NO_LONGER_WANTED.to_owned()),
+            };
+            sqlx::query(
+                "UPDATE webhook_deliveries
              SET status = $1, next_attempt_at = NULL,
                  attempts = json_insert(attempts, '$[#]', json($2))
              WHERE endpoint_id = $3 AND status = $4
                AND event_type NOT IN (SELECT value FROM json_each($5))",
-        )
-        .bind(DeliveryStatus::Failed.as_str())
-        .bind(rows::to_json("webhook_deliveries.attempts", &reason)?)
-        .bind(id)
-        .bind(DeliveryStatus::Pending.as_str())
-        .bind(&event_types)
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(Some(after))
+            )
+            .bind(DeliveryStatus::Failed.as_str())
+            .bind(rows::to_json("webhook_deliveries.attempts", &reason)?)
+            .bind(id)
+            .bind(DeliveryStatus::Pending.as_str())
+            .bind(&event_types)
+            .execute(&mut *tx)
+            .await?;
+            Ok(Some(after))
+        })
+        .await
     }
 
     async fn rotate_webhook_secret(
@@ -196,25 +198,25 @@ impl WebhookStore for SqliteStore {
         secret: &SigningSecret,
         overlap_seconds: i64,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let now = self.clock.now();
-        let until = (overlap_seconds > 0).then(|| now.saturating_add(overlap_seconds));
-        sqlx::query(
-            "UPDATE webhook_endpoints
+        self.write(async |tx, now| {
+            let until = (overlap_seconds > 0).then(|| now.saturating_add(overlap_seconds));
+            sqlx::query(
+                "UPDATE webhook_endpoints
              SET updated_at = $1, secret = $2, previous_secret_until = $3,
                  previous_secret = CASE WHEN $3 IS NULL THEN NULL ELSE secret END
              WHERE id = $4 AND project = $5",
-        )
-        .bind(now)
-        .bind(secret.expose())
-        .bind(until)
-        .bind(id)
-        .bind(project.as_str())
-        .execute(&mut *transaction)
-        .await?;
-        let rotated = endpoint(&mut transaction, project, id).await?;
-        transaction.commit().await?;
-        Ok(rotated)
+            )
+            .bind(now)
+            .bind(secret.expose())
+            .bind(until)
+            .bind(id)
+            .bind(project.as_str())
+            .execute(&mut *tx)
+            .await?;
+            let rotated = endpoint(tx, project, id).await?;
+            Ok(rotated)
+        })
+        .await
     }
 
     async fn delete_webhook_endpoint(
@@ -222,14 +224,16 @@ impl WebhookStore for SqliteStore {
         project: &Project,
         id: &str,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let deleted = sqlx::query("DELETE FROM webhook_endpoints WHERE id = $1 AND project = $2")
-            .bind(id)
-            .bind(project.as_str())
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(deleted.rows_affected() > 0)
+        self.write(async |tx, _now| {
+            let deleted =
+                sqlx::query("DELETE FROM webhook_endpoints WHERE id = $1 AND project = $2")
+                    .bind(id)
+                    .bind(project.as_str())
+                    .execute(&mut *tx)
+                    .await?;
+            Ok(deleted.rows_affected() > 0)
+        })
+        .await
     }
 
     async fn list_webhook_deliveries(
@@ -298,34 +302,37 @@ impl WebhookStore for SqliteStore {
         status: DeliveryStatus,
         next_attempt_at: Option<i64>,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_write().await?;
-        sqlx::query(
-            "UPDATE webhook_deliveries
+        self.write(async |tx, _now| {
+            sqlx::query(
+                "UPDATE webhook_deliveries
              SET status = $1, next_attempt_at = $2,
                  attempts = json_insert(attempts, '$[#]', json($3))
              WHERE id = $4 AND (status = $5 OR $1 = $6)",
-        )
-        .bind(status.as_str())
-        .bind(next_attempt_at)
-        .bind(rows::to_json("webhook_deliveries.attempts", attempt)?)
-        .bind(delivery_id)
-        .bind(DeliveryStatus::Pending.as_str())
-        .bind(DeliveryStatus::Delivered.as_str())
-        .execute(&mut *transaction)
-        .await?;
-        Ok(transaction.commit().await?)
+            )
+            .bind(status.as_str())
+            .bind(next_attempt_at)
+            .bind(rows::to_json("webhook_deliveries.attempts", attempt)?)
+            .bind(delivery_id)
+            .bind(DeliveryStatus::Pending.as_str())
+            .bind(DeliveryStatus::Delivered.as_str())
+            .execute(&mut *tx)
+            .await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn remove_old_webhook_deliveries(&self, age_seconds: i64) -> Result<u64, StoreError> {
-        let mut transaction = self.begin_write().await?;
-        let removed = sqlx::query(
-            "DELETE FROM webhook_deliveries WHERE next_attempt_at IS NULL AND created_at < $1",
-        )
-        .bind(self.clock.now().saturating_sub(age_seconds))
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(removed.rows_affected())
+        self.write(async |tx, now| {
+            let removed = sqlx::query(
+                "DELETE FROM webhook_deliveries WHERE next_attempt_at IS NULL AND created_at < $1",
+            )
+            .bind(now.saturating_sub(age_seconds))
+            .execute(&mut *tx)
+            .await?;
+            Ok(removed.rows_affected())
+        })
+        .await
     }
 }
 

@@ -1,53 +1,44 @@
 //! Transactions that write, on the one connection that does.
 
-use std::ops::{Deref, DerefMut};
+use sqlx::{Sqlite, SqliteConnection, Transaction};
 
-use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
-
-use super::read_cache::Commits;
+use super::SqliteStore;
+use super::read_cache::CommitCounter;
 use crate::store::StoreError;
 
-/// A transaction that writes. However it ends, what was read before is not given again after.
-pub(super) struct WriteTransaction {
-    // Ends before it is counted: fields are dropped in this order.
-    transaction: Transaction<'static, Sqlite>,
-    counted: CountedWhenDropped,
-}
-
-impl WriteTransaction {
-    /// Begins one that may write from its first statement on. A transaction that starts as a reader
-    /// and then writes can fail at that point, whatever the busy timeout.
-    pub(super) async fn begin(writer: &SqlitePool, commits: &Commits) -> Result<Self, StoreError> {
-        let transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(Self { transaction, counted: CountedWhenDropped(commits.clone()) })
-    }
-
-    /// Commits it; durable when this returns without an error.
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
-        let Self { transaction, counted } = self;
-        let outcome = transaction.commit().await;
+impl SqliteStore {
+    /// Runs `body` in a transaction, at the time that it gets, and commits the transaction. What was
+    /// written is durable when this returns without an error; an error of `body` rolls it back.
+    ///
+    /// The transaction may write from its first statement on. One that starts as a reader and then
+    /// writes can fail at that point, whatever the busy timeout.
+    pub(super) async fn write<T>(
+        &self,
+        body: impl AsyncFnOnce(&mut SqliteConnection, i64) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut write = WriteTransaction {
+            transaction: self.writer.begin_with("BEGIN IMMEDIATE").await?,
+            counted: CountOnDrop(self.commits.clone()),
+        };
+        let outcome = body(&mut write.transaction, self.clock.now()).await?;
+        let WriteTransaction { transaction, counted } = write;
+        let committed = transaction.commit().await;
         drop(counted);
-        outcome
+        committed?;
+        Ok(outcome)
     }
 }
 
-impl Deref for WriteTransaction {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        &self.transaction
-    }
+/// A transaction that writes. It is counted however it ends, and cached values are invalid then.
+struct WriteTransaction {
+    // Fields are dropped in this order: it ends before it is counted.
+    transaction: Transaction<'static, Sqlite>,
+    counted: CountOnDrop,
 }
 
-impl DerefMut for WriteTransaction {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.transaction
-    }
-}
+struct CountOnDrop(CommitCounter);
 
-struct CountedWhenDropped(Commits);
-
-impl Drop for CountedWhenDropped {
+impl Drop for CountOnDrop {
     fn drop(&mut self) {
         self.0.count();
     }

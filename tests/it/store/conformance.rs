@@ -12,8 +12,8 @@ use hone::domain::project::Project;
 use hone::domain::upload::{Upload, UploadPart, UploadStatus};
 use hone::store::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
-    DeleteFileOutcome, DeleteModelOutcome, IdempotencyKey, MetadataFilter, Order, PageRequest,
-    PauseOutcome, ReplayedRequest, ResumeOutcome, RevokeOutcome, Store, StoreError,
+    DeleteFileOutcome, DeleteModelOutcome, IdempotencyKey, MetadataFilter, NewCheckpoint, Order,
+    PageRequest, PauseOutcome, ReplayedRequest, ResumeOutcome, RevokeOutcome, Store, StoreError,
 };
 
 use crate::support::store::{
@@ -565,8 +565,17 @@ async fn an_executor_that_lost_its_claim_can_write_nothing() {
     assert!(is_lost(store.append_events(&lost, &events).await));
     assert!(is_lost(store.record_resolved(&lost, &resolved(), 20, &events).await));
     assert!(is_lost(store.record_progress(&lost, &metrics(3), None, &events).await));
-    let added =
-        store.add_checkpoint(&lost, &late_checkpoint, &late_model, &late_files, &events).await;
+    let added = store
+        .add_checkpoint(
+            &lost,
+            &NewCheckpoint {
+                checkpoint: &late_checkpoint,
+                model: &late_model,
+                files: &late_files,
+                events: &events,
+            },
+        )
+        .await;
     assert!(is_lost(added));
     assert!(is_lost(store.finish_succeeded(&lost, &late_success).await));
     assert!(is_lost(store.finish_failed(&lost, &out_of_memory(), &events).await));
@@ -721,12 +730,30 @@ async fn a_checkpoint_made_twice_is_kept_once() {
     let mut kept = Vec::new();
     for step in [10, 20, 30] {
         let (row, model, files) = checkpoint(&id, step);
-        assert!(store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds"));
+        assert!(
+            store
+                .add_checkpoint(
+                    &claim,
+                    &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] }
+                )
+                .await
+                .expect("adds")
+        );
         kept.push(row);
     }
     let (again, model, files) = checkpoint(&id, 20);
-    let added =
-        store.add_checkpoint(&claim, &again, &model, &files, &[note("twice")]).await.expect("same");
+    let added = store
+        .add_checkpoint(
+            &claim,
+            &NewCheckpoint {
+                checkpoint: &again,
+                model: &model,
+                files: &files,
+                events: &[note("twice")],
+            },
+        )
+        .await
+        .expect("same");
     assert!(!added);
     assert!(store.file(&files[0].id).await.expect("reads").is_none());
     assert!(fixture.event_sequences(&id).await.is_empty());
@@ -798,7 +825,15 @@ async fn a_file_stays_as_long_as_something_needs_it() {
     assert_eq!(store.delete_file(&validation.id).await.expect("asks"), in_use);
     let (row, checkpoint_model, checkpoint_files) = checkpoint(&job.id, 10);
     store
-        .add_checkpoint(&claim, &row, &checkpoint_model, &checkpoint_files, &[])
+        .add_checkpoint(
+            &claim,
+            &NewCheckpoint {
+                checkpoint: &row,
+                model: &checkpoint_model,
+                files: &checkpoint_files,
+                events: &[],
+            },
+        )
         .await
         .expect("adds");
     let success = success(&job.id);
@@ -1000,7 +1035,13 @@ async fn deleting_a_model_keeps_the_job_and_frees_the_files() {
     let mut names = Vec::new();
     for step in [10, 20] {
         let (row, model, files) = checkpoint(&id, step);
-        store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds");
+        store
+            .add_checkpoint(
+                &claim,
+                &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
+            )
+            .await
+            .expect("adds");
         names.push(model.id);
     }
     let success = success(&id);
@@ -1031,7 +1072,18 @@ async fn a_model_stays_while_a_job_continues_from_it_or_from_its_checkpoint() {
     let (claim, _job) = fixture.claim().await;
     let store = &fixture.store;
     let (row, checkpoint_model, files) = checkpoint(&id, 10);
-    store.add_checkpoint(&claim, &row, &checkpoint_model, &files, &[]).await.expect("adds");
+    store
+        .add_checkpoint(
+            &claim,
+            &NewCheckpoint {
+                checkpoint: &row,
+                model: &checkpoint_model,
+                files: &files,
+                events: &[],
+            },
+        )
+        .await
+        .expect("adds");
     let success = success(&id);
     store.finish_succeeded(&claim, &success).await.expect("ends");
 
@@ -1059,7 +1111,13 @@ async fn a_permission_is_of_one_model_and_one_project_and_goes_with_the_model() 
     let (claim, _job) = fixture.claim().await;
     let (row, model, files) = checkpoint(&id, 4);
     let store = &fixture.store;
-    store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("added");
+    store
+        .add_checkpoint(
+            &claim,
+            &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
+        )
+        .await
+        .expect("added");
     store.finish_succeeded(&claim, &success(&id)).await.expect("ends");
     let (whole, step) = (format!("ft:{id}"), model.id);
 
@@ -1094,7 +1152,13 @@ async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_need
     let mut made = Vec::new();
     for step in [10, 20] {
         let (row, model, files) = checkpoint(&id, step);
-        store.add_checkpoint(&claim, &row, &model, &files, &[]).await.expect("adds");
+        store
+            .add_checkpoint(
+                &claim,
+                &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
+            )
+            .await
+            .expect("adds");
         made.push((model, files));
     }
     let mut next = job(&fixture.add_file().await);

@@ -7,7 +7,8 @@ use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{EventLevel, JobError, JobStatus, NewEvent};
 use hone::domain::webhook::EventType;
 use hone::store::{
-    CachedReply, CancelOutcome, Claim, PageRequest, PauseOutcome, ResumeOutcome, StoreError,
+    CachedReply, CancelOutcome, Claim, NewCheckpoint, PageRequest, PauseOutcome, ResumeOutcome,
+    StoreError,
 };
 use proptest::prelude::*;
 
@@ -326,7 +327,17 @@ async fn apply(fixture: &Fixture, model: &mut Model, operation: &Operation, trai
             let (claim, at) = pick(number);
             let held = model.holds(&claim, at);
             let (row, tuned, files) = checkpoint(&claim.job_id, *step);
-            let result = store.add_checkpoint(&claim, &row, &tuned, &files, &event()).await;
+            let result = store
+                .add_checkpoint(
+                    &claim,
+                    &NewCheckpoint {
+                        checkpoint: &row,
+                        model: &tuned,
+                        files: &files,
+                        events: &event(),
+                    },
+                )
+                .await;
             let job = &mut model.jobs[at];
             if let Ok(added) = result {
                 assert_eq!(added, !job.checkpoints.contains(step));
