@@ -8,6 +8,7 @@ use super::work_folder;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{EventLevel, Job, JobError, NewEvent};
 use crate::store::{Claim, StoreError, Success};
+use crate::util::fail_point::FailPoint;
 
 /// How often a trainer is started for a job that keeps crashing.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -96,7 +97,14 @@ impl JobOutcome {
     ) {
         let mut backoff = Backoff::new();
         loop {
-            match self.write(context, claim).await {
+            let written = match self.write(context, claim).await {
+                Ok(()) if self.is_terminal() => FailPoint::JobEnded
+                    .reach_async()
+                    .await
+                    .map_err(|error| StoreError::Database(error.into())),
+                written => written,
+            };
+            match written {
                 Ok(()) => break,
                 Err(StoreError::LostClaim(job_id)) => {
                     tracing::warn!(

@@ -13,6 +13,7 @@ use crate::domain::job::{EventLevel, Job, JobCheckpoint, NewEvent, StepMetrics};
 use crate::domain::model::{TunedModel, checkpoint_name};
 use crate::store::{Claim, NewCheckpoint, StoreError, Success};
 use crate::train::run::report;
+use crate::util::fail_point::FailPoint;
 use crate::util::sha256::sha256_of;
 
 /// Why a result could not be published.
@@ -82,6 +83,7 @@ impl Publisher<'_> {
                 context.blobs.delete(&file.blob_key).await?;
             }
         }
+        reach(FailPoint::CheckpointPublished, directory).await?;
         Ok(())
     }
 
@@ -105,6 +107,7 @@ impl Publisher<'_> {
         files.insert(0, csv);
         files.push(report);
         files.push(certificate);
+        reach(FailPoint::ResultStored, &output.directory).await?;
         let created = format!("New fine-tuned model created: {}", model.id);
         let events = vec![
             NewEvent::message(EventLevel::Info, created),
@@ -184,6 +187,12 @@ impl Publisher<'_> {
             verdict: None,
         })
     }
+}
+
+/// Reaches a fail point, whose failure is one of the blobs of a checkpoint's folder.
+async fn reach(point: FailPoint, directory: &Path) -> Result<(), BlobError> {
+    let local = |source| BlobError::Local { path: directory.display().to_string(), source };
+    point.reach_async().await.map_err(local)
 }
 
 fn ids_of(files: &[FileRecord]) -> Vec<String> {

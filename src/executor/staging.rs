@@ -12,6 +12,7 @@ use crate::domain::job::{DataFile, Job, JobError};
 use crate::domain::model::TunedModel;
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
+use crate::util::fail_point::FailPoint;
 
 /// Why a job's files could not be staged.
 #[derive(Debug)]
@@ -104,6 +105,10 @@ impl Staging<'_> {
             Some((model, start)) if model.is_whole => (start, None),
             start => (self.base_model()?, start.map(|(_, folder)| folder)),
         };
+        FailPoint::Staged.reach_async().await.map_err(|error| StagingError::Transient {
+            code: local_code(&error),
+            reason: format!("the files could not be staged: {error}"),
+        })?;
         Ok(RunSpec {
             base_model,
             base_model_id: job.model.clone(),

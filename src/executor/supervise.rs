@@ -20,6 +20,7 @@ use crate::domain::job::{EventLevel, Job, JobError, StepMetrics};
 use crate::store::{Claim, StoreError};
 use crate::train::protocol::{Control, Progress};
 use crate::train::run::checkpoint;
+use crate::util::fail_point::FailPoint;
 
 /// Works on a claimed job until it ends, is given back, or is lost.
 pub(super) async fn run_job(
@@ -91,6 +92,10 @@ struct Supervisor<'a> {
 
 impl Supervisor<'_> {
     async fn run(mut self, is_first_start: bool) -> JobOutcome {
+        if let Err(error) = FailPoint::Claimed.reach_async().await {
+            let what = format!("the claimed job could not be started: {error}");
+            return JobOutcome::retry_or_fail(self.job, ErrorCode::InternalError, &what, None);
+        }
         let started = match is_first_start {
             true => "Fine-tuning job started",
             false => "Fine-tuning job started again",
@@ -122,7 +127,11 @@ impl Supervisor<'_> {
         let ExecutorContext { trainer_binary: binary, device, timeouts, priority, .. } =
             self.context;
         let mode = TrainerMode::Run { keeps_priority: *priority == Priority::Train };
-        let mut trainer = match Trainer::start(binary, mode, *device, &spec).await {
+        let started = match Trainer::start(binary, mode, *device, &spec).await {
+            Ok(trainer) => FailPoint::TrainerStarted.reach_async().await.map(|()| trainer),
+            failed => failed,
+        };
+        let mut trainer = match started {
             Ok(trainer) => trainer,
             Err(error) => {
                 let what = format!("the trainer {} cannot be started: {error}", binary.display());

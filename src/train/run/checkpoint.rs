@@ -23,6 +23,7 @@ use crate::train::backend::BackendError;
 use crate::train::engine::Engine;
 use crate::train::model::error::LoadError;
 use crate::util::atomic_file;
+use crate::util::fail_point::FailPoint;
 use crate::util::hex::hex;
 
 const STATE_FILE: &str = "state.json";
@@ -182,6 +183,7 @@ pub fn write(
 
     let partial = partial.keep();
     std::fs::rename(&partial, &target).map_err(io_error(&target))?;
+    FailPoint::CheckpointRenamed.reach().map_err(io_error(&target))?;
     atomic_file::sync_folder(work_dir).map_err(io_error(work_dir))?;
     Ok(target)
 }

@@ -205,6 +205,13 @@ impl Server {
         !ids.is_empty()
     }
 
+    /// Waits until the server dies by itself, and starts another one over its folders.
+    #[cfg(feature = "fail-points")]
+    pub fn dies_and_restarts(mut self) -> Self {
+        assert!(!self.wait().success(), "it ends by a signal");
+        self.start_again()
+    }
+
     /// Asks the server to end, waits until it has, and starts another one over its folders.
     pub fn stop_and_restart(mut self) -> Self {
         assert!(self.stop().success());
@@ -221,6 +228,10 @@ impl Server {
     /// Sends SIGTERM and waits for the end.
     pub fn stop(&mut self) -> std::process::ExitStatus {
         signal(self.pid(), "TERM");
+        self.wait()
+    }
+
+    fn wait(&mut self) -> std::process::ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("its state") {
