@@ -65,7 +65,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// What trains.
 #[derive(Debug, Clone, Args)]
-pub struct Training {
+pub struct TrainingDevice {
     /// Device that jobs are trained on: auto, cpu, cuda or cuda:N. `auto` takes the first CUDA device
     /// where hone is built with CUDA and one is there, and the CPU elsewhere.
     #[arg(long, env = "HONE_DEVICE", default_value = "auto", value_name = "DEVICE")]

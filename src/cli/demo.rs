@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::models::pull_and_say;
 use super::serve::{RunningServer, ServeArgs, start};
-use crate::config::{Cors, Folders, Limits, Listen, Serving, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Serving, TrainingDevice, Webhooks};
 
 /// The base model.
 const BASE_MODEL: &str = "smollm2-135m-instruct";
@@ -36,7 +36,7 @@ pub struct DemoArgs {
     #[command(flatten)]
     folders: Folders,
     #[command(flatten)]
-    training: Training,
+    training: TrainingDevice,
 
     /// Address and port to listen on; port 0 takes a free one.
     #[arg(long, env = "HONE_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDR")]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
-use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, Training, Webhooks};
+use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, TrainingDevice, Webhooks};
 use crate::domain::project::Project;
 use crate::executor::{DryRuns, Executor, ExecutorContext, Timeouts};
 use crate::http::{self, RequestLimiter};
@@ -38,7 +38,7 @@ pub struct ServeArgs {
     pub folders: Folders,
     /// What trains.
     #[command(flatten)]
-    pub training: Training,
+    pub training: TrainingDevice,
     /// How models answer beside jobs.
     #[command(flatten)]
     pub serving: Serving,

@@ -74,7 +74,7 @@ pub struct ApiKey {
     pub last_four: String,
     /// Unix seconds.
     pub created_at: i64,
-    /// Unix seconds since which it lets nobody in; `None` while it does.
+    /// Unix seconds since which it is refused; `None` while it is valid.
     pub revoked_at: Option<i64>,
 }
 

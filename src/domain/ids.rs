@@ -51,12 +51,12 @@ pub fn new_text_completion_id() -> String {
 }
 
 /// Id of a call of a tool: nine letters and digits, since the templates of Mistral's models take no
-/// others when the conversation goes on.
+/// others in the next turn of a conversation.
 pub fn new_tool_call_id() -> String {
     base62(Uuid::new_v4().as_u128(), 9)
 }
 
-/// Id of somebody who wants to be told of events: `whe_…`.
+/// Id of a webhook endpoint: `whe_…`.
 pub fn new_webhook_endpoint_id() -> String {
     sortable("whe_")
 }

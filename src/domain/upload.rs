@@ -59,7 +59,7 @@ pub struct Upload {
     pub purpose: FilePurpose,
     /// Seconds that the file is kept; `None` for ever.
     pub file_lifetime: Option<i64>,
-    /// Where it stands.
+    /// Its status.
     pub status: UploadStatus,
     /// The parts of which it was made, in order; empty until it is completed.
     pub part_ids: Vec<String>,

@@ -257,7 +257,7 @@ pub struct WebhookDelivery {
     pub endpoint_id: String,
     /// What.
     pub event: WebhookEvent,
-    /// Where it stands.
+    /// Its status.
     pub status: DeliveryStatus,
     /// The tries so far, the first one first.
     pub attempts: Vec<DeliveryAttempt>,

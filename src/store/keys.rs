@@ -5,10 +5,10 @@ use async_trait::async_trait;
 use super::error::StoreError;
 use crate::domain::api_key::{ApiKey, KeyDigest};
 
-/// What revoking a key came to.
+/// The outcome of revoking a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RevokeOutcome {
-    /// It lets nobody in from now on.
+    /// It is refused from now on.
     Revoked(ApiKey),
     /// It was revoked before.
     AlreadyRevoked(ApiKey),
@@ -23,10 +23,10 @@ pub trait KeyStore: Send + Sync {
     async fn insert_api_key(&self, key: &ApiKey, digest: &KeyDigest) -> Result<(), StoreError>;
     /// The key with this digest, revoked or not, as the last commit of any process has it.
     async fn api_key(&self, digest: &KeyDigest) -> Result<Option<ApiKey>, StoreError>;
-    /// Whether there is any key, revoked or not: then nobody gets in without one.
+    /// Whether there is any key, revoked or not: then every request needs one.
     async fn has_api_keys(&self) -> Result<bool, StoreError>;
     /// Every key, the oldest first.
     async fn list_api_keys(&self) -> Result<Vec<ApiKey>, StoreError>;
-    /// Takes a key's right to let in.
+    /// Revokes a key.
     async fn revoke_api_key(&self, id: &str) -> Result<RevokeOutcome, StoreError>;
 }

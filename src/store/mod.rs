@@ -1,6 +1,6 @@
 //! Stage 3, the store: what the product remembers, behind one trait.
 //!
-//! SQLite stands behind it today; PostgreSQL can come later behind the same trait, so the SQL keeps
+//! SQLite implements it today; PostgreSQL can come later behind the same trait, so the SQL keeps
 //! to TEXT ids, integer times, JSON as text and `$1` parameters. Every writing transaction begins
 //! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
@@ -202,7 +202,7 @@ pub trait Store: WebhookStore + KeyStore {
     // ---- the queue: see `crate::queue`
 
     /// Puts every `running` job back to `queued` and appends `events` to each; for the start of the
-    /// only server on this database, when nobody can be working on them. Returns their ids. Their
+    /// only server on this database, when no executor can hold them. Returns their ids. Their
     /// attempt does not count; those whose user has cancelled or paused them are cancelled or
     /// paused instead.
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError>;

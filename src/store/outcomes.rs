@@ -1,10 +1,10 @@
-//! What a request that changes something comes to: an outcome for each.
+//! The outcomes of requests that change something.
 
 use crate::domain::file::FileRecord;
 use crate::domain::job::Job;
 use crate::domain::upload::Upload;
 
-/// What asking for an end came to.
+/// The outcome of a request to cancel a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CancelOutcome {
     /// It had not started, and is cancelled now.
@@ -17,7 +17,7 @@ pub enum CancelOutcome {
     TooLate(Job),
 }
 
-/// What asking for a pause came to.
+/// The outcome of a request to pause a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PauseOutcome {
     /// It waited, and is paused now.
@@ -30,7 +30,7 @@ pub enum PauseOutcome {
     Refused(Job),
 }
 
-/// What asking to go on came to.
+/// The outcome of a request to resume a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResumeOutcome {
     /// It was paused and waits again, or was to be paused and is not.
@@ -41,7 +41,7 @@ pub enum ResumeOutcome {
     Refused(Job),
 }
 
-/// What asking to delete a file came to.
+/// The outcome of a request to delete a file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DeleteFileOutcome {
     /// The row is gone; the caller removes the blob.
@@ -54,7 +54,7 @@ pub enum DeleteFileOutcome {
     NotFound,
 }
 
-/// What asking to delete a model came to.
+/// The outcome of a request to delete a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeleteModelOutcome {
     /// The model and its checkpoints are gone; the job and the files stay.
@@ -68,7 +68,7 @@ pub enum DeleteModelOutcome {
 /// Most parts of one upload.
 pub const MAX_PARTS: i64 = 10_000;
 
-/// What adding a part to an upload came to.
+/// The outcome of adding a part to an upload.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AddPartOutcome {
     /// It is added.
@@ -79,7 +79,7 @@ pub enum AddPartOutcome {
     TooMuch(Upload),
 }
 
-/// What completing an upload came to.
+/// The outcome of completing an upload.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CompleteUploadOutcome {
     /// It is a file now; the caller removes the blobs of these keys.
@@ -88,7 +88,7 @@ pub enum CompleteUploadOutcome {
     NotPending(Upload),
 }
 
-/// What cancelling an upload came to.
+/// The outcome of cancelling an upload.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CancelUploadOutcome {
     /// It is ended now; the caller removes the blobs of these keys.

@@ -67,7 +67,7 @@ pub trait WebhookStore: Send + Sync {
         for_each: u32,
         limit: u32,
     ) -> Result<Vec<(WebhookDelivery, WebhookEndpoint)>, StoreError>;
-    /// Adds an attempt to a pending delivery, and where it stands then. Nothing happens to one whose
+    /// Adds an attempt to a pending delivery, and its new status. Nothing happens to one whose
     /// endpoint is deleted by now, or that was given up meanwhile and was not delivered all the same.
     async fn record_webhook_attempt(
         &self,
@@ -76,6 +76,6 @@ pub trait WebhookStore: Send + Sync {
         status: DeliveryStatus,
         next_attempt_at: Option<i64>,
     ) -> Result<(), StoreError>;
-    /// Removes deliveries that came to an end and were made more than `age_seconds` ago; how many.
+    /// Removes deliveries that are finished and were made more than `age_seconds` ago; how many.
     async fn remove_old_webhook_deliveries(&self, age_seconds: i64) -> Result<u64, StoreError>;
 }

@@ -1,4 +1,4 @@
-//! What a trainer process and its supervisor say to each other: JSON lines.
+//! The messages between a trainer process and its supervisor: JSON lines.
 //!
 //! The supervisor writes one [`RunSpec`] to the trainer's standard input, and [`Control`] lines
 //! after it. The trainer writes [`Progress`] lines to its standard output; logs go to standard
@@ -36,18 +36,18 @@ pub struct RunSpec {
     pub hyperparameters: Hyperparameters,
 }
 
-/// What the supervisor says while the trainer runs.
+/// What the supervisor tells a running trainer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Control {
     /// End within one step; nothing of the run is needed any more.
     Cancel,
-    /// Write a checkpoint within one step and end; another trainer will go on from it.
+    /// Write a checkpoint within one step and end; another trainer will continue from it.
     Stop,
-    /// Requests are being answered on the device: wait between micro-batches. One goes through now and
-    /// then, so that the run never stands still for good.
+    /// Requests are being answered on the device: pause between micro-batches. One runs now and then, so
+    /// that the run never stops for good.
     PauseMicroBatches,
-    /// They are answered: go on.
+    /// They are answered: resume.
     ResumeMicroBatches,
     /// The files of an announced checkpoint have been copied: the trainer may remove its folder.
     Published {
@@ -56,13 +56,13 @@ pub enum Control {
     },
 }
 
-/// What the trainer says.
+/// What the trainer tells its supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Progress {
     /// Something the user should read.
     Note {
-        /// How grave it is.
+        /// How severe it is.
         level: EventLevel,
         /// A sentence.
         message: String,
@@ -78,7 +78,7 @@ pub enum Progress {
         /// Why each value that was left open is what it is, a sentence each.
         explanations: Vec<String>,
     },
-    /// Training goes on from a checkpoint.
+    /// Training continues from a checkpoint.
     Resumed {
         /// Optimiser steps done before.
         step: u64,
@@ -89,9 +89,9 @@ pub enum Progress {
         metrics: StepMetrics,
         /// Real tokens of the step per second.
         tokens_per_second: f64,
-        /// Seconds that the rest should take.
+        /// Seconds that the rest of the run should take.
         seconds_left: f64,
-        /// Seconds that this trainer has waited for answers to be made, as [`Control::PauseMicroBatches`] asks.
+        /// Seconds that this trainer has yielded to serving, after [`Control::PauseMicroBatches`].
         #[serde(default)]
         yielded_seconds: f64,
     },
@@ -135,7 +135,7 @@ pub enum Progress {
         /// All of it.
         dry_run: Box<DryRun>,
     },
-    /// It cannot go on, and another try would not help.
+    /// The run failed, and another attempt would not help.
     Failed {
         /// For the job.
         error: JobError,
@@ -161,8 +161,8 @@ pub struct DryRun {
     pub plan: Option<PlannedRun>,
     /// What it would hold in memory.
     pub memory: Option<MemoryNeed>,
-    /// Seconds that its steps and looks at the validation file would take, at the speed that the CPU has
-    /// now; `None` where its kernels are not what computes.
+    /// Seconds that its steps and evaluations would take, at the speed that the CPU has now; `None` where
+    /// the CPU's kernels do not compute.
     pub seconds: Option<f64>,
 }
 
@@ -194,7 +194,7 @@ pub struct MemoryNeed {
     pub activations: u64,
     /// The head's logits.
     pub logits: u64,
-    /// What is free on the device now; `None` where nobody tells.
+    /// What is free on the device now; `None` where the device does not tell.
     pub free: Option<u64>,
     /// Whether it fits into that.
     pub fits: bool,

@@ -139,7 +139,7 @@ pub enum LoraLayers {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
-    /// How the job trains; on the wire it stands around the hyperparameters.
+    /// How the job trains; on the wire the hyperparameters are inside of it.
     pub method: Method,
     /// How strongly preferences hold the model to its base, 0 < beta <= 2; with [`Method::Dpo`].
     #[serde(skip_serializing_if = "Auto::is_auto")]

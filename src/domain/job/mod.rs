@@ -266,7 +266,7 @@ pub enum EventLevel {
     Info,
     /// The user should read it.
     Warn,
-    /// The job cannot go on.
+    /// The job has failed.
     Error,
 }
 

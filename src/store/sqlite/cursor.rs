@@ -1,10 +1,10 @@
-//! Where a list goes on.
+//! The position in a list at which a page begins.
 
 use sqlx::SqliteConnection;
 
 use crate::store::StoreError;
 
-/// Where the item `id` stands in a list of `owner`'s: what `query` finds for the two, `$1` and `$2`. Fails
+/// The position of the item `id` in a list of `owner`: what `query` finds for the two, `$1` and `$2`. Fails
 /// with [`StoreError::UnknownCursor`] when that is nothing.
 pub(super) async fn position(
     connection: &mut SqliteConnection,

@@ -1,4 +1,4 @@
-//! SQL of jobs, as clients see them. What executors do with them stands in `queue` and `progress`.
+//! SQL of jobs, as clients see them. What executors do with them is in `queue` and `progress`.
 
 use std::collections::BTreeMap;
 

@@ -72,7 +72,7 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
 
 /// Opens the store for a short command, whether a server has the folder or not.
 ///
-/// SQLite lets several processes use a database in write-ahead mode, and whoever finds it locked waits.
+/// SQLite lets several processes use a database in write-ahead mode, and a process that finds it locked waits.
 /// What a process alone may do is left to the server: where one runs, the schema must be this
 /// version's already.
 ///

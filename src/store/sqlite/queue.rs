@@ -30,7 +30,7 @@ pub(super) async fn check_claim(
         .ok_or_else(|| StoreError::LostClaim(claim.job_id.clone()))
 }
 
-/// Gives every running job back: nobody can be working on them. One whose user has cancelled or
+/// Gives every running job back: no executor can hold them. One whose user has cancelled or
 /// paused it is cancelled or paused instead. Its attempt does not count.
 pub(super) async fn requeue_orphans(
     connection: &mut SqliteConnection,

@@ -128,7 +128,7 @@ pub(super) fn permission(row: &SqliteRow) -> Result<CheckpointPermission, StoreE
     })
 }
 
-/// Where a row of `jobs` stands.
+/// The status of a row of `jobs`.
 pub(super) fn job_status(row: &SqliteRow) -> Result<JobStatus, StoreError> {
     let status: String = row.try_get("status")?;
     JobStatus::parse(&status).ok_or_else(|| unknown_word("jobs.status", &status))
