@@ -1,36 +1,96 @@
-//! Fields of a JSON body, in which an explicit null is the same as absence.
+//! Fields of a JSON body. An explicit null is the same as absence.
 
 use serde_json::{Map, Value};
 
 use super::Refusal;
 
+/// Longest name of an unknown field that an error repeats.
+const MAX_NAME_CHARS: usize = 256;
+
+/// The body of a request together with the names of its fields, which the OpenAPI document lists too.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyFields<'a> {
+    body: &'a Map<String, Value>,
+    known: &'static [&'static str],
+}
+
+impl<'a> BodyFields<'a> {
+    /// A body whose fields have the names `known`.
+    pub fn new(body: &'a Map<String, Value>, known: &'static [&'static str]) -> Self {
+        Self { body, known }
+    }
+
+    /// The value of a field, if it is there.
+    pub fn get(&self, name: &str) -> Option<&'a Value> {
+        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
+        given(self.body, name)
+    }
+
+    /// The value of a field that is refused when it is there, so that the document does not list it.
+    pub fn get_unsupported(&self, name: &str) -> Option<&'a Value> {
+        debug_assert!(!self.known.contains(&name), "{name} is refused and listed");
+        given(self.body, name)
+    }
+
+    /// A field that holds a text.
+    pub fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
+        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
+        text(self.body, name)
+    }
+
+    /// A text that must be there and not be empty.
+    pub fn required_text(&self, name: &str) -> Result<String, Refusal> {
+        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
+        required_text(self.body, name)
+    }
+
+    /// The names of fields beside the known ones.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = &'a String> {
+        unknown(self.body, self.known)
+    }
+
+    /// Refuses fields that would be ignored.
+    pub(super) fn refuse_unknown(&self) -> Result<(), Refusal> {
+        match self.body.keys().find(|name| !self.known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => {
+                let shown: String = name.chars().take(MAX_NAME_CHARS).collect();
+                let message =
+                    format!("the field {shown:?} is unknown; known are {}", self.known.join(", "));
+                Err(Refusal::new(shown, message))
+            }
+        }
+    }
+}
+
 /// The value of a field, if it is there.
-pub(super) fn given<'a>(body: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    body.get(key).filter(|value| !value.is_null())
+pub(super) fn given<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    object.get(name).filter(|value| !value.is_null())
 }
 
 /// A field that holds a text.
-pub(super) fn text(body: &Map<String, Value>, key: &str) -> Result<Option<String>, Refusal> {
-    match given(body, key) {
+pub(super) fn text(object: &Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
+    match given(object, name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(Refusal::new(key, format!("{key} is {other}; it must be a text"))),
+        Some(other) => Err(Refusal::new(name, format!("{name} is {other}; it must be a text"))),
     }
 }
 
 /// A text that must be there and not be empty.
-pub(super) fn required_text(body: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
-    match text(body, key)? {
+pub(super) fn required_text(object: &Map<String, Value>, name: &str) -> Result<String, Refusal> {
+    match text(object, name)? {
         Some(text) if !text.is_empty() => Ok(text),
-        _ => Err(Refusal::new(key, format!("{key} is missing"))),
+        _ => Err(Refusal::new(name, format!("{name} is missing"))),
     }
 }
 
-/// Keys beside those that are known.
-pub(super) fn others<'a>(
-    body: &'a Map<String, Value>,
-    known: &'a [&str],
+/// The names of fields beside the known ones.
+pub(super) fn unknown<'a>(
+    object: &'a Map<String, Value>,
+    known: &[&str],
 ) -> impl Iterator<Item = &'a String> {
-    let is_other = |key: &&String| !known.contains(&key.as_str()) && given(body, key).is_some();
-    body.keys().filter(is_other)
+    let is_unknown =
+        |name: &&String| !known.contains(&name.as_str()) && given(object, name).is_some();
+    object.keys().filter(is_unknown)
 }

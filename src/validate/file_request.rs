@@ -1,23 +1,22 @@
-//! What a client says of a file that it uploads, at once or in parts: its name, what it is for, how
-//! long it is kept.
+//! The fields that every upload has, in one request or in parts: file name, purpose and lifetime.
 
 use super::Refusal;
 use crate::domain::file::FilePurpose;
 
-/// Longest name that is kept.
+/// Longest file name; the rest is cut off.
 const MAX_NAME_CHARS: usize = 255;
 
 /// Range of `expires_after`'s seconds.
 const LIFETIME_SECONDS: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 
-/// A client's name without folders; it is shown and never used as a path.
+/// The file name without folders. It is shown, and never used as a path.
 pub fn base_name(name: &str) -> String {
     let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let base: String = base.chars().filter(|c| !c.is_control()).take(MAX_NAME_CHARS).collect();
     if base.is_empty() || base == "." || base == ".." { "upload".to_owned() } else { base }
 }
 
-/// What an uploaded file is for.
+/// The purpose of an uploaded file.
 pub fn purpose(text: Option<&str>) -> Result<FilePurpose, Refusal> {
     let allowed = || {
         let names: Vec<&str> = FilePurpose::UPLOADABLE.iter().map(|one| one.as_str()).collect();
@@ -35,8 +34,8 @@ pub fn purpose(text: Option<&str>) -> Result<FilePurpose, Refusal> {
     })
 }
 
-/// `expires_after`: for how many seconds from its creation a file is kept; for ever when neither of the
-/// two is stated. `names` are those of the fields.
+/// `expires_after`: after how many seconds a file expires; `None`, which means never, when neither of the two
+/// is there. `names` are the names of the two fields.
 pub fn lifetime(
     anchor: Option<&str>,
     seconds: Option<&str>,

@@ -1,4 +1,4 @@
-//! Hyperparameters as clients send them: names, types and ranges.
+//! Hyperparameters of a request: names, types and ranges.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, Schedule};
 use crate::train::run::plan::DEFAULT_PATIENCE;
 
-/// Names that hone knows with every way of tuning: OpenAI's three first.
+/// Names that are valid with every fine-tune mode, OpenAI's three first.
 pub const KNOWN: &[&str] = &[
     "n_epochs",
     "batch_size",
@@ -33,10 +33,10 @@ pub const KNOWN: &[&str] = &[
     "save_total_limit",
 ];
 
-/// Names that hone knows with the method `dpo` alone.
+/// Names that are valid with the method `dpo` only.
 const KNOWN_WITH_DPO: &[&str] = &["beta"];
 
-/// Names that hone knows with the tuning `lora` alone.
+/// Names that are valid with the tuning `lora` only.
 const KNOWN_WITH_LORA: &[&str] = &[
     "modules_to_save",
     "lora_r",
@@ -47,22 +47,22 @@ const KNOWN_WITH_LORA: &[&str] = &[
     "use_rslora",
 ];
 
-/// Whether a name is that of a hyperparameter, of whatever method.
+/// Whether a hyperparameter of this name exists, with whatever method.
 pub fn is_known(name: &str) -> bool {
     [KNOWN, KNOWN_WITH_LORA, KNOWN_WITH_DPO].iter().any(|names| names.contains(&name))
 }
 
-/// Most names of layers.
+/// Most names of modules.
 const MOST_MODULES: usize = 64;
 
-/// PEFT's word for every linear layer of the blocks.
+/// PEFT's name of all linear layers of the blocks.
 const ALL_LINEAR: &str = "all-linear";
 
-/// Most indexes of blocks.
+/// Most indexes of layers.
 const MOST_LAYERS: usize = 1024;
 
 /// Reads the object at `path` of the request (`hyperparameters`, or
-/// `method.<method>.hyperparameters`). Null and `"auto"` leave a value open.
+/// `method.<method>.hyperparameters`). Null and `"auto"` leave a value open: the plan resolves it.
 ///
 /// # Errors
 /// An unknown name, a wrong type or a value out of range; the name is in `param`.
@@ -71,7 +71,7 @@ pub fn read(
     object: &Map<String, Value>,
     method: Method,
 ) -> Result<Hyperparameters, Refusal> {
-    let fields = Fields { path, object };
+    let fields = HyperparameterFields { path, object };
     let mut known = [KNOWN, KNOWN_WITH_LORA].concat();
     if method == Method::Dpo {
         known.extend(KNOWN_WITH_DPO);
@@ -133,8 +133,8 @@ pub fn read(
         }
     }
     if read.min_lr_ratio.is_some() && read.lr_scheduler_type == Some(Schedule::Constant) {
-        let message = "min_lr_ratio says where the learning rate falls to, and with \
-                       lr_scheduler_type \"constant\" it does not fall";
+        let message = "min_lr_ratio is the end of a learning rate's decay, and with \
+                       lr_scheduler_type \"constant\" there is no decay";
         return Err(fields.refuse("min_lr_ratio", message.to_owned()));
     }
     let tuning = read.tuning.unwrap_or_default();
@@ -158,7 +158,7 @@ fn auto<T>(value: Option<T>) -> Auto<T> {
     value.map_or(Auto::Auto, Auto::Value)
 }
 
-/// Numbers that a value may have.
+/// The range of a number.
 #[derive(Clone, Copy)]
 struct Range {
     least: f64,
@@ -175,12 +175,12 @@ fn from(least: f64) -> Range {
     Range { least, with_least: true, most: f64::MAX }
 }
 
-struct Fields<'a> {
+struct HyperparameterFields<'a> {
     path: &'a str,
     object: &'a Map<String, Value>,
 }
 
-impl Fields<'_> {
+impl HyperparameterFields<'_> {
     fn refuse(&self, name: &str, message: String) -> Refusal {
         let param = format!("{}.{name}", self.path);
         Refusal::with_code(ErrorCode::InvalidHyperparameter, param, message)
@@ -188,6 +188,7 @@ impl Fields<'_> {
 
     /// The value, if the client chose one.
     fn chosen(&self, name: &str) -> Option<&Value> {
+        debug_assert!(is_known(name), "{name} is read and not listed");
         self.object.get(name).filter(|value| !value.is_null() && *value != "auto")
     }
 
@@ -252,7 +253,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Looks without improvement before the end; Together's switch for it stands beside.
+    /// Evaluations without improvement until early stopping, and Together's switch for it.
     fn patience(&self) -> Result<Option<u32>, Refusal> {
         const NAME: &str = "early_stopping_enabled";
         let patience = self.whole("early_stopping_patience", 0..=1000)?;
@@ -263,7 +264,7 @@ impl Fields<'_> {
             (Some(true), Some(1..)) => Ok(patience),
             (Some(enabled), Some(patience)) => {
                 let message = format!(
-                    "{NAME} is {enabled} and early_stopping_patience is {patience}, where 0 alone means \
+                    "{NAME} is {enabled} and early_stopping_patience is {patience}, where only 0 means \
                      never: send one of them"
                 );
                 Err(self.refuse(NAME, message))
@@ -271,7 +272,7 @@ impl Fields<'_> {
         }
     }
 
-    /// The least improvement, in hone's own spelling or Together's.
+    /// The smallest improvement, in hone's spelling or Together's.
     fn threshold(&self) -> Result<Option<f64>, Refusal> {
         const OTHER: &str = "early_stopping_min_delta";
         let own = self.number("early_stopping_threshold", from(0.0))?;
@@ -303,7 +304,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Names of layers, such as `example`; the word `open` leaves it open.
+    /// Names of modules, such as `example`. The value `open` leaves it open.
     fn names(
         &self,
         name: &str,
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_another_way_of_tuning_are_refused() {
+    fn values_of_another_fine_tune_mode_are_refused() {
         let read = read_json(json!({"tuning": "last_layers", "tuning_layers": 2}));
         let read = read.expect("they belong together");
         assert_eq!((read.tuning, read.tuning_layers), (Some(FineTuneMode::LastLayers), Some(2)));
@@ -490,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_the_same_in_two_ways_or_has_no_effect_is_refused() {
+    fn values_that_exclude_each_other_or_have_no_effect_are_refused() {
         for (value, name) in [
             (json!({"n_evals": 2, "eval_steps": 5}), "n_evals"),
             (json!({"n_checkpoints": 2, "save_steps": 5}), "n_checkpoints"),
@@ -498,6 +499,42 @@ mod tests {
         ] {
             let refusal = read_json(value).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));
+        }
+    }
+
+    #[test]
+    fn every_name_that_is_listed_is_read_and_stored_under_it() {
+        let samples = json!({
+            "n_epochs": 2, "batch_size": 3, "learning_rate_multiplier": 1.5, "learning_rate": 0.25,
+            "tuning": "full", "tuning_layers": 2, "warmup_ratio": 0.5, "weight_decay": 0.5,
+            "max_grad_norm": 0.5, "lr_scheduler_type": "cosine", "min_lr_ratio": 0.5,
+            "packing": true, "context_length": 64, "eval_steps": 5, "n_evals": 2,
+            "early_stopping_enabled": false, "early_stopping_patience": 4,
+            "early_stopping_threshold": 0.5, "early_stopping_min_delta": 0.5, "save_steps": 5,
+            "n_checkpoints": 2, "save_total_limit": 2, "beta": 0.5, "modules_to_save": ["lm_head"],
+            "lora_r": 4, "lora_alpha": 8.0, "lora_dropout": 0.5, "lora_target_modules": ["q_proj"],
+            "lora_layers": 2, "use_rslora": true,
+        });
+        let samples = samples.as_object().expect("an object");
+        let mut names: Vec<&str> = samples.keys().map(String::as_str).collect();
+        let mut known = [KNOWN, KNOWN_WITH_LORA, KNOWN_WITH_DPO].concat();
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(names, known);
+        for (name, value) in samples {
+            let mut object = Map::from_iter([(name.clone(), value.clone())]);
+            if name == "tuning_layers" {
+                object.insert("tuning".to_owned(), json!("last_layers"));
+            }
+            let read = read("hyperparameters", &object, Method::Dpo).expect(name);
+            // Together's spellings are stored under hone's names.
+            let (stored_name, stored_value) = match name.as_str() {
+                "early_stopping_enabled" => ("early_stopping_patience", &json!(0)),
+                "early_stopping_min_delta" => ("early_stopping_threshold", value),
+                own => (own, value),
+            };
+            let stored = serde_json::to_value(&read).expect("it serialises");
+            assert_eq!(&stored[stored_name], stored_value, "{name}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! `integrations` of a job request. hone sends nothing to other services, so a job that asks for it is
-//! refused: to run it without its integration would be to ignore what its user wants to see.
+//! `integrations` of a job request. hone sends nothing to other services, so a job with an integration is
+//! refused instead of run without it.
 
 use serde_json::Value;
 
@@ -9,8 +9,8 @@ use crate::domain::error_code::ErrorCode;
 /// Most integrations of a job, in OpenAI's API.
 const MOST: usize = 5;
 
-/// Refuses every integration: one that is not as OpenAI's API has it with what is wrong, any other
-/// with what to do instead. An empty list is none.
+/// Refuses every integration. The error of a malformed one names the field, that of a valid one names the
+/// alternative. An empty list is no integration.
 pub(super) fn check(value: Option<&Value>) -> Result<(), Refusal> {
     let Some(value) = value else {
         return Ok(());
@@ -32,9 +32,8 @@ pub(super) fn check(value: Option<&Value>) -> Result<(), Refusal> {
     Err(Refusal::with_code(
         ErrorCode::Unsupported,
         "integrations",
-        "hone sends nothing to Weights & Biases, and does not run the job without saying so: leave \
-         integrations out. `WandbLogger.sync` of the `wandb` package brings the job and its metrics \
-         there through this API",
+        "hone sends nothing to Weights & Biases: leave integrations out. `WandbLogger.sync` of the `wandb` \
+         package copies the job and its metrics there through this API",
     ))
 }
 

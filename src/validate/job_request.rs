@@ -1,13 +1,14 @@
-//! The body of `POST /v1/fine_tuning/jobs`: what it asks for, before anything is looked up.
+//! The body of `POST /v1/fine_tuning/jobs`, checked by itself: files and models are looked up later.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, fields, integrations, method};
+use super::fields::BodyFields;
+use super::{Refusal, integrations, method};
 use crate::domain::job::Hyperparameters;
 
-/// A request that makes sense by itself.
+/// A request that is valid by itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRequest {
     /// Id of the base model.
@@ -20,15 +21,16 @@ pub struct JobRequest {
     pub suffix: Option<String>,
     /// Seed, if the client chose one.
     pub seed: Option<u32>,
-    /// What is left open is `Auto`.
+    /// Values that the client leaves open are `Auto`.
     pub hyperparameters: Hyperparameters,
-    /// The client's own notes.
+    /// The client's metadata.
     pub metadata: Option<BTreeMap<String, String>>,
-    /// Paths of fields that mean nothing to hone: said in an event, not an error.
+    /// Paths of fields that hone does not use. An event names them; they are no error.
     pub unknown_fields: Vec<String>,
 }
 
-const KNOWN: &[&str] = &[
+/// The fields of the body.
+pub const FIELDS: &[&str] = &[
     "model",
     "training_file",
     "validation_file",
@@ -48,21 +50,19 @@ const MAX_METADATA_VALUE_CHARS: usize = 512;
 
 /// Reads a request; an explicit null is the same as absence.
 pub fn read(body: &Map<String, Value>) -> Result<JobRequest, Refusal> {
-    let given = |key: &str| fields::given(body, key);
-    let text = |key: &str| fields::text(body, key);
-    let required = |key: &str| fields::required_text(body, key);
-    integrations::check(given("integrations"))?;
-    let asked = method::read(given("method"), given("hyperparameters"))?;
-    let mut unknown_fields: Vec<String> = fields::others(body, KNOWN).cloned().collect();
-    unknown_fields.extend(asked.unknown_fields);
+    let fields = BodyFields::new(body, FIELDS);
+    integrations::check(fields.get("integrations"))?;
+    let method = method::read(fields.get("method"), fields.get("hyperparameters"))?;
+    let mut unknown_fields: Vec<String> = fields.unknown().cloned().collect();
+    unknown_fields.extend(method.unknown_fields);
     Ok(JobRequest {
-        model: required("model")?,
-        training_file: required("training_file")?,
-        validation_file: text("validation_file")?,
-        suffix: suffix(text("suffix")?)?,
-        seed: seed(given("seed"))?,
-        hyperparameters: asked.hyperparameters,
-        metadata: metadata(given("metadata"))?,
+        model: fields.required_text("model")?,
+        training_file: fields.required_text("training_file")?,
+        validation_file: fields.text("validation_file")?,
+        suffix: suffix(fields.text("suffix")?)?,
+        seed: seed(fields.get("seed"))?,
+        hyperparameters: method.hyperparameters,
+        metadata: metadata(fields.get("metadata"))?,
         unknown_fields,
     })
 }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_kept_for_an_event() {
+    fn unknown_fields_are_named_for_an_event() {
         let body = json!({"colour": "red", "method": {"type": "dpo", "dpo": {"foo": 1}}});
         let read = read_json(body).expect("it is no error");
         assert_eq!(read.unknown_fields, ["colour", "method.dpo.foo"]);

@@ -1,4 +1,4 @@
-//! `method` of a job request, and the older `hyperparameters` at its top level: how the job trains.
+//! `method` of a job request, and the older `hyperparameters` at the top level.
 
 use serde_json::{Map, Value};
 
@@ -6,49 +6,52 @@ use super::{Refusal, fields, hyperparameters};
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{Hyperparameters, Method};
 
-/// The older place.
-const LEGACY: &str = "hyperparameters";
+/// The field that holds hyperparameters: inside of the method, or at the top level (the older place).
+const HYPERPARAMETERS: &str = "hyperparameters";
 
-/// What both places ask for together.
+/// The method and hyperparameters of a request, from both places.
 #[derive(Debug, PartialEq)]
-pub(super) struct Asked {
-    /// What is left open is `Auto`.
+pub(super) struct RequestedMethod {
+    /// Values that the client leaves open are `Auto`.
     pub(super) hyperparameters: Hyperparameters,
-    /// Paths of keys that mean nothing to hone.
+    /// Paths of fields that hone does not use.
     pub(super) unknown_fields: Vec<String>,
 }
 
-/// Reads both. A hyperparameter may stand in both places when it has the same value there.
+/// Reads both places. A hyperparameter may be in both when its value is the same.
 ///
 /// # Errors
-/// An unknown method or hyperparameter, a value that is wrong or stands twice and differs.
-pub(super) fn read(method: Option<&Value>, legacy: Option<&Value>) -> Result<Asked, Refusal> {
+/// An unknown method or hyperparameter, a wrong value, or two values that differ.
+pub(super) fn read(
+    method: Option<&Value>,
+    legacy: Option<&Value>,
+) -> Result<RequestedMethod, Refusal> {
     let mut unknown_fields = Vec::new();
-    let (kind, stated) = match method {
+    let (kind, nested) = match method {
         None => (Method::Supervised, None),
         Some(Value::Object(method)) => {
             let kind = kind_of(method)?;
-            (kind, stated(method, kind, &mut unknown_fields)?)
+            (kind, nested(method, kind, &mut unknown_fields)?)
         }
         Some(other) => {
             let message = format!("method is {other}; it must be an object with a \"type\"");
             return Err(Refusal::new("method", message));
         }
     };
-    let path = format!("method.{}.{LEGACY}", kind.as_str());
-    let legacy = legacy.map(|value| object(LEGACY, value)).transpose()?;
-    let hyperparameters = match (stated, legacy) {
+    let path = format!("method.{}.{HYPERPARAMETERS}", kind.as_str());
+    let legacy = legacy.map(|value| object(HYPERPARAMETERS, value)).transpose()?;
+    let hyperparameters = match (nested, legacy) {
         (None, None) => Hyperparameters { method: kind, ..Hyperparameters::default() },
         (Some(one), None) => hyperparameters::read(&path, one, kind)?,
-        (None, Some(one)) => hyperparameters::read(LEGACY, one, kind)?,
-        (Some(stated), Some(legacy)) => {
-            // Each by itself first, so that what is wrong is named where it stands.
-            hyperparameters::read(&path, stated, kind)?;
-            hyperparameters::read(LEGACY, legacy, kind)?;
-            hyperparameters::read(&path, &merged(&path, stated, legacy)?, kind)?
+        (None, Some(one)) => hyperparameters::read(HYPERPARAMETERS, one, kind)?,
+        (Some(nested), Some(legacy)) => {
+            // Each by itself first, so that an error names the place of the value.
+            hyperparameters::read(&path, nested, kind)?;
+            hyperparameters::read(HYPERPARAMETERS, legacy, kind)?;
+            hyperparameters::read(&path, &merged(&path, nested, legacy)?, kind)?
         }
     };
-    Ok(Asked { hyperparameters, unknown_fields })
+    Ok(RequestedMethod { hyperparameters, unknown_fields })
 }
 
 fn kind_of(method: &Map<String, Value>) -> Result<Method, Refusal> {
@@ -72,30 +75,31 @@ fn kind_of(method: &Map<String, Value>) -> Result<Method, Refusal> {
     }
 }
 
-/// The hyperparameters that `method` states under its own type. What stands beside them, such as
-/// another type's, goes to `unknown_fields`.
-fn stated<'a>(
+/// The hyperparameters inside of `method`, under its own type. Other fields, such as another type's, go to
+/// `unknown_fields`.
+fn nested<'a>(
     method: &'a Map<String, Value>,
     kind: Method,
     unknown_fields: &mut Vec<String>,
 ) -> Result<Option<&'a Map<String, Value>>, Refusal> {
     let path = format!("method.{}", kind.as_str());
-    let belong = format!("{path}.{LEGACY}");
-    let is_misplaced = |name: &str| name == LEGACY || hyperparameters::is_known(name);
+    let belong = format!("{path}.{HYPERPARAMETERS}");
+    let is_misplaced = |name: &str| name == HYPERPARAMETERS || hyperparameters::is_known(name);
     refuse_misplaced("method", method, is_misplaced, &belong)?;
     let known = ["type", kind.as_str()];
-    unknown_fields.extend(fields::others(method, &known).map(|key| format!("method.{key}")));
+    unknown_fields.extend(fields::unknown(method, &known).map(|key| format!("method.{key}")));
     let Some(settings) = fields::given(method, kind.as_str()) else {
         return Ok(None);
     };
     let settings = object(&path, settings)?;
     refuse_misplaced(&path, settings, hyperparameters::is_known, &belong)?;
-    unknown_fields.extend(fields::others(settings, &[LEGACY]).map(|key| format!("{path}.{key}")));
-    let stated = fields::given(settings, LEGACY);
-    stated.map(|value| object(&format!("{path}.{LEGACY}"), value)).transpose()
+    unknown_fields
+        .extend(fields::unknown(settings, &[HYPERPARAMETERS]).map(|key| format!("{path}.{key}")));
+    let nested = fields::given(settings, HYPERPARAMETERS);
+    nested.map(|value| object(&format!("{path}.{HYPERPARAMETERS}"), value)).transpose()
 }
 
-/// Refuses hyperparameters that stand too high: the job would train with other values than were meant.
+/// Refuses hyperparameters in a place where they would be ignored.
 fn refuse_misplaced(
     path: &str,
     found: &Map<String, Value>,
@@ -106,7 +110,7 @@ fn refuse_misplaced(
     let Some(name) = given.find(|name| is_misplaced(name)) else {
         return Ok(());
     };
-    let message = format!("{path}.{name} has no effect there: hyperparameters stand in {belong}");
+    let message = format!("{path}.{name} has no effect there: hyperparameters belong in {belong}");
     Err(Refusal::new(format!("{path}.{name}"), message))
 }
 
@@ -117,19 +121,20 @@ fn object<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Re
     })
 }
 
+/// The hyperparameters of both places.
 fn merged(
     path: &str,
-    stated: &Map<String, Value>,
+    nested: &Map<String, Value>,
     legacy: &Map<String, Value>,
 ) -> Result<Map<String, Value>, Refusal> {
-    let mut all = stated.clone();
+    let mut all = nested.clone();
     for (key, value) in legacy.iter().filter(|(_, value)| !value.is_null()) {
-        match fields::given(stated, key) {
+        match fields::given(nested, key) {
             Some(other) if !is_same(other, value) => {
                 let message = format!(
-                    "{LEGACY}.{key} is {value} and {path}.{key} is {other}: send one of them"
+                    "{HYPERPARAMETERS}.{key} is {value} and {path}.{key} is {other}: send one of them"
                 );
-                return Err(Refusal::new(format!("{LEGACY}.{key}"), message));
+                return Err(Refusal::new(format!("{HYPERPARAMETERS}.{key}"), message));
             }
             _ => {
                 all.insert(key.clone(), value.clone());
@@ -155,7 +160,7 @@ mod tests {
     use super::*;
     use crate::domain::job::Auto;
 
-    fn ask(method: Value, legacy: Value) -> Result<Asked, Refusal> {
+    fn ask(method: Value, legacy: Value) -> Result<RequestedMethod, Refusal> {
         read(Some(&method).filter(|v| !v.is_null()), Some(&legacy).filter(|v| !v.is_null()))
     }
 
@@ -181,13 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_mean_nothing_are_named_with_their_place() {
+    fn unused_keys_are_named_with_their_place() {
         let method = json!({"type": "supervised", "dpo": {"hyperparameters": {"beta": 0.1}},
             "reinforcement": null, "colour": "red",
             "supervised": {"foo": 1, "bar": null, "hyperparameters": {"n_epochs": 2}}});
-        let asked = ask(method, json!(null)).expect("it can be done");
-        assert_eq!(asked.unknown_fields, ["method.dpo", "method.colour", "method.supervised.foo"]);
-        assert_eq!(asked.hyperparameters.n_epochs, Auto::Value(2));
+        let requested = ask(method, json!(null)).expect("it can be done");
+        assert_eq!(
+            requested.unknown_fields,
+            ["method.dpo", "method.colour", "method.supervised.foo"]
+        );
+        assert_eq!(requested.hyperparameters.n_epochs, Auto::Value(2));
     }
 
     #[test]

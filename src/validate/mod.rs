@@ -1,6 +1,6 @@
-//! Stage 2: is it acceptable? Pure functions, called by `http` while a request is read.
+//! Stage 2: is a request valid? Pure functions, which `http` calls while it reads a request.
 
-mod fields;
+pub mod fields;
 pub mod file_request;
 pub mod hyperparameters;
 mod integrations;
@@ -39,7 +39,7 @@ impl Refusal {
         Self { code, param: param.into(), message: message.into() }
     }
 
-    /// The same refusal of a field that stands within another one.
+    /// The same refusal, of a field inside of `outer`.
     fn within(mut self, outer: &str) -> Self {
         self.param = match self.param.as_str() {
             "" => outer.to_owned(),

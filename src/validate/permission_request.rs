@@ -2,18 +2,22 @@
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, fields};
+use super::Refusal;
+use super::fields::BodyFields;
 use crate::domain::project::Project;
 
 /// Most projects of one request.
 const MOST_PROJECTS: usize = 100;
 
+/// The fields of the body.
+pub const FIELDS: &[&str] = &["project_ids"];
+
 /// The projects that a request names.
 ///
 /// # Errors
-/// No list of names, or one that is empty, too long, or holds what is no name of a project.
+/// There is no list, it is empty or too long, or one of its items is not the name of a project.
 pub fn read(body: &Map<String, Value>) -> Result<Vec<Project>, Refusal> {
-    let list = fields::given(body, "project_ids").and_then(Value::as_array);
+    let list = BodyFields::new(body, FIELDS).get("project_ids").and_then(Value::as_array);
     let Some(list) = list.filter(|list| (1..=MOST_PROJECTS).contains(&list.len())) else {
         let message =
             format!("project_ids must be a list of 1 to {MOST_PROJECTS} names of projects");

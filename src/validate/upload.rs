@@ -1,5 +1,5 @@
-//! Looks at a training file while it is being uploaded, in constant memory, and says at job creation
-//! what was found.
+//! Validates a training file while it is uploaded, in constant memory. The report decides at job creation
+//! whether a job over the file can run.
 
 use crate::dataset::{
     Diagnostic, Diagnostics, Format, LineFault, LineSplitter, MIN_EXAMPLES, ValidationReport,
@@ -8,52 +8,52 @@ use crate::dataset::{
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{DataFile, JobError, Method};
 
-/// Judges a JSONL file as its bytes come in.
+/// Validates a JSONL file as its bytes arrive.
 #[derive(Debug, Default)]
 pub struct UploadChecker {
     splitter: LineSplitter,
-    judge: Judge,
+    examples: ExampleChecker,
 }
 
-/// What has been found so far.
+/// Validates line by line.
 #[derive(Debug, Default)]
-struct Judge {
-    verdict: ValidationReport,
+struct ExampleChecker {
+    report: ValidationReport,
     /// Format and line of the first example.
     first: Option<(Format, u64)>,
     is_mixed: bool,
 }
 
 impl UploadChecker {
-    /// Nothing read yet.
+    /// A checker of an empty file.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Takes the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let judge = &mut self.judge;
-        self.splitter.feed(bytes, &mut |number, line| judge.line(number, line));
+        let examples = &mut self.examples;
+        self.splitter.feed(bytes, &mut |number, line| examples.line(number, line));
     }
 
-    /// What the whole file is.
+    /// The report of the whole file.
     pub fn finish(mut self) -> ValidationReport {
-        let judge = &mut self.judge;
-        self.splitter.finish(&mut |number, line| judge.line(number, line));
-        let mut verdict = self.judge.verdict;
-        verdict.format = match (self.judge.first, self.judge.is_mixed) {
+        let examples = &mut self.examples;
+        self.splitter.finish(&mut |number, line| examples.line(number, line));
+        let mut report = self.examples.report;
+        report.format = match (self.examples.first, self.examples.is_mixed) {
             (Some((format, _)), false) => Some(format),
             _ => None,
         };
-        verdict
+        report
     }
 }
 
-impl Judge {
+impl ExampleChecker {
     fn line(&mut self, number: u64, line: Result<&str, LineFault>) {
-        // A line that cannot be read still was meant as an example.
-        self.verdict.examples += 1;
-        let problems = &mut self.verdict.problems;
+        // A malformed line counts as an example too.
+        self.report.examples += 1;
+        let problems = &mut self.report.problems;
         let text = match line {
             Ok(text) => text,
             Err(fault) => {
@@ -62,7 +62,7 @@ impl Judge {
                 return;
             }
         };
-        let warnings = &mut self.verdict.warnings;
+        let warnings = &mut self.report.warnings;
         let read = || parse_example(number, text, problems, warnings).map(|line| line.format());
         let Some(format) = plain_format(text).or_else(read) else { return };
         let (first, first_line) = *self.first.get_or_insert((format, number));
@@ -78,30 +78,30 @@ impl Judge {
     }
 }
 
-/// Why a job of this method over this file fails; `None` when the file is good.
+/// The error of a job with this method over this file; `None` when the file is valid.
 pub fn job_error_for(
-    verdict: &ValidationReport,
+    report: &ValidationReport,
     which: DataFile,
     method: Method,
 ) -> Option<JobError> {
     let error = |code: ErrorCode, message: String| {
         Some(JobError { code, message, param: Some(which.param().to_owned()) })
     };
-    if !verdict.problems.is_empty() {
-        return error(which.code(), describe_problems(&verdict.problems));
+    if !report.problems.is_empty() {
+        return error(which.code(), describe_problems(&report.problems));
     }
-    if which == DataFile::Validation && verdict.examples == 0 {
+    if which == DataFile::Validation && report.examples == 0 {
         let message = "the validation file has 0 examples; at least 1 is needed".to_owned();
         return error(ErrorCode::InvalidValidationFile, message);
     }
-    if which == DataFile::Training && verdict.examples < MIN_EXAMPLES {
+    if which == DataFile::Training && report.examples < MIN_EXAMPLES {
         let message = format!(
             "the training file has {} examples; at least {MIN_EXAMPLES} are needed",
-            verdict.examples
+            report.examples
         );
         return error(ErrorCode::InvalidNExamples, message);
     }
-    let format = verdict.format?;
+    let format = report.format?;
     if method.takes(format) {
         return None;
     }
@@ -119,7 +119,7 @@ pub fn job_error_for(
     error(which.code(), message)
 }
 
-/// All listed problems, a line each, and how many there are in all.
+/// The listed problems, a line each, and how many there are.
 fn describe_problems(problems: &Diagnostics) -> String {
     let mut text = match problems.total {
         1 => "there is a problem in the file:".to_owned(),

@@ -1,45 +1,53 @@
-//! Reads the JSON bodies of uploads in parts.
+//! The JSON bodies of uploads in parts.
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, fields, file_request};
+use super::fields::{self, BodyFields};
+use super::{Refusal, file_request};
 use crate::config::MAX_PARTED_UPLOAD_BYTES;
 use crate::domain::file::FilePurpose;
 
-/// A request to begin an upload that can be fulfilled.
+/// A valid request to create an upload.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UploadRequest {
     /// Base name.
     pub filename: String,
-    /// What the file will be for.
+    /// Purpose of the file.
     pub purpose: FilePurpose,
     /// Size of the whole file.
     pub bytes: i64,
-    /// Seconds that the file is kept; `None` for ever.
+    /// Seconds until the file expires; `None`: never.
     pub file_lifetime: Option<i64>,
 }
 
-/// A request to complete an upload.
+/// A valid request to complete an upload.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Completion {
+pub struct UploadCompletion {
     /// The parts, in the order of their bytes.
     pub part_ids: Vec<String>,
-    /// MD5 that the whole must have, lower-case hex.
+    /// MD5 that the file must have, lower-case hex.
     pub md5: Option<String>,
 }
 
-/// Reads a request to begin.
+/// The fields of a request to create an upload.
+pub const CREATE_FIELDS: &[&str] = &["filename", "purpose", "bytes", "mime_type", "expires_after"];
+
+/// The fields of a request to complete an upload.
+pub const COMPLETE_FIELDS: &[&str] = &["part_ids", "md5"];
+
+/// Reads a request to create an upload.
 pub fn read(body: &Map<String, Value>) -> Result<UploadRequest, Refusal> {
-    let filename = fields::required_text(body, "filename")?;
-    let purpose = file_request::purpose(fields::text(body, "purpose")?.as_deref())?;
-    let bytes = bytes(fields::given(body, "bytes"))?;
-    // It says nothing that the purpose does not say, and is required by OpenAI.
-    fields::required_text(body, "mime_type")?;
+    let fields = BodyFields::new(body, CREATE_FIELDS);
+    let filename = fields.required_text("filename")?;
+    let purpose = file_request::purpose(fields.text("purpose")?.as_deref())?;
+    let bytes = bytes(fields.get("bytes"))?;
+    // OpenAI requires it. hone does not use it.
+    fields.required_text("mime_type")?;
     Ok(UploadRequest {
         filename: file_request::base_name(&filename),
         purpose,
         bytes,
-        file_lifetime: file_lifetime(fields::given(body, "expires_after"))?,
+        file_lifetime: file_lifetime(fields.get("expires_after"))?,
     })
 }
 
@@ -71,9 +79,10 @@ fn file_lifetime(value: Option<&Value>) -> Result<Option<i64>, Refusal> {
     file_request::lifetime(anchor.as_deref(), Some(&seconds), names)
 }
 
-/// Reads a request to complete.
-pub fn read_completion(body: &Map<String, Value>) -> Result<Completion, Refusal> {
-    let ids = fields::given(body, "part_ids").and_then(Value::as_array);
+/// Reads a request to complete an upload.
+pub fn read_completion(body: &Map<String, Value>) -> Result<UploadCompletion, Refusal> {
+    let fields = BodyFields::new(body, COMPLETE_FIELDS);
+    let ids = fields.get("part_ids").and_then(Value::as_array);
     let Some(ids) = ids.filter(|ids| !ids.is_empty()) else {
         let message = "part_ids must be a list of the parts' ids, in the order of their bytes";
         return Err(Refusal::new("part_ids", message));
@@ -86,13 +95,13 @@ pub fn read_completion(body: &Map<String, Value>) -> Result<Completion, Refusal>
         };
         part_ids.push(id.to_owned());
     }
-    let md5 = fields::text(body, "md5")?;
+    let md5 = fields.text("md5")?;
     if let Some(md5) = &md5
         && (md5.len() != 32 || !md5.bytes().all(|byte| byte.is_ascii_hexdigit()))
     {
         return Err(Refusal::new("md5", format!("md5 is {md5:?}; it must be 32 hex digits")));
     }
-    Ok(Completion { part_ids, md5: md5.map(|md5| md5.to_ascii_lowercase()) })
+    Ok(UploadCompletion { part_ids, md5: md5.map(|md5| md5.to_ascii_lowercase()) })
 }
 
 #[cfg(test)]

@@ -1,26 +1,39 @@
-//! Reads the JSON bodies of webhook endpoints. Where the address leads is not judged here: that takes a
-//! look-up.
+//! The JSON bodies of webhook endpoints. The address of the URL is checked later, because that takes a DNS
+//! query.
 
 use serde_json::{Map, Value};
 
-use super::{Refusal, fields};
+use super::Refusal;
+use super::fields::BodyFields;
 use crate::domain::webhook::{EndpointChange, EventType};
 
 /// Longest name.
 const MAX_NAME_CHARS: usize = 256;
 
-/// A request to make an endpoint.
+/// A valid request to create an endpoint.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NewEndpoint {
     /// For people.
     pub name: String,
-    /// Where deliveries shall go.
+    /// Target of the deliveries.
     pub url: String,
-    /// What it asks for, each once.
+    /// Subscribed event types, each once.
     pub event_types: Vec<String>,
 }
 
-/// Reads a request to make an endpoint.
+/// The fields of a request to create or change an endpoint.
+pub const ENDPOINT_FIELDS: &[&str] = &["name", "url", "event_types"];
+
+/// The fields of a request to rotate a secret.
+pub const ROTATE_FIELDS: &[&str] = &[KEEP_OLD_SECRET];
+
+/// The fields of a request to send a test event.
+pub const TEST_FIELDS: &[&str] = &["event_type"];
+
+/// Whether the old secret stays valid for a day.
+const KEEP_OLD_SECRET: &str = "keep_old_secret_active_for_24_hours";
+
+/// Reads a request to create an endpoint.
 pub fn read(body: &Map<String, Value>) -> Result<NewEndpoint, Refusal> {
     let change = read_change(body)?;
     let missing = |field: &str| Refusal::new(field, format!("{field} is missing"));
@@ -28,67 +41,73 @@ pub fn read(body: &Map<String, Value>) -> Result<NewEndpoint, Refusal> {
         name: change.name.ok_or_else(|| missing("name"))?,
         url: change.url.ok_or_else(|| missing("url"))?,
         event_types: change.event_types.ok_or_else(|| {
-            let message = format!("event_types is missing; it can hold {}", told());
+            let message = format!("event_types is missing; it can hold {}", sent_types());
             Refusal::new("event_types", message)
         })?,
     })
 }
 
-/// Reads a request to change an endpoint, of which every field may be left out.
+/// Reads a request to change an endpoint. Every field is optional.
 pub fn read_change(body: &Map<String, Value>) -> Result<EndpointChange, Refusal> {
-    only(body, &["name", "url", "event_types"])?;
-    let name = fields::text(body, "name")?;
+    let fields = BodyFields::new(body, ENDPOINT_FIELDS);
+    fields.refuse_unknown()?;
+    let name = fields.text("name")?;
     if let Some(name) = &name
         && !(1..=MAX_NAME_CHARS).contains(&name.chars().count())
     {
         let message = format!("name must have 1 to {MAX_NAME_CHARS} characters");
         return Err(Refusal::new("name", message));
     }
-    let event_types = fields::given(body, "event_types").map(event_types).transpose()?;
-    Ok(EndpointChange { name, url: fields::text(body, "url")?, event_types })
+    let event_types = fields.get("event_types").map(event_types).transpose()?;
+    Ok(EndpointChange { name, url: fields.text("url")?, event_types })
 }
 
-/// Reads whether the old secret goes on signing for a day.
+/// Reads whether the old secret stays valid for a day.
 pub fn read_rotation(body: &Map<String, Value>) -> Result<bool, Refusal> {
-    const KEEP: &str = "keep_old_secret_active_for_24_hours";
-    only(body, &[KEEP])?;
-    match fields::given(body, KEEP) {
+    let fields = BodyFields::new(body, ROTATE_FIELDS);
+    fields.refuse_unknown()?;
+    match fields.get(KEEP_OLD_SECRET) {
         None => Ok(false),
         Some(Value::Bool(keep)) => Ok(*keep),
         Some(other) => {
-            Err(Refusal::new(KEEP, format!("{KEEP} is {other}; it must be true or false")))
+            let message = format!("{KEEP_OLD_SECRET} is {other}; it must be true or false");
+            Err(Refusal::new(KEEP_OLD_SECRET, message))
         }
     }
 }
 
-/// Reads which event a sample is wanted of.
+/// Reads the type of a test event.
 pub fn read_test(body: &Map<String, Value>) -> Result<EventType, Refusal> {
-    only(body, &["event_type"])?;
-    let name = fields::required_text(body, "event_type")?;
+    let fields = BodyFields::new(body, TEST_FIELDS);
+    fields.refuse_unknown()?;
+    let name = fields.required_text("event_type")?;
     EventType::parse(&name).ok_or_else(|| {
         let message = match EventType::ELSEWHERE.contains(&name.as_str()) {
             true => format!(
-                "hone never tells {name:?}, so there is no sample of it; it tells {}",
-                told()
+                "hone never sends {name:?}, so there is no test event of it; it sends {}",
+                sent_types()
             ),
-            false => format!("the event type {name:?} is unknown; hone tells {}", told()),
+            false => format!("the event type {name:?} is unknown; hone sends {}", sent_types()),
         };
         Refusal::new("event_type", message)
     })
 }
 
-/// What an endpoint asks for. Whoever comes from OpenAI may name what only OpenAI tells, beside what
-/// hone tells: one receiver may serve both. An endpoint that would never be told anything is refused.
+/// The event types that an endpoint subscribes to. Types that only OpenAI sends are allowed beside those of
+/// hone, because one receiver may serve both. An endpoint that would never get a delivery is refused.
 fn event_types(value: &Value) -> Result<Vec<String>, Refusal> {
     let refused = |message: String| Err(Refusal::new("event_types", message));
     let Some(list) = value.as_array() else {
-        return refused(format!("event_types must be a list of texts; it can hold {}", told()));
+        return refused(format!(
+            "event_types must be a list of texts; it can hold {}",
+            sent_types()
+        ));
     };
     let mut names: Vec<String> = Vec::new();
     for (index, one) in list.iter().enumerate() {
         let name = one.as_str().unwrap_or_default();
         if EventType::parse(name).is_none() && !EventType::ELSEWHERE.contains(&name) {
-            let message = format!("the event type {one} is unknown; hone tells {}", told());
+            let message = format!("the event type {one} is unknown; hone sends {}", sent_types());
             return Err(Refusal::new(format!("event_types[{index}]"), message));
         }
         if !names.iter().any(|known| known == name) {
@@ -97,30 +116,17 @@ fn event_types(value: &Value) -> Result<Vec<String>, Refusal> {
     }
     if !names.iter().any(|name| EventType::parse(name).is_some()) {
         return refused(format!(
-            "event_types holds nothing that hone ever tells: name at least one of {}",
-            told()
+            "event_types holds no type that hone sends: name at least one of {}",
+            sent_types()
         ));
     }
     Ok(names)
 }
 
-/// What hone tells, for messages.
-fn told() -> String {
+/// The event types that hone sends, for error texts.
+fn sent_types() -> String {
     let names: Vec<&str> = EventType::ALL.iter().map(|one| one.as_str()).collect();
     names.join(", ")
-}
-
-/// Refuses fields that would be ignored.
-fn only(body: &Map<String, Value>, known: &[&str]) -> Result<(), Refusal> {
-    match body.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(()),
-        Some(key) => {
-            let shown: String = key.chars().take(MAX_NAME_CHARS).collect();
-            let message =
-                format!("there is no field {shown:?} here; there is {}", known.join(", "));
-            Err(Refusal::new(shown, message))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -176,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_of_an_event_that_hone_tells() {
+    fn a_test_event_has_a_type_that_hone_sends() {
         let read = |name: &str| read_test(json!({"event_type": name}).as_object().expect("one"));
         assert_eq!(read("fine_tuning.job.succeeded"), Ok(EventType::JobSucceeded));
         for wrong in ["", "batch.failed", "nothing"] {

@@ -18,7 +18,7 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::multipart::upload_digest::Inspection;
 use crate::http::state::AppState;
 use crate::store::CompleteUploadOutcome;
-use crate::validate::upload_request::{self, Completion};
+use crate::validate::upload_request::{self, UploadCompletion};
 
 /// What a client sends, for the OpenAPI document.
 #[derive(utoipa::ToSchema)]
@@ -81,7 +81,7 @@ pub async fn complete(
 async fn completed_before(
     state: &AppState,
     upload: Upload,
-    completion: &Completion,
+    completion: &UploadCompletion,
 ) -> ApiResult<Json<UploadObject>> {
     if upload.status != UploadStatus::Completed || upload.part_ids != completion.part_ids {
         return Err(super::not_pending(&upload));
