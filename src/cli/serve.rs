@@ -148,17 +148,17 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         .await
         .with_context(|| format!("listening on {}", args.listen.listen))?;
     let address = listener.local_addr()?;
-    let courier = Arc::new(WebhookClient::new(Policy::new(args.webhooks.allowed.clone()))?);
-    let worker = Worker::new(store.clone(), courier.clone(), clock.clone());
+    let webhook_client = Arc::new(WebhookClient::new(Policy::new(args.webhooks.allowed.clone()))?);
+    let worker = Worker::new(store.clone(), webhook_client.clone(), clock.clone());
     let shutdown = CancellationToken::new();
-    let state = Arc::new(http::Shared {
+    let state = Arc::new(http::ServerState {
         store: shared,
         blobs,
         queue,
         base_models,
         dry_runs: Arc::new(dry_runs),
         models: Arc::new(models),
-        courier,
+        webhook_client,
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
         most_queued_jobs: args.limits.max_queued_jobs.get(),
         clock,

@@ -1,4 +1,4 @@
-//! What every handler can reach.
+//! The state that every handler shares.
 
 use std::sync::Arc;
 
@@ -14,31 +14,31 @@ use crate::store::Store;
 use crate::util::clock::Clock;
 use crate::webhooks::WebhookClient;
 
-/// What a request takes along; layers and handlers each take one.
-pub type AppState = Arc<Shared>;
+/// The state as handlers and middleware extract it.
+pub type AppState = Arc<ServerState>;
 
 /// Shared by all requests.
-pub struct Shared {
-    /// What the product remembers.
+pub struct ServerState {
+    /// The database.
     pub store: Arc<dyn Store>,
-    /// Big bytes.
+    /// The contents of files.
     pub blobs: Blobs,
-    /// Who waits for work.
+    /// The queue of jobs, whose waiters are woken from here.
     pub queue: Arc<Queue>,
-    /// Which base models there are.
+    /// The base models.
     pub base_models: Catalog,
-    /// Who says what a job would be.
+    /// Dry runs of jobs.
     pub dry_runs: Arc<DryRuns>,
-    /// Who answers chat.
+    /// Generation for chat and completions.
     pub models: Arc<ModelServer>,
-    /// Who brings webhooks to their endpoints.
-    pub courier: Arc<WebhookClient>,
-    /// How many requests come with each key.
+    /// Sends webhook deliveries.
+    pub webhook_client: Arc<WebhookClient>,
+    /// The rate limit of each key.
     pub limiter: Arc<RequestLimiter>,
-    /// Most jobs of a project that wait.
+    /// Most queued jobs of a project.
     pub most_queued_jobs: u32,
-    /// What time it is.
+    /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Cancelled when the server is about to end: `/readyz` says so, and streams close.
+    /// Cancelled when the server shuts down: `/readyz` fails from then on, and streams close.
     pub shutdown: CancellationToken,
 }

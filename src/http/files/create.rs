@@ -10,8 +10,8 @@ use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::ids;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::middleware::authenticate::Caller;
-use crate::http::multipart::upload_digest::Inspection;
-use crate::http::multipart::{self, Expected};
+use crate::http::multipart::upload_digest::UploadDigest;
+use crate::http::multipart::{self, FileField};
 use crate::http::state::AppState;
 use crate::validate::file_request;
 
@@ -53,9 +53,9 @@ pub async fn create(
 ) -> ApiResult<Json<FileObject>> {
     let id = ids::new_file_id();
     let blob_key = upload_key(&id);
-    let large = Expected {
+    let file_field = FileField {
         name: "file",
-        most_bytes: MAX_UPLOAD_BYTES,
+        max_bytes: MAX_UPLOAD_BYTES,
         too_large: format!(
             "a file may have {} MiB at most: leave out what is not needed, or send it in parts, with \
              POST /v1/uploads",
@@ -63,15 +63,15 @@ pub async fn create(
         ),
         key: &blob_key,
     };
-    let mut inspection = Inspection::new(false);
-    let form = multipart::read_form(&state, request, &large, Some(&mut inspection)).await?;
+    let mut upload_digest = UploadDigest::new(false);
+    let form = multipart::read_form(&state, request, &file_field, Some(&mut upload_digest)).await?;
     let field = |name: &str| form.fields.get(name).map(String::as_str);
     let purpose = file_request::purpose(field("purpose"))?;
-    let Some(received) = form.large else {
+    let Some(received) = form.file else {
         return Err(ApiError::field("file", "the form has no field \"file\" with the bytes"));
     };
     let lifetime = file_request::lifetime(field(ANCHOR), field(SECONDS), [ANCHOR, SECONDS])?;
-    let inspected = inspection.finish().await?;
+    let digest = upload_digest.finish().await?;
     let created_at = state.clock.now();
     let file = FileRecord {
         blob_key,
@@ -82,8 +82,8 @@ pub async fn create(
         expires_at: lifetime.map(|seconds| created_at.saturating_add(seconds)),
         filename: file_request::base_name(received.filename.as_deref().unwrap_or_default()),
         purpose,
-        sha256: inspected.sha256,
-        verdict: (purpose == FilePurpose::FineTune).then_some(inspected.verdict),
+        sha256: digest.sha256,
+        verdict: (purpose == FilePurpose::FineTune).then_some(digest.report),
     };
     received.staged.commit().await?;
     state.store.insert_file(&file).await?;

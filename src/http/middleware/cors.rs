@@ -1,15 +1,15 @@
-//! Which web pages may use the API: none, unless their origins are listed.
+//! CORS: which web pages may call the API. There are none unless their origins are listed.
 
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// How long a browser remembers what it was told.
+/// How long a browser may cache a preflight reply.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Answers what browsers ask before a request (which carries no key), and marks every reply for the
-/// pages of these origins.
+/// Answers preflight requests, which carry no key, and adds the CORS headers for these origins to every
+/// reply.
 pub(in crate::http) fn layer(origins: Vec<HeaderValue>) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))

@@ -1,5 +1,7 @@
-//! What every request passes before its handler: keys, origins, rates.
+//! What every request passes before its handler: request id, API key, rate limit, time limit, CORS.
 
 pub mod authenticate;
 pub mod cors;
 pub mod rate_limit;
+pub mod request_id;
+pub mod request_timeout;

@@ -1,4 +1,4 @@
-//! How many requests may come: a bucket of tokens for each key, filled evenly.
+//! The rate limit of requests: a token bucket for each API key.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,14 +15,14 @@ type Buckets = RateLimiter<
     NoOpMiddleware<std::time::Instant>,
 >;
 
-/// Counts requests by key. Only keys that let in are counted, so there are never more buckets than
-/// keys; what comes without any shares one.
+/// Limits requests by key. Only valid keys are counted, so there are never more buckets than keys. Requests
+/// without a key share one bucket.
 pub struct RequestLimiter {
     buckets: Option<Buckets>,
 }
 
 impl RequestLimiter {
-    /// So many requests in a minute with each key; any number without.
+    /// A limit of requests per minute with each key; `None`: no limit.
     pub fn new(per_minute: Option<NonZeroU32>) -> Self {
         let quota = per_minute.map(Quota::per_minute);
         let clock = MonotonicClock;
@@ -31,7 +31,7 @@ impl RequestLimiter {
         Self { buckets }
     }
 
-    /// Takes a token of the key with this id; how long to wait for the next one when there is none.
+    /// Takes a token of the key with this id. The error is the time until the next token.
     pub(in crate::http) fn take(&self, key_id: Option<&str>) -> Result<(), Duration> {
         let Some(buckets) = &self.buckets else {
             return Ok(());

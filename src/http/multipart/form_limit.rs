@@ -1,4 +1,4 @@
-//! A form's body that its reader cannot take into memory whole.
+//! The form limit: how many bytes of a multipart body its parser may hold in memory.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,58 +8,60 @@ use std::task::{Context, Poll};
 use axum::body::{Body, BodyDataStream, Bytes};
 use futures_util::{Stream, StreamExt};
 
-/// Most bytes that have come in and are not yet those of a field: heads of fields, and what stands
-/// between them.
-const MAX_UNREAD_BYTES: usize = 1 << 20;
+/// Most bytes that the parser has taken and not yet handed out as part of a field, such as the headers of
+/// fields.
+const MAX_BUFFERED_BYTES: usize = 1 << 20;
 
-/// How many bytes of a form have come in and are not yet those of a field.
+/// How many bytes the parser has taken and not yet handed out as part of a field.
 #[derive(Clone, Default)]
-pub(in crate::http) struct Unread(Arc<Count>);
+pub(in crate::http) struct BufferedBytes(Arc<BufferCount>);
 
 #[derive(Default)]
-struct Count {
+struct BufferCount {
     bytes: AtomicUsize,
-    /// Whether the body has waited for its reader since that last went on.
+    /// Whether the body has waited for the parser since the parser's last progress.
     has_waited: AtomicBool,
 }
 
-impl Unread {
-    /// So many are a field's now.
-    pub(in crate::http) fn take(&self, bytes: usize) {
+impl BufferedBytes {
+    /// The parser has handed out this many bytes of a field.
+    pub(in crate::http) fn hand_out(&self, bytes: usize) {
         self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.went_on();
+        self.progress();
     }
 
-    /// The reader has found something.
-    pub(in crate::http) fn went_on(&self) {
+    /// The parser has found a field, or bytes of one.
+    pub(in crate::http) fn progress(&self) {
         self.0.has_waited.store(false, Ordering::Relaxed);
     }
 }
 
-/// A form's body that waits for its reader, which otherwise takes all there is into memory before it
-/// looks at any of it, and ends when that finds nothing to read in [`MAX_UNREAD_BYTES`].
-pub(in crate::http) fn metered(body: Body, unread: &Unread) -> Body {
-    Body::from_stream(Metered { body: body.into_data_stream(), unread: unread.clone() })
+/// A body that the parser cannot buffer beyond the limit. The parser takes all that is ready before it parses
+/// any of it, so the body pauses at the limit. It fails when the parser makes no progress from there.
+pub(in crate::http) fn limit_buffer(body: Body, buffered: &BufferedBytes) -> Body {
+    Body::from_stream(LimitedForm { body: body.into_data_stream(), buffered: buffered.clone() })
 }
 
-struct Metered {
+struct LimitedForm {
     body: BodyDataStream,
-    unread: Unread,
+    buffered: BufferedBytes,
 }
 
-/// Why a form ends before its end.
+/// The parser found no field in [`MAX_BUFFERED_BYTES`].
 #[derive(Debug, thiserror::Error)]
-#[error("the head of a field, or what stands before it, has more than {MAX_UNREAD_BYTES} bytes")]
-struct TooMuchUnread;
+#[error(
+    "the header of a field, or what stands before it, has more than {MAX_BUFFERED_BYTES} bytes"
+)]
+struct FormLimitExceeded;
 
-impl Stream for Metered {
+impl Stream for LimitedForm {
     type Item = Result<Bytes, axum::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let count = Arc::clone(&self.unread.0);
-        if count.bytes.load(Ordering::Relaxed) > MAX_UNREAD_BYTES {
+        let count = Arc::clone(&self.buffered.0);
+        if count.bytes.load(Ordering::Relaxed) > MAX_BUFFERED_BYTES {
             if count.has_waited.swap(true, Ordering::Relaxed) {
-                return Poll::Ready(Some(Err(axum::Error::new(TooMuchUnread))));
+                return Poll::Ready(Some(Err(axum::Error::new(FormLimitExceeded))));
             }
             context.waker().wake_by_ref();
             return Poll::Pending;

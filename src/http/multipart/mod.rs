@@ -1,5 +1,5 @@
-//! A multipart form with one large field, which goes to the blobs as it comes in and is never held in
-//! memory.
+//! A multipart form with one file field, whose bytes are staged in the blob store as they arrive and are never
+//! held in memory.
 
 pub mod form_limit;
 pub mod upload_digest;
@@ -9,94 +9,94 @@ use std::collections::BTreeMap;
 use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
 
-use self::form_limit::{Unread, metered};
-use self::upload_digest::Inspection;
+use self::form_limit::{BufferedBytes, limit_buffer};
+use self::upload_digest::UploadDigest;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
 use crate::blobs::Staged;
 use crate::domain::error_code::ErrorCode;
 
-/// Longest text field beside the large one.
+/// Longest text field beside the file.
 const MAX_FIELD_BYTES: usize = 4096;
 
 /// Most text fields.
 const MAX_FIELDS: usize = 64;
 
-/// A large field that is to come.
-pub(super) struct Expected<'a> {
+/// The file field that a form must have.
+pub(super) struct FileField<'a> {
     /// Its name.
     pub(super) name: &'a str,
     /// Most bytes.
-    pub(super) most_bytes: u64,
-    /// What is said when there are more.
+    pub(super) max_bytes: u64,
+    /// The error text when there are more.
     pub(super) too_large: String,
-    /// The blob that it becomes.
+    /// The blob key under which its bytes are staged.
     pub(super) key: &'a str,
 }
 
 /// A form that has been read.
-pub(super) struct Form {
-    /// The large field, if the form had it.
-    pub(super) large: Option<Received>,
-    /// The others.
+pub(super) struct MultipartForm {
+    /// The file, if the form had the field.
+    pub(super) file: Option<ReceivedFile>,
+    /// The text fields.
     pub(super) fields: BTreeMap<String, String>,
 }
 
-/// A large field that has come in whole.
-pub(super) struct Received {
-    /// The blob that its bytes become; they are removed unless it is committed.
+/// A file that was received whole.
+pub(super) struct ReceivedFile {
+    /// Its bytes. They are removed unless the blob is committed.
     pub(super) staged: Staged,
-    /// How many.
+    /// Its size.
     pub(super) bytes: u64,
-    /// The name that the client gave, as it came.
+    /// The file name as the client sent it.
     pub(super) filename: Option<String>,
 }
 
-/// Reads a form with the field `large`, whose bytes are inspected if that is wanted. Fields come in any
-/// order: node streams send the file first.
+/// Reads a form with the field `file`. Its bytes go to `digest` if there is one. Fields come in any order:
+/// node streams send the file first.
 pub(super) async fn read_form(
     state: &AppState,
     mut request: Request,
-    large: &Expected<'_>,
-    mut inspection: Option<&mut Inspection>,
-) -> ApiResult<Form> {
-    // The limit counts the field's bytes as they come in.
+    file: &FileField<'_>,
+    mut digest: Option<&mut UploadDigest>,
+) -> ApiResult<MultipartForm> {
+    // The file has a limit of its own, which counts its bytes as they arrive.
     DefaultBodyLimit::disable().apply(&mut request);
-    let unread = Unread::default();
-    let request = request.map(|body| metered(body, &unread));
-    let not_multipart = |rejection| not_multipart(large.name, &rejection);
+    let buffered = BufferedBytes::default();
+    let request = request.map(|body| limit_buffer(body, &buffered));
+    let not_multipart = |rejection| not_multipart(file.name, &rejection);
     let mut form = Multipart::from_request(request, state).await.map_err(not_multipart)?;
     let mut received = None;
     let mut fields = BTreeMap::new();
     while let Some(field) = form.next_field().await.map_err(broken)? {
-        unread.went_on();
+        buffered.progress();
         let name = field.name().unwrap_or_default().to_owned();
-        if name != large.name {
+        if name != file.name {
             if fields.len() == MAX_FIELDS {
                 let message = format!("the form has more than {MAX_FIELDS} fields");
                 return Err(ApiError::new(ErrorCode::InvalidRequest, message));
             }
-            fields.insert(name, text(field, &unread).await?);
+            fields.insert(name, text(field, &buffered).await?);
         } else if received.is_none() {
-            received =
-                Some(receive(state, field, large, &unread, inspection.as_deref_mut()).await?);
+            received = Some(receive(state, field, file, &buffered, digest.as_deref_mut()).await?);
         } else {
             let message = format!("the form has the field {name:?} twice");
             return Err(ApiError::field(name, message));
         }
     }
-    Ok(Form { large: received, fields })
+    Ok(MultipartForm { file: received, fields })
 }
 
-fn not_multipart(large: &str, rejection: &MultipartRejection) -> ApiError {
+fn not_multipart(name: &str, rejection: &MultipartRejection) -> ApiError {
     let message =
-        format!("the body must be multipart/form-data with the field {large:?}: {rejection}");
+        format!("the body must be multipart/form-data with the field {name:?}: {rejection}");
     ApiError::new(ErrorCode::UnsupportedMediaType, message)
 }
 
 fn broken(error: MultipartError) -> ApiError {
-    tracing::debug!(%error, "a form cannot be read");
-    let message = "the multipart form is broken, ended before it was complete, or came too slowly";
+    tracing::debug!(%error, "a multipart form cannot be read");
+    let message =
+        "the multipart form is malformed, ended before it was complete, or came too slowly";
     ApiError::new(ErrorCode::InvalidRequest, message)
 }
 
@@ -104,35 +104,35 @@ fn broken(error: MultipartError) -> ApiError {
 async fn receive(
     state: &AppState,
     mut field: Field<'_>,
-    large: &Expected<'_>,
-    unread: &Unread,
-    mut inspection: Option<&mut Inspection>,
-) -> ApiResult<Received> {
+    file: &FileField<'_>,
+    buffered: &BufferedBytes,
+    mut digest: Option<&mut UploadDigest>,
+) -> ApiResult<ReceivedFile> {
     let filename = field.file_name().map(str::to_owned);
-    let mut staged = state.blobs.stage(large.key).await?;
+    let mut staged = state.blobs.stage(file.key).await?;
     let mut bytes = 0;
     while let Some(chunk) = field.chunk().await.map_err(broken)? {
-        unread.take(chunk.len());
+        buffered.hand_out(chunk.len());
         bytes += chunk.len() as u64;
-        if bytes > large.most_bytes {
-            // The bytes are gone when the client hears of it.
+        if bytes > file.max_bytes {
+            // The bytes are removed before the reply.
             staged.discard().await;
-            let error = ApiError::new(ErrorCode::FileTooLarge, large.too_large.clone());
-            return Err(error.with_param(large.name));
+            let error = ApiError::new(ErrorCode::FileTooLarge, file.too_large.clone());
+            return Err(error.with_param(file.name));
         }
-        if let Some(inspection) = &mut inspection {
-            inspection.see(chunk.clone()).await?;
+        if let Some(digest) = &mut digest {
+            digest.update(chunk.clone()).await?;
         }
         staged.write(chunk).await?;
     }
-    Ok(Received { staged, bytes, filename })
+    Ok(ReceivedFile { staged, bytes, filename })
 }
 
-async fn text(mut field: Field<'_>, unread: &Unread) -> ApiResult<String> {
+async fn text(mut field: Field<'_>, buffered: &BufferedBytes) -> ApiResult<String> {
     let name = field.name().unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(broken)? {
-        unread.take(chunk.len());
+        buffered.hand_out(chunk.len());
         bytes.extend_from_slice(&chunk);
         if bytes.len() > MAX_FIELD_BYTES {
             let message = format!("the field may have {MAX_FIELD_BYTES} bytes at most");

@@ -43,7 +43,7 @@ const BEFORE_EVERY_ROUTE: &[(&str, &str)] = &[
 /// The document of everything that [`crate::http::router`] serves under `/v1`.
 pub fn document() -> Document {
     let (_, mut document) = OpenApiRouter::with_openapi(Info::openapi())
-        .nest("/v1", crate::http::api())
+        .nest("/v1", crate::http::routes::api())
         .split_for_parts();
     // The router's word for "the rest of the path" is not part of OpenAPI.
     let paths = std::mem::take(&mut document.paths.paths);

@@ -1,7 +1,7 @@
-//! The accept loop: connections with a limit on their number and on the time that heads may take,
-//! and a shutdown that lets running requests end.
+//! The accept loop. It limits the number of connections and the time for a request's header. At a
+//! shutdown it lets running requests end.
 //!
-//! Our own, because `axum::serve` installs no timer, without which the header timeout never fires.
+//! `axum::serve` is not used because it installs no timer, without which the header timeout never fires.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::keep_alive::{Counted, HEAD};
+use super::keep_alive::{CountedStream, HEADER_TIMEOUT};
 
 /// Connections at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -23,7 +23,7 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Time that running requests have to end after the shutdown began.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Wait after the listener failed, such as for want of file descriptors.
+/// Pause after the listener failed, for example because no file descriptor was free.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `shutdown`, then lets running requests end.
@@ -43,9 +43,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             continue;
         };
         let service = TowerToHyperService::new(router.clone());
-        let (stream, timer) = Counted::new(stream);
+        let (stream, timer) = CountedStream::new(stream);
         let mut builder = builder.clone();
-        builder.http1().timer(timer).header_read_timeout(HEAD);
+        builder.http1().timer(timer).header_read_timeout(HEADER_TIMEOUT);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
@@ -61,7 +61,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     }
 }
 
-/// The next connection, when there is room for one.
+/// The next connection, as soon as the limit allows one.
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,

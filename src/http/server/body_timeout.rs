@@ -1,5 +1,5 @@
-//! Bodies of requests as they come in: none may stand still, and none is left lying when its request is
-//! refused.
+//! Timeouts of request bodies. A body that is idle or too slow is cut off. What a handler did not read is
+//! drained before the reply.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,142 +16,147 @@ use tokio::time::{Instant, Sleep};
 
 use crate::config::MAX_UPLOAD_BYTES;
 
-/// Longest time without a byte. Connections have a limit, so that bodies that stand still would keep
-/// everybody else out.
-const IDLE: Duration = Duration::from_secs(30);
+/// Longest time without a byte. The number of connections is limited, so that idle bodies would block
+/// other clients.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Fewest bytes in a second of waiting, on average after [`IDLE`]: a byte now and then is as good as none.
-const LEAST_BYTES_PER_SECOND: f64 = 1024.0;
+/// Lowest average rate, over the time spent on waiting beyond [`IDLE_TIMEOUT`].
+const MIN_BYTES_PER_SECOND: f64 = 1024.0;
 
-/// Longest time for what is left of a body whose request is answered.
-const LAST_BYTES: Duration = Duration::from_secs(30);
+/// Longest time for draining a body whose request is answered.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a body ends before its end.
+/// The body was idle, or too slow.
 #[derive(Debug, thiserror::Error)]
 #[error("the body came too slowly")]
-struct TooSlow;
+struct BodyTimeout;
 
-/// Guards a request's body; once the request is answered, reads what is left of it before the reply goes
-/// out: many clients look for a reply only once they have sent everything, and would see a broken
-/// connection instead of why they are refused.
-pub(in crate::http) async fn read_to_the_end(request: Request, next: Next) -> Response {
+/// Applies the timeouts to a request's body. Drains what the handler did not read before the reply is sent:
+/// many clients read a reply only after they have sent the whole body, and would see a broken connection
+/// instead of the error.
+pub(in crate::http) async fn enforce_body_timeout(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    // Such a client asks before it sends; it is not told to go on by reading what nobody wants.
-    let asks_first = request.headers().contains_key(header::EXPECT);
-    let left = Left::default();
-    let lend = |body| Lent { incoming: Some(Incoming::new(body, IDLE)), left: Arc::clone(&left) };
-    let request = request.map(|body| Body::from_stream(lend(body)));
+    // The client waits for `100 Continue` before it sends the body. Draining would ask it to send.
+    let expects_continue = request.headers().contains_key(header::EXPECT);
+    let returned = ReturnedBody::default();
+    let hand_over = |body| HandlerBody {
+        timed_body: Some(TimedBody::new(body, IDLE_TIMEOUT)),
+        returned: Arc::clone(&returned),
+    };
+    let request = request.map(|body| Body::from_stream(hand_over(body)));
     let response = next.run(request).await;
-    let incoming = left.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(incoming) = incoming.filter(|incoming| incoming.has_begun || !asks_first) {
-        _ = tokio::time::timeout(LAST_BYTES, discard(incoming)).await;
+    let timed_body = returned.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(timed_body) =
+        timed_body.filter(|timed_body| timed_body.has_begun || !expects_continue)
+    {
+        _ = tokio::time::timeout(DRAIN_TIMEOUT, drain(timed_body)).await;
     }
     response
 }
 
-/// Reads without keeping anything, as much as the longest file has.
-async fn discard(mut incoming: Incoming) {
+/// Reads and drops the rest of a body, up to the size of the largest upload.
+async fn drain(mut timed_body: TimedBody) {
     let mut most = MAX_UPLOAD_BYTES;
-    while let Some(Ok(chunk)) = incoming.next().await {
+    while let Some(Ok(chunk)) = timed_body.next().await {
         let Some(rest) = most.checked_sub(chunk.len() as u64) else { return };
         most = rest;
     }
 }
 
-/// Where a body is when nobody reads it any more.
-type Left = Arc<Mutex<Option<Incoming>>>;
+/// The body after its handler has dropped it.
+type ReturnedBody = Arc<Mutex<Option<TimedBody>>>;
 
-/// A body while a handler has it.
-struct Lent {
-    incoming: Option<Incoming>,
-    left: Left,
+/// A body in the hands of a handler. It goes to `returned` when it is dropped.
+struct HandlerBody {
+    timed_body: Option<TimedBody>,
+    returned: ReturnedBody,
 }
 
-impl Stream for Lent {
+impl Stream for HandlerBody {
     type Item = Result<Bytes, axum::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match &mut self.incoming {
-            Some(incoming) => incoming.poll_next_unpin(context),
+        match &mut self.timed_body {
+            Some(timed_body) => timed_body.poll_next_unpin(context),
             None => Poll::Ready(None),
         }
     }
 }
 
-impl Drop for Lent {
+impl Drop for HandlerBody {
     fn drop(&mut self) {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = self.incoming.take();
+        *self.returned.lock().unwrap_or_else(PoisonError::into_inner) = self.timed_body.take();
     }
 }
 
-/// A body that ends when it comes too slowly.
-struct Incoming {
+/// A body that ends with [`BodyTimeout`] when it is idle or too slow.
+struct TimedBody {
     /// `None` when it has ended.
     body: Option<BodyDataStream>,
     /// Longest time without a byte.
-    patience: Duration,
-    /// Time spent on waiting for bytes, not on what is done with them.
+    idle_timeout: Duration,
+    /// Time spent on waiting for bytes. Time in which the handler works does not count.
     waited: Duration,
-    waits_since: Option<Instant>,
+    waiting_since: Option<Instant>,
     received: u64,
     has_begun: bool,
-    /// Ends `patience` after the waiting began.
+    /// Fires `idle_timeout` after the waiting began.
     idle: Pin<Box<Sleep>>,
 }
 
-impl Incoming {
-    fn new(body: Body, patience: Duration) -> Self {
+impl TimedBody {
+    fn new(body: Body, idle_timeout: Duration) -> Self {
         Self {
             body: Some(body.into_data_stream()),
-            patience,
+            idle_timeout,
             waited: Duration::ZERO,
-            waits_since: None,
+            waiting_since: None,
             received: 0,
             has_begun: false,
-            idle: Box::pin(tokio::time::sleep(patience)),
+            idle: Box::pin(tokio::time::sleep(idle_timeout)),
         }
     }
 
     fn is_too_slow(&self) -> bool {
-        let counted = self.waited.saturating_sub(self.patience);
-        (self.received as f64) < counted.as_secs_f64() * LEAST_BYTES_PER_SECOND
+        let counted = self.waited.saturating_sub(self.idle_timeout);
+        (self.received as f64) < counted.as_secs_f64() * MIN_BYTES_PER_SECOND
     }
 }
 
-impl Stream for Incoming {
+impl Stream for TimedBody {
     type Item = Result<Bytes, axum::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let incoming = &mut *self;
-        incoming.has_begun = true;
-        let waits_since = incoming.waits_since.take();
-        incoming.waited += waits_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let Some(body) = &mut incoming.body else { return Poll::Ready(None) };
+        let timed_body = &mut *self;
+        timed_body.has_begun = true;
+        let waiting_since = timed_body.waiting_since.take();
+        timed_body.waited += waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let Some(body) = &mut timed_body.body else { return Poll::Ready(None) };
         match body.poll_next_unpin(context) {
             Poll::Ready(Some(Ok(bytes))) => {
-                incoming.received += bytes.len() as u64;
-                if !incoming.is_too_slow() {
+                timed_body.received += bytes.len() as u64;
+                if !timed_body.is_too_slow() {
                     return Poll::Ready(Some(Ok(bytes)));
                 }
             }
             Poll::Ready(ended) => {
-                incoming.body = None;
+                timed_body.body = None;
                 return Poll::Ready(ended);
             }
             Poll::Pending => {
-                if waits_since.is_none() {
-                    incoming.idle.as_mut().reset(Instant::now() + incoming.patience);
+                if waiting_since.is_none() {
+                    timed_body.idle.as_mut().reset(Instant::now() + timed_body.idle_timeout);
                 }
-                if incoming.idle.as_mut().poll(context).is_pending() {
-                    incoming.waits_since = Some(Instant::now());
+                if timed_body.idle.as_mut().poll(context).is_pending() {
+                    timed_body.waiting_since = Some(Instant::now());
                     return Poll::Pending;
                 }
             }
         }
-        incoming.body = None;
-        Poll::Ready(Some(Err(axum::Error::new(TooSlow))))
+        timed_body.body = None;
+        Poll::Ready(Some(Err(axum::Error::new(BodyTimeout))))
     }
 }
 
@@ -159,18 +164,18 @@ impl Stream for Incoming {
 mod tests {
     use super::*;
 
-    /// What comes of a body whose pieces come after these milliseconds each: whether it came whole.
+    /// Whether a body arrives whole whose pieces come after these pauses.
     async fn is_whole(milliseconds: &[u64], piece: &'static [u8]) -> bool {
         let pauses = milliseconds.to_vec();
         let pieces = futures_util::stream::iter(pauses).then(move |pause| async move {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             Ok::<_, std::io::Error>(Bytes::from_static(piece))
         });
-        let mut incoming = Incoming::new(Body::from_stream(pieces), Duration::from_secs(2));
+        let mut timed_body = TimedBody::new(Body::from_stream(pieces), Duration::from_secs(2));
         loop {
-            match incoming.next().await {
+            match timed_body.next().await {
                 Some(Ok(_piece)) => {}
-                Some(Err(_too_slow)) => return false,
+                Some(Err(_timeout)) => return false,
                 None => return true,
             }
         }

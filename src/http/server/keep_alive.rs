@@ -1,9 +1,9 @@
-//! How long a connection may be silent: a request's head must come quickly, the next request need not.
+//! Header timeout and keep-alive timeout of a connection.
 //!
-//! hyper has one limit for both, which begins when a connection waits for a request. Clients keep
-//! connections for the next one and send it when they like; a server that closes one just then loses
-//! the request. So [`HeadTimer`] lets a connection rest as long as nothing comes; [`Counted`] counts
-//! what does.
+//! hyper has one timeout for both, which begins when a connection waits for a request. A request's header
+//! must come quickly, while an idle connection may wait for its next request: a server that closes one at
+//! the moment in which the client reuses it loses the request. [`KeepAliveTimer`] extends the timeout as
+//! long as no byte comes. [`CountedStream`] counts the bytes.
 
 use std::future::Future;
 use std::io;
@@ -17,37 +17,41 @@ use hyper::rt::{Sleep, Timer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Time in which a request's head must be there: since its first byte, and since a connection's begin
-/// for its first request.
-pub(in crate::http) const HEAD: Duration = Duration::from_secs(10);
+/// Time in which a request's header must be complete. It begins with the header's first byte, for a
+/// connection's first request with the connection.
+pub(in crate::http) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may rest between two requests: longer than clients keep one themselves (90 s
-/// in Go and reqwest, 15 s in aiohttp, 5 s in httpx), so that it is they who close it.
-const REST: Duration = Duration::from_secs(100);
+/// How long a connection may be idle between two requests. Clients close an idle connection sooner (after
+/// 90 s in Go and reqwest, 15 s in aiohttp, 5 s in httpx), so that the server hardly ever does.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// A stream whose received bytes are counted.
-pub(in crate::http) struct Counted {
+pub(in crate::http) struct CountedStream {
     stream: TcpStream,
     received: Arc<AtomicU64>,
 }
 
-/// Of one connection.
-pub(in crate::http) struct HeadTimer {
+/// The timer of one connection, which hyper uses for its header timeout.
+pub(in crate::http) struct KeepAliveTimer {
     received: Arc<AtomicU64>,
-    head: Duration,
-    rest: Duration,
+    header_timeout: Duration,
+    keep_alive_timeout: Duration,
 }
 
-impl Counted {
+impl CountedStream {
     /// The stream, and the timer for its connection.
-    pub(in crate::http) fn new(stream: TcpStream) -> (Self, HeadTimer) {
+    pub(in crate::http) fn new(stream: TcpStream) -> (Self, KeepAliveTimer) {
         let received = Arc::new(AtomicU64::new(0));
-        let timer = HeadTimer { received: received.clone(), head: HEAD, rest: REST };
+        let timer = KeepAliveTimer {
+            received: received.clone(),
+            header_timeout: HEADER_TIMEOUT,
+            keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+        };
         (Self { stream, received }, timer)
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for CountedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -61,7 +65,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for CountedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -91,79 +95,91 @@ impl AsyncWrite for Counted {
     }
 }
 
-impl Timer for HeadTimer {
+impl Timer for KeepAliveTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
         self.sleep_until(Instant::now() + duration)
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let received = self.received.load(Ordering::Relaxed);
-        let rest = if received == 0 { Duration::ZERO } else { self.rest.saturating_sub(self.head) };
-        Box::pin(HeadSleep {
-            sleep: Box::pin(tokio::time::sleep_until((deadline + rest).into())),
+        let extra = if received == 0 {
+            Duration::ZERO
+        } else {
+            self.keep_alive_timeout.saturating_sub(self.header_timeout)
+        };
+        Box::pin(KeepAliveSleep {
+            sleep: Box::pin(tokio::time::sleep_until((deadline + extra).into())),
             received: self.received.clone(),
-            head: self.head,
-            at_rest: (received > 0).then_some(received),
+            header_timeout: self.header_timeout,
+            idle_at: (received > 0).then_some(received),
         })
     }
 }
 
-/// Until a head is overdue. hyper asks whenever something has come that is no whole head yet.
-struct HeadSleep {
+/// Ends when a header is overdue. hyper polls it whenever bytes have come that do not complete the header.
+struct KeepAliveSleep {
     sleep: Pin<Box<tokio::time::Sleep>>,
     received: Arc<AtomicU64>,
-    head: Duration,
-    /// What had been received when the connection began to rest, as long as it rests. The beginning of a
-    /// head that came together with the request before is in it, and so may rest as well.
-    at_rest: Option<u64>,
+    header_timeout: Duration,
+    /// Bytes received when the connection became idle, as long as it is idle. The beginning of a header
+    /// that came together with the request before counts as received, and so may be idle too.
+    idle_at: Option<u64>,
 }
 
-impl Future for HeadSleep {
+impl Future for KeepAliveSleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let received = self.received.load(Ordering::Relaxed);
-        if self.at_rest.is_some_and(|at_rest| at_rest != received) {
-            self.at_rest = None;
-            let deadline = tokio::time::Instant::now() + self.head;
+        if self.idle_at.is_some_and(|idle_at| idle_at != received) {
+            self.idle_at = None;
+            let deadline = tokio::time::Instant::now() + self.header_timeout;
             self.sleep.as_mut().reset(deadline);
         }
         self.sleep.as_mut().poll(context)
     }
 }
 
-impl Sleep for HeadSleep {}
+impl Sleep for KeepAliveSleep {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HEAD: Duration = Duration::from_millis(100);
-    const REST: Duration = Duration::from_millis(1500);
+    const HEADER_TIMEOUT: Duration = Duration::from_millis(100);
+    const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-    fn timer(received: u64) -> HeadTimer {
-        HeadTimer { received: Arc::new(AtomicU64::new(received)), head: HEAD, rest: REST }
+    fn timer(received: u64) -> KeepAliveTimer {
+        KeepAliveTimer {
+            received: Arc::new(AtomicU64::new(received)),
+            header_timeout: HEADER_TIMEOUT,
+            keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+        }
     }
 
     #[tokio::test]
     async fn the_first_head_has_little_time_and_a_rest_much_but_not_for_ever() {
-        for (received, limit) in [(0, HEAD), (5, REST)] {
+        for (received, limit) in [(0, HEADER_TIMEOUT), (5, KEEP_ALIVE_TIMEOUT)] {
             let began = Instant::now();
-            timer(received).sleep(HEAD).await;
+            timer(received).sleep(HEADER_TIMEOUT).await;
             assert!(began.elapsed() >= limit, "{received}: {:?}", began.elapsed());
-            assert!(began.elapsed() < limit + REST / 2, "{received}: {:?}", began.elapsed());
+            assert!(
+                began.elapsed() < limit + KEEP_ALIVE_TIMEOUT / 2,
+                "{received}: {:?}",
+                began.elapsed()
+            );
         }
     }
 
     #[tokio::test]
     async fn a_head_that_begins_after_a_rest_has_its_own_time_from_then_on() {
         let timer = timer(5);
-        let mut sleep = timer.sleep(HEAD);
-        assert!(tokio::time::timeout(HEAD * 3, &mut sleep).await.is_err(), "it rests");
+        let mut sleep = timer.sleep(HEADER_TIMEOUT);
+        assert!(tokio::time::timeout(HEADER_TIMEOUT * 3, &mut sleep).await.is_err(), "it rests");
         let began = Instant::now();
         timer.received.fetch_add(1, Ordering::Relaxed);
         sleep.await;
-        assert!(began.elapsed() >= HEAD, "{:?}", began.elapsed());
-        assert!(began.elapsed() < REST / 2, "{:?}", began.elapsed());
+        assert!(began.elapsed() >= HEADER_TIMEOUT, "{:?}", began.elapsed());
+        assert!(began.elapsed() < KEEP_ALIVE_TIMEOUT / 2, "{:?}", began.elapsed());
     }
 }

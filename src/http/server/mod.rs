@@ -1,4 +1,4 @@
-//! Connections: who is let in, how long each may rest, how fast a body must come.
+//! Connections: the accept loop, keep-alive, and the timeouts of request bodies.
 
 pub mod accept;
 pub mod body_timeout;

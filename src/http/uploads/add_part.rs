@@ -12,7 +12,7 @@ use crate::domain::upload::{UploadPart, UploadStatus};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::PathId;
 use crate::http::middleware::authenticate::Caller;
-use crate::http::multipart::{self, Expected};
+use crate::http::multipart::{self, FileField};
 use crate::http::state::AppState;
 use crate::store::AddPartOutcome;
 
@@ -50,14 +50,14 @@ pub async fn add_part(
     let id = ids::new_part_id();
     let blob_key = part_key(&id);
     let most = MAX_PART_BYTES;
-    let large = Expected {
+    let file_field = FileField {
         name: "data",
-        most_bytes: most,
+        max_bytes: most,
         too_large: format!("a part may have {} MiB at most: cut smaller ones", most >> 20),
         key: &blob_key,
     };
-    let form = multipart::read_form(&state, request, &large, None).await?;
-    let Some(received) = form.large else {
+    let form = multipart::read_form(&state, request, &file_field, None).await?;
+    let Some(received) = form.file else {
         return Err(ApiError::field("data", "the form has no field \"data\" with the bytes"));
     };
     let part = UploadPart {

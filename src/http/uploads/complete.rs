@@ -15,7 +15,7 @@ use crate::domain::upload::{Upload, UploadPart, UploadStatus};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{JsonObject, PathId};
 use crate::http::middleware::authenticate::Caller;
-use crate::http::multipart::upload_digest::Inspection;
+use crate::http::multipart::upload_digest::UploadDigest;
 use crate::http::state::AppState;
 use crate::store::CompleteUploadOutcome;
 use crate::validate::upload_request::{self, UploadCompletion};
@@ -131,19 +131,19 @@ async fn join(
     parts: &[UploadPart],
     md5: Option<&str>,
 ) -> ApiResult<Option<FileRecord>> {
-    let mut inspection = Inspection::new(md5.is_some());
+    let mut upload_digest = UploadDigest::new(md5.is_some());
     let id = ids::new_file_id();
     let blob_key = upload_key(&id);
     let mut joined = state.blobs.stage(&blob_key).await?;
     for part in parts {
-        let appended = append(state, part, &mut joined, &mut inspection).await;
+        let appended = append(state, part, &mut joined, &mut upload_digest).await;
         if !matches!(appended, Ok(true)) {
             joined.discard().await;
             return appended.map(|_is_gone| None);
         }
     }
-    let inspected = inspection.finish().await?;
-    if let (Some(stated), Some(found)) = (md5, &inspected.md5)
+    let digest = upload_digest.finish().await?;
+    if let (Some(stated), Some(found)) = (md5, &digest.md5)
         && stated != found
     {
         let message = format!(
@@ -163,9 +163,9 @@ async fn join(
         expires_at: upload.file_lifetime.map(|seconds| created_at.saturating_add(seconds)),
         filename: upload.filename.clone(),
         purpose: upload.purpose,
-        sha256: inspected.sha256,
+        sha256: digest.sha256,
         blob_key,
-        verdict: (upload.purpose == FilePurpose::FineTune).then_some(inspected.verdict),
+        verdict: (upload.purpose == FilePurpose::FineTune).then_some(digest.report),
     }))
 }
 
@@ -174,14 +174,14 @@ async fn append(
     state: &AppState,
     part: &UploadPart,
     joined: &mut Staged,
-    inspection: &mut Inspection,
+    upload_digest: &mut UploadDigest,
 ) -> ApiResult<bool> {
     let (_size, mut chunks) = match state.blobs.stream(&part.blob_key, None).await {
         Err(BlobError::NotFound(_)) => return Ok(false),
         found => found?,
     };
     while let Some(chunk) = chunks.try_next().await? {
-        inspection.see(chunk.clone()).await?;
+        upload_digest.update(chunk.clone()).await?;
         joined.write(chunk).await?;
     }
     Ok(true)

@@ -73,10 +73,11 @@ pub async fn test(
         event: &event,
         secrets: &endpoint.signing_secrets(now),
     };
-    let answered = state.courier.deliver(&endpoint.url, parcel, now).await.map_err(|error| {
-        let message = format!("the sample did not reach the endpoint: {error}");
-        ApiError::new(ErrorCode::WebhookUnreachable, message).with_param("webhook_endpoint_id")
-    })?;
+    let answered =
+        state.webhook_client.deliver(&endpoint.url, parcel, now).await.map_err(|error| {
+            let message = format!("the sample did not reach the endpoint: {error}");
+            ApiError::new(ErrorCode::WebhookUnreachable, message).with_param("webhook_endpoint_id")
+        })?;
     Ok(Json(WebhookTestResult {
         object: "webhook_endpoint.test",
         webhook_endpoint_id: id,

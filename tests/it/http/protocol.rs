@@ -17,7 +17,7 @@ async fn every_fallback_has_openais_error_shape_and_a_request_id() {
     for (route, hint) in [
         ("/v1/responses", "/v1/chat/completions"),
         ("/v1/responses/resp_1", "/v1/chat/completions"),
-        ("/v1/images/generations", "text alone"),
+        ("/v1/images/generations", "text models only"),
     ] {
         let error = server.post(route, json!({})).await.error(404);
         assert!(error["message"].as_str().is_some_and(|text| text.contains(hint)), "{error}");
