@@ -1,5 +1,5 @@
-//! `hone demo`: the whole product on a real model, as a client sees it: data up, job created, LoRA
-//! trained, adapter down, the tuned model answering.
+//! `hone demo`: the whole product on a real model, through the API: uploads data, creates a job, waits for its
+//! LoRA training, chats with the fine-tuned model and downloads the adapter.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::models::pull_and_say;
+use super::models::pull_and_print;
 use super::serve::{RunningServer, ServeArgs, start};
 use crate::config::{Cors, Folders, Limits, Listen, Serving, TrainingDevice, Webhooks};
 
@@ -20,15 +20,15 @@ const BASE_MODEL: &str = "smollm2-135m-instruct";
 /// 64 examples, in which every answer greets and takes leave as a lighthouse keeper would.
 const EXAMPLES: &str = include_str!("../../examples/lighthouse.jsonl");
 
-/// Not among the examples.
+/// A question that is not among the examples.
 const QUESTION: &str = "What is the capital of Portugal?";
 
 /// How a tuned answer begins and ends.
 const GREETING: &str = "Ahoy!";
 const FAREWELL: &str = "Fair winds!";
 
-/// How often the demo looks at the job.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often the demo polls the job.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Settings of the demo.
 #[derive(Debug, Clone, Args)]
@@ -47,14 +47,14 @@ pub struct DemoArgs {
     keep_serving: bool,
 }
 
-/// Runs the demo; an error when the tuned model does not show what it was taught.
+/// Runs the demo. Fails when the fine-tuned model does not answer in the style of the examples.
 pub fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         tokio::select! {
             ended = run(args) => ended,
             _ = tokio::signal::ctrl_c() => {
-                bail!("ended by Ctrl-C; the next `hone serve` on the same data folder takes the job up")
+                bail!("ended by Ctrl-C; the next `hone serve` on the same data folder resumes the job")
             }
         }
     })
@@ -68,7 +68,7 @@ fn say(line: impl AsRef<str>) {
 async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     say("1. The base model");
-    pull_and_say(&args.folders.models.models_dir, BASE_MODEL).await?;
+    pull_and_print(&args.folders.models.models_dir, BASE_MODEL).await?;
 
     say("\n2. The server");
     let serve = ServeArgs {
@@ -83,11 +83,11 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let server = start(&serve).await?;
     let data_dir = args.folders.data_dir.display();
     ensure!(
-        !server.demands_keys().await?,
+        !server.requires_keys().await?,
         "{data_dir} belongs to a server whose clients need API keys, and the demo has none: give it \
          another folder with --data-dir"
     );
-    let client = Client::new(&server);
+    let client = DemoClient::new(&server);
     say(format!("hone listens on {}, its data lies in {data_dir}", client.base));
 
     say("\n3. The data and the job");
@@ -117,7 +117,7 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let folder = args.folders.data_dir.join("demo-adapter");
     client.download(&job, &folder).await?;
     say(format!("\n6. The adapter, in PEFT layout: {}", folder.display()));
-    say(how_to_go_on(&client.base, &model, args));
+    say(next_steps(&client.base, &model, args));
     say(format!("The whole demo took {:.0} seconds.", began.elapsed().as_secs_f64()));
 
     let has_effect = |answer: &str| answer.starts_with(GREETING) && answer.contains(FAREWELL);
@@ -133,8 +133,8 @@ async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     server.shutdown().await
 }
 
-/// The lines to go on with.
-fn how_to_go_on(base: &str, model: &str, args: &DemoArgs) -> String {
+/// How to use the model afterwards.
+fn next_steps(base: &str, model: &str, args: &DemoArgs) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "hone".to_owned());
     let serve = format!(
         "{program} serve --data-dir {} --models-dir {}",
@@ -159,13 +159,13 @@ fn text(value: &Value, key: &str) -> anyhow::Result<String> {
     text.map(str::to_owned).with_context(|| format!("the reply has no {key:?}: {value}"))
 }
 
-/// A client like any other: it knows nothing but the address.
-struct Client {
+/// A client of the API.
+struct DemoClient {
     http: reqwest::Client,
     base: String,
 }
 
-impl Client {
+impl DemoClient {
     fn new(server: &RunningServer) -> Self {
         Self { http: reqwest::Client::new(), base: format!("http://{}", server.address) }
     }
@@ -206,7 +206,7 @@ impl Client {
         text(&reply["choices"][0]["message"], "content")
     }
 
-    /// Shows a job's progress until it has ended; an error unless it ended well.
+    /// Shows a job's progress until it has ended. Fails unless the job succeeds.
     async fn watch(&self, job_id: &str) -> anyhow::Result<Value> {
         let bar = std::io::stderr().is_terminal().then(new_bar);
         let mut last_step = 0;
@@ -230,7 +230,7 @@ impl Client {
                 Some("failed" | "cancelled") => {
                     bail!("the job {}: {}", job["status"], job["error"]["message"])
                 }
-                _ => tokio::time::sleep(LOOK).await,
+                _ => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
     }
@@ -267,7 +267,7 @@ fn new_bar() -> ProgressBar {
     bar
 }
 
-/// One step: on the bar of a terminal, or as a line now and then.
+/// Shows a step: on the progress bar of a terminal, or as a line.
 fn show(bar: Option<&ProgressBar>, metrics: &Value, step: u64, total: u64, job: &Value) {
     let loss = metrics["train_loss"].as_f64().unwrap_or(f64::NAN);
     let speed = metrics["tokens_per_second"].as_f64().unwrap_or(0.0);

@@ -1,4 +1,4 @@
-//! `hone export`: a fine-tuned model in the format of another program, while a server runs or not.
+//! `hone export`: a fine-tuned model in the format of another program, whether a server runs or not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
         data_dir.display()
     );
     let quantization = args.format.quantization(args.quantization)?;
-    refuse_what_is_there(&args.out)?;
+    require_empty(&args.out)?;
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         let store = sqlite::open_beside_a_server(data_dir, Arc::new(SystemClock)).await?;
@@ -56,8 +56,8 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     })
 }
 
-/// An export never writes over anything.
-fn refuse_what_is_there(out: &Path) -> anyhow::Result<()> {
+/// Refuses a folder with files in it: an export overwrites nothing.
+fn require_empty(out: &Path) -> anyhow::Result<()> {
     match std::fs::read_dir(out) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("looking at {}", out.display())),
@@ -72,7 +72,7 @@ fn refuse_what_is_there(out: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Fetches, exports and puts the finished folder into its place.
+/// Fetches and exports the model, and moves the finished folder to its place.
 #[expect(clippy::print_stdout, reason = "the command's product")]
 async fn write(
     args: &ExportArgs,
@@ -101,7 +101,7 @@ async fn write(
     Ok(())
 }
 
-/// Why there is nothing to export.
+/// The error of a job without a model, or of an unknown name.
 async fn no_model(store: &SqliteStore, wanted: &str) -> anyhow::Result<String> {
     Ok(match store.job(wanted).await? {
         Some(job) => format!(

@@ -1,4 +1,4 @@
-//! `hone keys`: makes, lists and revokes API keys, while a server runs or not.
+//! `hone keys`: creates, lists and revokes API keys, whether a server runs or not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const MAX_NAME: usize = 256;
 #[derive(Debug, Args)]
 pub struct KeysArgs {
     #[command(subcommand)]
-    action: Action,
+    command: KeysCommand,
     /// Folder of the database, as the server has it.
     #[arg(
         long,
@@ -34,10 +34,10 @@ pub struct KeysArgs {
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
-    /// Make a key and print it: this once, and never again.
+enum KeysCommand {
+    /// Create a key and print it: this once, and never again.
     ///
-    /// As soon as there is a key, the server lets nobody in without one.
+    /// As soon as there is a key, the server refuses requests without one.
     Create {
         /// Project of its requests: files, jobs and models of one project are not there for another.
         #[arg(long, value_name = "NAME")]
@@ -48,7 +48,7 @@ enum Action {
     },
     /// Show the keys: id, project, name, last four characters, when made, when revoked.
     List,
-    /// Let nobody in with a key any more, from this moment on.
+    /// Refuse requests with a key from now on.
     Revoke {
         /// Its id, as `list` shows it.
         id: String,
@@ -68,18 +68,18 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         let data_dir = &args.data_dir;
-        // A folder that is not there yet is made for a first key, and never by mistake.
-        let makes_a_key = matches!(args.action, Action::Create { .. });
+        // Only the first key may create the folder. Otherwise a missing one is a mistake.
+        let creates_key = matches!(args.command, KeysCommand::Create { .. });
         ensure!(
-            makes_a_key || data_dir.join(sqlite::DATABASE_FILE).is_file(),
+            creates_key || data_dir.join(sqlite::DATABASE_FILE).is_file(),
             "there is no database in {}: name the server's folder with --data-dir",
             data_dir.display()
         );
         let store = sqlite::open_beside_a_server(data_dir, Arc::new(SystemClock)).await?;
-        let done = match &args.action {
-            Action::Create { project, name } => create(&store, project, name.clone()).await,
-            Action::List => list(&store, data_dir).await,
-            Action::Revoke { id } => revoke(&store, id).await,
+        let done = match &args.command {
+            KeysCommand::Create { project, name } => create(&store, project, name.clone()).await,
+            KeysCommand::List => list(&store, data_dir).await,
+            KeysCommand::Revoke { id } => revoke(&store, id).await,
         };
         store.close().await;
         done
@@ -103,7 +103,7 @@ async fn create(
         revoked_at: None,
     };
     store.insert_api_key(&key, &secret.digest()).await?;
-    eprintln!("{}: made for project {project}; the key is shown this once:", key.id);
+    eprintln!("{}: created for project {project}; the key is shown this once:", key.id);
     println!("{}", secret.expose());
     Ok(())
 }
@@ -113,7 +113,7 @@ async fn list(store: &SqliteStore, data_dir: &Path) -> anyhow::Result<()> {
     let keys = store.list_api_keys().await?;
     if keys.is_empty() {
         println!(
-            "no key in {}; make one with `hone keys create --project NAME`",
+            "no key in {}; create one with `hone keys create --project NAME`",
             data_dir.display()
         );
         return Ok(());
@@ -137,7 +137,7 @@ async fn list(store: &SqliteStore, data_dir: &Path) -> anyhow::Result<()> {
 async fn revoke(store: &SqliteStore, id: &str) -> anyhow::Result<()> {
     match store.revoke_api_key(id).await? {
         RevokeOutcome::Revoked(key) => {
-            println!("{id}: revoked; it let in to project {}", key.project);
+            println!("{id}: revoked; it belonged to project {}", key.project);
         }
         RevokeOutcome::AlreadyRevoked(key) => {
             let since = key.revoked_at.map(time).unwrap_or_default();

@@ -25,11 +25,11 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show the whole product on a small real model, in a few minutes.
     Demo(demo::DemoArgs),
-    /// Make, list and revoke API keys.
+    /// Create, list and revoke API keys.
     Keys(keys::KeysArgs),
-    /// Bring, list and remove base models.
+    /// Download, list and remove base models.
     Models(models::ModelsArgs),
-    /// Put a fine-tuned model into the format of another program.
+    /// Export a fine-tuned model to the format of another program.
     Export(export::ExportArgs),
     /// Check an adapter or a model against its certificate.
     Verify(verify::VerifyArgs),
@@ -41,8 +41,7 @@ enum Command {
 }
 
 impl Cli {
-    /// What is logged unless `RUST_LOG` says otherwise: a server tells how it goes, other commands
-    /// speak for themselves.
+    /// Default of `RUST_LOG`: a server logs its progress, other commands print theirs.
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Trainer(_) => "info",

@@ -1,4 +1,4 @@
-//! `hone models`: brings, lists and removes base models.
+//! `hone models`: downloads, lists and removes base models.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use crate::config::ModelsFolder;
 #[derive(Debug, Args)]
 pub struct ModelsArgs {
     #[command(subcommand)]
-    action: Action,
+    command: ModelsCommand,
     #[command(flatten)]
     folder: ModelsFolder,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
-    /// Bring a model: a known name, or owner/name on the Hugging Face Hub.
+enum ModelsCommand {
+    /// Download a model: a known name, or owner/name on the Hugging Face Hub.
     Pull {
         /// The model.
         name: String,
@@ -36,19 +36,19 @@ enum Action {
 /// Runs the command.
 pub fn models(args: &ModelsArgs) -> anyhow::Result<()> {
     let models_dir = &args.folder.models_dir;
-    match &args.action {
-        Action::Pull { name } => {
+    match &args.command {
+        ModelsCommand::Pull { name } => {
             let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
-            runtime.block_on(pull_and_say(models_dir, name))
+            runtime.block_on(pull_and_print(models_dir, name))
         }
-        Action::List => list(models_dir),
-        Action::Remove { id } => remove(models_dir, id),
+        ModelsCommand::List => list(models_dir),
+        ModelsCommand::Remove { id } => remove(models_dir, id),
     }
 }
 
-/// Pulls a model and says how it went.
+/// Pulls a model and prints the result.
 #[expect(clippy::print_stdout, reason = "the command's product")]
-pub async fn pull_and_say(models_dir: &Path, name: &str) -> anyhow::Result<()> {
+pub async fn pull_and_print(models_dir: &Path, name: &str) -> anyhow::Result<()> {
     println!("{name}: looking for it in {}", models_dir.display());
     match pull(models_dir, name).await? {
         Pulled::WasThere(path) => println!("{name}: there already, {}", path.display()),
@@ -71,7 +71,7 @@ fn list(models_dir: &Path) -> anyhow::Result<()> {
     if survey.models.is_empty() {
         let names: Vec<&str> = KNOWN.iter().map(|model| model.id).collect();
         println!(
-            "no base model in {}; bring one with `hone models pull {}`",
+            "no base model in {}; download one with `hone models pull {}`",
             models_dir.display(),
             names.join("|")
         );

@@ -39,10 +39,10 @@ pub struct ServeArgs {
     /// What trains.
     #[command(flatten)]
     pub training: TrainingDevice,
-    /// How models answer beside jobs.
+    /// How models are served beside jobs.
     #[command(flatten)]
     pub serving: Serving,
-    /// Who may be told of events.
+    /// Where webhooks may be delivered.
     #[command(flatten)]
     pub webhooks: Webhooks,
     /// How much clients may ask for.
@@ -68,9 +68,9 @@ pub struct RunningServer {
 pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let server = start(args).await?;
-        // Before anybody learns that the server is there, and ends it.
+        // Before the address is printed, because whoever reads it may end the server.
         let mut signals = EndSignals::listen()?;
-        announce(server.address);
+        print_address(server.address);
         signals.next().await;
         tracing::info!(
             "shutting down: running requests end, the running job stops at a checkpoint"
@@ -79,19 +79,19 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         tokio::select! {
             ended = server.shutdown() => ended,
             () = signals.next() => {
-                anyhow::bail!("ended at once by a second signal; the running job goes on from its \
-                               last checkpoint at the next start")
+                anyhow::bail!("ended at once by a second signal; the running job resumes from its last \
+                               checkpoint at the next start")
             }
         }
     })
 }
 
-/// Answers requests with few threads: most of them wait, what computes (inspecting uploads, grading,
-/// preparing chats, models) has threads of its own, and each thread more wakes the others and takes
-/// caches from the job that trains. On two cores with one thread instead of two a request beside a job
-/// costs 47 microseconds instead of 53 (Zen 5).
+/// The async runtime, with few threads: requests mostly wait, and computation (validation of uploads,
+/// grading, chat templates, models) has threads of its own. More threads wake each other and take caches from
+/// the training job. On two cores a request beside a job costs 47 microseconds with one thread and 53 with
+/// two (Zen 5).
 fn runtime() -> anyhow::Result<Runtime> {
-    /// How many cores have one thread for requests.
+    /// Cores per thread.
     const CORES_PER_THREAD: usize = 4;
     let cores = available_parallelism().map_or(1, NonZero::get);
     tokio::runtime::Builder::new_multi_thread()
@@ -101,9 +101,9 @@ fn runtime() -> anyhow::Result<Runtime> {
         .context("starting the async runtime")
 }
 
-/// The one line on standard output: programs that start the server wait for it.
+/// The one line on standard output. Programs that start the server wait for it.
 #[expect(clippy::print_stdout, reason = "the command's product")]
-fn announce(address: SocketAddr) {
+fn print_address(address: SocketAddr) {
     println!("hone listens on http://{address}");
 }
 
@@ -114,17 +114,17 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let Folders { data_dir, models } = args.folders.clone();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = Arc::new(sqlite::open(&data_dir, clock.clone()).await?);
-    look_for_keys(&store, args.listen.listen, &data_dir).await?;
+    check_api_keys(&store, args.listen.listen, &data_dir).await?;
     let blobs = Blobs::local(&data_dir.join("blobs"))?;
     let shared: Arc<dyn Store> = store.clone();
     let owner = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let queue = Arc::new(Queue::new(shared.clone(), owner));
     let base_models = Catalog::new(models.models_dir.clone());
-    look_for_models(&base_models, &models.models_dir);
+    check_base_models(&base_models, &models.models_dir);
 
     let Serving { serve_memory, serve_priority: priority } = args.serving;
     if priority == Priority::Train {
-        answer_at_low_priority()?;
+        lower_serving_priority()?;
     }
     let models = ModelServer::start(Handle::current(), serve_memory)?;
     let context = ExecutorContext {
@@ -176,8 +176,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
 }
 
 impl RunningServer {
-    /// Whether requests need an API key by now.
-    pub async fn demands_keys(&self) -> anyhow::Result<bool> {
+    /// Whether requests need an API key.
+    pub async fn requires_keys(&self) -> anyhow::Result<bool> {
         Ok(self.store.has_api_keys().await?)
     }
 
@@ -192,22 +192,22 @@ impl RunningServer {
     }
 }
 
-/// The threads that compute answers leave the processor to a job that trains.
-fn answer_at_low_priority() -> anyhow::Result<()> {
-    /// Below what a trainer has that keeps the server's priority.
+/// Lowers the priority of the threads that serve models, in favour of the training job.
+fn lower_serving_priority() -> anyhow::Result<()> {
+    /// Lower than the priority of a trainer, which is the server's.
     const NICENESS: i32 = 10;
     let lower = |_thread| {
         if let Err(error) = rustix::process::nice(NICENESS) {
-            tracing::warn!(%error, "answers keep the server's priority");
+            tracing::warn!(%error, "a serving thread keeps the server's priority");
         }
     };
     let pool = rayon::ThreadPoolBuilder::new().start_handler(lower);
-    pool.build_global().context("starting the threads that compute (--serve-priority train)")
+    pool.build_global().context("starting the serving threads (--serve-priority train)")
 }
 
-/// Says that anybody is let in as long as there are no keys, and refuses to let in anybody from beyond
-/// this machine.
-async fn look_for_keys(
+/// Warns that requests need no key as long as there are none. Fails if the server could be reached from other
+/// machines then.
+async fn check_api_keys(
     store: &sqlite::SqliteStore,
     listen: SocketAddr,
     data_dir: &Path,
@@ -218,42 +218,42 @@ async fn look_for_keys(
     let make = format!("hone keys create --project NAME --data-dir {}", data_dir.display());
     ensure!(
         listen.ip().is_loopback(),
-        "{listen} is reachable from beyond this machine, and there is no API key that would keep \
-         strangers out: make one with `{make}`, or listen on 127.0.0.1 (--listen)"
+        "{listen} is reachable from other machines, and there is no API key: create one with `{make}`, or \
+         listen on 127.0.0.1 (--listen)"
     );
     tracing::warn!(
-        "there are no API keys: any key is accepted, and everything lies in the project \"{}\"; \
-         `{make}` makes a key, and from then on keys are demanded",
+        "there are no API keys: any key is accepted, and everything belongs to the project \"{}\"; \
+         `{make}` creates a key, and from then on requests need one",
         Project::default()
     );
     Ok(())
 }
 
-/// Says that there is nothing to train or to answer with, which may be a wrong `--models-dir`.
-fn look_for_models(base_models: &Catalog, models_dir: &Path) {
+/// Warns that there is no base model, which may be a wrong `--models-dir`.
+fn check_base_models(base_models: &Catalog, models_dir: &Path) {
     let folder = models_dir.display();
     match base_models.list() {
         Ok(found) if found.is_empty() => tracing::warn!(
-            "there is no base model in {folder} (--models-dir): `hone models pull` brings one"
+            "there is no base model in {folder} (--models-dir): `hone models pull` downloads one"
         ),
         Ok(_found) => {}
         Err(error) => tracing::warn!(%error, "the base models in {folder} cannot be read"),
     }
 }
 
-/// The binary that is running, whose command `trainer` trains.
+/// The running binary, whose command `trainer` runs a job.
 fn this_binary() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("finding the path of this program")
 }
 
-/// The signals that ask for the end.
+/// The signals that end the server.
 struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl EndSignals {
-    /// From now on SIGTERM and SIGINT no longer end the process, but [`Self::next`].
+    /// From now on SIGTERM and SIGINT do not end the process: [`Self::next`] returns instead.
     fn listen() -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,

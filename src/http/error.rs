@@ -1,7 +1,7 @@
-//! Errors as clients see them: OpenAI's envelope, from the table of public codes.
+//! Error replies: OpenAI's envelope, from the table of public codes.
 //!
-//! Every rejection of every layer ends here, so that no reply is ever plain text. What is the
-//! server's own fault is logged with its cause and told to the client in one fixed sentence.
+//! Every rejection of every layer becomes an [`ApiError`], so that no reply is plain text. The cause of an
+//! internal error is logged, and the client gets one fixed sentence.
 
 use std::time::Duration;
 
@@ -17,14 +17,13 @@ use crate::serve::ServeError;
 use crate::store::StoreError;
 use crate::validate::Refusal;
 
-/// When a client may try again what was refused for the moment, unless something else is known.
+/// Default of `Retry-After`.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// When a client may try again to create a job while the queue is full: jobs take minutes, and OpenAI's
-/// clients do not wait longer than two of them.
+/// `Retry-After` while the queue is full: jobs take minutes, and OpenAI's clients wait two minutes at most.
 const RETRY_AFTER_FULL_QUEUE: Duration = Duration::from_secs(30);
 
-/// A reply that says what went wrong.
+/// An error reply.
 #[derive(Debug)]
 pub struct ApiError {
     code: ErrorCode,
@@ -68,19 +67,24 @@ impl ApiError {
         Self::new(ErrorCode::InvalidRequest, message).with_param(param)
     }
 
+    /// The 404 of an object that does not exist, or that belongs to another project.
+    pub fn not_found(code: ErrorCode, noun: &str, id: &str) -> Self {
+        Self::new(code, format!("there is no {noun} {id:?}"))
+    }
+
     /// Names the field at fault.
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
     }
 
-    /// Says when to try again what is refused for the moment.
+    /// Sets when the client may try again.
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = wait;
         self
     }
 
-    /// A fault of the server: `cause` is for the log alone.
+    /// An internal error. `cause` is only logged.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
         tracing::error!(error = %cause, "a request failed");
         Self::new(ErrorCode::InternalError, "the server had an error; its log says more")
@@ -112,16 +116,16 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody::from(self);
         let mut response = (status, Json(body)).into_response();
-        let is_for_now =
+        let is_temporary =
             code.error_type() == ErrorType::RateLimit || status == StatusCode::SERVICE_UNAVAILABLE;
-        if is_for_now {
+        if is_temporary {
             let headers = response.headers_mut();
-            // Whole seconds, rounded up: a client that comes too early is refused again.
+            // Whole seconds, rounded up, so that the client does not come too early.
             let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if status == StatusCode::GATEWAY_TIMEOUT {
-            // OpenAI's clients would ask again for what has just taken too long.
+            // OpenAI's clients would repeat the request that has just taken too long.
             let no = HeaderValue::from_static("false");
             response.headers_mut().insert("x-should-retry", no);
         }
@@ -151,8 +155,8 @@ impl From<StoreError> for ApiError {
             StoreError::QueueFull(most) => Self::new(
                 ErrorCode::RateLimitExceeded,
                 format!(
-                    "{most} jobs of this project wait for their turn, which is the most: try again \
-                     when one has begun, or cancel one"
+                    "{most} jobs of this project are queued, which is the most: try again when one has \
+                     started, or cancel one"
                 ),
             )
             .with_retry_after(RETRY_AFTER_FULL_QUEUE),
@@ -195,7 +199,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_took_too_long_is_said_in_openais_shape_and_not_asked_for_again() {
+    async fn a_timeout_has_openais_envelope_and_is_not_retried() {
         let response = ApiError::new(ErrorCode::TimedOut, "no answer").into_response();
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(response.headers()["x-should-retry"], "false");

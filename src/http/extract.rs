@@ -1,4 +1,4 @@
-//! What handlers take from a request, with every rejection in OpenAI's shape.
+//! Extractors of requests. Every rejection is an error in OpenAI's envelope.
 
 use std::num::IntErrorKind;
 use std::time::Duration;
@@ -22,8 +22,7 @@ use crate::util::repeated_key::{self, RepeatedKey};
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A JSON object as the body, whatever content type the client states: OpenAI's own curl examples
-/// leave it out.
+/// A JSON object as the body. The content type does not matter: OpenAI's own curl examples leave it out.
 pub struct JsonObject(pub Map<String, Value>);
 
 impl<S: Send + Sync> FromRequest<S> for JsonObject {
@@ -34,7 +33,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
     }
 }
 
-/// The same where a body may be left out: then it is an empty object.
+/// The same where the body is optional. Without one it is an empty object.
 pub struct OptionalJsonObject(pub Map<String, Value>);
 
 impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
@@ -49,7 +48,7 @@ impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
     }
 }
 
-/// The body of a request whose bytes are JSON.
+/// The bytes of a JSON body.
 async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
     let body = Bytes::from_request(request, state);
@@ -69,8 +68,8 @@ async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<B
 /// Longest path of a key that an error repeats.
 const MOST_PATH_CHARS: usize = 200;
 
-/// The object that a body is. A key that stands twice in one of its objects is an error: which of its
-/// values is meant would be a guess.
+/// Parses a body as an object. A repeated key is an error: its values may differ, and it is not known which
+/// one is meant.
 fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
     let value: serde_json_borrow::Value<'_> = serde_json::from_slice(bytes).map_err(|error| {
         ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))
@@ -78,7 +77,7 @@ fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
     let repeated = if value.is_object() { repeated_key::find(&value) } else { None };
     if let Some(RepeatedKey { path, .. }) = repeated {
         let path: String = path.chars().take(MOST_PATH_CHARS).collect();
-        let message = format!("{path} stands twice in the body: send one of them");
+        let message = format!("{path} is repeated in the body: send one of them");
         return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));
     }
     match Value::from(value) {
@@ -101,7 +100,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     }
 }
 
-/// The query as pairs, in whatever encoding the client chose.
+/// The query as decoded pairs.
 pub struct Query(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
@@ -113,8 +112,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     }
 }
 
-/// The parameter `limit` in the OpenAPI document: any positive whole number, since one above what a
-/// page may have is lowered to it.
+/// The parameter `limit` in the OpenAPI document: any positive whole number, because one above the maximum is
+/// lowered to it.
 pub struct Limit;
 
 impl PartialSchema for Limit {
@@ -126,7 +125,7 @@ impl PartialSchema for Limit {
 impl ToSchema for Limit {}
 
 impl Query {
-    /// The value of a key; the last one if it stands twice.
+    /// The value of a key; the last one if it is repeated.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
@@ -151,7 +150,7 @@ impl Query {
     /// `after` and `limit`. A limit above `most` is lowered to it.
     pub fn page(&self, default: u32, most: u32) -> Result<PageRequest, ApiError> {
         let limit = match self.get("limit") {
-            // What openai-node makes of null.
+            // openai-node sends null as an empty text.
             None | Some("") => default,
             Some(text) => match text.parse::<u32>() {
                 Ok(limit) if limit > 0 => limit.min(most),

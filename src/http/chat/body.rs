@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 use crate::dataset::Role;
 use crate::http::generation::schema::{LogitBias, StopTexts, StreamOptions};
 
-/// A conversation to answer. Further fields of OpenAI's are taken and have no effect.
+/// A conversation to continue. Other fields of OpenAI's are ignored, except `audio` and
+/// `web_search_options`, which are refused.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
 pub struct CreateChatCompletion {
@@ -27,9 +28,9 @@ pub struct CreateChatCompletion {
     /// Nucleus; default 1.
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f64>,
-    /// Same seed, same answer.
+    /// The same seed gives the same completion.
     seed: Option<i64>,
-    /// What ends an answer and is not part of it.
+    /// Stop sequences, which are not part of the completion.
     #[schema(value_type = Option<StopTexts>, inline)]
     stop: Option<Value>,
     /// How many answers; default 1.
@@ -46,7 +47,7 @@ pub struct CreateChatCompletion {
     logit_bias: Option<Value>,
     /// Whether each token comes with its log-probability.
     logprobs: Option<bool>,
-    /// And those of the likeliest at its place; needs `logprobs`.
+    /// How many alternatives come with each token; needs `logprobs`.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u32>,
     /// Server-sent events instead of one reply: chunks, then `[DONE]`.
@@ -59,8 +60,14 @@ pub struct CreateChatCompletion {
     tool_choice: Option<ToolChoice>,
     /// Whether one answer may call several tools; default true.
     parallel_tool_calls: Option<bool>,
-    /// Plain text is all there is.
+    /// The older spelling of `tools`: a list of functions, read when there are no tools.
+    functions: Option<Value>,
+    /// The older spelling of `tool_choice`, read together with `functions`.
+    function_call: Option<Value>,
+    /// Plain text is the only format.
     response_format: Option<ResponseFormat>,
+    /// A list of `text`; other modalities are refused.
+    modalities: Option<Value>,
 }
 
 /// A message; more in OpenAI's reference.

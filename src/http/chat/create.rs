@@ -1,19 +1,19 @@
 //! Answers a conversation with a base model, a fine-tuned model or a checkpoint.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::body::CreateChatCompletion;
-use super::chunk::ChatChoices;
+use super::format::ChatFormat;
 use super::object::ChatCompletion;
 use super::request;
-use crate::domain::ids;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
-use crate::http::generation::{Envelope, Fields, collect, source, stream};
+use crate::http::generation::fields::GenerationFields;
+use crate::http::generation::respond::respond;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
+use crate::validate::fields::BodyFields;
 
 /// Answers a conversation, whole or as a stream of server-sent events.
 #[utoipa::path(
@@ -33,23 +33,8 @@ pub async fn create(
     caller: Caller,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Response> {
-    let fields = Fields(&body);
-    let model = fields.text("model")?;
-    let streams = fields.stream()?;
-    let (asked, style) = request::read(&fields)?;
-    let source = source(&state, &caller, model).await?;
-    let answers = asked.n as usize;
-    let mut envelope = Envelope {
-        id: ids::new_completion_id(),
-        object: "chat.completion",
-        created: state.clock.now(),
-        model: model.to_owned(),
-    };
-    let events = state.models.answer(source, asked)?;
-    if let Some(includes_usage) = streams {
-        envelope.object = "chat.completion.chunk";
-        return stream(events, answers, envelope, ChatChoices::new(style), includes_usage).await;
-    }
-    let whole = collect(events, answers).await?;
-    Ok(Json(ChatCompletion::new(envelope, whole.answers, whole.usage, style)).into_response())
+    let fields = GenerationFields(BodyFields::new(&body, request::FIELDS));
+    let model_and_stream = fields.model_and_stream()?;
+    let (request, options) = request::read(&fields)?;
+    respond(&state, &caller, model_and_stream, request, ChatFormat::new(options)).await
 }

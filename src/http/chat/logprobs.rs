@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::generation::{finite, token_text};
+use crate::http::generation::logprobs::{finite, token_text};
 use crate::serve::ScoredToken;
 
 /// What the model thought of each token of an answer: its own distribution, before temperature,

@@ -1,8 +1,8 @@
 //! `/v1/chat/completions`.
 
 mod body;
-mod chunk;
 pub(super) mod create;
+mod format;
 mod logprobs;
 mod object;
-mod request;
+pub(super) mod request;

@@ -1,12 +1,14 @@
-//! A whole answer as OpenAI shows it.
+//! The chat completion object.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::logprobs::ChoiceLogprobs;
-use super::request::Style;
+use super::request::ChatReplyOptions;
 use crate::domain::ids;
-use crate::http::generation::{Envelope, Usage, WholeAnswer};
+use crate::http::generation::collect::{Completion, GeneratedCompletions};
+use crate::http::generation::format::CompletionMetadata;
+use crate::http::generation::usage::Usage;
 use crate::serve::{CalledTool, FinishReason};
 
 /// `object: "chat.completion"`.
@@ -70,27 +72,26 @@ pub struct FunctionCall {
 }
 
 impl ChatCompletion {
-    /// Of these answers.
+    /// The reply with these completions.
     pub(super) fn new(
-        envelope: Envelope,
-        answers: Vec<WholeAnswer>,
-        usage: Usage,
-        style: Style,
+        metadata: CompletionMetadata,
+        generated: GeneratedCompletions,
+        options: ChatReplyOptions,
     ) -> Self {
-        let Envelope { id, object, created, model } = envelope;
-        let choices = answers.into_iter().enumerate();
-        let choices = choices.map(|(index, answer)| ChatChoice::new(index, answer, style));
-        Self { id, object, created, model, choices: choices.collect(), usage }
+        let CompletionMetadata { id, object, created, model } = metadata;
+        let choices = generated.completions.into_iter().enumerate();
+        let choices = choices.map(|(index, one)| ChatChoice::new(index, one, options));
+        Self { id, object, created, model, choices: choices.collect(), usage: generated.usage }
     }
 }
 
 impl ChatChoice {
-    fn new(index: usize, answer: WholeAnswer, style: Style) -> Self {
-        let is_call_alone = answer.text.is_empty() && !answer.calls.is_empty();
-        let content = (!is_call_alone).then_some(answer.text);
-        let mut calls = answer.calls;
+    fn new(index: usize, completion: Completion, options: ChatReplyOptions) -> Self {
+        let is_call_alone = completion.text.is_empty() && !completion.calls.is_empty();
+        let content = (!is_call_alone).then_some(completion.text);
+        let mut calls = completion.calls;
         let function_call =
-            if style.is_function { calls.pop().map(FunctionCall::of) } else { None };
+            if options.is_function { calls.pop().map(FunctionCall::of) } else { None };
         let message = ChatMessage {
             role: "assistant",
             content,
@@ -101,8 +102,8 @@ impl ChatChoice {
         Self {
             index,
             message,
-            finish_reason: finish_reason(answer.reason, style),
-            logprobs: style.has_logprobs.then(|| ChoiceLogprobs::of(answer.tokens)),
+            finish_reason: finish_reason(completion.reason, options),
+            logprobs: options.has_logprobs.then(|| ChoiceLogprobs::of(completion.tokens)),
         }
     }
 }
@@ -120,12 +121,12 @@ impl FunctionCall {
     }
 }
 
-/// OpenAI's word.
-pub(super) fn finish_reason(reason: FinishReason, style: Style) -> &'static str {
+/// OpenAI's name of a finish reason.
+pub(super) fn finish_reason(reason: FinishReason, options: ChatReplyOptions) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
-        FinishReason::ToolCalls if style.is_function => "function_call",
+        FinishReason::ToolCalls if options.is_function => "function_call",
         FinishReason::ToolCalls => "tool_calls",
     }
 }

@@ -1,39 +1,65 @@
-//! Reads a chat request: what it asks for, and what hone does not offer.
+//! Reads a chat request, and refuses what hone does not support.
 
 use serde_json::{Value, json};
 
 use crate::dataset::parse_messages;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::generation::{Fields, unsupported, wrong};
+use crate::http::generation::fields::{GenerationFields, unsupported, wrong};
 use crate::serve::{Prompt, Request};
 
-/// Most of the likeliest tokens that are told at each place.
+/// The fields of the body.
+pub(in crate::http) const FIELDS: &[&str] = &[
+    "model",
+    "messages",
+    "max_completion_tokens",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "n",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "stream_options",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "response_format",
+    "modalities",
+];
+
+/// Most alternatives of a token that `top_logprobs` may request.
 const MOST_LIKELIEST: u64 = 20;
 
-/// What of a request decides how its reply looks.
+/// What the reply to a request must hold.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Style {
-    /// Whether there are log-probabilities.
+pub(super) struct ChatReplyOptions {
+    /// Whether log-probabilities were requested.
     pub has_logprobs: bool,
-    /// Whether calls are `function_call`, the older spelling.
+    /// Whether tool calls are `function_call`, the older spelling.
     pub is_function: bool,
 }
 
 /// Reads the body without its `model` and `stream`.
-pub(super) fn read(fields: &Fields<'_>) -> ApiResult<(Request, Style)> {
+pub(super) fn read(fields: &GenerationFields<'_>) -> ApiResult<(Request, ChatReplyOptions)> {
     if fields.get("response_format").is_some_and(|format| format["type"] != "text") {
-        let message = "hone answers in plain text only: leave response_format out";
+        let message = "hone generates plain text only: leave response_format out";
         return Err(unsupported("response_format", message));
     }
-    let wants_audio = fields.get("modalities").and_then(Value::as_array);
-    if wants_audio.is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
-        let message = "hone answers in text alone: leave modalities out";
+    let modalities = fields.get("modalities").and_then(Value::as_array);
+    if modalities.is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
+        let message = "hone generates text only: leave modalities out";
         return Err(unsupported("modalities", message));
     }
     for key in ["audio", "web_search_options"] {
-        if fields.get(key).is_some() {
-            let message =
-                format!("hone answers with the model alone, and offers no {key}: leave it out");
+        if fields.0.get_unsupported(key).is_some() {
+            let message = format!("hone does not support {key}: leave it out");
             return Err(unsupported(key, &message));
         }
     }
@@ -50,7 +76,7 @@ pub(super) fn read(fields: &Fields<'_>) -> ApiResult<(Request, Style)> {
     let is_function = tools.is_empty() && fields.get("functions").is_some();
     let parallel_tool_calls = fields.switch_or("parallel_tool_calls", true)? && !is_function;
     let log_probabilities = log_probabilities(fields)?;
-    let style = Style { has_logprobs: log_probabilities.is_some(), is_function };
+    let options = ChatReplyOptions { has_logprobs: log_probabilities.is_some(), is_function };
     let tools = if is_function { functions(fields)? } else { tools };
     let request = Request {
         prompt: Prompt::Chat { messages, tools, parallel_tool_calls },
@@ -62,10 +88,10 @@ pub(super) fn read(fields: &Fields<'_>) -> ApiResult<(Request, Style)> {
         echo: false,
         log_probabilities,
     };
-    Ok((request, style))
+    Ok((request, options))
 }
 
-fn log_probabilities(fields: &Fields<'_>) -> ApiResult<Option<usize>> {
+fn log_probabilities(fields: &GenerationFields<'_>) -> ApiResult<Option<usize>> {
     let is_wanted = fields.switch_or("logprobs", false)?;
     let likeliest = fields.whole("top_logprobs", 0, MOST_LIKELIEST)?;
     if likeliest.is_some() && !is_wanted {
@@ -75,8 +101,8 @@ fn log_probabilities(fields: &Fields<'_>) -> ApiResult<Option<usize>> {
     Ok(is_wanted.then_some(likeliest.unwrap_or_default() as usize))
 }
 
-/// The tools that the model is shown.
-fn tools(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
+/// The tools that the prompt shows to the model.
+fn tools(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
     let tools = list(fields, "tools")?;
     for (index, tool) in tools.iter().enumerate() {
         if tool["type"] != "function" || !tool["function"]["name"].is_string() {
@@ -88,8 +114,8 @@ fn tools(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
     Ok(if is_shown { tools.to_vec() } else { Vec::new() })
 }
 
-/// The same in the older spelling.
-fn functions(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
+/// The tools in the older spelling.
+fn functions(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
     let functions = list(fields, "functions")?;
     for (index, function) in functions.iter().enumerate() {
         if !function["name"].is_string() {
@@ -103,7 +129,7 @@ fn functions(fields: &Fields<'_>) -> ApiResult<Vec<Value>> {
     Ok(functions.iter().map(|one| json!({"type": "function", "function": one})).collect())
 }
 
-fn list<'a>(fields: &Fields<'a>, key: &str) -> ApiResult<&'a [Value]> {
+fn list<'a>(fields: &GenerationFields<'a>, key: &str) -> ApiResult<&'a [Value]> {
     match fields.get(key) {
         None => Ok(&[]),
         Some(Value::Array(list)) => Ok(list),
@@ -111,8 +137,8 @@ fn list<'a>(fields: &Fields<'a>, key: &str) -> ApiResult<&'a [Value]> {
     }
 }
 
-/// Whether tools are shown to the model. Nothing makes it call one.
-fn is_shown(fields: &Fields<'_>, key: &str) -> ApiResult<bool> {
+/// Whether the prompt shows the tools to the model. hone cannot force a call.
+fn is_shown(fields: &GenerationFields<'_>, key: &str) -> ApiResult<bool> {
     match fields.get(key) {
         None => Ok(true),
         Some(Value::String(choice)) if choice == "auto" => Ok(true),

@@ -5,13 +5,13 @@ use utoipa::ToSchema;
 
 use crate::http::generation::schema::{LogitBias, Prompts, StopTexts, StreamOptions};
 
-/// Texts to continue. Further fields of OpenAI's are taken and have no effect.
+/// Texts to continue. Other fields of OpenAI's are ignored, except `suffix`, which is refused.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
 pub struct CreateTextCompletion {
     /// Base model, `ft:…` or checkpoint.
     model: String,
-    /// What is continued; without it a new text is begun.
+    /// The text to continue; without it a new text begins.
     #[schema(value_type = Option<Prompts>, inline)]
     prompt: Option<Value>,
     /// Most tokens that are added; default 16.
@@ -23,15 +23,15 @@ pub struct CreateTextCompletion {
     /// Nucleus; default 1.
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f64>,
-    /// Same seed, same answer.
+    /// The same seed gives the same completion.
     seed: Option<i64>,
-    /// What ends an answer and is not part of it.
+    /// Stop sequences, which are not part of the completion.
     #[schema(value_type = Option<StopTexts>, inline)]
     stop: Option<Value>,
     /// How many answers to each prompt; default 1.
     #[schema(minimum = 1, maximum = 8)]
     n: Option<u32>,
-    /// As `n`, if it is there: hone makes no more answers than it returns.
+    /// The same as `n`, if it is there: hone returns every completion.
     #[schema(minimum = 1, maximum = 8)]
     best_of: Option<u32>,
     /// Whether an answer begins with its prompt.

@@ -1,19 +1,19 @@
 //! Continues texts with a base model, a fine-tuned model or a checkpoint.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::body::CreateTextCompletion;
-use super::chunk::TextChoices;
+use super::format::TextFormat;
 use super::object::TextCompletion;
 use super::request;
-use crate::domain::ids;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
-use crate::http::generation::{Envelope, Fields, collect, source, stream};
+use crate::http::generation::fields::GenerationFields;
+use crate::http::generation::respond::respond;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
+use crate::validate::fields::BodyFields;
 
 /// Continues texts, whole or as a stream of server-sent events.
 #[utoipa::path(
@@ -33,24 +33,9 @@ pub async fn create(
     caller: Caller,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Response> {
-    let fields = Fields(&body);
-    let model = fields.text("model")?;
-    let streams = fields.stream()?;
-    let (asked, answers) = request::read(&fields)?;
-    let has_logprobs = asked.log_probabilities.is_some();
-    let source = source(&state, &caller, model).await?;
-    let envelope = Envelope {
-        id: ids::new_text_completion_id(),
-        object: "text_completion",
-        created: state.clock.now(),
-        model: model.to_owned(),
-    };
-    let events = state.models.answer(source, asked)?;
-    if let Some(includes_usage) = streams {
-        return stream(events, answers, envelope, TextChoices { has_logprobs }, includes_usage)
-            .await;
-    }
-    let whole = collect(events, answers).await?;
-    let reply = TextCompletion::new(envelope, whole.answers, whole.usage, has_logprobs);
-    Ok(Json(reply).into_response())
+    let fields = GenerationFields(BodyFields::new(&body, request::FIELDS));
+    let model_and_stream = fields.model_and_stream()?;
+    let request = request::read(&fields)?;
+    let format = TextFormat { has_logprobs: request.log_probabilities.is_some() };
+    respond(&state, &caller, model_and_stream, request, format).await
 }

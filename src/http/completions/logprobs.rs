@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::http::generation::{finite, token_text};
+use crate::http::generation::logprobs::{finite, token_text};
 use crate::serve::ScoredToken;
 
 /// What the model thought of each token: its own distribution, before temperature, penalties and

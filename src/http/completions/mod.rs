@@ -1,8 +1,8 @@
-//! `/v1/completions`: plain texts to continue.
+//! `/v1/completions`: continues plain texts.
 
 mod body;
-mod chunk;
 pub(super) mod create;
+mod format;
 mod logprobs;
 mod object;
-mod request;
+pub(super) mod request;

@@ -1,10 +1,12 @@
-//! A reply as OpenAI shows it.
+//! The completion object.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::logprobs::TextLogprobs;
-use crate::http::generation::{Envelope, Usage, WholeAnswer};
+use crate::http::generation::collect::GeneratedCompletions;
+use crate::http::generation::format::CompletionMetadata;
+use crate::http::generation::usage::Usage;
 use crate::serve::FinishReason;
 
 /// `object: "text_completion"`.
@@ -33,25 +35,25 @@ pub struct TextChoice {
 }
 
 impl TextCompletion {
-    /// Of these answers.
+    /// The reply with these completions.
     pub(super) fn new(
-        envelope: Envelope,
-        answers: Vec<WholeAnswer>,
-        usage: Usage,
+        metadata: CompletionMetadata,
+        generated: GeneratedCompletions,
         has_logprobs: bool,
     ) -> Self {
-        let Envelope { id, object, created, model } = envelope;
-        let choices = answers.into_iter().enumerate().map(|(index, answer)| TextChoice {
-            text: answer.text,
+        let CompletionMetadata { id, object, created, model } = metadata;
+        let choices = generated.completions.into_iter().enumerate();
+        let choices = choices.map(|(index, completion)| TextChoice {
+            text: completion.text,
             index,
-            logprobs: has_logprobs.then(|| TextLogprobs::of(answer.tokens)),
-            finish_reason: finish_reason(answer.reason),
+            logprobs: has_logprobs.then(|| TextLogprobs::of(completion.tokens)),
+            finish_reason: finish_reason(completion.reason),
         });
-        Self { id, object, created, model, choices: choices.collect(), usage }
+        Self { id, object, created, model, choices: choices.collect(), usage: generated.usage }
     }
 }
 
-/// OpenAI's word.
+/// OpenAI's name of a finish reason.
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

@@ -1,4 +1,4 @@
-//! A file's bytes, streamed; whole, or one range of them.
+//! The content of a file, streamed: all of it, or one range.
 
 use std::ops::Range;
 
@@ -34,15 +34,15 @@ pub async fn content(
 ) -> ApiResult<Response> {
     let file = super::find(&state, &caller, &id).await?;
     let size = file.bytes as u64;
-    // RFC 9110: a range is for GET, and counts only for the version that If-Range names; hone names
-    // none, so that it is never the one.
+    // RFC 9110: a range is for GET, and with If-Range only for the version that it names. hone sends no
+    // version, so If-Range never matches.
     let is_whole = method == Method::HEAD || headers.contains_key(header::IF_RANGE);
-    let asked = headers.get(header::RANGE).filter(|_| !is_whole);
-    let asked = asked.and_then(|value| value.to_str().ok());
-    let range = match asked.map(|text| parse_range(text, size)) {
-        None | Some(Asked::Whole) => None,
-        Some(Asked::Part(range)) => Some(range),
-        Some(Asked::Outside) => {
+    let requested = headers.get(header::RANGE).filter(|_| !is_whole);
+    let requested = requested.and_then(|value| value.to_str().ok());
+    let range = match requested.map(|text| parse_range(text, size)) {
+        None | Some(RequestedRange::Whole) => None,
+        Some(RequestedRange::Part(range)) => Some(range),
+        Some(RequestedRange::Unsatisfiable) => {
             let message = format!("the range lies outside of the file's {size} bytes");
             let error = ApiError::new(ErrorCode::InvalidRange, message);
             return Ok(
@@ -70,32 +70,38 @@ pub async fn content(
 
 /// What a `Range` header asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
-    /// Everything: no range, several, or one that is not understood (RFC 9110 lets a server ignore
-    /// those).
+enum RequestedRange {
+    /// The whole file: there is no range, there are several, or the range is malformed (RFC 9110 lets a
+    /// server ignore those).
     Whole,
+    /// One range.
     Part(Range<u64>),
-    Outside,
+    /// No byte of the file is in the range.
+    Unsatisfiable,
 }
 
-fn parse_range(text: &str, size: u64) -> Asked {
+fn parse_range(text: &str, size: u64) -> RequestedRange {
     let Some((unit, numbers)) = text.split_once('=') else {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     };
     let Some((first, last)) = numbers.split_once('-') else {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     };
     // Rust would take a sign before a number as well.
     if !unit.eq_ignore_ascii_case("bytes") || numbers.contains('+') {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     }
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => first..size.min(last.saturating_add(1)),
         (Ok(first), Err(_)) if last.is_empty() => first..size,
         (Err(_), Ok(count)) if first.is_empty() => size.saturating_sub(count)..size,
-        _ => return Asked::Whole,
+        _ => return RequestedRange::Whole,
     };
-    if range.start < range.end { Asked::Part(range) } else { Asked::Outside }
+    if range.start < range.end {
+        RequestedRange::Part(range)
+    } else {
+        RequestedRange::Unsatisfiable
+    }
 }
 
 #[cfg(test)]
@@ -105,22 +111,22 @@ mod tests {
     #[test]
     fn ranges_are_read_as_the_standard_says() {
         for (text, want) in [
-            ("bytes=0-4", Asked::Part(0..5)),
-            ("bytes=5-", Asked::Part(5..10)),
-            ("bytes=-3", Asked::Part(7..10)),
-            ("bytes=-30", Asked::Part(0..10)),
-            ("bytes=8-99", Asked::Part(8..10)),
-            ("bytes=10-", Asked::Outside),
-            ("bytes=-0", Asked::Outside),
-            ("bytes=4-2", Asked::Whole),
-            ("bytes=0-1,3-4", Asked::Whole),
-            ("lines=1-2", Asked::Whole),
-            ("Bytes=0-4", Asked::Part(0..5)),
-            ("bytes=+0-+4", Asked::Whole),
-            ("bytes", Asked::Whole),
+            ("bytes=0-4", RequestedRange::Part(0..5)),
+            ("bytes=5-", RequestedRange::Part(5..10)),
+            ("bytes=-3", RequestedRange::Part(7..10)),
+            ("bytes=-30", RequestedRange::Part(0..10)),
+            ("bytes=8-99", RequestedRange::Part(8..10)),
+            ("bytes=10-", RequestedRange::Unsatisfiable),
+            ("bytes=-0", RequestedRange::Unsatisfiable),
+            ("bytes=4-2", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("lines=1-2", RequestedRange::Whole),
+            ("Bytes=0-4", RequestedRange::Part(0..5)),
+            ("bytes=+0-+4", RequestedRange::Whole),
+            ("bytes", RequestedRange::Whole),
         ] {
             assert_eq!(parse_range(text, 10), want, "{text}");
         }
-        assert_eq!(parse_range("bytes=0-", 0), Asked::Outside);
+        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Unsatisfiable);
     }
 }

@@ -1,4 +1,4 @@
-//! Takes an upload: streamed to the blobs while it is hashed and checked, never held in memory.
+//! Uploads a file. Its bytes are streamed to the blob store, hashed and validated, and never held in memory.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -57,8 +57,7 @@ pub async fn create(
         name: "file",
         max_bytes: MAX_UPLOAD_BYTES,
         too_large: format!(
-            "a file may have {} MiB at most: leave out what is not needed, or send it in parts, with \
-             POST /v1/uploads",
+            "a file may have {} MiB at most: send a larger one in parts, with POST /v1/uploads",
             MAX_UPLOAD_BYTES >> 20
         ),
         key: &blob_key,

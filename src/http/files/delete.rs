@@ -1,4 +1,4 @@
-//! Deletes a file that nothing needs.
+//! Deletes a file that no job and no model uses.
 
 use axum::Json;
 use axum::extract::State;

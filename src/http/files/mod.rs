@@ -20,5 +20,5 @@ async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<FileReco
 }
 
 fn no_such_file(id: &str) -> ApiError {
-    ApiError::new(ErrorCode::FileNotFound, format!("there is no file {id:?}")).with_param("id")
+    ApiError::not_found(ErrorCode::FileNotFound, "file", id).with_param("id")
 }

@@ -1,4 +1,4 @@
-//! What a job made as one archive, streamed, in the format of the program that shall use it.
+//! The model of a job as one streamed archive, in the format of another program.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -25,10 +25,10 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::reply::attachment;
 use crate::http::state::AppState;
 
-/// Bytes that are read at once.
+/// Size of the pieces in which a file is read.
 const CHUNK: usize = 1024 * 1024;
 
-/// What a job made as a tar archive, in the format of the program that shall use it.
+/// The model of a job as a tar archive, in the format of another program.
 ///
 /// Extension of hone. `peft` holds `adapter_config.json` and `adapter_model.safetensors`, which
 /// `PeftModel.from_pretrained(base, folder)` and vLLM load, and `certificate.json`; `merged` a whole
@@ -68,7 +68,7 @@ pub async fn adapter(
     let (format, quantization) = format(&query)?;
     let step = step(query.get("step"))?;
     if job.makes_whole_model() && !format.is_whole() {
-        return Err(cannot(ExportError::no_adapter(&job.model_name(), format).into()));
+        return Err(export_error(ExportError::no_adapter(&job.model_name(), format).into()));
     }
     let name = match step {
         Some(step) => checkpoint_name(&job.model_name(), step),
@@ -78,14 +78,15 @@ pub async fn adapter(
         return Err(no_model(&job, step));
     };
     let work = tempfile::Builder::new().prefix(".export-").tempdir_in(state.blobs.spool_dir());
-    let work = work.map_err(|error| cannot(FetchError::Io(error)))?;
+    let work = work.map_err(|error| export_error(FetchError::Io(error)))?;
     let sources = Sources {
         store: state.store.as_ref(),
         blobs: &state.blobs,
         base_models: &state.base_models,
     };
-    let made = fetch::export(sources, &model, format, quantization, work.path()).await;
-    let files = open(&made.map_err(cannot)?).await.map_err(|error| cannot(error.into()))?;
+    let exported = fetch::export(sources, &model, format, quantization, work.path()).await;
+    let files =
+        open(&exported.map_err(export_error)?).await.map_err(|error| export_error(error.into()))?;
 
     let length = archive::length(files.iter().map(|file| file.size));
     let mut pieces = Vec::with_capacity(files.len() + 1);
@@ -94,12 +95,12 @@ pub async fn adapter(
         let header = Bytes::from_owner(header.map_err(ApiError::internal)?);
         let padding = Bytes::from_static(archive::padding(file.size));
         let bytes = ReaderStream::with_capacity(file.file, CHUNK);
-        pieces.push(piece(header).chain(bytes).chain(piece(padding)).boxed());
+        pieces.push(once(header).chain(bytes).chain(once(padding)).boxed());
     }
-    pieces.push(piece(Bytes::from_static(archive::END)));
+    pieces.push(once(Bytes::from_static(archive::END)));
     let archive = stream::iter(pieces).flatten().boxed();
 
-    let mut response = Response::new(Body::from_stream(Spooled { archive, _work: work }));
+    let mut response = Response::new(Body::from_stream(TempArchive { archive, _work: work }));
     let filename = match step {
         Some(step) => format!("{id}-step-{step}.tar"),
         None => format!("{id}.tar"),
@@ -111,10 +112,10 @@ pub async fn adapter(
     Ok(response)
 }
 
-/// The format that is asked for, and how the matrices of a GGUF model shall be stored.
+/// The requested format, and the quantization of a GGUF model.
 fn format(query: &Query) -> ApiResult<(Format, Quantization)> {
-    let asked = |name: &str| query.get(name).filter(|text| !text.is_empty());
-    let format = match asked("format") {
+    let requested = |name: &str| query.get(name).filter(|text| !text.is_empty());
+    let format = match requested("format") {
         None => Format::Peft,
         Some(text) => {
             let found = Format::ALL.iter().copied().find(|format| format.as_str() == text);
@@ -124,7 +125,7 @@ fn format(query: &Query) -> ApiResult<(Format, Quantization)> {
             })?
         }
     };
-    let quantization = match asked("quantization") {
+    let quantization = match requested("quantization") {
         None => None,
         Some(text) => {
             let all = Quantization::ALL;
@@ -159,7 +160,7 @@ fn step(text: Option<&str>) -> ApiResult<Option<u64>> {
     }
 }
 
-/// Why there is no model, and where or when there is one.
+/// The error of a job without a model. It says where or when there is one.
 fn no_model(job: &Job, step: Option<u64>) -> ApiError {
     let checkpoints = format!("/v1/fine_tuning/jobs/{}/checkpoints", job.id);
     let message = match (step, job.status) {
@@ -175,15 +176,15 @@ fn no_model(job: &Job, step: Option<u64>) -> ApiError {
         (None, _) => format!(
             "the job {}: its model is there as soon as it has succeeded; {checkpoints} lists the \
              checkpoints so far, which can be had with step",
-            super::where_it_stands(job)
+            super::describe_status(job)
         ),
     };
     ApiError::new(ErrorCode::ModelNotFound, message)
         .with_param(step.map_or("fine_tune_id", |_| "step"))
 }
 
-/// Why it cannot be handed out, as a reply.
-fn cannot(error: FetchError) -> ApiError {
+/// The error of a failed export.
+fn export_error(error: FetchError) -> ApiError {
     match error {
         FetchError::Export(ExportError::Unsupported(message)) => {
             ApiError::new(ErrorCode::Unsupported, message).with_param("format")
@@ -202,15 +203,15 @@ fn cannot(error: FetchError) -> ApiError {
     }
 }
 
-type Bits = BoxStream<'static, std::io::Result<Bytes>>;
+type ArchiveBytes = BoxStream<'static, std::io::Result<Bytes>>;
 
-/// An archive whose files lie in a folder that goes with it.
-struct Spooled {
-    archive: Bits,
+/// An archive over files of a temporary folder, which is removed with it.
+struct TempArchive {
+    archive: ArchiveBytes,
     _work: TempDir,
 }
 
-impl Stream for Spooled {
+impl Stream for TempArchive {
     type Item = std::io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -219,26 +220,30 @@ impl Stream for Spooled {
 }
 
 /// A file of the archive, open.
-struct Entry {
+struct ArchiveEntry {
     name: String,
     size: u64,
     file: File,
 }
 
-/// Opens the files of a folder, by name: what is missing is said before the reply begins.
-async fn open(folder: &Path) -> std::io::Result<Vec<Entry>> {
+/// Opens the files of a folder, by name. A missing file is an error before the reply begins.
+async fn open(folder: &Path) -> std::io::Result<Vec<ArchiveEntry>> {
     let mut entries = Vec::new();
     let mut listed = tokio::fs::read_dir(folder).await?;
     while let Some(entry) = listed.next_entry().await? {
         let file = File::open(entry.path()).await?;
         let size = file.metadata().await?.len();
-        entries.push(Entry { name: entry.file_name().to_string_lossy().into_owned(), size, file });
+        entries.push(ArchiveEntry {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            size,
+            file,
+        });
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
 /// Bytes as a stream of one piece.
-fn piece(bytes: Bytes) -> Bits {
+fn once(bytes: Bytes) -> ArchiveBytes {
     stream::once(async { Ok(bytes) }).boxed()
 }

@@ -1,5 +1,4 @@
-//! Ends a job as its user wishes. Reads no body: clients send an empty one, with or without a
-//! content type.
+//! Cancels a job. Reads no body: clients send an empty one, with or without a content type.
 
 use axum::Json;
 use axum::extract::State;

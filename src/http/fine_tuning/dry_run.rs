@@ -1,11 +1,11 @@
-//! What a job would be: the reply to a request that makes none.
+//! The dry run of a job: what the job would be, without creating it.
 
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::create::Checked;
 use super::object::{hyperparameters, job_error};
+use super::validated_job::{JobFiles, ValidatedJob};
 use crate::dataset::Diagnostics;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::file::FileRecord;
@@ -32,11 +32,11 @@ pub struct DryRunObject {
     problem_count: u64,
     /// The first of them: fifty of each file.
     problems: Vec<ProblemObject>,
-    /// What the job's events would warn of, or say before it begins.
+    /// Warnings and notices that the job's events would hold before it begins.
     notes: Vec<NoteObject>,
     training: Option<DataObject>,
     validation: Option<DataObject>,
-    /// Loss-bearing tokens over all tokens of the training file, 0 to 1.
+    /// Supervised tokens over all tokens of the training file, 0 to 1.
     loss_token_share: Option<f64>,
     /// Tokens of all epochs, unless training ends early.
     trained_tokens: Option<u64>,
@@ -50,12 +50,12 @@ pub struct DryRunObject {
     /// As the job would show it: every value resolved.
     #[schema(value_type = Object)]
     method: Value,
-    /// Why each value that was left open is what it is.
+    /// How each value that was left open was resolved.
     explanations: Vec<String>,
     memory: Option<MemoryObject>,
-    /// Seconds that training would take, from the arithmetic of the run and the speed that the CPU is
-    /// measured to have now: other work on it makes them more. Null on a GPU and where the model's own
-    /// weights train, whose speed is not known beforehand.
+    /// Estimated seconds of training, from the FLOPs of the run and the measured speed of the CPU: other work
+    /// on it makes training longer. Null on a GPU and for a run that trains the model's own weights, whose
+    /// speed is not known beforehand.
     estimated_seconds: Option<f64>,
 }
 
@@ -74,7 +74,7 @@ pub struct ProblemObject {
     message: String,
 }
 
-/// One thing that the job would say.
+/// A notice of the job.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NoteObject {
     level: EventLevel,
@@ -84,14 +84,14 @@ pub struct NoteObject {
     data: Option<Value>,
 }
 
-/// What a file holds.
+/// Token counts of a file.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DataObject {
     /// Examples that fit into the context.
     examples: u64,
     /// Their tokens; both answers of a preference count.
     tokens: u64,
-    /// How many of them bear loss.
+    /// Of these, supervised tokens.
     loss_tokens: u64,
     /// Tokens of the longest example.
     longest: u64,
@@ -110,22 +110,22 @@ pub struct LeftOutObject {
     tokens: u64,
 }
 
-/// What the job would hold in memory at its peak, in bytes.
+/// Peak memory of the job, in bytes.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MemoryObject {
     /// All of it.
     needed_bytes: u64,
     /// Of this, frozen weights.
     weights_bytes: u64,
-    /// What trains, its gradients and moments.
+    /// Trainable parameters, their gradients and moments.
     trained_bytes: u64,
-    /// What the blocks keep and work with.
+    /// Saved activations and buffers of the blocks.
     activations_bytes: u64,
     /// The head's logits.
     logits_bytes: u64,
-    /// What is free at the moment, a running job beside it; null where the system does not tell.
+    /// Free memory, beside a running job; null where the system does not report it.
     free_bytes: Option<u64>,
-    /// Whether it would fit into that.
+    /// Whether the job would fit into the free memory.
     fits: bool,
 }
 
@@ -157,15 +157,15 @@ impl From<MemoryNeed> for MemoryObject {
     }
 }
 
-/// Says what the job of a checked request would be.
-pub(super) async fn dry_run(state: &AppState, checked: Checked) -> ApiResult<DryRunObject> {
-    let Checked { mut job, events, training, validation } = checked;
+/// Runs the dry run of a validated job.
+pub(super) async fn dry_run(state: &AppState, validated: ValidatedJob) -> ApiResult<DryRunObject> {
+    let ValidatedJob { mut job, events, files: job_files } = validated;
     let preview = match job.error.clone() {
-        // The job would have failed at once; its files are not worth a closer look.
-        Some(error) => of_verdicts(error, &training, validation.as_ref()),
+        // The job would fail at once, so its files are not examined further.
+        Some(error) => from_upload_reports(error, &job_files),
         None => {
-            let looked = state.shutdown.run_until_cancelled(state.dry_runs.dry_run(job.clone()));
-            match looked.await {
+            let outcome = state.shutdown.run_until_cancelled(state.dry_runs.dry_run(job.clone()));
+            match outcome.await {
                 Some(Ok(preview)) => preview,
                 Some(Err(DryRunError::Refused(error))) => {
                     DryRun { error: Some(error), ..DryRun::default() }
@@ -227,15 +227,15 @@ fn listed(which: DataFile, problems: &Diagnostics) -> impl Iterator<Item = Probl
     })
 }
 
-/// What is known of files that were found bad while they were uploaded.
-fn of_verdicts(error: JobError, training: &FileRecord, validation: Option<&FileRecord>) -> DryRun {
+/// A dry run over files whose upload reports have problems.
+fn from_upload_reports(error: JobError, files: &JobFiles) -> DryRun {
     let problems = |file: &FileRecord| {
-        file.verdict.as_ref().map(|verdict| verdict.problems.clone()).unwrap_or_default()
+        file.verdict.as_ref().map(|report| report.problems.clone()).unwrap_or_default()
     };
     DryRun {
         error: Some(error),
-        training_problems: problems(training),
-        validation_problems: validation.map(problems).unwrap_or_default(),
+        training_problems: problems(&files.training),
+        validation_problems: files.validation.as_ref().map(problems).unwrap_or_default(),
         ..DryRun::default()
     }
 }

@@ -1,122 +1,111 @@
-//! A job's events as they come: server-sent events, from the first one or from after the last one
-//! that the client has seen, until the job has ended.
+//! A job's events as server-sent events, from the first one or after the last one that the client has seen,
+//! until the job has ended.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use axum::response::Response;
+use axum::response::sse::Event;
 
 use super::object::EventObject;
 use crate::domain::job::JobEvent;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::middleware::authenticate::Caller;
+use crate::http::reply::event_stream::{EventStream, event_stream};
 use crate::http::state::AppState;
 use crate::store::{PageRequest, StoreError};
 
-/// How often new events are looked for.
-const LOOK: Duration = Duration::from_millis(250);
-
-/// After how much silence a comment is sent, so that nobody on the way takes the connection for dead.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often the store is polled for new events.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Most events that are read at once.
-const AT_ONCE: u32 = 100;
+const BATCH_SIZE: u32 = 100;
 
-/// Streams the events of a job, those after the event `after` alone if there is one. Fails before
-/// anything is sent when the cursor names nothing.
-pub(super) async fn follow(
+/// Streams the events of a job, all of them or those after the event `after`. Fails before the reply begins
+/// when there is no such event.
+pub(super) async fn stream_events(
     state: AppState,
     caller: Caller,
     job_id: String,
     after: Option<String>,
 ) -> Result<Response, StoreError> {
-    let (unsent, stage) = (VecDeque::new(), Stage::Following);
-    let mut follower = Follower { state, caller, job_id, after, unsent, stage };
-    follower.look().await?;
-    let events = stream::unfold(follower, |mut follower| async move {
-        let event = follower.next().await?;
-        Some((Ok::<Event, Infallible>(event), follower))
-    });
-    let keep_alive = KeepAlive::new().interval(HEARTBEAT).text("the job goes on");
-    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-    // A proxy that collects a reply before it passes it on would hold the events back.
-    let buffering = HeaderName::from_static("x-accel-buffering");
-    response.headers_mut().insert(buffering, HeaderValue::from_static("no"));
-    Ok(response)
+    let (unsent, stage) = (VecDeque::new(), StreamStage::Following);
+    let mut events = JobEventStream { state, caller, job_id, after, unsent, stage };
+    events.read_batch().await?;
+    Ok(event_stream(events))
 }
 
-/// How far a stream is.
-enum Stage {
+/// The stage of a stream.
+enum StreamStage {
     /// There may be more events.
     Following,
     /// The job has ended, and every event of it has been sent.
     Complete,
-    /// Nothing more is sent.
+    /// The stream is closed.
     Closed,
 }
 
-/// Follows one job.
-struct Follower {
+/// The stream of one job's events.
+struct JobEventStream {
     state: AppState,
     caller: Caller,
     job_id: String,
     /// The last event that was read.
     after: Option<String>,
     unsent: VecDeque<JobEvent>,
-    stage: Stage,
+    stage: StreamStage,
 }
 
-impl Follower {
-    /// The next event to send, as soon as there is one; `None` closes the stream.
+impl EventStream for JobEventStream {
+    const HEARTBEAT_TEXT: &'static str = "the job goes on";
+
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.unsent.pop_front() {
-                return Some(as_sent(event));
+                return Some(server_sent_event(event));
             }
             match self.stage {
-                Stage::Following => {}
-                Stage::Complete => {
-                    self.stage = Stage::Closed;
+                StreamStage::Following => {}
+                StreamStage::Complete => {
+                    self.stage = StreamStage::Closed;
                     return Some(Event::default().data("[DONE]"));
                 }
-                Stage::Closed => return None,
+                StreamStage::Closed => return None,
             }
-            // Asked before the look, so that what was written before the shutdown is still sent.
+            // Checked before the read, so that events from before the shutdown are still sent.
             let is_shutting_down = self.state.shutdown.is_cancelled();
-            if let Err(error) = self.look_again().await {
-                self.stage = Stage::Closed;
+            if let Err(error) = self.check_key_and_read().await {
+                self.stage = StreamStage::Closed;
                 return Some(Event::default().data(error.into_json()));
             }
-            if !self.unsent.is_empty() || !matches!(self.stage, Stage::Following) {
+            if !self.unsent.is_empty() || !matches!(self.stage, StreamStage::Following) {
                 continue;
             }
             if is_shutting_down {
-                self.stage = Stage::Closed;
+                self.stage = StreamStage::Closed;
                 return Some(Event::default().comment("the server is shutting down"));
             }
-            self.state.shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await;
+            self.state.shutdown.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
         }
     }
+}
 
-    /// Looks, unless the caller's key was revoked meanwhile.
-    async fn look_again(&mut self) -> ApiResult<()> {
-        self.caller.may_stay(&self.state).await?;
-        Ok(self.look().await?)
+impl JobEventStream {
+    /// Reads the next batch, unless the caller's key was revoked meanwhile.
+    async fn check_key_and_read(&mut self) -> ApiResult<()> {
+        self.caller.check_key(&self.state).await?;
+        Ok(self.read_batch().await?)
     }
 
-    /// Reads what has come since the last look.
-    async fn look(&mut self) -> Result<(), StoreError> {
-        // The job before its events: the last ones become visible together with its end.
+    /// Reads the events after the last one that was read.
+    async fn read_batch(&mut self) -> Result<(), StoreError> {
+        // The job is read before its events: the last events become visible together with its end.
         let job = self.state.store.job(&self.job_id).await?;
-        let page = PageRequest { after: self.after.clone(), limit: AT_ONCE };
+        let page = PageRequest { after: self.after.clone(), limit: BATCH_SIZE };
         let events = self.state.store.follow_events(&self.job_id, &page).await?;
         let has_ended = job.is_none_or(|job| job.status.is_terminal());
         if has_ended && !events.has_more {
-            self.stage = Stage::Complete;
+            self.stage = StreamStage::Complete;
         }
         if let Some(last) = events.items.last() {
             self.after = Some(last.id.clone());
@@ -126,8 +115,8 @@ impl Follower {
     }
 }
 
-/// An event with its id, which a client that comes again names as the last one it has seen.
-fn as_sent(event: JobEvent) -> Event {
+/// An event with its id. A client that reconnects sends the id of the last event it has seen.
+fn server_sent_event(event: JobEvent) -> Event {
     let id = event.id.clone();
     let event_object = EventObject::from(&event);
     match serde_json::to_string(&event_object) {

@@ -1,4 +1,4 @@
-//! A job's events: a page of them, newest first, or all as they come.
+//! A job's events: a page of them, newest first, or a stream.
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -25,7 +25,7 @@ pub struct EventList<'a> {
     has_more: bool,
 }
 
-/// The header in which a client that comes again names the last event it has seen.
+/// The header in which a client that reconnects names the last event it has seen.
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
 /// Lists a job's events, or streams them.
@@ -83,7 +83,7 @@ async fn stream(
         None => (query.get("after"), "after"),
     };
     let after = after.filter(|after| !after.is_empty()).map(str::to_owned);
-    event_stream::follow(state, caller, id, after).await.map_err(|error| match error {
+    event_stream::stream_events(state, caller, id, after).await.map_err(|error| match error {
         StoreError::UnknownCursor(_) => ApiError::from(error).with_param(param),
         other => other.into(),
     })

@@ -1,4 +1,4 @@
-//! Looks at a grader, or runs it on one answer.
+//! Validates a grader, or runs it on one sample.
 
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use crate::graders::run::{Errors, Grade, run as grade};
 use crate::graders::{Grader, GraderError, read};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
+use crate::validate::fields::BodyFields;
 
 /// A grader, for the OpenAPI document and as the reply.
 #[derive(Debug, Serialize, ToSchema)]
@@ -21,6 +22,12 @@ pub struct GraderObject {
     grader: Value,
 }
 
+/// The fields of a request to validate a grader.
+pub(in crate::http) const VALIDATE_FIELDS: &[&str] = &["grader"];
+
+/// The fields of a request to run a grader.
+pub(in crate::http) const RUN_FIELDS: &[&str] = &["grader", "model_sample", "item"];
+
 /// What a client sends, for the OpenAPI document.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
@@ -28,20 +35,20 @@ struct RunGrader {
     /// The grader.
     #[schema(value_type = Object)]
     grader: Value,
-    /// The answer.
+    /// The sample.
     model_sample: String,
     /// The row of the data set: `item` in the grader's templates.
     #[schema(value_type = Option<Object>)]
     item: Option<Value>,
 }
 
-/// What a grader made of an answer.
+/// The grade of a sample.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct GradeObject {
     /// The number; 0 when something went wrong.
     reward: f64,
     metadata: GradeMetadata,
-    /// The numbers that a `multi` has combined, by name.
+    /// The numbers that a `multi` combined, by name.
     #[schema(value_type = Object)]
     sub_rewards: Value,
     /// Always empty.
@@ -49,7 +56,7 @@ pub struct GradeObject {
     model_grader_token_usage_per_model: Value,
 }
 
-/// How it came to it.
+/// How the grade was computed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct GradeMetadata {
     /// Of the grader.
@@ -62,7 +69,7 @@ pub struct GradeMetadata {
     errors: Value,
     /// Seconds.
     execution_time: f64,
-    /// The numbers that a `multi` has combined, by name.
+    /// The numbers that a `multi` combined, by name.
     #[schema(value_type = Object)]
     scores: Value,
     /// Always null.
@@ -71,7 +78,7 @@ pub struct GradeMetadata {
     sampled_model_name: Option<String>,
 }
 
-/// Looks at a grader.
+/// Validates a grader.
 #[utoipa::path(
     post, path = "/fine_tuning/alpha/graders/validate", tag = "fine-tuning",
     operation_id = "validateGrader",
@@ -79,31 +86,32 @@ pub struct GradeMetadata {
     responses((status = 200, body = GraderObject), (status = 400, body = ErrorBody))
 )]
 pub async fn validate(JsonObject(body): JsonObject) -> ApiResult<Json<GraderObject>> {
-    let given = given(&body)?;
-    read(given, "grader")?;
-    Ok(Json(GraderObject { grader: given.clone() }))
+    let grader = grader(BodyFields::new(&body, VALIDATE_FIELDS))?;
+    read(grader, "grader")?;
+    Ok(Json(GraderObject { grader: grader.clone() }))
 }
 
-/// Runs a grader on one answer.
+/// Runs a grader on one sample.
 #[utoipa::path(
     post, path = "/fine_tuning/alpha/graders/run", tag = "fine-tuning", operation_id = "runGrader",
     request_body(content = RunGrader, content_type = "application/json"),
     responses((status = 200, body = GradeObject), (status = 400, body = ErrorBody))
 )]
 pub async fn run(JsonObject(body): JsonObject) -> ApiResult<Json<GradeObject>> {
-    let grader = read(given(&body)?, "grader")?;
-    let Some(sample) = body.get("model_sample").and_then(Value::as_str).map(str::to_owned) else {
-        return Err(ApiError::field("model_sample", "model_sample must be a text: the answer"));
+    let fields = BodyFields::new(&body, RUN_FIELDS);
+    let grader = read(grader(fields)?, "grader")?;
+    let Some(sample) = fields.get("model_sample").and_then(Value::as_str).map(str::to_owned) else {
+        return Err(ApiError::field("model_sample", "model_sample must be a text: the sample"));
     };
-    let item = match body.get("item") {
-        None | Some(Value::Null) => Map::new(),
+    let item = match fields.get("item") {
+        None => Map::new(),
         Some(Value::Object(item)) => item.clone(),
         Some(other) => {
             let message = format!("item is {other}; it must be an object");
             return Err(ApiError::field("item", message));
         }
     };
-    // Long texts take a while to compare.
+    // Comparing long texts takes a while.
     let graded = tokio::task::spawn_blocking(move || {
         let started = Instant::now();
         let made = grade(&grader, &sample, &item);
@@ -112,8 +120,8 @@ pub async fn run(JsonObject(body): JsonObject) -> ApiResult<Json<GradeObject>> {
     Ok(Json(graded.await.map_err(ApiError::internal)?))
 }
 
-fn given(body: &Map<String, Value>) -> ApiResult<&Value> {
-    body.get("grader").ok_or_else(|| ApiError::field("grader", "grader is missing"))
+fn grader(fields: BodyFields<'_>) -> ApiResult<&Value> {
+    fields.get("grader").ok_or_else(|| ApiError::field("grader", "grader is missing"))
 }
 
 fn as_object(grader: &Grader, made: Grade, execution_time: f64) -> GradeObject {

@@ -1,5 +1,4 @@
-//! The `Idempotency-Key` of a request: the client's own name for it, so that a repetition of the
-//! request is known as one.
+//! The `Idempotency-Key` of a request. A repeated request with the same key is a replay of the first one.
 
 use std::collections::BTreeMap;
 
@@ -18,18 +17,18 @@ const NAME: &str = "idempotency-key";
 /// Longest key.
 const MAX_LENGTH: usize = 255;
 
-/// The key of a request with this body, if the client gave it one.
+/// The key of a request with this body, if the client sent one.
 pub(super) fn read(
     project: &Project,
     headers: &HeaderMap,
     body: &Map<String, Value>,
 ) -> ApiResult<Option<IdempotencyKey>> {
-    let mut given = headers.get_all(NAME).iter();
-    let Some(value) = given.next() else {
+    let mut sent = headers.get_all(NAME).iter();
+    let Some(value) = sent.next() else {
         return Ok(None);
     };
     let key = value.to_str().unwrap_or_default();
-    if given.next().is_some() || !(1..=MAX_LENGTH).contains(&key.len()) {
+    if sent.next().is_some() || !(1..=MAX_LENGTH).contains(&key.len()) {
         let message = format!("the key must be one text of 1 to {MAX_LENGTH} ASCII characters");
         return Err(ApiError::field("Idempotency-Key", message));
     }
@@ -40,7 +39,7 @@ pub(super) fn read(
     }))
 }
 
-/// SHA-256 of what the body says, whatever the order of its keys and its white space.
+/// SHA-256 of the body. It does not depend on the order of keys or on white space.
 fn digest(body: &Map<String, Value>) -> ApiResult<String> {
     let sorted = serde_json::to_vec(&sorted(body)).map_err(ApiError::internal)?;
     Ok(hex(&Sha256::digest(sorted)))

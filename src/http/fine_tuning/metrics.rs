@@ -1,4 +1,4 @@
-//! A job's numbers step by step, while it trains and after it.
+//! A job's metrics, a row for each step.
 
 use axum::Json;
 use axum::extract::State;
@@ -43,7 +43,7 @@ pub struct StepObject {
     total_steps: Option<u64>,
     /// Epochs done after the step, as a fraction.
     epoch: Option<f64>,
-    /// Mean loss over the loss-bearing tokens of the step.
+    /// Mean loss over the supervised tokens of the step.
     train_loss: Option<f64>,
     /// Share of them whose most likely prediction is right, 0 to 1.
     train_mean_token_accuracy: Option<f64>,
@@ -95,10 +95,10 @@ impl From<JobEvent> for StepObject {
 
 /// Lists a job's metrics, a row for each step.
 ///
-/// Extension of hone. Rows come in the order of steps and are there while the job trains: asking again
-/// with the last step seen as `after` brings what is new. They are the steps that are events of the
-/// type `metrics`: every step of a short run, a few hundred of a long one, whose `step_metrics.csv`
-/// has all. A step that ran again after a crash comes once.
+/// Extension of hone. Rows are in the order of steps and are there while the job trains: a request with the
+/// last step seen as `after` returns the newer ones. There is a row for each event of the type `metrics`:
+/// every step of a short run, a few hundred of a long one, whose `step_metrics.csv` has all. A step that
+/// ran again after a crash has one row.
 #[utoipa::path(
     get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/metrics", tag = "extensions",
     operation_id = "listFineTuningJobMetrics",

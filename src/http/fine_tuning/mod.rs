@@ -17,6 +17,7 @@ pub(super) mod permissions;
 pub(super) mod report;
 pub(super) mod resume;
 pub(super) mod retrieve;
+mod validated_job;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,11 +35,11 @@ use crate::store::CachedReply;
 /// Most items of a page.
 const MOST: u32 = 100;
 
-/// How long a reply waits for a running job to do what its user wants, so that it can say so.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a reply waits for a running job to cancel or pause, so that it can show the result.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often the job is polled meanwhile.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The caller's job, or OpenAI's 404.
 async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<CachedReply<Job>>> {
@@ -46,38 +47,38 @@ async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Arc<Cach
     job.ok_or_else(|| no_such_job(id))
 }
 
-/// A reply of JSON that is written once for all who ask.
+/// A JSON reply that is serialised once for all requests.
 fn reply<T>(
-    found: &CachedReply<T>,
+    cached: &CachedReply<T>,
     write: impl FnOnce(&T) -> serde_json::Result<Vec<u8>>,
 ) -> ApiResult<Response> {
     const JSON: HeaderValue = HeaderValue::from_static("application/json");
-    let body = found.written(write).map_err(ApiError::internal)?;
+    let body = cached.written(write).map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
 }
 
 fn no_such_job(id: &str) -> ApiError {
-    ApiError::new(ErrorCode::FineTuneNotFound, format!("there is no fine-tuning job {id:?}"))
+    ApiError::not_found(ErrorCode::FineTuneNotFound, "fine-tuning job", id)
         .with_param("fine_tune_id")
 }
 
-/// The job as soon as it is no longer as `is_pending` says, or as it is when patience ends.
+/// The job as soon as `is_pending` no longer holds, or as it is after [`WAIT_TIMEOUT`].
 async fn wait_while(
     state: &AppState,
     mut job: Job,
     is_pending: fn(&Job) -> bool,
 ) -> ApiResult<Job> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
     while is_pending(&job) && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let now = state.store.job(&job.id).await?.ok_or_else(|| no_such_job(&job.id))?;
         job = Job::clone(&now);
     }
     Ok(job)
 }
 
-/// Why something cannot be done to a job, as the end of a sentence about it.
-fn where_it_stands(job: &Job) -> String {
+/// The state of a job as the end of a sentence about it.
+fn describe_status(job: &Job) -> String {
     if job.cancel_requested && !job.status.is_terminal() {
         return "is about to be cancelled".to_owned();
     }

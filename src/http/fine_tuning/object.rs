@@ -101,7 +101,7 @@ pub(super) fn hyperparameters(job: &Job) -> (Value, Value) {
     };
     let mut all = shown.unwrap_or_default();
     if let Value::Object(all) = &mut all {
-        // It stands around them.
+        // The method contains the hyperparameters.
         all.remove("method");
     }
     let openai: Value = ["n_epochs", "batch_size", "learning_rate_multiplier"]

@@ -1,4 +1,4 @@
-//! Pauses a job: one that waits at once, one that runs after its step. Reads no body, as `cancel`.
+//! Pauses a job: a queued one at once, a running one after its step. Reads no body, like `cancel`.
 
 use axum::Json;
 use axum::extract::State;
@@ -49,8 +49,8 @@ pub async fn pause(
 
 fn refused(job: &Job) -> ApiError {
     let message = format!(
-        "a job can be paused while it waits or runs; this one {}",
-        super::where_it_stands(job)
+        "a job can be paused while it is queued or running; this one {}",
+        super::describe_status(job)
     );
     ApiError::new(ErrorCode::JobNotPausable, message)
 }

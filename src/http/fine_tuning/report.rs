@@ -52,7 +52,7 @@ async fn find(state: &AppState, job: &Job) -> ApiResult<Option<FileRecord>> {
     Ok(None)
 }
 
-/// Why there is no report, and when there is one.
+/// The error of a job without a report. It says when there is one.
 fn no_report(job: &Job) -> ApiError {
     let message = match job.status {
         JobStatus::Succeeded => "the job's report was deleted".to_owned(),
@@ -62,8 +62,8 @@ fn no_report(job: &Job) -> ApiError {
         ),
         _ => format!(
             "the job {}: its report is written when it succeeds; until then \
-             /v1/fine_tuning/jobs/{}/metrics says how it goes",
-            super::where_it_stands(job),
+             /v1/fine_tuning/jobs/{}/metrics shows its progress",
+            super::describe_status(job),
             job.id
         ),
     };

@@ -1,5 +1,4 @@
-//! Lets a paused job go on: it waits for its turn again, in its old place. Reads no body, as
-//! `cancel`.
+//! Resumes a paused job: it returns to its old place in the queue. Reads no body, like `cancel`.
 
 use axum::Json;
 use axum::extract::State;
@@ -40,7 +39,7 @@ pub async fn resume(
         Some(ResumeOutcome::Refused(job)) => {
             let message = format!(
                 "a job can be resumed while it is paused; this one {}",
-                super::where_it_stands(&job)
+                super::describe_status(&job)
             );
             Err(ApiError::new(ErrorCode::JobNotResumable, message))
         }

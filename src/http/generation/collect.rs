@@ -1,56 +1,55 @@
-//! The events of a request collected into whole answers.
+//! Collects the events of a request into whole completions.
 
-use super::Usage;
-use super::stream::ended_early;
+use super::events::next_event;
+use super::usage::Usage;
 use crate::http::error::ApiResult;
 use crate::serve::{CalledTool, Event, Events, FinishReason, ScoredToken};
 
-/// Every answer to a request.
-pub(in crate::http) struct Whole {
+/// Every completion of a request.
+pub(in crate::http) struct GeneratedCompletions {
     /// In the order of their indexes.
-    pub answers: Vec<WholeAnswer>,
-    /// What they cost.
+    pub completions: Vec<Completion>,
+    /// Their token counts.
     pub usage: Usage,
 }
 
-/// One answer.
-pub(in crate::http) struct WholeAnswer {
+/// One completion.
+pub(in crate::http) struct Completion {
     /// Its text.
     pub text: String,
-    /// The tokens behind it, if log-probabilities are wanted.
+    /// Its tokens, if log-probabilities were requested.
     pub tokens: Vec<ScoredToken>,
-    /// The calls in it.
+    /// Its tool calls.
     pub calls: Vec<CalledTool>,
     /// Why it ended.
     pub reason: FinishReason,
 }
 
-/// Waits for all `count` of them.
-pub(in crate::http) async fn collect(mut events: Events, count: usize) -> ApiResult<Whole> {
-    let empty = || WholeAnswer {
+/// Waits until all `count` completions have ended.
+pub(super) async fn collect(mut events: Events, count: usize) -> ApiResult<GeneratedCompletions> {
+    let empty = || Completion {
         text: String::new(),
         tokens: Vec::new(),
         calls: Vec::new(),
         reason: FinishReason::Stop,
     };
-    let mut answers: Vec<WholeAnswer> = (0..count).map(|_| empty()).collect();
+    let mut completions: Vec<Completion> = (0..count).map(|_| empty()).collect();
     let (mut unfinished, mut usage) = (count, Usage::default());
     while unfinished > 0 {
-        let event = events.next().await.ok_or_else(ended_early)?;
+        let event = next_event(&mut events).await?;
         usage.count(&event);
         match event {
-            Event::Started { .. } | Event::Reused { .. } => {}
+            Event::Started { .. } | Event::Reused { .. } | Event::Failed(_) => {}
             Event::Delta { index, text, tokens } => {
-                answers[index].text += &text;
-                answers[index].tokens.extend(tokens);
+                completions[index].text += &text;
+                completions[index].tokens.extend(tokens);
             }
-            Event::ToolCall { index, call } => answers[index].calls.push(call),
+            Event::ToolCall { index, call } => completions[index].calls.push(call),
             Event::Finished { index, reason, .. } => {
-                answers[index].reason = reason;
+                completions[index].reason = reason;
                 unfinished -= 1;
             }
-            Event::Failed(error) => return Err(error.into()),
         }
     }
-    Ok(Whole { answers, usage })
+    Ok(GeneratedCompletions { completions, usage })
 }

@@ -1,15 +1,17 @@
-//! Fields of a request's body, each read with its range; null is as good as absent.
+//! The fields that chat and completions share, each read with its range. An explicit null is the same as
+//! absence.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult};
 use crate::serve::Sampling;
+use crate::validate::fields::BodyFields;
 
-/// Most answers to one prompt.
+/// Most completions of one prompt.
 const MOST_CHOICES: u64 = 8;
 
-/// Most stop texts.
+/// Most stop sequences.
 const MOST_STOPS: usize = 4;
 
 /// Most prompts of a request.
@@ -18,13 +20,32 @@ pub(in crate::http) const MOST_PROMPTS: usize = 128;
 /// Most tokens that `logit_bias` may name.
 pub(super) const MOST_BIASES: usize = 1024;
 
-/// The body of a request.
-pub(in crate::http) struct Fields<'a>(pub &'a Map<String, Value>);
+/// The body of a request for completions.
+pub(in crate::http) struct GenerationFields<'a>(pub BodyFields<'a>);
 
-impl<'a> Fields<'a> {
-    /// The value of a key.
+/// The model that a request names, and how its reply is sent.
+pub(in crate::http) struct ModelAndStream<'a> {
+    /// Name of the model.
+    pub model: &'a str,
+    /// Options of the stream; `None`: the reply is sent whole.
+    pub stream: Option<StreamSettings>,
+}
+
+/// How a reply is streamed.
+pub(in crate::http) struct StreamSettings {
+    /// Whether the last chunk holds the usage.
+    pub includes_usage: bool,
+}
+
+impl<'a> GenerationFields<'a> {
+    /// The value of a field.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
+        self.0.get(key)
+    }
+
+    /// `model`, `stream` and `stream_options`.
+    pub fn model_and_stream(&self) -> ApiResult<ModelAndStream<'a>> {
+        Ok(ModelAndStream { model: self.text("model")?, stream: self.stream()? })
     }
 
     /// A text that must be there.
@@ -67,7 +88,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// How tokens are chosen.
+    /// Temperature, nucleus, penalties and biases.
     pub fn sampling(&self) -> ApiResult<Sampling> {
         Ok(Sampling {
             temperature: self.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
@@ -78,7 +99,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// How many answers.
+    /// How many completions of a prompt.
     pub fn n(&self) -> ApiResult<u32> {
         Ok(self.whole("n", 1, MOST_CHOICES)?.unwrap_or(1) as u32)
     }
@@ -94,7 +115,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text or some.
+    /// Stop sequences: a text or a list of texts.
     pub fn stop(&self) -> ApiResult<Vec<String>> {
         let wrong = || {
             let message =
@@ -117,11 +138,10 @@ impl<'a> Fields<'a> {
         Ok(texts)
     }
 
-    /// Whether the reply is a stream, and whether its end says what it cost.
-    pub fn stream(&self) -> ApiResult<Option<bool>> {
+    fn stream(&self) -> ApiResult<Option<StreamSettings>> {
         let is_stream = self.switch_or("stream", false)?;
         let Some(options) = self.get("stream_options") else {
-            return Ok(is_stream.then_some(false));
+            return Ok(is_stream.then_some(StreamSettings { includes_usage: false }));
         };
         let param = "stream_options";
         if !is_stream {
@@ -130,11 +150,14 @@ impl<'a> Fields<'a> {
         let Some(options) = options.as_object() else {
             return Err(wrong(param, options, "an object"));
         };
-        match options.get("include_usage") {
-            None | Some(Value::Null) => Ok(Some(false)),
-            Some(Value::Bool(include)) => Ok(Some(*include)),
-            Some(other) => Err(wrong("stream_options.include_usage", other, "true or false")),
-        }
+        let includes_usage = match options.get("include_usage") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(include)) => *include,
+            Some(other) => {
+                return Err(wrong("stream_options.include_usage", other, "true or false"));
+            }
+        };
+        Ok(Some(StreamSettings { includes_usage }))
     }
 
     /// Token ids with a number from -100 to 100 each.
@@ -168,12 +191,12 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A value that is not what it must be.
+/// The error of a value of the wrong type or out of range.
 pub(in crate::http) fn wrong(key: &str, value: &Value, wanted: &str) -> ApiError {
     ApiError::field(key, format!("{key} is {value}; it must be {wanted}"))
 }
 
-/// What is part of OpenAI's surface and would change the answer, and hone does not do.
+/// The error of a field of OpenAI's API that would change the completion and that hone does not support.
 pub(in crate::http) fn unsupported(param: &str, message: &str) -> ApiError {
     ApiError::new(ErrorCode::Unsupported, message).with_param(param)
 }

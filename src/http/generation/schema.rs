@@ -1,4 +1,4 @@
-//! Fields of bodies that a derived schema cannot say, for the OpenAPI document.
+//! Schemas of fields that cannot be derived, for the OpenAPI document.
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AnyOf, Array, Object, Schema, Type};
@@ -63,7 +63,7 @@ impl PartialSchema for Prompts {
 
 impl ToSchema for Prompts {}
 
-/// What follows a stream: whether its end says what it cost.
+/// Options of a stream.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body for the OpenAPI document")]
 pub struct StreamOptions {

@@ -1,4 +1,4 @@
-//! The model that a name stands for: a base model, a fine-tuned one or a checkpoint.
+//! Resolves the name of a model: a base model, a fine-tuned one or a checkpoint.
 
 use futures_util::FutureExt;
 use tempfile::TempDir;
@@ -13,8 +13,8 @@ use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::serve::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
 
-/// The model, and the adapter beside it, that a name stands for.
-pub(in crate::http) async fn source(
+/// The base model of a name, and its adapter if there is one.
+pub(super) async fn source(
     state: &AppState,
     caller: &Caller,
     name: &str,
@@ -44,7 +44,7 @@ pub(in crate::http) async fn source(
     Ok(ModelSource { base: BaseSource::Entry(base), adapter })
 }
 
-/// The files of a whole model, in a folder that goes when it is dropped.
+/// The files of a whole model, in a temporary folder.
 async fn fetch(state: AppState, model: TunedModel) -> Result<TempDir, String> {
     let folder =
         tempfile::tempdir_in(state.blobs.spool_dir()).map_err(|error| error.to_string())?;

@@ -1,112 +1,72 @@
-//! The events of a request as server-sent events: a chunk for each, `[DONE]` at the end.
+//! Streams the events of a request: a chunk for each choice, `[DONE]` at the end.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::sse;
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use axum::response::{Response, sse};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Usage;
+use super::events::next_event;
+use super::format::{CompletionFormat, CompletionMetadata};
+use super::usage::Usage;
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::reply::event_stream::{EventStream, event_stream};
 use crate::serve::{Event, Events};
-
-/// After how much silence a comment is sent, so that nobody on the way takes the connection for dead.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// What every chunk of a stream says, and a whole reply too.
-#[derive(Clone)]
-pub(in crate::http) struct Envelope {
-    /// Id of the reply.
-    pub id: String,
-    /// What it is.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: i64,
-    /// As the client named it.
-    pub model: String,
-}
-
-/// Says what a route makes of events.
-pub(in crate::http) trait Choices: Send + 'static {
-    /// The entries in `choices` that an event comes to, each of which is sent in a chunk of its own.
-    fn of(&mut self, event: Event) -> Vec<Value>;
-}
 
 /// A chunk.
 #[derive(Serialize)]
-struct Chunk<'a> {
+struct CompletionChunk<'a> {
     id: &'a str,
     object: &'static str,
     created: i64,
     model: &'a str,
     choices: Vec<Value>,
-    /// Null but in the last chunk, if the client wants to know it; else it is not there.
+    /// Absent unless the client requested it. Null except in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
-/// Streams `answers` answers. What fails before the first token is an ordinary error.
-pub(in crate::http) async fn stream<C: Choices>(
-    mut events: Events,
-    answers: usize,
-    envelope: Envelope,
-    choices: C,
-    includes_usage: bool,
-) -> ApiResult<Response> {
-    let mut first = Vec::new();
-    // That it has begun is not yet that the model can read the prompt.
-    while first.iter().all(|event| matches!(event, Event::Started { .. } | Event::Reused { .. })) {
-        match events.next().await {
-            Some(Event::Failed(error)) => return Err(error.into()),
-            Some(event) => first.push(event),
-            None => return Err(ended_early()),
-        }
-    }
-    let mut streamer = Streamer {
-        events,
-        envelope,
-        choices,
-        includes_usage,
-        unfinished: answers,
-        usage: Usage::default(),
-        unsent: VecDeque::new(),
-    };
-    for event in first {
-        streamer.take(event);
-    }
-    let chunks = stream::unfold(streamer, |mut streamer| async move {
-        let data = streamer.next().await?;
-        Some((Ok::<sse::Event, Infallible>(sse::Event::default().data(data)), streamer))
-    });
-    let keep_alive = sse::KeepAlive::new().interval(HEARTBEAT).text("the answer goes on");
-    let mut response = sse::Sse::new(chunks).keep_alive(keep_alive).into_response();
-    // A proxy that collects a reply before it passes it on would hold the tokens back.
-    let buffering = HeaderName::from_static("x-accel-buffering");
-    response.headers_mut().insert(buffering, HeaderValue::from_static("no"));
-    Ok(response)
-}
-
-/// A stream in progress. When the client goes it is dropped, and `events` with it, which ends the
-/// generation.
-struct Streamer<C> {
+/// A stream in progress. When the client disconnects, the stream is dropped and `events` with it, which
+/// ends the generation.
+pub(super) struct CompletionStream<F> {
     events: Events,
-    envelope: Envelope,
-    choices: C,
+    metadata: CompletionMetadata,
+    format: F,
     includes_usage: bool,
-    /// Answers whose ends are still to come.
+    /// Completions that have not ended yet.
     unfinished: usize,
     usage: Usage,
     unsent: VecDeque<String>,
 }
 
-impl<C: Choices> Streamer<C> {
+impl<F: CompletionFormat> CompletionStream<F> {
+    /// A stream of `count` completions.
+    pub(super) fn new(
+        events: Events,
+        count: usize,
+        metadata: CompletionMetadata,
+        format: F,
+        includes_usage: bool,
+    ) -> Self {
+        let (usage, unsent) = (Usage::default(), VecDeque::new());
+        Self { events, metadata, format, includes_usage, unfinished: count, usage, unsent }
+    }
+
+    /// The reply. What fails before the first token is an error with its own HTTP status.
+    pub(super) async fn respond(mut self) -> ApiResult<Response> {
+        loop {
+            let event = next_event(&mut self.events).await?;
+            // The prompt can still be refused after the generation has started.
+            let has_begun = !matches!(event, Event::Started { .. } | Event::Reused { .. });
+            self.take(event);
+            if has_begun {
+                return Ok(event_stream(self));
+            }
+        }
+    }
+
     /// The data of the next chunk; `None` closes the stream.
-    async fn next(&mut self) -> Option<String> {
+    async fn next_data(&mut self) -> Option<String> {
         loop {
             if let Some(data) = self.unsent.pop_front() {
                 return Some(data);
@@ -114,10 +74,9 @@ impl<C: Choices> Streamer<C> {
             if self.unfinished == 0 {
                 return None;
             }
-            match self.events.next().await {
-                Some(Event::Failed(error)) => self.fail(error.into()),
-                Some(event) => self.take(event),
-                None => self.fail(ended_early()),
+            match next_event(&mut self.events).await {
+                Ok(event) => self.take(event),
+                Err(error) => self.fail(error),
             }
         }
     }
@@ -127,7 +86,7 @@ impl<C: Choices> Streamer<C> {
         if matches!(event, Event::Finished { .. }) {
             self.unfinished = self.unfinished.saturating_sub(1);
         }
-        for choice in self.choices.of(event) {
+        for choice in self.format.chunk_choices(event) {
             self.push(vec![choice], None);
         }
         if self.unfinished == 0 {
@@ -139,25 +98,28 @@ impl<C: Choices> Streamer<C> {
     }
 
     fn push(&mut self, choices: Vec<Value>, usage: Option<Usage>) {
-        let chunk = Chunk {
-            id: &self.envelope.id,
-            object: self.envelope.object,
-            created: self.envelope.created,
-            model: &self.envelope.model,
+        let chunk = CompletionChunk {
+            id: &self.metadata.id,
+            object: self.metadata.object,
+            created: self.metadata.created,
+            model: &self.metadata.model,
             choices,
             usage: self.includes_usage.then_some(usage),
         };
         self.unsent.push_back(serde_json::json!(chunk).to_string());
     }
 
-    /// Tells of an error in a reply that has begun; nothing follows.
+    /// Reports an error in a reply that has begun. Nothing follows it.
     fn fail(&mut self, error: ApiError) {
         self.unfinished = 0;
         self.unsent.push_back(error.into_json());
     }
 }
 
-/// Whoever answered is gone.
-pub(super) fn ended_early() -> ApiError {
-    ApiError::internal("whoever made the answers ended before they were complete")
+impl<F: CompletionFormat> EventStream for CompletionStream<F> {
+    const HEARTBEAT_TEXT: &'static str = "the answer goes on";
+
+    async fn next(&mut self) -> Option<sse::Event> {
+        Some(sse::Event::default().data(self.next_data().await?))
+    }
 }

@@ -1,9 +1,8 @@
-//! Who asks: the key of a request, and the project that it lets in to.
+//! Authentication: the API key of a request, and its project.
 //!
-//! Keys are looked up in the store at every request, so that one that is revoked by another process lets
-//! nobody in as soon as that process says so. As long as no key was ever made, any key or
-//! none is taken, and everything lies in the default project; the server then listens on this machine
-//! alone.
+//! Every request looks its key up in the store, so that a key that another process revokes is refused from
+//! then on. As long as no key was ever created, requests need none and belong to the default project. The
+//! server then listens on this machine only.
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -17,19 +16,19 @@ use crate::domain::project::Project;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::state::AppState;
 
-/// Whom a request comes from. Every request that reaches a route of the API has one.
+/// The authenticated caller of a request. Every request that reaches a route of the API has one.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// What the request is about.
+    /// The project of the request.
     pub(in crate::http) project: Project,
-    /// What was shown as a key.
-    shown: Option<KeyDigest>,
+    /// Digest of the API key that was sent.
+    sent: Option<KeyDigest>,
 }
 
 impl Caller {
-    /// Fails once the key is revoked: replies that go on for long ask now and then.
-    pub(in crate::http) async fn may_stay(&self, state: &AppState) -> ApiResult<()> {
-        let_in(state, self.shown.as_ref()).await.map(|_key| ())
+    /// Fails once the key is revoked. Long replies check it from time to time.
+    pub(in crate::http) async fn check_key(&self, state: &AppState) -> ApiResult<()> {
+        valid_key(state, self.sent.as_ref()).await.map(|_key| ())
     }
 }
 
@@ -38,11 +37,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| ApiError::internal("a route that asks for no key needs a caller"))
+        caller.ok_or_else(|| ApiError::internal("a route without authentication needs a caller"))
     }
 }
 
-/// Lets a request pass, with its [`Caller`], or refuses it.
+/// Adds the [`Caller`] to a request, or refuses the request.
 pub(in crate::http) async fn authenticate(
     State(state): State<AppState>,
     mut request: Request,
@@ -54,43 +53,43 @@ pub(in crate::http) async fn authenticate(
 }
 
 async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
-    let shown = shown_key(headers).map(KeyDigest::of);
-    let key = let_in(state, shown.as_ref()).await?;
-    take_turn(state, key.as_ref().map(|key| key.id.as_str()))?;
-    Ok(Caller { project: key.map_or_else(Project::default, |key| key.project), shown })
+    let sent = sent_key(headers).map(KeyDigest::of);
+    let key = valid_key(state, sent.as_ref()).await?;
+    check_rate(state, key.as_ref().map(|key| key.id.as_str()))?;
+    Ok(Caller { project: key.map_or_else(Project::default, |key| key.project), sent })
 }
 
-/// The key by which somebody is let in; `None` as long as there are no keys.
-async fn let_in(state: &AppState, shown: Option<&KeyDigest>) -> ApiResult<Option<ApiKey>> {
-    // First: SDKs show a key in any case, and to look for one that nobody made would cost a read each time.
+/// The valid key of a request; `None` as long as no key was ever created.
+async fn valid_key(state: &AppState, sent: Option<&KeyDigest>) -> ApiResult<Option<ApiKey>> {
+    // Checked first: SDKs always send a key, and the lookup of one that does not exist costs a read.
     if !state.store.has_api_keys().await? {
         return Ok(None);
     }
-    let Some(shown) = shown else {
+    let Some(sent) = sent else {
         let message = "the request has no API key: send it as a header, Authorization: Bearer KEY";
         return Err(ApiError::new(ErrorCode::MissingApiKey, message));
     };
-    match state.store.api_key(shown).await? {
+    match state.store.api_key(sent).await? {
         Some(key) if key.revoked_at.is_none() => Ok(Some(key)),
         _unknown_or_revoked => {
-            // The key is not repeated: replies are logged in more places than this.
-            let message = "the API key is not known, or was revoked: whoever runs the server makes one \
-                           with `hone keys create`";
+            // The key is not repeated in the message, because clients log replies.
+            let message = "the API key is not known, or was revoked: the operator of the server creates \
+                           keys with `hone keys create`";
             Err(ApiError::new(ErrorCode::InvalidApiKey, message))
         }
     }
 }
 
-/// Counts the request, or says when the next one may come.
-fn take_turn(state: &AppState, key_id: Option<&str>) -> ApiResult<()> {
+/// Applies the rate limit. The error says when the next request may be sent.
+fn check_rate(state: &AppState, key_id: Option<&str>) -> ApiResult<()> {
     state.limiter.take(key_id).map_err(|wait| {
-        let message = "there are too many requests with this key: wait as long as Retry-After says";
+        let message = "too many requests with this key: wait as long as Retry-After says";
         ApiError::new(ErrorCode::RateLimitExceeded, message).with_retry_after(wait)
     })
 }
 
-/// What a client shows as its key.
-fn shown_key(headers: &HeaderMap) -> Option<&str> {
+/// The API key that a client sends.
+fn sent_key(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     let key = key.trim();

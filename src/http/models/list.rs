@@ -1,4 +1,4 @@
-//! Every model that answers.
+//! Lists the models that can be used.
 
 use axum::Json;
 use axum::extract::State;

@@ -21,7 +21,7 @@ pub(super) async fn find_own(
     Ok(model.filter(|model| model.project == caller.project))
 }
 
-/// A fine-tuned model or checkpoint that the caller may use: its own, or one whose project lets it.
+/// A fine-tuned model or checkpoint that the caller may use: its own, or one with a permission for its project.
 pub(super) async fn find_usable(
     state: &AppState,
     caller: &Caller,
@@ -33,7 +33,7 @@ pub(super) async fn find_usable(
     Ok(is_usable.then_some(model))
 }
 
-/// OpenAI's 404, with the list of what there is for the caller.
+/// OpenAI's 404, with the list of the caller's models.
 pub(super) async fn no_such_model(
     state: &AppState,
     caller: &Caller,
@@ -46,7 +46,7 @@ pub(super) async fn no_such_model(
     let tuned = state.store.list_models(&caller.project).await?;
     names.extend(tuned.into_iter().map(|model| model.id));
     let there = match names.is_empty() {
-        true => "there is none: `hone models pull` brings one".to_owned(),
+        true => "there is none: `hone models pull` downloads one".to_owned(),
         false if names.len() > MOST_NAMES => format!(
             "there is {}, and {} more: GET /v1/models lists all",
             names[..MOST_NAMES].join(", "),

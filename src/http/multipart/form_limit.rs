@@ -49,9 +49,7 @@ struct LimitedForm {
 
 /// The parser found no field in [`MAX_BUFFERED_BYTES`].
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the header of a field, or what stands before it, has more than {MAX_BUFFERED_BYTES} bytes"
-)]
+#[error("the header of a field, or the bytes before it, have more than {MAX_BUFFERED_BYTES} bytes")]
 struct FormLimitExceeded;
 
 impl Stream for LimitedForm {

@@ -1,4 +1,4 @@
-//! Whether the server lives, and whether it takes requests.
+//! Liveness and readiness of the server.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -13,12 +13,12 @@ pub(in crate::http) fn routes() -> Router<AppState> {
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz))
 }
 
-/// The process lives.
+/// Liveness.
 async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// It takes requests: the database answers and no shutdown is under way.
+/// Readiness: the database answers and the server is not shutting down.
 async fn readyz(State(state): State<AppState>) -> ApiResult<Json<Value>> {
     if state.shutdown.is_cancelled() {
         return Err(ApiError::new(ErrorCode::ModelLoading, "the server is shutting down"));

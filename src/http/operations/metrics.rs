@@ -1,4 +1,4 @@
-//! What the server does and has done, as text for Prometheus (the OpenMetrics format).
+//! Metrics of the server for Prometheus, in the OpenMetrics format.
 
 use axum::Router;
 use axum::extract::State;
@@ -18,8 +18,7 @@ pub(in crate::http) fn routes() -> Router<AppState> {
     Router::new().route("/metrics", get(metrics))
 }
 
-/// Counters since the start and gauges of now. Like `/healthz` it needs no key: it holds no names and
-/// no texts.
+/// Counters since the start, and gauges. Like `/healthz` it needs no key: it contains no names and no texts.
 async fn metrics(State(state): State<AppState>) -> ApiResult<impl IntoResponse> {
     let mut registry = Registry::with_prefix("hone");
     state.models.statistics().register(registry.sub_registry_with_prefix("serve"));

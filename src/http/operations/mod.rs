@@ -1,4 +1,4 @@
-//! Routes for whoever operates the server: health, metrics, the document of the API.
+//! Routes for the operator of the server: health, metrics, the OpenAPI document.
 
 pub mod health;
 pub mod metrics;

@@ -1,3 +1,4 @@
 //! What replies of several resources share.
 
 pub mod attachment;
+pub mod event_stream;

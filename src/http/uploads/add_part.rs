@@ -1,4 +1,4 @@
-//! Takes one part. Several may come at once and in any order.
+//! Adds a part to an upload. Several may come at once and in any order.
 
 use axum::Json;
 use axum::extract::{Request, State};

@@ -1,5 +1,4 @@
-//! Ends an upload that is not wanted any more. Reads no body: clients send an empty one, with or
-//! without a content type.
+//! Cancels an upload. Reads no body: clients send an empty one, with or without a content type.
 
 use axum::Json;
 use axum::extract::State;

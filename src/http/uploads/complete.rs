@@ -1,5 +1,5 @@
-//! Turns an upload into a file: its parts are joined in the order that the client states, hashed and
-//! judged on the way, and never held in memory.
+//! Completes an upload: joins its parts into a file, in the order of the request. The bytes are hashed and
+//! validated as they are copied, and never held in memory.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ pub async fn complete(
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<UploadObject>> {
     let completion = upload_request::read_completion(&body)?;
-    // The parts before the upload: one that is still pending then had them all.
+    // The parts are read before the upload: an upload that is still pending then had all of them.
     let parts = state.store.upload_parts(&id).await?;
     let upload = super::find(&state, &caller, &id).await?;
     if upload.status != UploadStatus::Pending {
@@ -57,7 +57,7 @@ pub async fn complete(
     let parts = in_order(&upload, parts, &completion.part_ids)?;
     let file = match join(&state, &upload, &parts, completion.md5.as_deref()).await? {
         Some(file) => file,
-        // A cancel or another completion was faster, and its parts are gone.
+        // Another request has cancelled or completed the upload meanwhile, and its parts are gone.
         None => {
             let upload = super::find(&state, &caller, &id).await?;
             return completed_before(&state, upload, &completion).await;
@@ -65,7 +65,7 @@ pub async fn complete(
     };
     match state.store.complete_upload(&id, &completion.part_ids, &file).await? {
         Some(CompleteUploadOutcome::Completed(upload, unneeded)) => {
-            // Nothing here may fail: clients repeat a request that did.
+            // Nothing here may fail: clients repeat a failed request.
             super::remove_blobs(&state, unneeded).await;
             Ok(Json(UploadObject::new(upload, Some(file))))
         }
@@ -77,7 +77,7 @@ pub async fn complete(
     }
 }
 
-/// The reply when there is nothing to complete: the same as before to a request that is repeated.
+/// The reply when the upload is not pending: a replay if the request is the same as the first one.
 async fn completed_before(
     state: &AppState,
     upload: Upload,
@@ -93,7 +93,7 @@ async fn completed_before(
     Ok(Json(UploadObject::new(upload, file)))
 }
 
-/// The parts that the client names, which must come to the whole.
+/// The parts in the order of the request. Together they must have the size of the upload.
 fn in_order(
     upload: &Upload,
     parts: Vec<UploadPart>,
@@ -103,10 +103,10 @@ fn in_order(
         parts.into_iter().map(|part| (part.id.clone(), part)).collect();
     let mut ordered = Vec::with_capacity(part_ids.len());
     for (index, id) in part_ids.iter().enumerate() {
-        // Taken out, so that the same part is not found twice.
+        // Removed, so that the same part is not found twice.
         let Some(part) = parts.remove(id) else {
             let message = format!(
-                "{id:?} is no part of the upload {:?}, or stands twice in the list",
+                "{id:?} is not a part of the upload {:?}, or is twice in the list",
                 upload.id
             );
             return Err(ApiError::field(format!("part_ids[{index}]"), message));

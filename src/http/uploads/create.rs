@@ -1,4 +1,4 @@
-//! Begins an upload.
+//! Creates an upload.
 
 use axum::Json;
 use axum::extract::State;
@@ -31,7 +31,7 @@ struct CreateUpload {
     expires_after: Option<Value>,
 }
 
-/// Begins an upload in parts.
+/// Creates an upload in parts.
 #[utoipa::path(
     post, path = "/uploads", tag = "uploads", operation_id = "createUpload",
     request_body(content = CreateUpload, content_type = "application/json"),

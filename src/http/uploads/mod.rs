@@ -19,11 +19,10 @@ async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<Upload> 
 }
 
 fn no_such_upload(id: &str) -> ApiError {
-    ApiError::new(ErrorCode::UploadNotFound, format!("there is no upload {id:?}"))
-        .with_param("upload_id")
+    ApiError::not_found(ErrorCode::UploadNotFound, "upload", id).with_param("upload_id")
 }
 
-/// Why nothing more can be done with an upload.
+/// The error of a request that needs a pending upload.
 fn not_pending(upload: &Upload) -> ApiError {
     let what = match upload.status {
         UploadStatus::Expired => "has expired: create another one",
@@ -34,12 +33,12 @@ fn not_pending(upload: &Upload) -> ApiError {
         .with_param("upload_id")
 }
 
-/// Removes blobs that no row names any more. What cannot be removed is swept at the next start, so
-/// the reply does not wait for another try.
+/// Removes blobs that no row references any more. The next start removes what cannot be removed now, so the
+/// reply does not wait for another try.
 async fn remove_blobs(state: &AppState, keys: Vec<String>) {
     for key in keys {
         if let Err(error) = state.blobs.delete(&key).await {
-            tracing::warn!(key, %error, "the blob of a part stays");
+            tracing::warn!(key, %error, "the blob of a part could not be removed");
         }
     }
 }

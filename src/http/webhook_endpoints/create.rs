@@ -1,4 +1,4 @@
-//! Makes an endpoint.
+//! Creates an endpoint.
 
 use axum::Json;
 use axum::extract::State;
@@ -20,11 +20,11 @@ struct CreateWebhookEndpoint {
     name: String,
     /// Where deliveries go: https at a public address, unless the operator allows more.
     url: String,
-    /// At least one that hone tells; what only OpenAI tells is taken beside it and never sent.
+    /// At least one that hone sends; types that only OpenAI sends are accepted beside it.
     event_types: Vec<String>,
 }
 
-/// Makes a webhook endpoint; its secret is shown now and never again.
+/// Creates a webhook endpoint. Its secret is shown only in this reply.
 #[utoipa::path(
     post, path = "/webhook_endpoints", tag = "webhooks", operation_id = "createWebhookEndpoint",
     request_body(content = CreateWebhookEndpoint, content_type = "application/json"),

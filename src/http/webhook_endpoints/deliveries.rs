@@ -1,4 +1,4 @@
-//! What became of an endpoint's deliveries: an extension, OpenAI has no such route.
+//! An endpoint's deliveries and their attempts. OpenAI has no such route.
 
 use axum::Json;
 use axum::extract::State;
@@ -23,8 +23,8 @@ pub struct DeliveryList {
     has_more: bool,
 }
 
-/// Lists a webhook endpoint's deliveries with their attempts, newest first. Those that came to an end are
-/// kept for 30 days.
+/// Lists a webhook endpoint's deliveries with their attempts, newest first. Finished ones are kept for
+/// 30 days.
 #[utoipa::path(
     get, path = "/webhook_endpoints/{webhook_endpoint_id}/deliveries", tag = "webhooks",
     operation_id = "listWebhookDeliveries",

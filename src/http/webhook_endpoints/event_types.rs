@@ -1,4 +1,4 @@
-//! What an endpoint can ask for.
+//! The event types that an endpoint can subscribe to.
 
 use axum::Json;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::domain::webhook::EventType;
 
-/// The event types that hone tells.
+/// The event types that hone sends.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WebhookEventTypeList {
     /// `list`.
@@ -15,7 +15,7 @@ pub struct WebhookEventTypeList {
     data: Vec<&'static str>,
 }
 
-/// Lists the event types that hone tells.
+/// Lists the event types that hone sends.
 #[utoipa::path(
     get, path = "/webhook_event_types", tag = "webhooks", operation_id = "listWebhookEventTypes",
     responses((status = 200, body = WebhookEventTypeList))

@@ -1,4 +1,4 @@
-//! `/v1/webhook_endpoints`: who is told when a job ends.
+//! `/v1/webhook_endpoints`: endpoints that get a delivery when a job ends.
 
 pub(super) mod create;
 pub(super) mod delete;
@@ -28,11 +28,8 @@ async fn find(state: &AppState, caller: &Caller, id: &str) -> ApiResult<WebhookE
 }
 
 fn no_such_endpoint(id: &str) -> ApiError {
-    ApiError::new(
-        ErrorCode::WebhookEndpointNotFound,
-        format!("there is no webhook endpoint {id:?}"),
-    )
-    .with_param("webhook_endpoint_id")
+    ApiError::not_found(ErrorCode::WebhookEndpointNotFound, "webhook endpoint", id)
+        .with_param("webhook_endpoint_id")
 }
 
 fn bad_url(error: &TargetError) -> ApiError {

@@ -20,9 +20,9 @@ pub struct EndpointObject {
     name: String,
     /// Where deliveries go.
     url: String,
-    /// What it asks for.
+    /// Subscribed event types.
     event_types: Vec<String>,
-    /// Those of `event_types` that never happen here, as they are about what hone does not do.
+    /// Those of `event_types` that hone never sends.
     never_sent_event_types: Vec<String>,
     /// The last characters of the secret.
     signing_secret_hint: String,
@@ -64,7 +64,7 @@ impl EndpointWithSecret {
     }
 }
 
-/// `object: "webhook_endpoint.delivery"`: an event, and what became of telling it.
+/// `object: "webhook_endpoint.delivery"`: an event, and the attempts to deliver it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DeliveryObject {
     /// `wh_…`: the `webhook-id` of every attempt.
@@ -73,20 +73,19 @@ pub struct DeliveryObject {
     object: &'static str,
     /// The endpoint.
     webhook_endpoint_id: String,
-    /// What is told.
-    event: EventObject,
-    /// `pending`, `delivered`, or `failed` when it is given up.
+    /// The event.
+    event: WebhookEventObject,
+    /// `pending`, `delivered`, or `failed` after the last attempt.
     status: &'static str,
-    /// The tries so far, the first one first.
+    /// The attempts so far, the oldest first.
     attempts: Vec<AttemptObject>,
-    /// Unix seconds of the next try, while it is pending.
+    /// Unix seconds of the next attempt, while it is pending.
     next_attempt_at: Option<i64>,
 }
 
 /// The event of a delivery.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = WebhookEventObject)]
-struct EventObject {
+struct WebhookEventObject {
     /// `evt_…`, the same for all endpoints.
     id: String,
     /// Unix seconds.
@@ -98,14 +97,14 @@ struct EventObject {
     data_id: String,
 }
 
-/// One try.
+/// One attempt.
 #[derive(Debug, Serialize, ToSchema)]
 struct AttemptObject {
     /// Unix seconds at which it began.
     at: i64,
-    /// What the endpoint answered, if it did.
+    /// HTTP status of the endpoint's reply, if there was one.
     status_code: Option<u16>,
-    /// Why that was not a delivery.
+    /// Why the attempt failed.
     error: Option<String>,
 }
 
@@ -121,7 +120,7 @@ impl From<WebhookDelivery> for DeliveryObject {
             id: delivery.id,
             object: "webhook_endpoint.delivery",
             webhook_endpoint_id: delivery.endpoint_id,
-            event: EventObject {
+            event: WebhookEventObject {
                 id: delivery.event.id,
                 created_at: delivery.event.created_at,
                 kind: delivery.event.kind.as_str(),

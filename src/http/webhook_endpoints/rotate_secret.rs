@@ -1,4 +1,4 @@
-//! Gives an endpoint a new secret.
+//! Rotates the secret of an endpoint.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +10,7 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::validate::webhook_request;
 
-/// How long the old secret signs beside the new one when a client asks for that.
+/// How long the old secret signs beside the new one when a client requests it.
 const OVERLAP_SECONDS: i64 = 24 * 3600;
 
 /// What a client may send, for the OpenAPI document.
@@ -21,8 +21,8 @@ struct RotateWebhookSecret {
     keep_old_secret_active_for_24_hours: Option<bool>,
 }
 
-/// Gives a webhook endpoint a new secret, which is shown now and never again. The old one stops signing
-/// at once, or signs beside the new one for 24 hours; never more than these two sign.
+/// Gives a webhook endpoint a new secret, which is shown only in this reply. The old one stops signing at
+/// once, or signs beside the new one for 24 hours. There are never more than two valid secrets.
 #[utoipa::path(
     post, path = "/webhook_endpoints/{webhook_endpoint_id}/rotate_secret", tag = "webhooks",
     operation_id = "rotateWebhookSecret",

@@ -1,4 +1,4 @@
-//! Sends an endpoint a sample.
+//! Sends a test event to an endpoint.
 
 use axum::Json;
 use axum::extract::State;
@@ -15,34 +15,34 @@ use crate::http::state::AppState;
 use crate::validate::webhook_request;
 use crate::webhooks::Parcel;
 
-/// The job that samples are about: no job has this id.
+/// The job of a test event. No job has this id.
 const SAMPLE_JOB: &str = "ftjob-sample";
 
 /// What a client sends, for the OpenAPI document.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the body for the OpenAPI document")]
 struct TestWebhookEndpoint {
-    /// What the sample is of: something that hone tells.
+    /// Type of the test event: one that hone sends.
     event_type: String,
 }
 
-/// How an endpoint answered a sample.
+/// The reply of an endpoint to a test event.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WebhookTestResult {
     /// `webhook_endpoint.test`.
     object: &'static str,
     /// The endpoint.
     webhook_endpoint_id: String,
-    /// What the sample was of.
+    /// Type of the test event.
     event_type: &'static str,
-    /// What the endpoint answered, whatever it was.
+    /// HTTP status of the reply.
     status_code: u16,
-    /// Always true: something answered.
+    /// Always true: the endpoint replied.
     success: bool,
 }
 
-/// Sends a webhook endpoint a sample about the job `ftjob-sample`: once, at once, and outside of its log
-/// of deliveries. When nothing answers, the reply is an error that says why.
+/// Sends a test event about the job `ftjob-sample` to a webhook endpoint, in one attempt, which its list of
+/// deliveries does not show. When the endpoint does not reply, the reply is an error with the reason.
 #[utoipa::path(
     post, path = "/webhook_endpoints/{webhook_endpoint_id}/test", tag = "webhooks",
     operation_id = "testWebhookEndpoint",
@@ -73,16 +73,16 @@ pub async fn test(
         event: &event,
         secrets: &endpoint.signing_secrets(now),
     };
-    let answered =
+    let status_code =
         state.webhook_client.deliver(&endpoint.url, parcel, now).await.map_err(|error| {
-            let message = format!("the sample did not reach the endpoint: {error}");
+            let message = format!("the test event did not reach the endpoint: {error}");
             ApiError::new(ErrorCode::WebhookUnreachable, message).with_param("webhook_endpoint_id")
         })?;
     Ok(Json(WebhookTestResult {
         object: "webhook_endpoint.test",
         webhook_endpoint_id: id,
         event_type: kind.as_str(),
-        status_code: answered,
+        status_code,
         success: true,
     }))
 }

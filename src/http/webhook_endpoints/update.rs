@@ -18,7 +18,7 @@ struct UpdateWebhookEndpoint {
     name: Option<String>,
     /// Where deliveries go from now on, those that are pending too.
     url: Option<String>,
-    /// All that it asks for from now on; pending deliveries of other events are given up.
+    /// All subscribed event types from now on; pending deliveries of other types are dropped.
     event_types: Option<Vec<String>>,
 }
 

@@ -395,7 +395,7 @@ async fn ignored_fields_are_named_in_one_event_however_many_there_are() {
         texts.filter(|text| text.contains("ignored")).map(str::to_owned).collect()
     };
     let expected =
-        "The request's fields \"colour\", \"n_epochs\" mean nothing to hone here and were ignored";
+        "The request's fields \"colour\", \"n_epochs\" are not used by hone and were ignored";
     assert_eq!(ignored(&job).await, [expected]);
 
     // Inside the method too, where another method's settings stand beside this one's.
@@ -403,8 +403,8 @@ async fn ignored_fields_are_named_in_one_event_however_many_there_are() {
         "dpo": {"hyperparameters": {"beta": 0.1}}, "reinforcement": null,
         "supervised": {"foo": 1, "hyperparameters": {"n_epochs": 2}}}});
     let job = server.post("/v1/fine_tuning/jobs", inner).await.ok();
-    let expected = "The request's fields \"method.dpo\", \"method.supervised.foo\" mean nothing to \
-                    hone here and were ignored";
+    let expected = "The request's fields \"method.dpo\", \"method.supervised.foo\" are not used by \
+                    hone and were ignored";
     assert_eq!(ignored(&job).await, [expected]);
 
     for number in 0..20_000 {

@@ -19,6 +19,7 @@ pub mod pause;
 pub mod permissions;
 pub mod projects;
 pub mod protocol;
+pub mod request_fields;
 pub mod uploads;
 pub mod webhooks;
 pub mod webhooks_policy;

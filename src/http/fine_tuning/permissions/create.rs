@@ -1,9 +1,9 @@
-//! Lets other projects use a checkpoint.
+//! Permits other projects to use a checkpoint.
 
 use axum::Json;
 use axum::extract::State;
 
-use super::PathOfList;
+use super::PermissionsPath;
 use super::object::PermissionList;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
@@ -35,13 +35,13 @@ pub(super) struct CreatePermissions {
 pub(super) async fn create(
     State(state): State<AppState>,
     caller: Caller,
-    PathOfList(checkpoint): PathOfList,
+    PermissionsPath(checkpoint): PermissionsPath,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<PermissionList>> {
     super::check_checkpoint(&state, &caller, &checkpoint).await?;
     let projects = permission_request::read(&body)?;
     match state.store.grant_permissions(&checkpoint, &projects).await? {
         Some(granted) => Ok(Json(PermissionList::new(granted, false))),
-        None => Err(super::not_shared(&state, &caller, &checkpoint).await?),
+        None => Err(super::no_permissions_error(&state, &caller, &checkpoint).await?),
     }
 }

@@ -1,11 +1,11 @@
-//! Takes a permission back.
+//! Deletes a permission.
 
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::PathOfOne;
+use super::PermissionPath;
 use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::middleware::authenticate::Caller;
@@ -39,9 +39,9 @@ pub struct DeletedPermission {
 pub(super) async fn delete(
     State(state): State<AppState>,
     caller: Caller,
-    path: PathOfOne,
+    path: PermissionPath,
 ) -> ApiResult<Json<DeletedPermission>> {
-    let PathOfOne { checkpoint, permission: id } = path;
+    let PermissionPath { checkpoint, permission: id } = path;
     super::check_checkpoint(&state, &caller, &checkpoint).await?;
     if !state.store.delete_permission(&checkpoint, &id).await? {
         let message = format!("{checkpoint} has no permission {id:?}");

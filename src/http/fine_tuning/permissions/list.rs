@@ -1,9 +1,9 @@
-//! Which projects may use a checkpoint.
+//! Lists the permissions of a checkpoint.
 
 use axum::Json;
 use axum::extract::State;
 
-use super::PathOfList;
+use super::PermissionsPath;
 use super::object::PermissionList;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
@@ -34,7 +34,7 @@ use crate::store::Order;
 pub(super) async fn list(
     State(state): State<AppState>,
     caller: Caller,
-    PathOfList(checkpoint): PathOfList,
+    PermissionsPath(checkpoint): PermissionsPath,
     query: Query,
 ) -> ApiResult<Json<PermissionList>> {
     let order = match query.get("order") {

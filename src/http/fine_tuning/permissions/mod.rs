@@ -1,8 +1,8 @@
 //! `/v1/fine_tuning/checkpoints/{checkpoint}/permissions`: which other projects may use a fine-tuned
 //! model or checkpoint.
 //!
-//! The name of a checkpoint may hold slashes, encoded or not, so one route takes the rest of the path
-//! and [`PathOfList`] and [`PathOfOne`] take its known end off.
+//! The name of a checkpoint may contain slashes, encoded or not. So one route matches the rest of the path,
+//! and [`PermissionsPath`] and [`PermissionPath`] split off its known end.
 
 mod create;
 mod delete;
@@ -27,7 +27,7 @@ use crate::http::state::AppState;
 /// The end of the path of a list.
 const LIST: &str = "/permissions";
 
-/// What the document says of the one route.
+/// The three operations of the one route, for the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list::list, create::create, delete::delete))]
 struct Documented;
@@ -39,54 +39,54 @@ pub(in crate::http) fn routes() -> OpenApiRouter<AppState> {
         .route("/fine_tuning/checkpoints/{*rest}", methods)
 }
 
-/// The checkpoint whose permissions a request is about.
-struct PathOfList(String);
+/// The path of a checkpoint's permissions.
+struct PermissionsPath(String);
 
-impl PathOfList {
+impl PermissionsPath {
     fn of(path: &str) -> Option<Self> {
         let checkpoint = path.strip_suffix(LIST).filter(|checkpoint| !checkpoint.is_empty())?;
         Some(Self(checkpoint.to_owned()))
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for PathOfList {
+impl<S: Send + Sync> FromRequestParts<S> for PermissionsPath {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
         let path = PathId::from_request_parts(parts, state).await;
         let PathId(path) = path.map_err(IntoResponse::into_response)?;
-        Self::of(&path).ok_or_else(|| not_there(parts, &path))
+        Self::of(&path).ok_or_else(|| wrong_path(parts, &path))
     }
 }
 
-/// The permission that a request is about.
-struct PathOfOne {
+/// The path of one permission.
+struct PermissionPath {
     checkpoint: String,
     permission: String,
 }
 
-impl PathOfOne {
+impl PermissionPath {
     fn of(path: &str) -> Option<Self> {
         let (list, permission) = path.rsplit_once('/')?;
-        let PathOfList(checkpoint) = PathOfList::of(list)?;
+        let PermissionsPath(checkpoint) = PermissionsPath::of(list)?;
         let permission = Some(permission.to_owned()).filter(|permission| !permission.is_empty())?;
         Some(Self { checkpoint, permission })
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for PathOfOne {
+impl<S: Send + Sync> FromRequestParts<S> for PermissionPath {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
         let path = PathId::from_request_parts(parts, state).await;
         let PathId(path) = path.map_err(IntoResponse::into_response)?;
-        Self::of(&path).ok_or_else(|| not_there(parts, &path))
+        Self::of(&path).ok_or_else(|| wrong_path(parts, &path))
     }
 }
 
-/// What the routes of a list and of one permission say to each other's methods, and to other paths.
-fn not_there(parts: &Parts, path: &str) -> Response {
-    let allow = match (PathOfList::of(path), PathOfOne::of(path)) {
+/// The 405 of a wrong method, or the 404 of a wrong path.
+fn wrong_path(parts: &Parts, path: &str) -> Response {
+    let allow = match (PermissionsPath::of(path), PermissionPath::of(path)) {
         (Some(_list), _) => Some("GET,HEAD,POST"),
         (None, Some(_one)) => Some("DELETE"),
         (None, None) => None,
@@ -104,8 +104,12 @@ fn not_there(parts: &Parts, path: &str) -> Response {
     response
 }
 
-/// Why there are no permissions of a model: it is a base model, which all may use, or there is none.
-async fn not_shared(state: &AppState, caller: &Caller, checkpoint: &str) -> ApiResult<ApiError> {
+/// The error of a model without permissions: it is a base model, which every project may use, or does not exist.
+async fn no_permissions_error(
+    state: &AppState,
+    caller: &Caller,
+    checkpoint: &str,
+) -> ApiResult<ApiError> {
     if state.base_models.find(checkpoint).map_err(ApiError::internal)?.is_some() {
         let message = format!(
             "{checkpoint:?} is a base model, which every project may use: permissions are for \
@@ -116,10 +120,11 @@ async fn not_shared(state: &AppState, caller: &Caller, checkpoint: &str) -> ApiR
     Ok(no_such_model(state, caller, checkpoint).await?.with_param("fine_tuned_model_checkpoint"))
 }
 
-/// Refuses a checkpoint that is not there or is another project's: who was let in does not let others in.
+/// Refuses a checkpoint that does not exist or belongs to another project. A permission to use a checkpoint
+/// is not a permission to share it.
 async fn check_checkpoint(state: &AppState, caller: &Caller, checkpoint: &str) -> ApiResult<()> {
     match find_own(state, caller, checkpoint).await? {
         Some(_there) => Ok(()),
-        None => Err(not_shared(state, caller, checkpoint).await?),
+        None => Err(no_permissions_error(state, caller, checkpoint).await?),
     }
 }

@@ -1,30 +1,32 @@
-//! The chunks of a streamed answer: the first one of a choice says the role, the last one why it
-//! ended.
+//! The replies of chat. In a stream the first chunk of a choice holds the role, the last one the finish
+//! reason.
 
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
 use super::logprobs::ChoiceLogprobs;
-use super::object::{Call, FunctionCall, finish_reason};
-use super::request::Style;
-use crate::http::generation::Choices;
+use super::object::{Call, ChatCompletion, FunctionCall, finish_reason};
+use super::request::ChatReplyOptions;
+use crate::domain::ids;
+use crate::http::generation::collect::GeneratedCompletions;
+use crate::http::generation::format::{CompletionFormat, CompletionMetadata};
 use crate::serve::Event;
 
-/// Makes chunks of events.
-pub(super) struct ChatChoices {
-    style: Style,
-    /// Calls so far in each choice that has begun.
+/// The replies to one chat request.
+pub(super) struct ChatFormat {
+    options: ChatReplyOptions,
+    /// Tool calls so far in each choice that has begun.
     calls: HashMap<usize, usize>,
 }
 
-impl ChatChoices {
-    /// For a request of this style.
-    pub fn new(style: Style) -> Self {
-        Self { style, calls: HashMap::new() }
+impl ChatFormat {
+    /// The format that a request asks for.
+    pub fn new(options: ChatReplyOptions) -> Self {
+        Self { options, calls: HashMap::new() }
     }
 
-    /// The chunk with which a choice begins, unless it has.
+    /// Adds the first chunk of a choice, unless the choice has begun.
     fn begin(&mut self, index: usize, choices: &mut Vec<Value>) {
         if self.calls.insert(index, self.calls.get(&index).copied().unwrap_or(0)).is_none() {
             let delta = json!({"role": "assistant", "content": "", "refusal": null});
@@ -33,23 +35,37 @@ impl ChatChoices {
     }
 }
 
-impl Choices for ChatChoices {
-    fn of(&mut self, event: Event) -> Vec<Value> {
+impl CompletionFormat for ChatFormat {
+    type Reply = ChatCompletion;
+
+    const OBJECT: &'static str = "chat.completion";
+
+    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
+
+    fn new_id() -> String {
+        ids::new_completion_id()
+    }
+
+    fn reply(self, metadata: CompletionMetadata, generated: GeneratedCompletions) -> Self::Reply {
+        ChatCompletion::new(metadata, generated, self.options)
+    }
+
+    fn chunk_choices(&mut self, event: Event) -> Vec<Value> {
         let mut choices = Vec::new();
         match event {
             Event::Started { .. } | Event::Reused { .. } | Event::Failed(_) => {}
-            // The token that ended an answer is not shown here, so nothing is left to say of it.
+            // Chat does not show the token that ends a turn, so nothing is left to send.
             Event::Delta { text, tokens, .. }
                 if text.is_empty() && tokens.iter().all(|token| token.is_end) => {}
             Event::Delta { index, text, tokens } => {
                 self.begin(index, &mut choices);
-                let logprobs = self.style.has_logprobs.then(|| ChoiceLogprobs::of(tokens));
+                let logprobs = self.options.has_logprobs.then(|| ChoiceLogprobs::of(tokens));
                 choices.push(choice(index, json!({"content": text}), logprobs, None));
             }
             Event::ToolCall { index, call } => {
                 self.begin(index, &mut choices);
                 let number = self.calls.entry(index).or_default();
-                let delta = if self.style.is_function {
+                let delta = if self.options.is_function {
                     json!({"function_call": FunctionCall::of(call)})
                 } else {
                     let mut call = json!(Call::of(call));
@@ -61,7 +77,7 @@ impl Choices for ChatChoices {
             }
             Event::Finished { index, reason, .. } => {
                 self.begin(index, &mut choices);
-                let reason = finish_reason(reason, self.style);
+                let reason = finish_reason(reason, self.options);
                 choices.push(choice(index, json!({}), None, Some(reason)));
             }
         }
