@@ -9,7 +9,7 @@ impl Decoder<CpuBackend> {
     /// Bytes of the weights.
     pub fn held_bytes(&self) -> u64 {
         let outer = [Some(&self.embedding), self.positions.as_ref(), self.head.as_ref()];
-        let outer: u64 = outer.into_iter().flatten().map(|weight| weight.held()).sum();
+        let outer: u64 = outer.into_iter().flatten().map(|weight| weight.memory_use()).sum();
         outer + self.blocks.iter().map(held_by_block).sum::<u64>()
     }
 
@@ -21,7 +21,7 @@ impl Decoder<CpuBackend> {
 }
 
 fn held_by_block(block: &Block<CpuBackend>) -> u64 {
-    let linear = |linear: &Linear<CpuBackend>| linear.weight.held();
+    let linear = |linear: &Linear<CpuBackend>| linear.weight.memory_use();
     let qkv = match &block.qkv {
         Qkv::Separate(three) => three.iter().map(linear).sum(),
         Qkv::Fused(one, _) => linear(one),
@@ -37,8 +37,8 @@ fn held_by_block(block: &Block<CpuBackend>) -> u64 {
 impl ReadyAdapter<CpuBackend> {
     /// Bytes of its pairs, and of an embedding and a head of its own.
     pub fn held_bytes(&self) -> u64 {
-        let pairs = self.pairs.iter().flatten().map(Prepared::held).sum::<u64>();
+        let pairs = self.pairs.iter().flatten().map(Prepared::memory_use).sum::<u64>();
         let own = [&self.embedding, &self.head].into_iter().flatten();
-        pairs + own.map(|weight| weight.held()).sum::<u64>()
+        pairs + own.map(|weight| weight.memory_use()).sum::<u64>()
     }
 }

@@ -9,10 +9,9 @@ use super::attention::backward::{self, Gradients, Made};
 use super::attention::cached::NewRows;
 use super::attention::kv_cache::{Cache, Meter};
 use super::attention::{self, Inputs};
-use super::buffer_pool::{Matrix, Pool};
-use super::gemm::packed::Packed;
-use super::gemm::tile::Store;
-use super::gemm::weight::Weight;
+use super::buffer_pool::{BufferPool, CpuMatrix};
+use super::gemm::tile::AccumulateMode;
+use super::gemm::weight::CpuWeight;
 use super::isa::Isa;
 use super::layers::activation::{self, Curve};
 use super::layers::cross_entropy;
@@ -23,6 +22,7 @@ use super::layers::rope;
 use super::vector;
 use crate::train::backend::AdamWStep;
 use crate::train::backend::BackendError;
+use crate::train::backend::cpu::gemm::packed_matrix::PackedMatrix;
 use crate::train::backend::{Activation, NormKind};
 use crate::train::backend::{
     Adapted, AdaptedBackward, AdaptedResult, AttentionShape, Backend, LoraPair, Moved, Norm,
@@ -39,22 +39,22 @@ const TENSORS_PER_TASK: usize = 16;
 /// The CPU, on the threads of rayon's pool.
 pub struct CpuBackend {
     isa: Isa,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
     meter: Arc<Meter>,
     /// Whether weights that only answer are rounded to bfloat16 also where the kernels multiply floats.
-    rounds: bool,
+    round_to_bf16: bool,
 }
 
 impl CpuBackend {
     /// A backend on one level of instructions.
     pub fn new(isa: Isa) -> Self {
-        let (pool, meter) = (Arc::new(Pool::default()), Arc::new(Meter::default()));
-        Self { isa, pool, meter, rounds: false }
+        let (pool, meter) = (Arc::new(BufferPool::default()), Arc::new(Meter::default()));
+        Self { isa, pool, meter, round_to_bf16: false }
     }
 
     /// The same, but that weights which only answer are bfloat16 on every level of instructions.
     pub fn rounding(isa: Isa) -> Self {
-        Self { rounds: true, ..Self::new(isa) }
+        Self { round_to_bf16: true, ..Self::new(isa) }
     }
 
     /// Bytes of all caches' pages that exist.
@@ -68,10 +68,10 @@ impl CpuBackend {
     }
 
     /// `result = x · packedᵀ`.
-    fn times(&self, x: Rows<'_>, packed: &Packed, result: &mut [f32]) {
+    fn times(&self, x: Rows<'_>, packed: &PackedMatrix, result: &mut [f32]) {
         let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
         let mut results = [Results { y: result, inner: &mut [] }];
-        linear::forward(self.isa, x, &layers, Store::Overwrite, &mut results);
+        linear::forward(self.isa, x, &layers, AccumulateMode::Overwrite, &mut results);
     }
 
     fn forward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedPair {
@@ -83,15 +83,15 @@ impl CpuBackend {
     }
 
     /// Wᵀ, for the way back.
-    fn back<'a>(&self, weight: &'a Weight) -> Outcome<&'a Packed> {
+    fn back<'a>(&self, weight: &'a CpuWeight) -> Outcome<&'a PackedMatrix> {
         weight.backward.as_ref().ok_or_else(|| BackendError::Backend {
             backend: self.name(),
             reason: "the model was loaded for answering, not for training".to_owned(),
         })
     }
 
-    fn filled(&self, rows: usize, columns: usize, value: f32) -> Matrix {
-        let mut made = self.pool.take(rows, columns);
+    fn filled(&self, rows: usize, columns: usize, value: f32) -> CpuMatrix {
+        let mut made = self.pool.acquire(rows, columns);
         made.values_mut().fill(value);
         made
     }
@@ -111,7 +111,7 @@ fn curve(activation: Activation) -> Curve {
     }
 }
 
-fn rows(matrix: &Matrix) -> Rows<'_> {
+fn rows(matrix: &CpuMatrix) -> Rows<'_> {
     Rows { values: matrix.values(), columns: matrix.columns() }
 }
 
@@ -134,8 +134,8 @@ fn each_row(
 }
 
 impl Backend for CpuBackend {
-    type Matrix = Matrix;
-    type Weight = Weight;
+    type Matrix = CpuMatrix;
+    type Weight = CpuWeight;
     type Vector = Vec<f32>;
     type Indexes = Vec<u32>;
     type Losses = Vec<RowLoss>;
@@ -152,25 +152,25 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn matrix(&self, rows: usize, columns: usize, values: &[f32]) -> Outcome<Matrix> {
-        let mut made = self.pool.take(rows, columns);
+    fn matrix(&self, rows: usize, columns: usize, values: &[f32]) -> Outcome<CpuMatrix> {
+        let mut made = self.pool.acquire(rows, columns);
         made.values_mut().copy_from_slice(values);
         Ok(made)
     }
 
-    fn zeros(&self, rows: usize, columns: usize) -> Outcome<Matrix> {
+    fn zeros(&self, rows: usize, columns: usize) -> Outcome<CpuMatrix> {
         Ok(self.filled(rows, columns, 0.0))
     }
 
-    fn values(&self, matrix: &Matrix) -> Outcome<Vec<f32>> {
+    fn values(&self, matrix: &CpuMatrix) -> Outcome<Vec<f32>> {
         Ok(matrix.values().to_vec())
     }
 
-    fn rows(&self, matrix: &Matrix) -> usize {
+    fn rows(&self, matrix: &CpuMatrix) -> usize {
         matrix.rows()
     }
 
-    fn copy(&self, matrix: &Matrix) -> Outcome<Matrix> {
+    fn copy(&self, matrix: &CpuMatrix) -> Outcome<CpuMatrix> {
         self.matrix(matrix.rows(), matrix.columns(), matrix.values())
     }
 
@@ -185,21 +185,23 @@ impl Backend for CpuBackend {
         values: &[f32],
         bias: Option<&[f32]>,
         backward: bool,
-    ) -> Outcome<Weight> {
+    ) -> Outcome<CpuWeight> {
         let (isa, pool) = (self.isa, &self.pool);
         let weight = match backward {
-            true => Weight::to_train(isa, pool, values, outputs, inputs),
-            false => Weight::to_answer(isa, pool, values, outputs, inputs, self.rounds),
+            true => CpuWeight::for_training(isa, pool, values, outputs, inputs),
+            false => {
+                CpuWeight::for_inference(isa, pool, values, outputs, inputs, self.round_to_bf16)
+            }
         };
-        Ok(Weight { bias: bias.map(<[f32]>::to_vec), ..weight })
+        Ok(CpuWeight { bias: bias.map(<[f32]>::to_vec), ..weight })
     }
 
     fn indexes(&self, values: &[u32]) -> Outcome<Vec<u32>> {
         Ok(values.to_vec())
     }
 
-    fn embed(&self, table: &Weight, ids: &Vec<u32>, scale: f32) -> Outcome<Matrix> {
-        let mut made = self.pool.take(ids.len(), table.forward.inputs);
+    fn embed(&self, table: &CpuWeight, ids: &Vec<u32>, scale: f32) -> Outcome<CpuMatrix> {
+        let mut made = self.pool.acquire(ids.len(), table.forward.inputs);
         let columns = made.columns();
         for (row, id) in made.values_mut().chunks_exact_mut(columns).zip(ids) {
             table.forward.read_row(*id as usize, row);
@@ -208,16 +210,16 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
-    fn take_rows(&self, matrix: &Matrix, indexes: &Vec<u32>) -> Outcome<Matrix> {
+    fn take_rows(&self, matrix: &CpuMatrix, indexes: &Vec<u32>) -> Outcome<CpuMatrix> {
         let columns = matrix.columns();
-        let mut made = self.pool.take(indexes.len(), columns);
+        let mut made = self.pool.acquire(indexes.len(), columns);
         for (row, index) in made.values_mut().chunks_exact_mut(columns).zip(indexes) {
             row.copy_from_slice(&matrix.values()[*index as usize * columns..][..columns]);
         }
         Ok(made)
     }
 
-    fn spread_rows(&self, rows: usize, indexes: &Vec<u32>, from: &Matrix) -> Outcome<Matrix> {
+    fn spread_rows(&self, rows: usize, indexes: &Vec<u32>, from: &CpuMatrix) -> Outcome<CpuMatrix> {
         let columns = from.columns();
         let mut made = self.filled(rows, columns, 0.0);
         for (row, index) in from.values().chunks_exact(columns).zip(indexes) {
@@ -226,9 +228,9 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
-    fn take_columns(&self, matrix: &Matrix, ranges: &[Range<usize>]) -> Outcome<Matrix> {
+    fn take_columns(&self, matrix: &CpuMatrix, ranges: &[Range<usize>]) -> Outcome<CpuMatrix> {
         let columns = ranges.iter().map(Range::len).sum();
-        let mut made = self.pool.take(matrix.rows(), columns);
+        let mut made = self.pool.acquire(matrix.rows(), columns);
         let (from, into) = (matrix.values(), made.values_mut());
         let copy = |wide: Range<usize>, narrow: Range<usize>| {
             into[narrow].copy_from_slice(&from[wide]);
@@ -239,9 +241,9 @@ impl Backend for CpuBackend {
 
     fn put_columns(
         &self,
-        into: &mut Matrix,
+        into: &mut CpuMatrix,
         ranges: &[Range<usize>],
-        from: &Matrix,
+        from: &CpuMatrix,
     ) -> Outcome<()> {
         let (wide_columns, rows) = (into.columns(), into.rows());
         let (into, values) = (into.values_mut(), from.values());
@@ -252,32 +254,33 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn append_rows(&self, matrix: &mut Matrix, more: &Matrix) -> Outcome<()> {
+    fn append_rows(&self, matrix: &mut CpuMatrix, more: &CpuMatrix) -> Outcome<()> {
         matrix.append(more);
         Ok(())
     }
 
-    fn add(&self, into: &mut Matrix, from: &Matrix) -> Outcome<()> {
+    fn add(&self, into: &mut CpuMatrix, from: &CpuMatrix) -> Outcome<()> {
         const PART: usize = 16 * 1024;
         let parts = into.values_mut().par_chunks_mut(PART).zip(from.values().par_chunks(PART));
         parts.for_each(|(into, from)| vector::add_scaled(self.isa, into, from, 1.0));
         Ok(())
     }
 
-    fn linear(&self, x: &Matrix, weight: &Weight) -> Outcome<Matrix> {
+    fn linear(&self, x: &CpuMatrix, weight: &CpuWeight) -> Outcome<CpuMatrix> {
         let [made] = self.linears(x, [Adapted { weight, pair: None }], 0.0);
         Ok(made?.0)
     }
 
     fn linear_backward(
         &self,
-        gradient: &Matrix,
-        weight: &Weight,
-        into: Option<Matrix>,
-    ) -> Outcome<Matrix> {
+        gradient: &CpuMatrix,
+        weight: &CpuWeight,
+        into: Option<CpuMatrix>,
+    ) -> Outcome<CpuMatrix> {
         let packed = self.back(weight)?;
-        let store = if into.is_some() { Store::Add(1.0) } else { Store::Overwrite };
-        let mut into = into.unwrap_or_else(|| self.pool.take(gradient.rows(), packed.outputs));
+        let store =
+            if into.is_some() { AccumulateMode::AddScaled(1.0) } else { AccumulateMode::Overwrite };
+        let mut into = into.unwrap_or_else(|| self.pool.acquire(gradient.rows(), packed.outputs));
         let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
         let result = Some(into.values_mut());
         linear::backward(self.isa, &[rows(gradient)], &layers, store, result, &mut [&mut []]);
@@ -286,33 +289,33 @@ impl Backend for CpuBackend {
 
     fn lora(
         &self,
-        x: &Matrix,
+        x: &CpuMatrix,
         pair: &LoraPair<Self>,
         scale: f32,
-        y: &mut Matrix,
-    ) -> Outcome<Matrix> {
-        let mut inner = self.pool.take(x.rows(), pair.a.rows());
+        y: &mut CpuMatrix,
+    ) -> Outcome<CpuMatrix> {
+        let mut inner = self.pool.acquire(x.rows(), pair.a.rows());
         let layers =
             [Layer { weight: None, bias: None, pair: Some(self.forward_pair(pair, scale)) }];
         let mut results = [Results { y: y.values_mut(), inner: inner.values_mut() }];
-        linear::forward(self.isa, rows(x), &layers, Store::Add(1.0), &mut results);
+        linear::forward(self.isa, rows(x), &layers, AccumulateMode::AddScaled(1.0), &mut results);
         Ok(inner)
     }
 
     fn lora_backward(
         &self,
-        gradient: &Matrix,
-        x: &Matrix,
-        inner: &Matrix,
+        gradient: &CpuMatrix,
+        x: &CpuMatrix,
+        inner: &CpuMatrix,
         pair: &LoraPair<Self>,
         scale: f32,
         gradients: &mut LoraPair<Self>,
-        into: Option<&mut Matrix>,
+        into: Option<&mut CpuMatrix>,
     ) -> Outcome<()> {
-        let mut inner_gradient = self.pool.take(x.rows(), pair.a.rows());
+        let mut inner_gradient = self.pool.acquire(x.rows(), pair.a.rows());
         let layers =
             [Layer { weight: None, bias: None, pair: Some(self.backward_pair(pair, scale)) }];
-        let (store, into) = (Store::Add(1.0), into.map(Matrix::values_mut));
+        let (store, into) = (AccumulateMode::AddScaled(1.0), into.map(CpuMatrix::values_mut));
         let made = &mut [inner_gradient.values_mut()];
         linear::backward(self.isa, &[rows(gradient)], &layers, store, into, made);
         linear::pair_gradients(
@@ -331,13 +334,13 @@ impl Backend for CpuBackend {
 
     fn linears<const COUNT: usize>(
         &self,
-        x: &Matrix,
+        x: &CpuMatrix,
         layers: [Adapted<'_, Self>; COUNT],
         scale: f32,
     ) -> [Outcome<AdaptedResult<Self>>; COUNT] {
         let mut made = layers.each_ref().map(|layer| {
-            let y = self.pool.take(x.rows(), layer.weight.forward.outputs);
-            let inner = layer.pair.map(|pair| self.pool.take(x.rows(), pair.a.rows()));
+            let y = self.pool.acquire(x.rows(), layer.weight.forward.outputs);
+            let inner = layer.pair.map(|pair| self.pool.acquire(x.rows(), pair.a.rows()));
             (y, inner)
         });
         let layers = layers.map(|layer| Layer {
@@ -347,19 +350,19 @@ impl Backend for CpuBackend {
         });
         let mut results = made.each_mut().map(|(y, inner)| Results {
             y: y.values_mut(),
-            inner: inner.as_mut().map_or(&mut [], Matrix::values_mut),
+            inner: inner.as_mut().map_or(&mut [], CpuMatrix::values_mut),
         });
-        linear::forward(self.isa, rows(x), &layers, Store::Overwrite, &mut results);
+        linear::forward(self.isa, rows(x), &layers, AccumulateMode::Overwrite, &mut results);
         made.map(Ok)
     }
 
     fn linears_backward(
         &self,
-        x: &Matrix,
+        x: &CpuMatrix,
         layers: &mut [AdaptedBackward<'_, Self>],
         scale: f32,
         wanted: bool,
-    ) -> Outcome<Option<Matrix>> {
+    ) -> Outcome<Option<CpuMatrix>> {
         let mut gradients = [Rows { values: &[], columns: 0 }; MOST_LAYERS];
         let mut packed = [const { Layer::NOTHING }; MOST_LAYERS];
         let mut inner = [const { None }; MOST_LAYERS];
@@ -368,19 +371,19 @@ impl Backend for CpuBackend {
             packed[index].weight = Some(self.back(layer.weight)?);
             let Some(pair) = &layer.pair else { continue };
             packed[index].pair = Some(self.backward_pair(pair.pair, scale));
-            inner[index] = Some(self.pool.take(x.rows(), pair.pair.a.rows()));
+            inner[index] = Some(self.pool.acquire(x.rows(), pair.pair.a.rows()));
         }
-        let mut into = wanted.then(|| self.pool.take(x.rows(), x.columns()));
+        let mut into = wanted.then(|| self.pool.acquire(x.rows(), x.columns()));
         let mut inner_values = inner.each_mut().map(|inner| {
-            inner.as_mut().map_or(&mut [][..], |inner: &mut Matrix| inner.values_mut())
+            inner.as_mut().map_or(&mut [][..], |inner: &mut CpuMatrix| inner.values_mut())
         });
         let count = layers.len();
         linear::backward(
             self.isa,
             &gradients[..count],
             &packed[..count],
-            Store::Overwrite,
-            into.as_mut().map(Matrix::values_mut),
+            AccumulateMode::Overwrite,
+            into.as_mut().map(CpuMatrix::values_mut),
             &mut inner_values[..count],
         );
         for ((layer, gradient), inner_gradient) in layers.iter_mut().zip(gradients).zip(&inner) {
@@ -410,9 +413,9 @@ impl Backend for CpuBackend {
         Ok(layers.iter().map(of).collect())
     }
 
-    fn drop_out(&self, x: &Matrix, mask: &Mask) -> Outcome<Matrix> {
+    fn drop_out(&self, x: &CpuMatrix, mask: &Mask) -> Outcome<CpuMatrix> {
         let Mask { draws, rate } = mask;
-        let mut made = self.pool.take(x.rows(), x.columns());
+        let mut made = self.pool.acquire(x.rows(), x.columns());
         let columns = x.columns().max(1);
         let kept = 1.0 / (1.0 - *rate);
         let rows = made.values_mut().par_chunks_exact_mut(columns);
@@ -424,8 +427,8 @@ impl Backend for CpuBackend {
         Ok(made)
     }
 
-    fn norm(&self, x: &Matrix, constants: &Norm<Self>) -> Outcome<Matrix> {
-        let mut y = self.pool.take(x.rows(), x.columns());
+    fn norm(&self, x: &CpuMatrix, constants: &Norm<Self>) -> Outcome<CpuMatrix> {
+        let mut y = self.pool.acquire(x.rows(), x.columns());
         norm::forward(
             self.isa,
             x.values(),
@@ -439,10 +442,10 @@ impl Backend for CpuBackend {
 
     fn norm_backward(
         &self,
-        mut gradient: Matrix,
-        x: &Matrix,
+        mut gradient: CpuMatrix,
+        x: &CpuMatrix,
         constants: &Norm<Self>,
-    ) -> Outcome<Matrix> {
+    ) -> Outcome<CpuMatrix> {
         let is_layer_norm = constants.kind == NormKind::Layer;
         norm::backward(
             self.isa,
@@ -457,7 +460,7 @@ impl Backend for CpuBackend {
 
     fn rotate(
         &self,
-        x: &mut Matrix,
+        x: &mut CpuMatrix,
         head_dim: usize,
         table: &RopeTable<Self>,
         positions: &Vec<u32>,
@@ -476,10 +479,10 @@ impl Backend for CpuBackend {
     fn activate(
         &self,
         activation: Activation,
-        gate: &Matrix,
-        up: Option<&Matrix>,
-    ) -> Outcome<Matrix> {
-        let mut out = self.pool.take(gate.rows(), gate.columns());
+        gate: &CpuMatrix,
+        up: Option<&CpuMatrix>,
+    ) -> Outcome<CpuMatrix> {
+        let mut out = self.pool.acquire(gate.rows(), gate.columns());
         let (curve, into) = (curve(activation), out.values_mut());
         match up {
             Some(up) => {
@@ -493,10 +496,10 @@ impl Backend for CpuBackend {
     fn activate_backward(
         &self,
         activation: Activation,
-        mut gate: Matrix,
-        up: Option<Matrix>,
-        gradient: &Matrix,
-    ) -> Outcome<(Matrix, Option<Matrix>)> {
+        mut gate: CpuMatrix,
+        up: Option<CpuMatrix>,
+        gradient: &CpuMatrix,
+    ) -> Outcome<(CpuMatrix, Option<CpuMatrix>)> {
         let curve = curve(activation);
         let Some(mut up) = up else {
             let mut made = self.copy(gradient)?;
@@ -510,14 +513,14 @@ impl Backend for CpuBackend {
 
     fn attention(
         &self,
-        queries: &Matrix,
-        keys: &Matrix,
-        values: &Matrix,
+        queries: &CpuMatrix,
+        keys: &CpuMatrix,
+        values: &CpuMatrix,
         segments: &[Segment],
         shape: &AttentionShape,
-    ) -> Outcome<(Matrix, Matrix)> {
-        let mut output = self.pool.take(queries.rows(), queries.columns());
-        let mut log_sums = self.pool.take(shape.heads, queries.rows());
+    ) -> Outcome<(CpuMatrix, CpuMatrix)> {
+        let mut output = self.pool.acquire(queries.rows(), queries.columns());
+        let mut log_sums = self.pool.acquire(shape.heads, queries.rows());
         let (queries, keys, values) = (queries.values(), keys.values(), values.values());
         let inputs = Inputs { queries, keys, values };
         let (into, sums) = (output.values_mut(), log_sums.values_mut());
@@ -527,17 +530,17 @@ impl Backend for CpuBackend {
 
     fn attention_backward(
         &self,
-        gradient: &Matrix,
-        queries: &Matrix,
-        keys: &Matrix,
-        values: &Matrix,
-        output: &Matrix,
-        saved: &Matrix,
+        gradient: &CpuMatrix,
+        queries: &CpuMatrix,
+        keys: &CpuMatrix,
+        values: &CpuMatrix,
+        output: &CpuMatrix,
+        saved: &CpuMatrix,
         segments: &[Segment],
         shape: &AttentionShape,
-    ) -> Outcome<[Matrix; 3]> {
-        let mut made =
-            [queries, keys, values].map(|matrix| self.pool.take(matrix.rows(), matrix.columns()));
+    ) -> Outcome<[CpuMatrix; 3]> {
+        let mut made = [queries, keys, values]
+            .map(|matrix| self.pool.acquire(matrix.rows(), matrix.columns()));
         let inputs =
             Inputs { queries: queries.values(), keys: keys.values(), values: values.values() };
         let [query_gradient, key_gradient, value_gradient] = &mut made;
@@ -564,18 +567,18 @@ impl Backend for CpuBackend {
     fn attend(
         &self,
         layer: usize,
-        queries: &Matrix,
-        keys: &Matrix,
-        values: &Matrix,
+        queries: &CpuMatrix,
+        keys: &CpuMatrix,
+        values: &CpuMatrix,
         texts: &mut [RowsOfText<'_, Self>],
         shape: &AttentionShape,
-    ) -> Outcome<Matrix> {
+    ) -> Outcome<CpuMatrix> {
         let width = keys.columns();
         for RowsOfText { rows, cache } in texts.iter_mut() {
             let part = rows.start * width..rows.end * width;
             cache.put(layer, &keys.values()[part.clone()], &values.values()[part]);
         }
-        let mut output = self.pool.take(queries.rows(), queries.columns());
+        let mut output = self.pool.acquire(queries.rows(), queries.columns());
         let mut new = Vec::with_capacity(texts.len());
         for RowsOfText { rows, cache } in texts.iter() {
             new.push(NewRows { rows: rows.clone(), cache });
@@ -599,11 +602,11 @@ impl Backend for CpuBackend {
 
     fn linears_of_runs<const COUNT: usize>(
         &self,
-        x: &Matrix,
-        weights: [&Weight; COUNT],
+        x: &CpuMatrix,
+        weights: [&CpuWeight; COUNT],
         runs: &[PairsOfRows<'_, Self, COUNT>],
-    ) -> [Outcome<Matrix>; COUNT] {
-        let mut made = weights.map(|weight| self.pool.take(x.rows(), weight.forward.outputs));
+    ) -> [Outcome<CpuMatrix>; COUNT] {
+        let mut made = weights.map(|weight| self.pool.acquire(x.rows(), weight.forward.outputs));
         let layers =
             weights.map(|weight| Shared { weight: &weight.forward, bias: weight.bias.as_deref() });
         let runs: Vec<Run<'_>> = runs
@@ -616,12 +619,12 @@ impl Backend for CpuBackend {
                 Run { rows: run.rows.clone(), pairs }
             })
             .collect();
-        let mut results = made.each_mut().map(Matrix::values_mut);
+        let mut results = made.each_mut().map(CpuMatrix::values_mut);
         grouped_lora::forward(self.isa, &self.pool, rows(x), &layers, &runs, &mut results);
         made.map(Ok)
     }
 
-    fn logits(&self, x: &Matrix, head: &Weight, soft_cap: Option<f32>) -> Outcome<Matrix> {
+    fn logits(&self, x: &CpuMatrix, head: &CpuWeight, soft_cap: Option<f32>) -> Outcome<CpuMatrix> {
         let [logits] = self.linears_of_runs(x, [head], &[]);
         let mut logits = logits?;
         if let Some(cap) = soft_cap {
@@ -632,21 +635,21 @@ impl Backend for CpuBackend {
 
     fn head_loss(
         &self,
-        x: &Matrix,
-        head: &Weight,
+        x: &CpuMatrix,
+        head: &CpuWeight,
         targets: &Vec<u32>,
         soft_cap: Option<f32>,
         factors: Option<&[f32]>,
-    ) -> Outcome<(Vec<RowLoss>, Option<Matrix>)> {
+    ) -> Outcome<(Vec<RowLoss>, Option<CpuMatrix>)> {
         let mut losses = vec![RowLoss::default(); targets.len()];
-        let mut gradient = factors.map(|_| self.pool.take(x.rows(), x.columns()));
+        let mut gradient = factors.map(|_| self.pool.acquire(x.rows(), x.columns()));
         for first in (0..targets.len()).step_by(HEAD_CHUNK) {
             let rows = (targets.len() - first).min(HEAD_CHUNK);
             let columns = x.columns();
             let chunk = Rows { values: &x.values()[first * columns..][..rows * columns], columns };
-            let mut logits = self.pool.take(rows, head.forward.outputs);
+            let mut logits = self.pool.acquire(rows, head.forward.outputs);
             self.times(chunk, &head.forward, logits.values_mut());
-            let mut scales = self.pool.take(1, rows);
+            let mut scales = self.pool.acquire(1, rows);
             let backward = factors.map(|factors| cross_entropy::Backward {
                 factors: &factors[first..first + rows],
                 scales: scales.values_mut(),
@@ -675,8 +678,8 @@ impl Backend for CpuBackend {
         Ok(losses.clone())
     }
 
-    fn sum_of_squares(&self, matrices: &[&Matrix]) -> Outcome<f64> {
-        let of = |matrix: &&Matrix| vector::sum_of_squares(self.isa, matrix.values());
+    fn sum_of_squares(&self, matrices: &[&CpuMatrix]) -> Outcome<f64> {
+        let of = |matrix: &&CpuMatrix| vector::sum_of_squares(self.isa, matrix.values());
         Ok(matrices.iter().map(of).sum())
     }
 

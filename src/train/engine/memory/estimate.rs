@@ -5,7 +5,7 @@ use std::fmt;
 use crate::train::backend::BackendError;
 use crate::train::backend::candle;
 use crate::train::backend::cpu::backend::HEAD_CHUNK;
-use crate::train::backend::cpu::gemm::weight::Weight;
+use crate::train::backend::cpu::gemm::weight::CpuWeight;
 use crate::train::decoder::size::{self, MatrixSize};
 use crate::train::engine::{BackendKind, TOKENS_AT_ONCE, isa};
 use crate::train::model::config::ModelConfig;
@@ -98,7 +98,7 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, BackendError> {
         let floats = FLOAT * matrix.elements();
         let taken = match backend {
             BackendKind::Cpu | BackendKind::CpuF32 => {
-                Weight::bytes(isa(backend)?, outputs, inputs, backward)
+                CpuWeight::bytes(isa(backend)?, outputs, inputs, backward)
             }
             BackendKind::Candle => floats,
             BackendKind::Cuda(_) => floats / 2,

@@ -6,11 +6,16 @@ use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Piece, Seen};
 use super::{BLOCK, Inputs, head_columns, scores};
-use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
-use crate::train::backend::cpu::gemm::elements::{across, along, numbers_in_word, words};
-use crate::train::backend::cpu::gemm::packed::{PANEL, pass};
-use crate::train::backend::cpu::gemm::scratch::with_words;
-use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target, Term};
+use crate::train::backend::cpu::buffer_pool::with_scratch;
+use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
+use crate::train::backend::cpu::gemm::matmul::multiply_rows;
+use crate::train::backend::cpu::gemm::packed_element::{
+    pack_k_pair, pack_row, packed_len, values_per_element,
+};
+use crate::train::backend::cpu::gemm::packed_matrix::PANEL;
+use crate::train::backend::cpu::gemm::tile::{
+    AccumulateMode, GemmTerm, LeftOperand, OutputRegion, SharedOutput,
+};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 use crate::train::backend::{AttentionShape, Segment};
@@ -56,15 +61,15 @@ struct Read<'a> {
 /// What a task writes: gradients of queries in their place, those of keys and values as each query
 /// head of each part has them, `[parts, heads, tokens, head_dim]`.
 struct Write<'a> {
-    queries: Target<'a>,
-    keys: Target<'a>,
-    values: Target<'a>,
+    queries: SharedOutput<'a>,
+    keys: SharedOutput<'a>,
+    values: SharedOutput<'a>,
 }
 
 /// Backward of [`super::forward::forward`].
 pub fn backward(
     isa: Isa,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
     inputs: &Inputs<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
@@ -87,13 +92,13 @@ pub fn backward(
     // Few tasks are halved, so that threads end together: every other block of queries is another's.
     let parts = if roots.count() * heads < FEW_TASKS { 2 } else { 1 };
     let size = layout.tokens() * shape.head_dim;
-    let mut of_heads = [pool.take(parts * heads, size), pool.take(parts * heads, size)];
+    let mut of_heads = [pool.acquire(parts * heads, size), pool.acquire(parts * heads, size)];
     {
         let [keys, values] = &mut of_heads;
         let write = Write {
-            queries: Target::new(gradients.queries),
-            keys: Target::new(keys.values_mut()),
-            values: Target::new(values.values_mut()),
+            queries: SharedOutput::new(gradients.queries),
+            keys: SharedOutput::new(keys.values_mut()),
+            values: SharedOutput::new(values.values_mut()),
         };
         let mut tasks = Vec::new();
         for (index, seen) in layout.segments.iter().enumerate() {
@@ -110,7 +115,7 @@ pub fn backward(
                 let start = (slot * layout.tokens() + rows.start) * shape.head_dim;
                 for target in [&write.keys, &write.values] {
                     // SAFETY: these rows of this head and part are this task's.
-                    unsafe { target.part(start, rows.len() * shape.head_dim).fill(0.0) };
+                    unsafe { target.slice_mut(start, rows.len() * shape.head_dim).fill(0.0) };
                 }
             }
             for seen in of_root {
@@ -129,7 +134,7 @@ pub fn backward(
 }
 
 /// Adds up the gradients that the query heads of each key head have for it.
-fn gather(layout: &Layout, of_heads: &Matrix, into: &mut [f32]) {
+fn gather(layout: &Layout, of_heads: &CpuMatrix, into: &mut [f32]) {
     let (isa, shape) = (layout.isa, &layout.shape);
     let group = shape.heads / shape.kv_heads;
     let (tokens, width) = (layout.tokens(), shape.head_dim);
@@ -174,13 +179,13 @@ unsafe fn block_backward(
             log_sum: read.made.log_sums[head * layout.tokens() + row + index],
         };
     }
-    let mut store = Store::Overwrite;
+    let mut mode = AccumulateMode::Overwrite;
     for piece in layout.pieces(seen, block) {
         for first in (0..piece.keys).step_by(KEYS) {
             let chunk = Chunk { seen, block, slot, keys: piece.part(layout, first, KEYS) };
             // SAFETY: the caller's promise.
-            unsafe { chunk_backward(layout, &chunk, &rows[..block.rows], read, write, store) };
-            store = Store::Add(1.0);
+            unsafe { chunk_backward(layout, &chunk, &rows[..block.rows], read, write, mode) };
+            mode = AccumulateMode::AddScaled(1.0);
         }
     }
 }
@@ -211,32 +216,32 @@ unsafe fn chunk_backward(
     rows: &[RowConstants],
     read: &Read<'_>,
     write: &Write<'_>,
-    store: Store,
+    mode: AccumulateMode,
 ) {
     let (isa, shape) = (layout.isa, &layout.shape);
     let Chunk { seen, block, slot, keys } = chunk;
     let head = slot % shape.heads;
     let kv_head = head / (shape.heads / shape.kv_heads);
     let row = seen.own().rows.start + block.first;
-    let per_word = numbers_in_word(isa);
-    let (columns, depth) = (keys.keys.next_multiple_of(per_word), words(isa, keys.keys));
+    let per_element = values_per_element(isa);
+    let (columns, depth) = (keys.keys.next_multiple_of(per_element), packed_len(isa, keys.keys));
     let size = rows.len() * columns;
-    let rows_across = words(isa, rows.len());
+    let rows_across = packed_len(isa, rows.len());
     let stride = shape.heads * shape.head_dim;
     let room = 2 * size + rows.len() * depth + 2 * rows_across * columns;
-    with_words(room, |space| {
+    with_scratch(room, |space| {
         let (floats, space) = space.split_at_mut(2 * size);
         let (lines, slopes) = bytemuck::cast_slice_mut(floats).split_at_mut(size);
         let (slopes_along, space) = space.split_at_mut(rows.len() * depth);
         let (lines_across, slopes_across) = space.split_at_mut(rows_across * columns);
-        let place = Place { start: 0, stride: columns, columns };
+        let region = OutputRegion { start: 0, stride: columns, columns };
         let (queries, gradient) = (read.queries.left(head, row), read.gradient.left(head, row));
         for (left, right, into) in
             [(queries, &read.keys, &mut *lines), (gradient, &read.values, &mut *slopes)]
         {
-            let target = Target::new(into);
+            let target = SharedOutput::new(into);
             // SAFETY: the target is this task's alone.
-            unsafe { scores(layout, rows.len(), left, right, kv_head, keys, &target, place) };
+            unsafe { scores(layout, rows.len(), left, right, kv_head, keys, &target, region) };
         }
         for (index, RowConstants { mean, log_sum }) in rows.iter().enumerate() {
             let visible = layout.visible(seen, block, index);
@@ -250,13 +255,13 @@ unsafe fn chunk_backward(
             }
             let (line_seen, slope_seen) = (&mut line[range.clone()], &mut slope[range]);
             row_backward(isa, line_seen, slope_seen, *log_sum, *mean, shape);
-            along(isa, slope, &mut slopes_along[index * depth..][..depth]);
+            pack_row(isa, slope, &mut slopes_along[index * depth..][..depth]);
         }
         for (from, into) in [(&*lines, &mut *lines_across), (&*slopes, &mut *slopes_across)] {
-            let pairs = from.chunks(per_word * columns).zip(into.chunks_exact_mut(columns));
+            let pairs = from.chunks(per_element * columns).zip(into.chunks_exact_mut(columns));
             for (pair, into) in pairs {
                 let second = pair.get(columns..2 * columns);
-                across(isa, &pair[..columns], second, into);
+                pack_k_pair(isa, &pair[..columns], second, into);
             }
         }
 
@@ -265,29 +270,39 @@ unsafe fn chunk_backward(
             (&*slopes_across, &read.queries_across, &write.keys),
         ];
         for part in head_columns(shape) {
-            let left = Left { words: slopes_along, start: 0, row_stride: depth, depth_stride: 1 };
+            let left =
+                LeftOperand { elements: slopes_along, start: 0, row_stride: depth, k_stride: 1 };
             let right = read.keys_across.keys(kv_head, keys, part.start);
             let start = row * stride + head * shape.head_dim + part.start;
-            let place = Place { start, stride, columns: part.len() };
+            let region = OutputRegion { start, stride, columns: part.len() };
             // SAFETY: the caller's promise.
             unsafe {
-                pass(
+                multiply_rows(
                     isa,
                     rows.len(),
-                    &[Term { left, right, depth, halves: false }],
-                    store,
+                    &[GemmTerm { left, right, k_len: depth, right_is_bf16: false }],
+                    mode,
                     &write.queries,
-                    place,
+                    region,
                 );
             }
-            for (words, right, target) in products {
-                let left = Left { words, start: 0, row_stride: 1, depth_stride: columns };
+            for (elements, right, target) in products {
+                let left = LeftOperand { elements, start: 0, row_stride: 1, k_stride: columns };
                 let right = right.queries(layout, head, seen.own(), block, part.start);
                 let start = (slot * layout.tokens() + keys.row) * shape.head_dim + part.start;
-                let place = Place { start, stride: shape.head_dim, columns: part.len() };
-                let terms = [Term { left, right, depth: rows_across, halves: false }];
+                let region = OutputRegion { start, stride: shape.head_dim, columns: part.len() };
+                let terms = [GemmTerm { left, right, k_len: rows_across, right_is_bf16: false }];
                 // SAFETY: the caller's promise.
-                unsafe { pass(isa, keys.keys, &terms, Store::Add(1.0), target, place) };
+                unsafe {
+                    multiply_rows(
+                        isa,
+                        keys.keys,
+                        &terms,
+                        AccumulateMode::AddScaled(1.0),
+                        target,
+                        region,
+                    )
+                };
             }
         }
     });

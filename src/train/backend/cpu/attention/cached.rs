@@ -11,10 +11,12 @@ use rayon::prelude::*;
 use super::{BLOCK, head_columns};
 use crate::train::backend::AttentionShape;
 use crate::train::backend::cpu::attention::kv_cache::{Cache, PAGE, pages};
-use crate::train::backend::cpu::gemm::elements::{along, words};
-use crate::train::backend::cpu::gemm::packed::{TERMS, pass};
-use crate::train::backend::cpu::gemm::scratch::with_words;
-use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target, Term};
+use crate::train::backend::cpu::buffer_pool::with_scratch;
+use crate::train::backend::cpu::gemm::matmul::{MAX_TERMS, multiply_rows};
+use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len};
+use crate::train::backend::cpu::gemm::tile::{
+    AccumulateMode, GemmTerm, LeftOperand, OutputRegion, SharedOutput,
+};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
@@ -66,7 +68,7 @@ pub fn forward(
             }
         }
     }
-    let output = Target::new(output);
+    let output = SharedOutput::new(output);
     let run = |task: &Task| {
         // SAFETY: each task has lines of its own.
         unsafe { task.run(isa, layer, queries, &texts[task.text], shape, &output) };
@@ -88,7 +90,7 @@ impl Task {
         queries: &[f32],
         text: &NewRows<'_>,
         shape: &AttentionShape,
-        output: &Target<'_>,
+        output: &SharedOutput<'_>,
     ) {
         let head_dim = shape.head_dim;
         let stride = shape.heads * head_dim;
@@ -103,29 +105,37 @@ impl Task {
         let line_stride = if self.heads.len() > 1 { head_dim } else { stride };
         let start = (text.rows.start + self.rows.start) * stride + self.heads.start * head_dim;
         let is_bf16 = isa == Isa::Bf16;
-        let (query_width, line_width) = (words(isa, head_dim), words(isa, columns));
+        let (query_width, line_width) = (packed_len(isa, head_dim), packed_len(isa, columns));
         let more = if is_bf16 { query_width + line_width } else { 0 };
-        with_words(lines * (columns + more), |space| {
+        with_scratch(lines * (columns + more), |space| {
             let (floats, rest) = space.split_at_mut(lines * columns);
             let (query_words, line_words) =
                 rest.split_at_mut(if is_bf16 { lines * query_width } else { 0 });
             let left = if is_bf16 {
                 for (line, into) in query_words.chunks_exact_mut(query_width).enumerate() {
-                    along(isa, &queries[start + line * line_stride..][..head_dim], into);
+                    pack_row(isa, &queries[start + line * line_stride..][..head_dim], into);
                 }
-                Left { words: query_words, start: 0, row_stride: query_width, depth_stride: 1 }
+                LeftOperand {
+                    elements: query_words,
+                    start: 0,
+                    row_stride: query_width,
+                    k_stride: 1,
+                }
             } else {
-                let words = bytemuck::cast_slice(queries);
-                Left { words, start, row_stride: line_stride, depth_stride: 1 }
+                let elements = bytemuck::cast_slice(queries);
+                LeftOperand { elements, start, row_stride: line_stride, k_stride: 1 }
             };
             let scores: &mut [f32] = bytemuck::cast_slice_mut(floats);
-            let target = Target::new(scores);
+            let target = SharedOutput::new(scores);
             for page in seen.clone() {
                 let right = text.cache.keys(layer, kv_head, page);
-                let terms = [Term { left, right, depth: query_width, halves: false }];
-                let place = Place { start: page * PAGE - base, stride: columns, columns: PAGE };
+                let terms = [GemmTerm { left, right, k_len: query_width, right_is_bf16: false }];
+                let region =
+                    OutputRegion { start: page * PAGE - base, stride: columns, columns: PAGE };
                 // SAFETY: the scores are this task's alone.
-                unsafe { pass(isa, lines, &terms, Store::Overwrite, &target, place) };
+                unsafe {
+                    multiply_rows(isa, lines, &terms, AccumulateMode::Overwrite, &target, region)
+                };
             }
             let mut inverse_sums = [0.0; BLOCK];
             let inverse_sums = &mut inverse_sums[..lines];
@@ -145,39 +155,42 @@ impl Task {
                 let most = scale * vector::maximum(isa, visible);
                 inverse_sums[line] = 1.0 / vector::exp_and_sum(isa, visible, scale, most);
                 if is_bf16 {
-                    along(isa, scores, &mut line_words[line * line_width..][..line_width]);
+                    pack_row(isa, scores, &mut line_words[line * line_width..][..line_width]);
                 }
             }
             let weights: &[u32] = if is_bf16 { line_words } else { bytemuck::cast_slice(scores) };
             for part in head_columns(shape) {
-                let place =
-                    Place { start: start + part.start, stride: line_stride, columns: part.len() };
-                let mut terms = [Term::default(); TERMS];
-                let (mut count, mut store) = (0, Store::Overwrite);
+                let region = OutputRegion {
+                    start: start + part.start,
+                    stride: line_stride,
+                    columns: part.len(),
+                };
+                let mut terms = [GemmTerm::default(); MAX_TERMS];
+                let (mut count, mut mode) = (0, AccumulateMode::Overwrite);
                 for page in seen.clone() {
-                    terms[count] = Term {
-                        left: Left {
-                            words: weights,
-                            start: words(isa, page * PAGE - base),
+                    terms[count] = GemmTerm {
+                        left: LeftOperand {
+                            elements: weights,
+                            start: packed_len(isa, page * PAGE - base),
                             row_stride: line_width,
-                            depth_stride: 1,
+                            k_stride: 1,
                         },
                         right: text.cache.values(layer, kv_head, page, part.start),
-                        depth: words(isa, PAGE),
-                        halves: false,
+                        k_len: packed_len(isa, PAGE),
+                        right_is_bf16: false,
                     };
                     count += 1;
                     // Rounds end at the same pages whichever page is the first that is seen.
-                    if (page + 1).is_multiple_of(TERMS) || page + 1 == seen.end {
+                    if (page + 1).is_multiple_of(MAX_TERMS) || page + 1 == seen.end {
                         // SAFETY: the caller's promise.
-                        unsafe { pass(isa, lines, &terms[..count], store, output, place) };
-                        (count, store) = (0, Store::Add(1.0));
+                        unsafe { multiply_rows(isa, lines, &terms[..count], mode, output, region) };
+                        (count, mode) = (0, AccumulateMode::AddScaled(1.0));
                     }
                 }
             }
             for (line, inverse) in inverse_sums.iter().enumerate() {
                 // SAFETY: the caller's promise.
-                let row = unsafe { output.part(start + line * line_stride, head_dim) };
+                let row = unsafe { output.slice_mut(start + line * line_stride, head_dim) };
                 vector::scale(isa, row, *inverse);
             }
         });

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use super::layout::{Across, Along, Block, Layout, Panels, Seen};
 use super::{BLOCK, Inputs, multiply_over_keys, scores};
-use crate::train::backend::cpu::buffer_pool::Pool;
-use crate::train::backend::cpu::gemm::elements::{along, words};
-use crate::train::backend::cpu::gemm::scratch::with_words;
-use crate::train::backend::cpu::gemm::tile::{Place, Target};
+use crate::train::backend::cpu::buffer_pool::BufferPool;
+use crate::train::backend::cpu::buffer_pool::with_scratch;
+use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len};
+use crate::train::backend::cpu::gemm::tile::{OutputRegion, SharedOutput};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 use crate::train::backend::{AttentionShape, Segment};
@@ -25,7 +25,7 @@ struct Words {
 /// log-sum-exp of each row of scores, `[heads, tokens]`, for the backward pass.
 pub fn forward(
     isa: Isa,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
     inputs: &Inputs<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
@@ -38,7 +38,7 @@ pub fn forward(
         keys: Panels::new(&layout, pool, inputs.keys, shape.kv_heads),
         values: Across::new(&layout, pool, inputs.values, shape.kv_heads),
     };
-    let (output, log_sums) = (Target::new(output), Target::new(log_sums));
+    let (output, log_sums) = (SharedOutput::new(output), SharedOutput::new(log_sums));
     let mut tasks = Vec::new();
     for seen in &layout.segments {
         let queries = seen.own().rows.len();
@@ -65,30 +65,30 @@ unsafe fn block_forward(
     block: &Block,
     head: usize,
     read: &Words,
-    output: &Target<'_>,
-    log_sums: &Target<'_>,
+    output: &SharedOutput<'_>,
+    log_sums: &SharedOutput<'_>,
 ) {
     let (isa, shape) = (layout.isa, &layout.shape);
     let kv_head = head / (shape.heads / shape.kv_heads);
     let row = seen.own().rows.start + block.first;
-    let (columns, depth) = (block.columns, words(isa, block.columns));
+    let (columns, depth) = (block.columns, packed_len(isa, block.columns));
     let tokens = layout.tokens();
     let mut inverse_sums = [0.0; BLOCK];
-    with_words(block.rows * (columns + depth), |space| {
-        let (floats, words) = space.split_at_mut(block.rows * columns);
+    with_scratch(block.rows * (columns + depth), |space| {
+        let (floats, elements) = space.split_at_mut(block.rows * columns);
         let lines: &mut [f32] = bytemuck::cast_slice_mut(floats);
-        let target = Target::new(lines);
+        let target = SharedOutput::new(lines);
         for piece in layout.pieces(seen, block) {
             let left = read.queries.left(head, row);
-            let place = Place { start: piece.column, stride: columns, columns };
+            let region = OutputRegion { start: piece.column, stride: columns, columns };
             // SAFETY: the target is this task's alone.
             unsafe {
                 let rows = block.rows;
-                scores(layout, rows, left, &read.keys, kv_head, &piece, &target, place);
+                scores(layout, rows, left, &read.keys, kv_head, &piece, &target, region);
             }
         }
-        let both = lines.chunks_exact_mut(columns).zip(words.chunks_exact_mut(depth));
-        for (index, (line, words)) in both.enumerate() {
+        let both = lines.chunks_exact_mut(columns).zip(elements.chunks_exact_mut(depth));
+        for (index, (line, elements)) in both.enumerate() {
             let range = layout.visible(seen, block, index);
             line[..range.start].fill(0.0);
             line[range.end..].fill(0.0);
@@ -105,19 +105,31 @@ unsafe fn block_forward(
             let most = scale * vector::maximum(isa, line_seen);
             let sum = vector::exp_and_sum(isa, line_seen, scale, most);
             inverse_sums[index] = 1.0 / sum;
-            along(isa, line, words);
+            pack_row(isa, line, elements);
             // SAFETY: the caller's promise.
-            unsafe { log_sums.part(head * tokens + row + index, 1)[0] = most + sum.ln() };
+            unsafe { log_sums.slice_mut(head * tokens + row + index, 1)[0] = most + sum.ln() };
         }
         let stride = shape.heads * shape.head_dim;
-        let place =
-            Place { start: row * stride + head * shape.head_dim, stride, columns: shape.head_dim };
+        let region = OutputRegion {
+            start: row * stride + head * shape.head_dim,
+            stride,
+            columns: shape.head_dim,
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            multiply_over_keys(layout, seen, block, words, &read.values, kv_head, output, place);
+            multiply_over_keys(
+                layout,
+                seen,
+                block,
+                elements,
+                &read.values,
+                kv_head,
+                output,
+                region,
+            );
             // A row of the output is shorter than one of probabilities: the division waits for it.
             for (index, inverse) in inverse_sums[..block.rows].iter().enumerate() {
-                let row = output.part(place.start + index * stride, shape.head_dim);
+                let row = output.slice_mut(region.start + index * stride, shape.head_dim);
                 vector::scale(isa, row, *inverse);
             }
         }

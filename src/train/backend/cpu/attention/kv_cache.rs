@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::train::backend::AttentionShape;
-use crate::train::backend::cpu::gemm::elements::{along, numbers_in_word, words};
-use crate::train::backend::cpu::gemm::packed::PANEL;
-use crate::train::backend::cpu::gemm::tile::{Right, UNIT};
+use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len, values_per_element};
+use crate::train::backend::cpu::gemm::packed_matrix::PANEL;
+use crate::train::backend::cpu::gemm::tile::{LANES, RightOperand};
 use crate::train::backend::cpu::isa::Isa;
 
 /// Tokens of a page: one panel of keys.
@@ -40,12 +40,12 @@ struct Layout {
 impl Layout {
     /// Words of a key.
     fn depth(&self) -> usize {
-        words(self.isa, self.head_dim)
+        packed_len(self.isa, self.head_dim)
     }
 
     /// Width of a value in whole units.
     fn padded(&self) -> usize {
-        self.head_dim.next_multiple_of(UNIT)
+        self.head_dim.next_multiple_of(LANES)
     }
 
     fn words_of_keys(&self) -> usize {
@@ -53,7 +53,7 @@ impl Layout {
     }
 
     fn words_of_values(&self) -> usize {
-        words(self.isa, PAGE) * self.padded()
+        packed_len(self.isa, PAGE) * self.padded()
     }
 
     /// Where a head's keys begin; its values follow.
@@ -68,20 +68,20 @@ impl Layout {
 
 /// Keys and values of up to [`PAGE`] tokens, of all layers.
 struct Page {
-    words: Vec<u32>,
+    elements: Vec<u32>,
     meter: Arc<Meter>,
 }
 
 impl Page {
-    fn new(words: Vec<u32>, meter: &Arc<Meter>) -> Self {
-        meter.0.fetch_add(size_of_val(words.as_slice()) as u64, Ordering::Relaxed);
-        Self { words, meter: Arc::clone(meter) }
+    fn new(elements: Vec<u32>, meter: &Arc<Meter>) -> Self {
+        meter.0.fetch_add(size_of_val(elements.as_slice()) as u64, Ordering::Relaxed);
+        Self { elements, meter: Arc::clone(meter) }
     }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.meter.0.fetch_sub(size_of_val(self.words.as_slice()) as u64, Ordering::Relaxed);
+        self.meter.0.fetch_sub(size_of_val(self.elements.as_slice()) as u64, Ordering::Relaxed);
     }
 }
 
@@ -126,7 +126,7 @@ impl Cache {
         let used = self.length % PAGE;
         let last = self.length / PAGE;
         if used > 0 && more > 0 && Arc::get_mut(&mut self.pages[last]).is_none() {
-            let mut copied = self.pages[last].words.clone();
+            let mut copied = self.pages[last].elements.clone();
             self.clear_values(&mut copied, used);
             self.pages[last] = Arc::new(Page::new(copied, &self.meter));
         }
@@ -139,13 +139,13 @@ impl Cache {
     /// Values from token `used` of a page on become zero: what another text wrote there.
     fn clear_values(&self, page: &mut [u32], used: usize) {
         let layout = &self.layout;
-        let per_word = numbers_in_word(layout.isa);
+        let per_element = values_per_element(layout.isa);
         for head in 0..layout.layers * layout.kv_heads {
             let start = layout.start(0, head) + layout.words_of_keys();
             let values = &mut page[start..][..layout.words_of_values()];
-            let (kept, cleared) = values.split_at_mut(used.div_ceil(per_word) * layout.padded());
+            let (kept, cleared) = values.split_at_mut(used.div_ceil(per_element) * layout.padded());
             cleared.fill(0);
-            if !used.is_multiple_of(per_word) {
+            if !used.is_multiple_of(per_element) {
                 let from = kept.len() - layout.padded();
                 for word in &mut kept[from..] {
                     *word &= 0xffff;
@@ -173,15 +173,15 @@ impl Cache {
             for head in 0..layout.kv_heads {
                 let start = layout.start(layer, head);
                 let part = head * head_dim..(head + 1) * head_dim;
-                along(isa, &keys[part.clone()], &mut key_words);
-                let into = page.words[start + token..].iter_mut().step_by(PAGE);
+                pack_row(isa, &keys[part.clone()], &mut key_words);
+                let into = page.elements[start + token..].iter_mut().step_by(PAGE);
                 for (word, into) in key_words.iter().zip(into) {
                     *into = *word;
                 }
                 let values = &values[part];
                 let row = start + layout.words_of_keys();
-                let row = row + token / numbers_in_word(isa) * layout.padded();
-                let into = &mut page.words[row..][..head_dim];
+                let row = row + token / values_per_element(isa) * layout.padded();
+                let into = &mut page.elements[row..][..head_dim];
                 put_values(isa, values, token, into);
             }
         }
@@ -193,15 +193,21 @@ impl Cache {
     }
 
     /// The keys of a page's tokens, as the right side of a product over the width of a head.
-    pub fn keys(&self, layer: usize, head: usize, page: usize) -> Right<'_> {
+    pub fn keys(&self, layer: usize, head: usize, page: usize) -> RightOperand<'_> {
         let start = self.layout.start(layer, head);
-        Right { words: &self.pages[page].words, start, stride: PAGE }
+        RightOperand { elements: &self.pages[page].elements, start, stride: PAGE }
     }
 
     /// The values of a page's tokens from `column` on, as the right side of a product over tokens.
-    pub fn values(&self, layer: usize, head: usize, page: usize, column: usize) -> Right<'_> {
+    pub fn values(
+        &self,
+        layer: usize,
+        head: usize,
+        page: usize,
+        column: usize,
+    ) -> RightOperand<'_> {
         let start = self.layout.start(layer, head) + self.layout.words_of_keys() + column;
-        Right { words: &self.pages[page].words, start, stride: self.layout.padded() }
+        RightOperand { elements: &self.pages[page].elements, start, stride: self.layout.padded() }
     }
 }
 

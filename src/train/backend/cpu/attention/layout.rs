@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
-use crate::train::backend::cpu::gemm::elements::{across, along, numbers_in_word, words};
-use crate::train::backend::cpu::gemm::packed::PANEL;
-use crate::train::backend::cpu::gemm::tile::{Left, Right};
+use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
+use crate::train::backend::cpu::gemm::packed_element::{
+    pack_k_pair, pack_row, packed_len, values_per_element,
+};
+use crate::train::backend::cpu::gemm::packed_matrix::PANEL;
+use crate::train::backend::cpu::gemm::tile::{LeftOperand, RightOperand};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::{AttentionShape, Segment};
 
@@ -30,7 +32,7 @@ pub(super) struct Run {
 impl Run {
     /// Columns that it takes, with those that nothing stands in.
     fn columns(&self, isa: Isa) -> usize {
-        self.rows.len().next_multiple_of(numbers_in_word(isa))
+        self.rows.len().next_multiple_of(values_per_element(isa))
     }
 }
 
@@ -90,7 +92,7 @@ impl Piece {
             row: self.row + first,
             column: self.column + first,
             keys: (self.keys - first).min(most),
-            word_row: self.word_row + first / numbers_in_word(layout.isa),
+            word_row: self.word_row + first / values_per_element(layout.isa),
             panel: self.panel + first / PANEL,
         }
     }
@@ -134,7 +136,7 @@ impl Layout {
                 word_row: layout.word_rows,
                 panel: layout.panels,
             };
-            layout.word_rows += words(isa, own.rows.len());
+            layout.word_rows += packed_len(isa, own.rows.len());
             layout.panels += own.rows.len().div_ceil(PANEL);
             layout.push(&mut runs, own);
             layout.segments.push(Seen { runs, root });
@@ -166,13 +168,13 @@ impl Layout {
             (run.position + panel, run.column + panel)
         });
         let columns = own.column + first + rows - base;
-        let columns = columns.next_multiple_of(numbers_in_word(self.isa));
+        let columns = columns.next_multiple_of(values_per_element(self.isa));
         Block { first, rows, first_position, base, columns }
     }
 
     /// The parts of the runs that a block sees.
     pub fn pieces<'a>(&self, seen: &'a Seen, block: &'a Block) -> impl Iterator<Item = Piece> + 'a {
-        let per_word = numbers_in_word(self.isa);
+        let per_element = values_per_element(self.isa);
         seen.runs.iter().enumerate().filter_map(move |(index, run)| {
             let is_own = index + 1 == seen.runs.len();
             let end = if is_own { block.first + block.rows } else { run.rows.len() };
@@ -181,7 +183,7 @@ impl Layout {
                 row: run.rows.start + from,
                 column: run.column + from - block.base,
                 keys: end - from,
-                word_row: run.word_row + from / per_word,
+                word_row: run.word_row + from / per_element,
                 panel: run.panel + from / PANEL,
             })
         })
@@ -207,52 +209,53 @@ impl Layout {
 
 /// A matrix of heads in words: the depth is the width of a head.
 pub(super) struct Along {
-    words: Matrix,
+    elements: CpuMatrix,
     tokens: usize,
     width: usize,
 }
 
 impl Along {
     /// Of `values`, `[tokens, heads · head_dim]`.
-    pub fn new(layout: &Layout, pool: &Arc<Pool>, values: &[f32], heads: usize) -> Self {
+    pub fn new(layout: &Layout, pool: &Arc<BufferPool>, values: &[f32], heads: usize) -> Self {
         let (tokens, head_dim) = (layout.tokens, layout.shape.head_dim);
-        let width = words(layout.isa, head_dim);
-        let mut made = pool.take(heads * tokens, width);
-        let all = made.words_mut().par_chunks_exact_mut((tokens * width).max(1));
+        let width = packed_len(layout.isa, head_dim);
+        let mut made = pool.acquire(heads * tokens, width);
+        let all = made.packed_elements_mut().par_chunks_exact_mut((tokens * width).max(1));
         all.enumerate().for_each(|(head, into)| {
             for (row, into) in into.chunks_exact_mut(width).enumerate() {
                 let start = (row * heads + head) * head_dim;
-                along(layout.isa, &values[start..][..head_dim], into);
+                pack_row(layout.isa, &values[start..][..head_dim], into);
             }
         });
-        Self { words: made, tokens, width }
+        Self { elements: made, tokens, width }
     }
 
     /// A head's rows from `row` on, as the left side of a product, and its depth.
-    pub fn left(&self, head: usize, row: usize) -> (Left<'_>, usize) {
+    pub fn left(&self, head: usize, row: usize) -> (LeftOperand<'_>, usize) {
         let start = (head * self.tokens + row) * self.width;
-        let words = self.words.words();
-        (Left { words, start, row_stride: self.width, depth_stride: 1 }, self.width)
+        let elements = self.elements.packed_elements();
+        (LeftOperand { elements, start, row_stride: self.width, k_stride: 1 }, self.width)
     }
 }
 
 /// A matrix of heads in words, each head transposed, in panels of tokens: the depth is the width of a
 /// head, as [`Along`]'s is.
 pub(super) struct Panels {
-    words: Matrix,
+    elements: CpuMatrix,
     panels: usize,
     depth: usize,
 }
 
 impl Panels {
     /// Of `values`, `[tokens, heads · head_dim]`.
-    pub fn new(layout: &Layout, pool: &Arc<Pool>, values: &[f32], heads: usize) -> Self {
+    pub fn new(layout: &Layout, pool: &Arc<BufferPool>, values: &[f32], heads: usize) -> Self {
         /// Words of a row that are made at once.
         const PART: usize = 64;
         let (isa, head_dim) = (layout.isa, layout.shape.head_dim);
-        let depth = words(isa, head_dim);
-        let mut made = pool.take(heads * layout.panels, depth * PANEL);
-        let all = made.words_mut().par_chunks_exact_mut((layout.panels * depth * PANEL).max(1));
+        let depth = packed_len(isa, head_dim);
+        let mut made = pool.acquire(heads * layout.panels, depth * PANEL);
+        let all =
+            made.packed_elements_mut().par_chunks_exact_mut((layout.panels * depth * PANEL).max(1));
         all.enumerate().for_each(|(head, into)| {
             let mut part = [0; PART];
             for seen in &layout.segments {
@@ -260,10 +263,10 @@ impl Panels {
                 for (index, row) in own.rows.clone().enumerate() {
                     let panel = (own.panel + index / PANEL) * depth * PANEL;
                     let values = &values[(row * heads + head) * head_dim..][..head_dim];
-                    let at_once = PART * numbers_in_word(isa);
+                    let at_once = PART * values_per_element(isa);
                     for (number, values) in values.chunks(at_once).enumerate() {
-                        let count = words(isa, values.len());
-                        along(isa, values, &mut part[..count]);
+                        let count = packed_len(isa, values.len());
+                        pack_row(isa, values, &mut part[..count]);
                         let start = panel + number * PART * PANEL + index % PANEL;
                         for (word, into) in
                             part[..count].iter().zip(into[start..].iter_mut().step_by(PANEL))
@@ -282,50 +285,55 @@ impl Panels {
                 }
             }
         });
-        Self { words: made, panels: layout.panels, depth }
+        Self { elements: made, panels: layout.panels, depth }
     }
 
     /// Panel number `index` of a piece.
-    pub fn right(&self, head: usize, piece: &Piece, index: usize) -> Right<'_> {
+    pub fn right(&self, head: usize, piece: &Piece, index: usize) -> RightOperand<'_> {
         let panel = head * self.panels + piece.panel + index;
-        Right { words: self.words.words(), start: panel * self.depth * PANEL, stride: PANEL }
+        RightOperand {
+            elements: self.elements.packed_elements(),
+            start: panel * self.depth * PANEL,
+            stride: PANEL,
+        }
     }
 }
 
 /// A matrix of heads in words: the depth is the tokens.
 pub(super) struct Across {
-    words: Matrix,
+    elements: CpuMatrix,
     rows: usize,
     width: usize,
 }
 
 impl Across {
     /// Of `values`, `[tokens, heads · head_dim]`.
-    pub fn new(layout: &Layout, pool: &Arc<Pool>, values: &[f32], heads: usize) -> Self {
+    pub fn new(layout: &Layout, pool: &Arc<BufferPool>, values: &[f32], heads: usize) -> Self {
         let (isa, head_dim, width) = (layout.isa, layout.shape.head_dim, layout.shape.padded());
-        let per_word = numbers_in_word(isa);
-        let mut made = pool.take(heads * layout.word_rows, width);
-        let all = made.words_mut().par_chunks_exact_mut((layout.word_rows * width).max(1));
+        let per_element = values_per_element(isa);
+        let mut made = pool.acquire(heads * layout.word_rows, width);
+        let all =
+            made.packed_elements_mut().par_chunks_exact_mut((layout.word_rows * width).max(1));
         all.enumerate().for_each(|(head, into)| {
             let row = |row: usize| &values[(row * heads + head) * head_dim..][..head_dim];
             for seen in &layout.segments {
                 let own = seen.own();
                 let into = into[own.word_row * width..].chunks_exact_mut(width);
-                for (first, into) in own.rows.clone().step_by(per_word).zip(into) {
+                for (first, into) in own.rows.clone().step_by(per_element).zip(into) {
                     let second =
-                        (per_word == 2 && first + 1 < own.rows.end).then(|| row(first + 1));
-                    across(isa, row(first), second, into);
+                        (per_element == 2 && first + 1 < own.rows.end).then(|| row(first + 1));
+                    pack_k_pair(isa, row(first), second, into);
                     into[head_dim..].fill(0);
                 }
             }
         });
-        Self { words: made, rows: layout.word_rows, width }
+        Self { elements: made, rows: layout.word_rows, width }
     }
 
     /// Columns of a head from `column` on, over the tokens of a piece.
-    pub fn keys(&self, head: usize, piece: &Piece, column: usize) -> Right<'_> {
+    pub fn keys(&self, head: usize, piece: &Piece, column: usize) -> RightOperand<'_> {
         let start = (head * self.rows + piece.word_row) * self.width + column;
-        Right { words: self.words.words(), start, stride: self.width }
+        RightOperand { elements: self.elements.packed_elements(), start, stride: self.width }
     }
 
     /// Columns of a head from `column` on, over the queries of a block.
@@ -336,9 +344,9 @@ impl Across {
         run: &Run,
         block: &Block,
         column: usize,
-    ) -> Right<'_> {
-        let row = run.word_row + block.first / numbers_in_word(layout.isa);
+    ) -> RightOperand<'_> {
+        let row = run.word_row + block.first / values_per_element(layout.isa);
         let start = (head * self.rows + row) * self.width + column;
-        Right { words: self.words.words(), start, stride: self.width }
+        RightOperand { elements: self.elements.packed_elements(), start, stride: self.width }
     }
 }

@@ -18,10 +18,13 @@ mod layout;
 
 use std::ops::Range;
 
-use super::gemm::elements::words;
-use super::gemm::packed::{PANEL, TERMS, pass};
-use super::gemm::tile::{Left, MOST_UNITS, Place, Store, Target, Term, UNIT};
+use super::gemm::packed_element::packed_len;
+use super::gemm::tile::{
+    AccumulateMode, GemmTerm, LANES, LeftOperand, MAX_VECTORS, OutputRegion, SharedOutput,
+};
 use crate::train::backend::AttentionShape;
+use crate::train::backend::cpu::gemm::matmul::{MAX_TERMS, multiply_rows};
+use crate::train::backend::cpu::gemm::packed_matrix::PANEL;
 use layout::{Across, Block, Layout, Panels, Piece, Seen};
 
 /// Query rows of one block: enough depth for the products of the backward pass.
@@ -35,7 +38,7 @@ impl AttentionShape {
 
     /// Width of a head in whole units.
     fn padded(&self) -> usize {
-        self.head_dim.next_multiple_of(UNIT)
+        self.head_dim.next_multiple_of(LANES)
     }
 }
 
@@ -53,7 +56,7 @@ pub struct Inputs<'a> {
 
 /// Parts of a head's width that tiles are as wide as.
 fn head_columns(shape: &AttentionShape) -> impl Iterator<Item = Range<usize>> + use<> {
-    const WIDE: usize = MOST_UNITS * UNIT;
+    const WIDE: usize = MAX_VECTORS * LANES;
     let head_dim = shape.head_dim;
     (0..head_dim).step_by(WIDE).map(move |start| start..(start + WIDE).min(head_dim))
 }
@@ -67,19 +70,26 @@ fn head_columns(shape: &AttentionShape) -> impl Iterator<Item = Range<usize>> + 
 unsafe fn scores(
     layout: &Layout,
     rows: usize,
-    (left, depth): (Left<'_>, usize),
+    (left, k_len): (LeftOperand<'_>, usize),
     keys: &Panels,
     kv_head: usize,
     piece: &Piece,
-    target: &Target<'_>,
-    place: Place,
+    target: &SharedOutput<'_>,
+    region: OutputRegion,
 ) {
     for (index, first) in (0..piece.keys).step_by(PANEL).enumerate() {
-        let terms = [Term { left, right: keys.right(kv_head, piece, index), depth, halves: false }];
+        let terms = [GemmTerm {
+            left,
+            right: keys.right(kv_head, piece, index),
+            k_len,
+            right_is_bf16: false,
+        }];
         let columns = (piece.keys - first).min(PANEL);
-        let place = Place { start: place.start + first, columns, ..place };
+        let region = OutputRegion { start: region.start + first, columns, ..region };
         // SAFETY: the caller's promise.
-        unsafe { pass(layout.isa, rows, &terms, Store::Overwrite, target, place) };
+        unsafe {
+            multiply_rows(layout.isa, rows, &terms, AccumulateMode::Overwrite, target, region)
+        };
     }
 }
 
@@ -96,34 +106,35 @@ unsafe fn multiply_over_keys(
     left: &[u32],
     right: &Across,
     kv_head: usize,
-    target: &Target<'_>,
-    place: Place,
+    target: &SharedOutput<'_>,
+    region: OutputRegion,
 ) {
     let isa = layout.isa;
-    let width = words(isa, block.columns);
+    let width = packed_len(isa, block.columns);
     for part in head_columns(&layout.shape) {
-        let place = Place { start: place.start + part.start, columns: part.len(), ..place };
-        let mut terms = [Term::default(); TERMS];
+        let region =
+            OutputRegion { start: region.start + part.start, columns: part.len(), ..region };
+        let mut terms = [GemmTerm::default(); MAX_TERMS];
         let mut count = 0;
-        let mut store = Store::Overwrite;
+        let mut mode = AccumulateMode::Overwrite;
         let mut pieces = layout.pieces(seen, block).peekable();
         while let Some(piece) = pieces.next() {
-            terms[count] = Term {
-                left: Left {
-                    words: left,
-                    start: words(isa, piece.column),
+            terms[count] = GemmTerm {
+                left: LeftOperand {
+                    elements: left,
+                    start: packed_len(isa, piece.column),
                     row_stride: width,
-                    depth_stride: 1,
+                    k_stride: 1,
                 },
                 right: right.keys(kv_head, &piece, part.start),
-                depth: words(isa, piece.keys),
-                halves: false,
+                k_len: packed_len(isa, piece.keys),
+                right_is_bf16: false,
             };
             count += 1;
-            if count == TERMS || pieces.peek().is_none() {
+            if count == MAX_TERMS || pieces.peek().is_none() {
                 // SAFETY: the caller's promise.
-                unsafe { pass(isa, block.rows, &terms[..count], store, target, place) };
-                (count, store) = (0, Store::Add(1.0));
+                unsafe { multiply_rows(isa, block.rows, &terms[..count], mode, target, region) };
+                (count, mode) = (0, AccumulateMode::AddScaled(1.0));
             }
         }
     }

@@ -1,7 +1,8 @@
-//! Products of matrices: packed operands, tiles of vector instructions, work that threads share.
+//! CpuMatrix products (GEMM). [`packed_element`] packs operands, [`packed_matrix`] holds whole packed matrices,
+//! [`matmul`] multiplies panels of them, and [`tile`] has the micro-kernels for each level of instructions.
 
-pub mod elements;
-pub mod packed;
-pub mod scratch;
+pub mod matmul;
+pub mod packed_element;
+pub mod packed_matrix;
 pub mod tile;
 pub mod weight;

@@ -11,11 +11,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::linear::{MOST_LAYERS, PackedPair, Rows, rows_of_a_task};
-use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
-use crate::train::backend::cpu::gemm::elements::{along, words};
-use crate::train::backend::cpu::gemm::packed::{Factor, Packed, add_up};
-use crate::train::backend::cpu::gemm::scratch::with_words;
-use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target};
+use crate::train::backend::cpu::buffer_pool::with_scratch;
+use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
+use crate::train::backend::cpu::gemm::matmul::{GemmOperands, multiply_panels};
+use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len};
+use crate::train::backend::cpu::gemm::packed_matrix::PackedMatrix;
+use crate::train::backend::cpu::gemm::tile::{
+    AccumulateMode, LeftOperand, OutputRegion, SharedOutput,
+};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
@@ -29,7 +32,7 @@ const TASKS_A_THREAD: usize = 4;
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     /// The layer.
-    pub weight: &'a Packed,
+    pub weight: &'a PackedMatrix,
     /// Added to each row of the result.
     pub bias: Option<&'a [f32]>,
 }
@@ -49,7 +52,7 @@ pub struct Run<'a> {
 /// With more than [`MOST_LAYERS`] layers, or not as many results.
 pub fn forward(
     isa: Isa,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
     x: Rows<'_>,
     layers: &[Shared<'_>],
     runs: &[Run<'_>],
@@ -58,15 +61,15 @@ pub fn forward(
     let rows = x.values.len() / x.columns.max(1);
     let mut y = [const { None }; MOST_LAYERS];
     for (target, result) in y.iter_mut().zip(results.iter_mut()) {
-        *target = Some(Target::new(result));
+        *target = Some(SharedOutput::new(result));
     }
     let rank = widest_rank(runs);
-    let mut inner = pool.take(layers.len() * rows, rank);
-    let inner = Target::new(inner.values_mut());
+    let mut inner = pool.acquire(layers.len() * rows, rank);
+    let inner = SharedOutput::new(inner.values_mut());
     let all = All { isa, x, rows, layers, runs, rank, inner: &inner, y: &y };
     let room = |rows: usize| rows * words_of_a_row(isa, x, layers.len(), rank);
     if rows <= FEW_ROWS {
-        with_words(room(rows), |space| {
+        with_scratch(room(rows), |space| {
             // SAFETY: all rows are this task's, the only one there is.
             let ready = unsafe { all.prepare(0..rows, space) };
             let panels: usize = layers.iter().map(|layer| layer.weight.panels()).sum();
@@ -81,7 +84,7 @@ pub fn forward(
         let block = rows_of_a_task(isa, rows);
         (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
             let block = task * block..((task + 1) * block).min(rows);
-            with_words(room(block.len()), |space| {
+            with_scratch(room(block.len()), |space| {
                 // SAFETY: each task has rows of its own.
                 unsafe {
                     let ready = all.prepare(block, space);
@@ -105,7 +108,11 @@ fn widest_rank(runs: &[Run<'_>]) -> usize {
 
 /// Words that a task makes of a row: none where floats are words already.
 fn words_of_a_row(isa: Isa, x: Rows<'_>, layers: usize, rank: usize) -> usize {
-    if isa == Isa::Bf16 { words(isa, x.columns) + layers * words(isa, rank) } else { layers * rank }
+    if isa == Isa::Bf16 {
+        packed_len(isa, x.columns) + layers * packed_len(isa, rank)
+    } else {
+        layers * rank
+    }
 }
 
 /// What all tasks read, and where they write.
@@ -118,14 +125,14 @@ struct All<'a> {
     /// Columns of `inner`.
     rank: usize,
     /// x · aᵀ, of one layer after the other.
-    inner: &'a Target<'a>,
-    y: &'a [Option<Target<'a>>; MOST_LAYERS],
+    inner: &'a SharedOutput<'a>,
+    y: &'a [Option<SharedOutput<'a>>; MOST_LAYERS],
 }
 
 /// A block of rows in words.
 struct Ready<'a> {
     rows: Range<usize>,
-    x: Left<'a>,
+    x: LeftOperand<'a>,
     pairs: Vec<PairRows<'a>>,
 }
 
@@ -133,8 +140,8 @@ struct Ready<'a> {
 struct PairRows<'a> {
     layer: usize,
     rows: Range<usize>,
-    between: Left<'a>,
-    second: &'a Packed,
+    between: LeftOperand<'a>,
+    second: &'a PackedMatrix,
 }
 
 impl All<'_> {
@@ -149,9 +156,9 @@ impl All<'_> {
             let floats = &x.values[block.start * columns..block.end * columns];
             to_words(isa, floats, columns, block.len(), &mut space)
         } else {
-            let words = bytemuck::cast_slice(x.values);
+            let elements = bytemuck::cast_slice(x.values);
             let start = block.start * columns;
-            Left { words, start, row_stride: columns, depth_stride: 1 }
+            LeftOperand { elements, start, row_stride: columns, k_stride: 1 }
         };
         let mut pairs = Vec::new();
         for run in self.runs {
@@ -163,14 +170,14 @@ impl All<'_> {
                 let Some(pair) = run.pairs[layer] else { continue };
                 let rank = pair.first.outputs;
                 let start = (layer * self.rows + rows.start) * self.rank;
-                let place = Place { start, stride: rank, columns: rank };
+                let region = OutputRegion { start, stride: rank, columns: rank };
                 let from = left.from_row(rows.start - block.start);
-                let factors = std::iter::once(Factor { left: from, packed: &pair.first });
-                let (store, panels) = (Store::Overwrite, 0..pair.first.panels());
+                let factors = std::iter::once(GemmOperands { left: from, right: &pair.first });
+                let (mode, panels) = (AccumulateMode::Overwrite, 0..pair.first.panels());
                 // SAFETY: the caller's promise.
                 let floats = unsafe {
-                    add_up(isa, rows.len(), factors, panels, store, self.inner, place);
-                    self.inner.part(start, rows.len() * rank)
+                    multiply_panels(isa, rows.len(), factors, panels, mode, self.inner, region);
+                    self.inner.slice_mut(start, rows.len() * rank)
                 };
                 let between = to_words(isa, floats, rank, rows.len(), &mut space);
                 pairs.push(PairRows { layer, rows: rows.clone(), between, second: &pair.second });
@@ -190,26 +197,43 @@ impl All<'_> {
             let end = share.end.saturating_sub(before).min(layer.weight.panels());
             let panels = share.start.saturating_sub(before).min(end)..end;
             before += layer.weight.panels();
-            let place = |rows: &Range<usize>| Place {
+            let region = |rows: &Range<usize>| OutputRegion {
                 start: rows.start * outputs,
                 stride: outputs,
                 columns: outputs,
             };
             for panel in panels {
                 let panel = panel..panel + 1;
-                let own = std::iter::once(Factor { left: ready.x, packed: layer.weight });
+                let own = std::iter::once(GemmOperands { left: ready.x, right: layer.weight });
                 let rows = &ready.rows;
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let store = Store::Overwrite;
-                    add_up(self.isa, rows.len(), own, panel.clone(), store, y, place(rows));
+                    let mode = AccumulateMode::Overwrite;
+                    multiply_panels(
+                        self.isa,
+                        rows.len(),
+                        own,
+                        panel.clone(),
+                        mode,
+                        y,
+                        region(rows),
+                    );
                 }
                 for pair in ready.pairs.iter().filter(|pair| pair.layer == index) {
-                    let more = std::iter::once(Factor { left: pair.between, packed: pair.second });
-                    let (rows, store) = (&pair.rows, Store::Continue);
+                    let more =
+                        std::iter::once(GemmOperands { left: pair.between, right: pair.second });
+                    let (rows, mode) = (&pair.rows, AccumulateMode::StartFromOutput);
                     // SAFETY: the caller's promise.
                     unsafe {
-                        add_up(self.isa, rows.len(), more, panel.clone(), store, y, place(rows));
+                        multiply_panels(
+                            self.isa,
+                            rows.len(),
+                            more,
+                            panel.clone(),
+                            mode,
+                            y,
+                            region(rows),
+                        );
                     }
                 }
             }
@@ -224,14 +248,14 @@ fn to_words<'a>(
     columns: usize,
     rows: usize,
     space: &mut &'a mut [u32],
-) -> Left<'a> {
-    let width = words(isa, columns);
+) -> LeftOperand<'a> {
+    let width = packed_len(isa, columns);
     let (made, rest) = std::mem::take(space).split_at_mut(rows * width);
     *space = rest;
-    for (row, words) in floats.chunks_exact(columns).zip(made.chunks_exact_mut(width)) {
-        along(isa, row, words);
+    for (row, elements) in floats.chunks_exact(columns).zip(made.chunks_exact_mut(width)) {
+        pack_row(isa, row, elements);
     }
-    Left { words: made, start: 0, row_stride: width, depth_stride: 1 }
+    LeftOperand { elements: made, start: 0, row_stride: width, k_stride: 1 }
 }
 
 /// A LoRA pair packed once for many passes.
@@ -239,7 +263,7 @@ pub struct Prepared(PackedPair);
 
 impl Prepared {
     /// Packs A of `[rank, inputs]` and B of `[outputs, rank]`, with the scale in B.
-    pub fn new(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
+    pub fn new(isa: Isa, pool: &Arc<BufferPool>, a: &CpuMatrix, b: &CpuMatrix, scale: f32) -> Self {
         Self(PackedPair::forward(isa, pool, a, b, scale))
     }
 
@@ -249,7 +273,7 @@ impl Prepared {
     }
 
     /// Bytes that it takes.
-    pub fn held(&self) -> u64 {
-        self.0.first.held() + self.0.second.held()
+    pub fn memory_use(&self) -> u64 {
+        self.0.first.memory_use() + self.0.second.memory_use()
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::{difference, levels, noise};
 use crate::train::backend::cpu::attention::backward::{self, Gradients, Made};
 use crate::train::backend::cpu::attention::{self, Inputs};
-use crate::train::backend::cpu::buffer_pool::Pool;
+use crate::train::backend::cpu::buffer_pool::BufferPool;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::{AttentionShape, Segment};
 
@@ -47,7 +47,7 @@ proptest! {
         for isa in levels() {
             let mut output = vec![9.0; tokens * query_width];
             let mut log_sums = vec![0.0; tokens * shape.heads];
-            let pool = Arc::new(Pool::default());
+            let pool = Arc::new(BufferPool::default());
             let (into, sums) = (&mut output, &mut log_sums);
             attention::forward::forward(isa, &pool, &inputs, &segments, &shape, into, sums);
             let mut made = [query_width, kv_width, kv_width].map(|width| vec![9.0; tokens * width]);
@@ -87,7 +87,7 @@ fn a_query_comes_to_the_same_bits_however_its_text_is_cut() {
             let shape = AttentionShape { window, ..shape };
             let run = |segments: &[Segment]| {
                 let (mut output, mut sums) = (vec![0.0; tokens * 96], vec![0.0; tokens * 4]);
-                let pool = Arc::new(Pool::default());
+                let pool = Arc::new(BufferPool::default());
                 let (into, sums) = (&mut output, &mut sums);
                 attention::forward::forward(isa, &pool, &inputs, segments, &shape, into, sums);
                 output

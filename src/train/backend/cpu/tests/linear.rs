@@ -1,13 +1,13 @@
-//! Packed matrices and adapted layers.
+//! PackedMatrix matrices and adapted layers.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::{difference, levels, noise, wide};
-use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
-use crate::train::backend::cpu::gemm::packed::Packed;
-use crate::train::backend::cpu::gemm::tile::Store;
+use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
+use crate::train::backend::cpu::gemm::packed_matrix::PackedMatrix;
+use crate::train::backend::cpu::gemm::tile::AccumulateMode;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::layers::grouped_lora::{self, Run, Shared};
 use crate::train::backend::cpu::layers::linear::{self, Layer, PackedPair, Results, Rows};
@@ -35,14 +35,14 @@ proptest! {
     fn packed_matrices_read_back_row_by_row(
         outputs in 1usize..120, inputs in 1usize..70, seed in 0u64..1000,
     ) {
-        let pool = Arc::new(Pool::default());
+        let pool = Arc::new(BufferPool::default());
         let values = noise(outputs * inputs, seed);
         let transposed: Vec<f32> =
             (0..inputs * outputs).map(|i| values[i % outputs * inputs + i / outputs]).collect();
         for isa in levels() {
             let tolerance = if isa == Isa::Bf16 { 0.004 } else { 0.0 };
-            let of_rows = Packed::of_rows(isa, &pool, &values, outputs, inputs);
-            let of_columns = Packed::of_columns(isa, &pool, &transposed, outputs, inputs);
+            let of_rows = PackedMatrix::pack(isa, &pool, &values, outputs, inputs);
+            let of_columns = PackedMatrix::pack_transposed(isa, &pool, &transposed, outputs, inputs);
             for (output, want) in values.chunks_exact(inputs).enumerate() {
                 let mut rows = [vec![0.0; inputs], vec![0.0; inputs]];
                 of_rows.read_row(output, &mut rows[0]);
@@ -109,9 +109,9 @@ impl Adapted {
         let [has_weight, has_pair] = self.has;
         let rows = self.x.len() / inputs;
         let scale = f64::from(Self::SCALE);
-        let pool = Arc::new(Pool::default());
-        let matrix = |values: &[f32], columns: usize| -> Matrix {
-            let mut made = pool.take(values.len() / columns, columns);
+        let pool = Arc::new(BufferPool::default());
+        let matrix = |values: &[f32], columns: usize| -> CpuMatrix {
+            let mut made = pool.acquire(values.len() / columns, columns);
             made.values_mut().copy_from_slice(values);
             made
         };
@@ -122,8 +122,8 @@ impl Adapted {
         for [weight, a, b, ..] in &self.layers {
             let outputs = b.len() / rank;
             packed.push((
-                Packed::of_rows(isa, &pool, weight, outputs, inputs),
-                Packed::of_columns(isa, &pool, weight, inputs, outputs),
+                PackedMatrix::pack(isa, &pool, weight, outputs, inputs),
+                PackedMatrix::pack_transposed(isa, &pool, weight, inputs, outputs),
                 matrix(a, inputs),
                 matrix(b, rank),
             ));
@@ -142,7 +142,7 @@ impl Adapted {
             .collect();
         let mut into: Vec<Results<'_>> =
             results.iter_mut().map(|[y, inner]| Results { y, inner }).collect();
-        linear::forward(isa, x, &layers, Store::Add(1.0), &mut into);
+        linear::forward(isa, x, &layers, AccumulateMode::AddScaled(1.0), &mut into);
         drop(layers);
 
         let mut want_x = vec![0.25f64; self.x.len()];
@@ -186,9 +186,16 @@ impl Adapted {
             })
             .collect();
         let mut into = vec![0.25f32; self.x.len()];
-        let mut inner: Vec<Matrix> = packed.iter().map(|_| pool.take(rows, rank)).collect();
-        let mut made: Vec<&mut [f32]> = inner.iter_mut().map(Matrix::values_mut).collect();
-        linear::backward(isa, &gradients, &layers, Store::Add(1.0), Some(&mut into), &mut made);
+        let mut inner: Vec<CpuMatrix> = packed.iter().map(|_| pool.acquire(rows, rank)).collect();
+        let mut made: Vec<&mut [f32]> = inner.iter_mut().map(CpuMatrix::values_mut).collect();
+        linear::backward(
+            isa,
+            &gradients,
+            &layers,
+            AccumulateMode::AddScaled(1.0),
+            Some(&mut into),
+            &mut made,
+        );
         off.push(("gradient of x", difference(&into, &want_x)));
         if !has_pair {
             return off;
@@ -221,16 +228,16 @@ proptest! {
     fn half_the_memory_changes_no_product(
         rows in 1usize..40, half_inputs in 1usize..700, outputs in 1usize..120, seed in 0u64..1000,
     ) {
-        let (pool, inputs) = (Arc::new(Pool::default()), 2 * half_inputs);
+        let (pool, inputs) = (Arc::new(BufferPool::default()), 2 * half_inputs);
         let x = noise(rows * inputs, seed);
         let rounded = |value: &f32| half::bf16::from_f32(*value).to_f32();
         let values: Vec<f32> = noise(outputs * inputs, seed + 1).iter().map(rounded).collect();
         for isa in levels().filter(|isa| *isa != Isa::Bf16) {
-            let whole = Packed::of_rows(isa, &pool, &values, outputs, inputs);
-            let halves = Packed::of_exact_halves(isa, &pool, &values, outputs, inputs);
+            let whole = PackedMatrix::pack(isa, &pool, &values, outputs, inputs);
+            let halves = PackedMatrix::pack_in_bf16(isa, &pool, &values, outputs, inputs);
             let halves = halves.expect("bfloat16 holds all of them");
-            prop_assert_eq!(2 * halves.held(), whole.held());
-            let product = |packed: &Packed| {
+            prop_assert_eq!(2 * halves.memory_use(), whole.memory_use());
+            let product = |packed: &PackedMatrix| {
                 let mut y = vec![0.0; rows * outputs];
                 let x = Rows { values: &x, columns: inputs };
                 let layers = [Shared { weight: packed, bias: None }];
@@ -254,18 +261,18 @@ proptest! {
         inputs in prop_oneof![1usize..70, Just(2048), 2049usize..4400], outputs in 1usize..120,
         rank in 1usize..20, seed in 0u64..1000,
     ) {
-        let pool = Arc::new(Pool::default());
+        let pool = Arc::new(BufferPool::default());
         let all = before + rows + after;
         let x = noise(all * inputs, seed);
         let weight = noise(outputs * inputs, seed + 1);
         let matrix = |seed, rows, columns| {
-            let mut made = pool.take(rows, columns);
+            let mut made = pool.acquire(rows, columns);
             made.values_mut().copy_from_slice(&noise(rows * columns, seed));
             made
         };
         let (a, b) = (matrix(seed + 2, rank, inputs), matrix(seed + 3, outputs, rank));
         for isa in levels() {
-            let weight = Packed::of_rows(isa, &pool, &weight, outputs, inputs);
+            let weight = PackedMatrix::pack(isa, &pool, &weight, outputs, inputs);
             let pair = || PackedPair::forward(isa, &pool, &a, &b, 1.5);
             let own = before..before + rows;
             let mut trained = vec![0.0; rows * outputs];
@@ -273,7 +280,7 @@ proptest! {
             let x_own = Rows { values: &x[own.start * inputs..own.end * inputs], columns: inputs };
             let layers = [Layer { weight: Some(&weight), bias: None, pair: Some(pair()) }];
             let mut results = [Results { y: &mut trained, inner: &mut inner }];
-            linear::forward(isa, x_own, &layers, Store::Overwrite, &mut results);
+            linear::forward(isa, x_own, &layers, AccumulateMode::Overwrite, &mut results);
 
             let mut answered = vec![0.0; all * outputs];
             let attached = pair();
@@ -288,10 +295,10 @@ proptest! {
 
 #[test]
 fn what_bfloat16_does_not_hold_keeps_its_memory() {
-    let pool = Arc::new(Pool::default());
+    let pool = Arc::new(BufferPool::default());
     let mut values = vec![0.5; 8];
-    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values, 2, 4).is_some());
-    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values[..6], 2, 3).is_none());
+    assert!(PackedMatrix::pack_in_bf16(Isa::Portable, &pool, &values, 2, 4).is_some());
+    assert!(PackedMatrix::pack_in_bf16(Isa::Portable, &pool, &values[..6], 2, 3).is_none());
     values[7] = 0.1;
-    assert!(Packed::of_exact_halves(Isa::Portable, &pool, &values, 2, 4).is_none());
+    assert!(PackedMatrix::pack_in_bf16(Isa::Portable, &pool, &values, 2, 4).is_none());
 }

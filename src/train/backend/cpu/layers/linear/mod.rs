@@ -14,11 +14,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use self::packed_left::Preparation;
-use crate::train::backend::cpu::buffer_pool::{Matrix, Pool};
-use crate::train::backend::cpu::gemm::elements::words;
-use crate::train::backend::cpu::gemm::packed::{Packed, add_outer, add_up};
-use crate::train::backend::cpu::gemm::scratch::with_words;
-use crate::train::backend::cpu::gemm::tile::{Place, Store, Target, tile_rows};
+use crate::train::backend::cpu::buffer_pool::with_scratch;
+use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
+use crate::train::backend::cpu::gemm::matmul::{add_transposed_product, multiply_panels};
+use crate::train::backend::cpu::gemm::packed_element::packed_len;
+use crate::train::backend::cpu::gemm::packed_matrix::PackedMatrix;
+use crate::train::backend::cpu::gemm::tile::{
+    AccumulateMode, OutputRegion, SharedOutput, tile_rows,
+};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
@@ -43,33 +46,45 @@ const WIDE: usize = 768;
 /// A LoRA pair packed for one pass, with its scale in B.
 pub struct PackedPair {
     /// What turns the task's rows into as many columns as the rank: A forward, Bᵀ backward.
-    pub(super) first: Packed,
+    pub(super) first: PackedMatrix,
     /// What turns these into the result: B forward, Aᵀ backward.
-    pub(super) second: Packed,
+    pub(super) second: PackedMatrix,
 }
 
 impl PackedPair {
     /// Packs A of `[rank, inputs]` and B of `[outputs, rank]` for the way forward.
-    pub fn forward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
+    pub fn forward(
+        isa: Isa,
+        pool: &Arc<BufferPool>,
+        a: &CpuMatrix,
+        b: &CpuMatrix,
+        scale: f32,
+    ) -> Self {
         let b = scaled(isa, pool, b, scale);
         Self {
-            first: Packed::rows_for_now(isa, pool, a),
-            second: Packed::rows_for_now(isa, pool, &b),
+            first: PackedMatrix::pack_temporary(isa, pool, a),
+            second: PackedMatrix::pack_temporary(isa, pool, &b),
         }
     }
 
     /// Packs them for the way back.
-    pub fn backward(isa: Isa, pool: &Arc<Pool>, a: &Matrix, b: &Matrix, scale: f32) -> Self {
+    pub fn backward(
+        isa: Isa,
+        pool: &Arc<BufferPool>,
+        a: &CpuMatrix,
+        b: &CpuMatrix,
+        scale: f32,
+    ) -> Self {
         let b = scaled(isa, pool, b, scale);
         Self {
-            first: Packed::columns_for_now(isa, pool, &b),
-            second: Packed::columns_for_now(isa, pool, a),
+            first: PackedMatrix::pack_transposed_temporary(isa, pool, &b),
+            second: PackedMatrix::pack_transposed_temporary(isa, pool, a),
         }
     }
 }
 
-fn scaled(isa: Isa, pool: &Arc<Pool>, matrix: &Matrix, factor: f32) -> Matrix {
-    let mut made = pool.take(matrix.rows(), matrix.columns());
+fn scaled(isa: Isa, pool: &Arc<BufferPool>, matrix: &CpuMatrix, factor: f32) -> CpuMatrix {
+    let mut made = pool.acquire(matrix.rows(), matrix.columns());
     made.values_mut().copy_from_slice(matrix.values());
     vector::scale(isa, made.values_mut(), factor);
     made
@@ -78,7 +93,7 @@ fn scaled(isa: Isa, pool: &Arc<Pool>, matrix: &Matrix, factor: f32) -> Matrix {
 /// A matrix and a pair that are applied to the same rows.
 pub struct Layer<'a> {
     /// `None` where the pair's part alone is wanted.
-    pub weight: Option<&'a Packed>,
+    pub weight: Option<&'a PackedMatrix>,
     /// Added to each row of the result.
     pub bias: Option<&'a [f32]>,
     /// The pair beside it.
@@ -90,7 +105,7 @@ impl Layer<'_> {
     pub const NOTHING: Self = Self { weight: None, bias: None, pair: None };
 
     /// What decides on the shape of the result.
-    fn last(&self) -> Option<&Packed> {
+    fn last(&self) -> Option<&PackedMatrix> {
         self.weight.or(self.pair.as_ref().map(|pair| &pair.second))
     }
 
@@ -99,12 +114,12 @@ impl Layer<'_> {
     }
 
     fn panels(&self) -> usize {
-        self.last().map_or(0, Packed::panels)
+        self.last().map_or(0, PackedMatrix::panels)
     }
 
     /// Words of a row between the matrices of its pair.
     fn words_between(&self, isa: Isa) -> usize {
-        self.pair.as_ref().map_or(0, |pair| words(isa, pair.first.outputs))
+        self.pair.as_ref().map_or(0, |pair| packed_len(isa, pair.first.outputs))
     }
 }
 
@@ -119,8 +134,8 @@ pub struct Rows<'a> {
 
 impl Rows<'_> {
     /// Words that a task makes of a row: none where the floats are words already.
-    fn words(&self, isa: Isa) -> usize {
-        if isa == Isa::Bf16 { words(isa, self.columns) } else { 0 }
+    fn elements(&self, isa: Isa) -> usize {
+        if isa == Isa::Bf16 { packed_len(isa, self.columns) } else { 0 }
     }
 }
 
@@ -140,25 +155,25 @@ pub fn forward(
     isa: Isa,
     x: Rows<'_>,
     layers: &[Layer<'_>],
-    store: Store,
+    mode: AccumulateMode,
     results: &mut [Results<'_>],
 ) {
     let rows = x.values.len() / x.columns.max(1);
     let mut inner = [const { None }; MOST_LAYERS];
     let mut y = [const { None }; MOST_LAYERS];
     for (index, results) in results.iter_mut().enumerate() {
-        inner[index] = Some(Target::new(results.inner));
-        y[index] = Some(Target::new(results.y));
+        inner[index] = Some(SharedOutput::new(results.inner));
+        y[index] = Some(SharedOutput::new(results.y));
     }
     let preparation = Preparation::new(isa, std::slice::from_ref(&x), layers, &inner);
     let columns: usize = layers.iter().map(Layer::outputs).sum();
     let threads = rayon::current_num_threads();
     let results_of = |index: usize, layer: &Layer<'_>| {
-        let place = Place { start: 0, stride: layer.outputs(), columns: layer.outputs() };
-        y[index].as_ref().map(|target| (target, place))
+        let region = OutputRegion { start: 0, stride: layer.outputs(), columns: layer.outputs() };
+        y[index].as_ref().map(|target| (target, region))
     };
     if rows <= FEW_ROWS || (rows <= MORE_ROWS && columns >= WIDE * threads) {
-        with_words(rows * preparation.room, |space| {
+        with_scratch(rows * preparation.room, |space| {
             let panels = layers.iter().map(Layer::panels).sum();
             let multiply = |share: Range<usize>, space: &[u32]| {
                 let mut before = 0;
@@ -166,10 +181,10 @@ pub fn forward(
                     let own = |at: usize| at.saturating_sub(before).min(layer.panels());
                     let own = own(share.start)..own(share.end);
                     before += layer.panels();
-                    let Some((target, place)) = results_of(index, layer) else { continue };
+                    let Some((target, region)) = results_of(index, layer) else { continue };
                     let factors = preparation.factors(index..index + 1, 0, space);
                     // SAFETY: each turn has panels of its own.
-                    unsafe { add_up(isa, rows, factors, own, store, target, place) };
+                    unsafe { multiply_panels(isa, rows, factors, own, mode, target, region) };
                 }
             };
             // SAFETY: all rows are this call's.
@@ -179,16 +194,18 @@ pub fn forward(
         let block = rows_of_a_task(isa, rows);
         (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
             let block = task * block..((task + 1) * block).min(rows);
-            with_words(block.len() * preparation.room, |space| {
+            with_scratch(block.len() * preparation.room, |space| {
                 // SAFETY: each task has rows of its own.
                 unsafe { preparation.prepare(block.clone(), space) };
                 for (index, layer) in layers.iter().enumerate() {
-                    let Some((target, place)) = results_of(index, layer) else { continue };
+                    let Some((target, region)) = results_of(index, layer) else { continue };
                     let factors = preparation.factors(index..index + 1, block.start, space);
-                    let place = Place { start: block.start * layer.outputs(), ..place };
+                    let region = OutputRegion { start: block.start * layer.outputs(), ..region };
                     let panels = 0..layer.panels();
                     // SAFETY: each task has rows of its own.
-                    unsafe { add_up(isa, block.len(), factors, panels, store, target, place) };
+                    unsafe {
+                        multiply_panels(isa, block.len(), factors, panels, mode, target, region)
+                    };
                 }
             });
         });
@@ -211,27 +228,27 @@ pub fn backward(
     isa: Isa,
     gradients: &[Rows<'_>],
     layers: &[Layer<'_>],
-    store: Store,
+    mode: AccumulateMode,
     into: Option<&mut [f32]>,
     inner_gradients: &mut [&mut [f32]],
 ) {
     let (Some(first), Some(layer)) = (gradients.first(), layers.first()) else { return };
     let rows = first.values.len() / first.columns.max(1);
     let (outputs, panels) = (layer.outputs(), layer.panels());
-    let into = into.map(Target::new);
+    let into = into.map(SharedOutput::new);
     let mut inner = [const { None }; MOST_LAYERS];
     for (target, values) in inner.iter_mut().zip(inner_gradients) {
-        *target = Some(Target::new(values));
+        *target = Some(SharedOutput::new(values));
     }
     let preparation = Preparation::new(isa, gradients, layers, &inner);
-    let place = Place { start: 0, stride: outputs, columns: outputs };
+    let region = OutputRegion { start: 0, stride: outputs, columns: outputs };
     if rows <= FEW_ROWS {
-        with_words(rows * preparation.room, |space| {
+        with_scratch(rows * preparation.room, |space| {
             let multiply = |share: Range<usize>, space: &[u32]| {
                 let Some(into) = &into else { return };
                 let factors = preparation.factors(0..layers.len(), 0, space);
                 // SAFETY: each turn has panels of its own.
-                unsafe { add_up(isa, rows, factors, share, store, into, place) };
+                unsafe { multiply_panels(isa, rows, factors, share, mode, into, region) };
             };
             let panels = if into.is_some() { panels } else { 0 };
             // SAFETY: all rows are this call's.
@@ -242,14 +259,14 @@ pub fn backward(
     let block = rows_of_a_task(isa, rows);
     (0..rows.div_ceil(block)).into_par_iter().for_each(|task| {
         let block = task * block..((task + 1) * block).min(rows);
-        with_words(block.len() * preparation.room, |space| {
+        with_scratch(block.len() * preparation.room, |space| {
             // SAFETY: each task has rows of its own.
             unsafe { preparation.prepare(block.clone(), space) };
             let Some(into) = &into else { return };
             let factors = preparation.factors(0..layers.len(), block.start, space);
-            let place = Place { start: block.start * outputs, ..place };
+            let region = OutputRegion { start: block.start * outputs, ..region };
             // SAFETY: each task has rows of its own.
-            unsafe { add_up(isa, block.len(), factors, 0..panels, store, into, place) };
+            unsafe { multiply_panels(isa, block.len(), factors, 0..panels, mode, into, region) };
         });
     });
 }
@@ -260,23 +277,31 @@ pub fn backward(
 #[expect(clippy::too_many_arguments, reason = "what forward read and made, and its gradients")]
 pub fn pair_gradients(
     isa: Isa,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
     x: Rows<'_>,
     gradient: Rows<'_>,
-    inner: &Matrix,
-    inner_gradient: &Matrix,
+    inner: &CpuMatrix,
+    inner_gradient: &CpuMatrix,
     scale: f32,
     gradient_a: &mut [f32],
     gradient_b: &mut [f32],
 ) {
     let rank = inner.columns();
-    add_outer(isa, inner_gradient.values(), rank, x.values, x.columns, 1.0, gradient_a);
+    add_transposed_product(
+        isa,
+        inner_gradient.values(),
+        rank,
+        x.values,
+        x.columns,
+        1.0,
+        gradient_a,
+    );
     // B's as its transpose, which is as wide as tiles like it.
     let columns = gradient.columns;
-    let mut transposed = pool.take(rank, columns);
+    let mut transposed = pool.acquire(rank, columns);
     transposed.values_mut().fill(0.0);
     let values = transposed.values_mut();
-    add_outer(isa, inner.values(), rank, gradient.values, columns, scale, values);
+    add_transposed_product(isa, inner.values(), rank, gradient.values, columns, scale, values);
     for (column, row) in transposed.values().chunks_exact(columns.max(1)).enumerate() {
         for (into, value) in gradient_b[column..].iter_mut().step_by(rank).zip(row) {
             *into += value;

@@ -4,11 +4,13 @@
 use std::ops::Range;
 
 use super::{Layer, MOST_LAYERS, Rows};
-use crate::train::backend::cpu::gemm::elements::{along, words};
-use crate::train::backend::cpu::gemm::packed::{Factor, add_up};
-use crate::train::backend::cpu::gemm::tile::{Left, Place, Store, Target, tile_rows};
+use crate::train::backend::cpu::gemm::matmul::{GemmOperands, multiply_panels};
+use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len};
+use crate::train::backend::cpu::gemm::tile::{
+    AccumulateMode, LeftOperand, OutputRegion, SharedOutput, tile_rows,
+};
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::parallel::take_turns;
+use crate::train::backend::cpu::parallel::run_in_two_phases;
 
 /// What is to be made ready. The words of a row lie side by side: those of its inputs, one for all
 /// layers or one for each, then those between the matrices of the pairs.
@@ -17,7 +19,7 @@ pub(super) struct Preparation<'a> {
     inputs: &'a [Rows<'a>],
     layers: &'a [Layer<'a>],
     /// Where x · aᵀ of each layer goes.
-    inner: &'a [Option<Target<'a>>; MOST_LAYERS],
+    inner: &'a [Option<SharedOutput<'a>>; MOST_LAYERS],
     /// Where a row's words of each begin.
     inputs_at: [usize; MOST_LAYERS],
     between_at: [usize; MOST_LAYERS],
@@ -32,13 +34,13 @@ impl<'a> Preparation<'a> {
         isa: Isa,
         inputs: &'a [Rows<'a>],
         layers: &'a [Layer<'a>],
-        inner: &'a [Option<Target<'a>>; MOST_LAYERS],
+        inner: &'a [Option<SharedOutput<'a>>; MOST_LAYERS],
     ) -> Self {
         let (mut inputs_at, mut between_at) = ([0; MOST_LAYERS], [0; MOST_LAYERS]);
         let mut room = 0;
         for (input, at) in inputs.iter().zip(&mut inputs_at) {
             *at = room;
-            room += input.words(isa);
+            room += input.elements(isa);
         }
         for (index, layer) in layers.iter().enumerate() {
             between_at[index] = room;
@@ -61,18 +63,18 @@ impl<'a> Preparation<'a> {
     ) {
         let block = tile_rows(self.isa, 1);
         let length = rows * self.room;
-        let space = Target::new(bytemuck::cast_slice_mut(&mut space[..length]));
+        let space = SharedOutput::new(bytemuck::cast_slice_mut(&mut space[..length]));
         let prepare = |turn: usize| {
             let block = turn * block..((turn + 1) * block).min(rows);
             // SAFETY: each turn has rows of its own, whose words lie side by side.
             unsafe {
-                let space = space.part(block.start * self.room, block.len() * self.room);
+                let space = space.slice_mut(block.start * self.room, block.len() * self.room);
                 self.prepare(block, bytemuck::cast_slice_mut(space));
             }
         };
-        take_turns(rows.div_ceil(block), prepare, panels, |share| {
+        run_in_two_phases(rows.div_ceil(block), prepare, panels, |share| {
             // SAFETY: all rows are ready, and nothing writes to them any more.
-            let space = unsafe { space.written(0, length) };
+            let space = unsafe { space.slice(0, length) };
             multiply(share, bytemuck::cast_slice(space));
         });
     }
@@ -93,13 +95,21 @@ impl<'a> Preparation<'a> {
             let (Some(pair), Some(target)) = (&layer.pair, &self.inner[index]) else { continue };
             let Some(left) = self.input(index, block.start, space) else { continue };
             let rank = pair.first.outputs;
-            let place = Place { start: block.start * rank, stride: rank, columns: rank };
-            let factor = std::iter::once(Factor { left, packed: &pair.first });
+            let region = OutputRegion { start: block.start * rank, stride: rank, columns: rank };
+            let factor = std::iter::once(GemmOperands { left, right: &pair.first });
             let panels = 0..pair.first.panels();
             // SAFETY: the caller's promise.
             let floats = unsafe {
-                add_up(isa, block.len(), factor, panels, Store::Overwrite, target, place);
-                target.part(place.start, block.len() * rank)
+                multiply_panels(
+                    isa,
+                    block.len(),
+                    factor,
+                    panels,
+                    AccumulateMode::Overwrite,
+                    target,
+                    region,
+                );
+                target.slice_mut(region.start, block.len() * rank)
             };
             self.to_words(floats, rank, self.between_at[index], space);
         }
@@ -107,23 +117,33 @@ impl<'a> Preparation<'a> {
 
     /// Rows of floats as the words that begin at `at` of each row of `space`.
     fn to_words(&self, floats: &[f32], columns: usize, at: usize, space: &mut [u32]) {
-        let width = words(self.isa, columns);
+        let width = packed_len(self.isa, columns);
         for (row, space) in floats.chunks_exact(columns).zip(space.chunks_exact_mut(self.room)) {
-            along(self.isa, row, &mut space[at..at + width]);
+            pack_row(self.isa, row, &mut space[at..at + width]);
         }
     }
 
     /// What a layer reads, from row `first` on, which is the first in `space`.
-    fn input<'b>(&'b self, layer: usize, first: usize, space: &'b [u32]) -> Option<Left<'b>> {
+    fn input<'b>(
+        &'b self,
+        layer: usize,
+        first: usize,
+        space: &'b [u32],
+    ) -> Option<LeftOperand<'b>> {
         let index = if layer < self.inputs.len() { layer } else { 0 };
         let input = self.inputs.get(index)?;
         if self.isa == Isa::Bf16 {
             let start = self.inputs_at[index];
-            return Some(Left { words: space, start, row_stride: self.room, depth_stride: 1 });
+            return Some(LeftOperand {
+                elements: space,
+                start,
+                row_stride: self.room,
+                k_stride: 1,
+            });
         }
         // Floats are words already.
-        let (words, columns) = (bytemuck::cast_slice(input.values), input.columns);
-        Some(Left { words, start: first * columns, row_stride: columns, depth_stride: 1 })
+        let (elements, columns) = (bytemuck::cast_slice(input.values), input.columns);
+        Some(LeftOperand { elements, start: first * columns, row_stride: columns, k_stride: 1 })
     }
 
     /// What the results of these layers together are the sum of, for the rows from `first` on that were
@@ -133,15 +153,16 @@ impl<'a> Preparation<'a> {
         layers: Range<usize>,
         first: usize,
         space: &'b [u32],
-    ) -> impl Iterator<Item = Factor<'b>> + Clone {
+    ) -> impl Iterator<Item = GemmOperands<'b>> + Clone {
         layers.flat_map(move |index| {
             let layer = &self.layers[index];
             let own = self.input(index, first, space).zip(layer.weight);
-            let own = own.map(|(left, packed)| Factor { left, packed });
+            let own = own.map(|(left, packed)| GemmOperands { left, right: packed });
             let pair = layer.pair.as_ref().filter(|_| self.inner[index].is_some()).map(|pair| {
                 let start = self.between_at[index];
-                let left = Left { words: space, start, row_stride: self.room, depth_stride: 1 };
-                Factor { left, packed: &pair.second }
+                let left =
+                    LeftOperand { elements: space, start, row_stride: self.room, k_stride: 1 };
+                GemmOperands { left, right: &pair.second }
             });
             own.into_iter().chain(pair)
         })
