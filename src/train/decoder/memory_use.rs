@@ -3,7 +3,7 @@
 use super::adapter::ReadyAdapter;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
 use crate::train::backend::cpu::backend::CpuBackend;
-use crate::train::backend::cpu::layers::grouped_lora::Prepared;
+use crate::train::backend::cpu::layers::linear::PackedLora;
 
 impl Decoder<CpuBackend> {
     /// Bytes of the weights.
@@ -37,7 +37,7 @@ fn held_by_block(block: &Block<CpuBackend>) -> u64 {
 impl ReadyAdapter<CpuBackend> {
     /// Bytes of its pairs, and of an embedding and a head of its own.
     pub fn held_bytes(&self) -> u64 {
-        let pairs = self.pairs.iter().flatten().map(Prepared::memory_use).sum::<u64>();
+        let pairs = self.pairs.iter().flatten().map(PackedLora::memory_use).sum::<u64>();
         let own = [&self.embedding, &self.head].into_iter().flatten();
         pairs + own.map(|weight| weight.memory_use()).sum::<u64>()
     }

@@ -6,7 +6,7 @@
 use super::{BackendKind, isa, on_a_computing_thread};
 use crate::train::backend::Backend;
 use crate::train::backend::BackendError;
-use crate::train::backend::cpu::attention::kv_cache::{Cache, PAGE};
+use crate::train::backend::cpu::attention::kv_cache::{CpuKvCache, PAGE_TOKENS};
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::decoder::Decoder;
@@ -31,7 +31,7 @@ pub struct Responder {
 pub struct AttachedAdapter(ReadyAdapter<CpuBackend>);
 
 /// Keys and values of a text so far. Texts that begin alike share what they hold of it.
-pub struct TextCache(Cache);
+pub struct TextCache(CpuKvCache);
 
 /// A text's part in a pass.
 pub struct Advance<'a> {
@@ -128,7 +128,7 @@ impl Responder {
 
     /// Bytes of the keys and values of a text of so many tokens that shares none.
     pub fn bytes_of_text(&self, tokens: usize) -> u64 {
-        tokens.div_ceil(PAGE) as u64 * self.decoder.page_bytes()
+        tokens.div_ceil(PAGE_TOKENS) as u64 * self.decoder.page_bytes()
     }
 
     /// Puts an adapter beside the base.
@@ -207,7 +207,7 @@ impl TextCache {
     /// # Panics
     /// When it is not as long.
     pub fn beginning(&self, tokens: usize) -> TextCache {
-        TextCache(self.0.beginning(tokens))
+        TextCache(self.0.prefix(tokens))
     }
 }
 

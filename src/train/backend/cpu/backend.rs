@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::backward::{self, Gradients, Made};
-use super::attention::cached::NewRows;
-use super::attention::kv_cache::{Cache, Meter};
-use super::attention::{self, Inputs};
+use super::attention::backward::{self, AttentionGradients, ForwardResult};
+use super::attention::kv_cache::{CpuKvCache, PageMemory};
+use super::attention::paged::NewTokens;
+use super::attention::{self, AttentionInputs};
 use super::buffer_pool::{BufferPool, CpuMatrix};
 use super::gemm::tile::AccumulateMode;
 use super::gemm::weight::CpuWeight;
 use super::isa::Isa;
-use super::layers::activation::{self, Curve};
+use super::layers::activation;
 use super::layers::cross_entropy;
-use super::layers::grouped_lora::{self, Prepared, Run, Shared};
-use super::layers::linear::{self, Layer, MOST_LAYERS, PackedPair, Results, Rows};
+use super::layers::grouped_lora::{self, BaseLinear, PackedLoraGroup};
+use super::layers::linear::{self, LinearOutput, MAX_LAYERS, MatrixView, PackedLinear, PackedLora};
 use super::layers::norm;
 use super::layers::rope;
 use super::vector;
@@ -30,7 +30,7 @@ use crate::train::backend::{
 };
 use crate::train::rng::Stream;
 
-/// Rows of logits that exist at once: 256 of 49,152 are 50 MB.
+/// Rows of logits in memory at once: 256 of 49,152 are 50 MB.
 pub const HEAD_CHUNK: usize = 256;
 
 /// Tensors of an adapter, some ten thousand numbers each, that an optimiser's task moves at least.
@@ -40,7 +40,7 @@ const TENSORS_PER_TASK: usize = 16;
 pub struct CpuBackend {
     isa: Isa,
     pool: Arc<BufferPool>,
-    meter: Arc<Meter>,
+    page_memory: Arc<PageMemory>,
     /// Whether weights that only answer are rounded to bfloat16 also where the kernels multiply floats.
     round_to_bf16: bool,
 }
@@ -48,8 +48,9 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// A backend on one level of instructions.
     pub fn new(isa: Isa) -> Self {
-        let (pool, meter) = (Arc::new(BufferPool::default()), Arc::new(Meter::default()));
-        Self { isa, pool, meter, round_to_bf16: false }
+        let (pool, page_memory) =
+            (Arc::new(BufferPool::default()), Arc::new(PageMemory::default()));
+        Self { isa, pool, page_memory, round_to_bf16: false }
     }
 
     /// The same, but that weights which only answer are bfloat16 on every level of instructions.
@@ -59,27 +60,27 @@ impl CpuBackend {
 
     /// Bytes of all caches' pages that exist.
     pub fn cached_bytes(&self) -> u64 {
-        self.meter.bytes()
+        self.page_memory.bytes()
     }
 
-    /// Bytes that the cache of a text takes for each page of [`PAGE`] tokens.
+    /// Bytes that the cache of a text takes for each page of [`PAGE_TOKENS`] tokens.
     pub fn page_bytes(&self, layers: usize, shape: &AttentionShape) -> u64 {
-        Cache::bytes_of_page(self.isa, layers, shape)
+        CpuKvCache::page_bytes(self.isa, layers, shape)
     }
 
     /// `result = x · packedᵀ`.
-    fn times(&self, x: Rows<'_>, packed: &PackedMatrix, result: &mut [f32]) {
-        let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
-        let mut results = [Results { y: result, inner: &mut [] }];
+    fn times(&self, x: MatrixView<'_>, packed: &PackedMatrix, result: &mut [f32]) {
+        let layers = [PackedLinear { weight: Some(packed), bias: None, pair: None }];
+        let mut results = [LinearOutput { y: result, inner: &mut [] }];
         linear::forward(self.isa, x, &layers, AccumulateMode::Overwrite, &mut results);
     }
 
-    fn forward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedPair {
-        PackedPair::forward(self.isa, &self.pool, &pair.a, &pair.b, scale)
+    fn forward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedLora {
+        PackedLora::forward(self.isa, &self.pool, &pair.a, &pair.b, scale)
     }
 
-    fn backward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedPair {
-        PackedPair::backward(self.isa, &self.pool, &pair.a, &pair.b, scale)
+    fn backward_pair(&self, pair: &LoraPair<Self>, scale: f32) -> PackedLora {
+        PackedLora::backward(self.isa, &self.pool, &pair.a, &pair.b, scale)
     }
 
     /// Wᵀ, for the way back.
@@ -103,16 +104,8 @@ pub struct Mask {
     rate: f32,
 }
 
-fn curve(activation: Activation) -> Curve {
-    match activation {
-        Activation::Silu => Curve::Silu,
-        Activation::GeluTanh => Curve::GeluTanh,
-        Activation::Gelu => Curve::Gelu,
-    }
-}
-
-fn rows(matrix: &CpuMatrix) -> Rows<'_> {
-    Rows { values: matrix.values(), columns: matrix.columns() }
+fn rows(matrix: &CpuMatrix) -> MatrixView<'_> {
+    MatrixView { values: matrix.values(), columns: matrix.columns() }
 }
 
 /// Copies the columns in `ranges` between rows of `wide` and rows of `narrow`.
@@ -140,8 +133,8 @@ impl Backend for CpuBackend {
     type Indexes = Vec<u32>;
     type Losses = Vec<RowLoss>;
     type Mask = Mask;
-    type Cache = Cache;
-    type Prepared = Prepared;
+    type Cache = CpuKvCache;
+    type Prepared = PackedLora;
 
     fn name(&self) -> &'static str {
         match self.isa {
@@ -281,7 +274,7 @@ impl Backend for CpuBackend {
         let store =
             if into.is_some() { AccumulateMode::AddScaled(1.0) } else { AccumulateMode::Overwrite };
         let mut into = into.unwrap_or_else(|| self.pool.acquire(gradient.rows(), packed.outputs));
-        let layers = [Layer { weight: Some(packed), bias: None, pair: None }];
+        let layers = [PackedLinear { weight: Some(packed), bias: None, pair: None }];
         let result = Some(into.values_mut());
         linear::backward(self.isa, &[rows(gradient)], &layers, store, result, &mut [&mut []]);
         Ok(into)
@@ -296,8 +289,8 @@ impl Backend for CpuBackend {
     ) -> Outcome<CpuMatrix> {
         let mut inner = self.pool.acquire(x.rows(), pair.a.rows());
         let layers =
-            [Layer { weight: None, bias: None, pair: Some(self.forward_pair(pair, scale)) }];
-        let mut results = [Results { y: y.values_mut(), inner: inner.values_mut() }];
+            [PackedLinear { weight: None, bias: None, pair: Some(self.forward_pair(pair, scale)) }];
+        let mut results = [LinearOutput { y: y.values_mut(), inner: inner.values_mut() }];
         linear::forward(self.isa, rows(x), &layers, AccumulateMode::AddScaled(1.0), &mut results);
         Ok(inner)
     }
@@ -313,8 +306,11 @@ impl Backend for CpuBackend {
         into: Option<&mut CpuMatrix>,
     ) -> Outcome<()> {
         let mut inner_gradient = self.pool.acquire(x.rows(), pair.a.rows());
-        let layers =
-            [Layer { weight: None, bias: None, pair: Some(self.backward_pair(pair, scale)) }];
+        let layers = [PackedLinear {
+            weight: None,
+            bias: None,
+            pair: Some(self.backward_pair(pair, scale)),
+        }];
         let (store, into) = (AccumulateMode::AddScaled(1.0), into.map(CpuMatrix::values_mut));
         let made = &mut [inner_gradient.values_mut()];
         linear::backward(self.isa, &[rows(gradient)], &layers, store, into, made);
@@ -343,12 +339,12 @@ impl Backend for CpuBackend {
             let inner = layer.pair.map(|pair| self.pool.acquire(x.rows(), pair.a.rows()));
             (y, inner)
         });
-        let layers = layers.map(|layer| Layer {
+        let layers = layers.map(|layer| PackedLinear {
             weight: Some(&layer.weight.forward),
             bias: layer.weight.bias.as_deref(),
             pair: layer.pair.map(|pair| self.forward_pair(pair, scale)),
         });
-        let mut results = made.each_mut().map(|(y, inner)| Results {
+        let mut results = made.each_mut().map(|(y, inner)| LinearOutput {
             y: y.values_mut(),
             inner: inner.as_mut().map_or(&mut [], CpuMatrix::values_mut),
         });
@@ -363,9 +359,9 @@ impl Backend for CpuBackend {
         scale: f32,
         wanted: bool,
     ) -> Outcome<Option<CpuMatrix>> {
-        let mut gradients = [Rows { values: &[], columns: 0 }; MOST_LAYERS];
-        let mut packed = [const { Layer::NOTHING }; MOST_LAYERS];
-        let mut inner = [const { None }; MOST_LAYERS];
+        let mut gradients = [MatrixView { values: &[], columns: 0 }; MAX_LAYERS];
+        let mut packed = [const { PackedLinear::EMPTY }; MAX_LAYERS];
+        let mut inner = [const { None }; MAX_LAYERS];
         for (index, layer) in layers.iter().enumerate() {
             gradients[index] = rows(layer.gradient);
             packed[index].weight = Some(self.back(layer.weight)?);
@@ -483,12 +479,12 @@ impl Backend for CpuBackend {
         up: Option<&CpuMatrix>,
     ) -> Outcome<CpuMatrix> {
         let mut out = self.pool.acquire(gate.rows(), gate.columns());
-        let (curve, into) = (curve(activation), out.values_mut());
+        let into = out.values_mut();
         match up {
             Some(up) => {
-                activation::gated_forward(self.isa, curve, gate.values(), up.values(), into);
+                activation::gated_forward(self.isa, activation, gate.values(), up.values(), into);
             }
-            None => activation::forward(self.isa, curve, gate.values(), into),
+            None => activation::forward(self.isa, activation, gate.values(), into),
         }
         Ok(out)
     }
@@ -500,14 +496,13 @@ impl Backend for CpuBackend {
         up: Option<CpuMatrix>,
         gradient: &CpuMatrix,
     ) -> Outcome<(CpuMatrix, Option<CpuMatrix>)> {
-        let curve = curve(activation);
         let Some(mut up) = up else {
             let mut made = self.copy(gradient)?;
-            activation::backward(self.isa, curve, gate.values(), made.values_mut());
+            activation::backward(self.isa, activation, gate.values(), made.values_mut());
             return Ok((made, None));
         };
         let (gate_values, up_values) = (gate.values_mut(), up.values_mut());
-        activation::gated_backward(self.isa, curve, gate_values, up_values, gradient.values());
+        activation::gated_backward(self.isa, activation, gate_values, up_values, gradient.values());
         Ok((gate, Some(up)))
     }
 
@@ -522,7 +517,7 @@ impl Backend for CpuBackend {
         let mut output = self.pool.acquire(queries.rows(), queries.columns());
         let mut log_sums = self.pool.acquire(shape.heads, queries.rows());
         let (queries, keys, values) = (queries.values(), keys.values(), values.values());
-        let inputs = Inputs { queries, keys, values };
+        let inputs = AttentionInputs { queries, keys, values };
         let (into, sums) = (output.values_mut(), log_sums.values_mut());
         attention::forward::forward(self.isa, &self.pool, &inputs, segments, shape, into, sums);
         Ok((output, log_sums))
@@ -541,25 +536,31 @@ impl Backend for CpuBackend {
     ) -> Outcome<[CpuMatrix; 3]> {
         let mut made = [queries, keys, values]
             .map(|matrix| self.pool.acquire(matrix.rows(), matrix.columns()));
-        let inputs =
-            Inputs { queries: queries.values(), keys: keys.values(), values: values.values() };
+        let inputs = AttentionInputs {
+            queries: queries.values(),
+            keys: keys.values(),
+            values: values.values(),
+        };
         let [query_gradient, key_gradient, value_gradient] = &mut made;
-        let gradients = Gradients {
+        let gradients = AttentionGradients {
             queries: query_gradient.values_mut(),
             keys: key_gradient.values_mut(),
             values: value_gradient.values_mut(),
         };
-        let made_forward =
-            Made { output: output.values(), log_sums: saved.values(), gradient: gradient.values() };
+        let made_forward = ForwardResult {
+            output: output.values(),
+            log_sums: saved.values(),
+            gradient: gradient.values(),
+        };
         backward::backward(self.isa, &self.pool, &inputs, segments, shape, made_forward, gradients);
         Ok(made)
     }
 
-    fn cache(&self, layers: usize, shape: &AttentionShape) -> Outcome<Cache> {
-        Ok(Cache::new(self.isa, layers, shape, &self.meter))
+    fn cache(&self, layers: usize, shape: &AttentionShape) -> Outcome<CpuKvCache> {
+        Ok(CpuKvCache::new(self.isa, layers, shape, &self.page_memory))
     }
 
-    fn reserve(&self, cache: &mut Cache, tokens: usize) -> Outcome<()> {
+    fn reserve(&self, cache: &mut CpuKvCache, tokens: usize) -> Outcome<()> {
         cache.reserve(tokens);
         Ok(())
     }
@@ -576,28 +577,28 @@ impl Backend for CpuBackend {
         let width = keys.columns();
         for RowsOfText { rows, cache } in texts.iter_mut() {
             let part = rows.start * width..rows.end * width;
-            cache.put(layer, &keys.values()[part.clone()], &values.values()[part]);
+            cache.write(layer, &keys.values()[part.clone()], &values.values()[part]);
         }
         let mut output = self.pool.acquire(queries.rows(), queries.columns());
         let mut new = Vec::with_capacity(texts.len());
         for RowsOfText { rows, cache } in texts.iter() {
-            new.push(NewRows { rows: rows.clone(), cache });
+            new.push(NewTokens { rows: rows.clone(), cache });
         }
         let into = output.values_mut();
-        attention::cached::forward(self.isa, layer, queries.values(), &new, shape, into);
+        attention::paged::forward(self.isa, layer, queries.values(), &new, shape, into);
         Ok(output)
     }
 
-    fn advance(&self, cache: &mut Cache, tokens: usize) {
+    fn advance(&self, cache: &mut CpuKvCache, tokens: usize) {
         cache.advance(tokens);
     }
 
-    fn cached(&self, cache: &Cache) -> usize {
+    fn cached(&self, cache: &CpuKvCache) -> usize {
         cache.length()
     }
 
-    fn prepare(&self, pair: &LoraPair<Self>, scale: f32) -> Outcome<Prepared> {
-        Ok(Prepared::new(self.isa, &self.pool, &pair.a, &pair.b, scale))
+    fn prepare(&self, pair: &LoraPair<Self>, scale: f32) -> Outcome<PackedLora> {
+        Ok(self.forward_pair(pair, scale))
     }
 
     fn linears_of_runs<const COUNT: usize>(
@@ -607,16 +608,16 @@ impl Backend for CpuBackend {
         runs: &[PairsOfRows<'_, Self, COUNT>],
     ) -> [Outcome<CpuMatrix>; COUNT] {
         let mut made = weights.map(|weight| self.pool.acquire(x.rows(), weight.forward.outputs));
-        let layers =
-            weights.map(|weight| Shared { weight: &weight.forward, bias: weight.bias.as_deref() });
-        let runs: Vec<Run<'_>> = runs
+        let layers = weights
+            .map(|weight| BaseLinear { weight: &weight.forward, bias: weight.bias.as_deref() });
+        let runs: Vec<PackedLoraGroup<'_>> = runs
             .iter()
             .map(|run| {
-                let mut pairs = [None; MOST_LAYERS];
+                let mut pairs = [None; MAX_LAYERS];
                 for (into, pair) in pairs.iter_mut().zip(run.pairs) {
-                    *into = pair.map(Prepared::pair);
+                    *into = pair;
                 }
-                Run { rows: run.rows.clone(), pairs }
+                PackedLoraGroup { rows: run.rows.clone(), pairs }
             })
             .collect();
         let mut results = made.each_mut().map(CpuMatrix::values_mut);
@@ -646,7 +647,8 @@ impl Backend for CpuBackend {
         for first in (0..targets.len()).step_by(HEAD_CHUNK) {
             let rows = (targets.len() - first).min(HEAD_CHUNK);
             let columns = x.columns();
-            let chunk = Rows { values: &x.values()[first * columns..][..rows * columns], columns };
+            let chunk =
+                MatrixView { values: &x.values()[first * columns..][..rows * columns], columns };
             let mut logits = self.pool.acquire(rows, head.forward.outputs);
             self.times(chunk, &head.forward, logits.values_mut());
             let mut scales = self.pool.acquire(1, rows);
@@ -664,7 +666,7 @@ impl Backend for CpuBackend {
             );
             if let (Some(gradient), Some(packed)) = (&mut gradient, &head.backward) {
                 let into = &mut gradient.values_mut()[first * columns..][..rows * columns];
-                let logits = Rows { values: logits.values(), columns: logits.columns() };
+                let logits = MatrixView { values: logits.values(), columns: logits.columns() };
                 self.times(logits, packed, into);
                 for (row, scale) in into.chunks_exact_mut(columns).zip(scales.values()) {
                     vector::scale(self.isa, row, *scale);
@@ -689,7 +691,7 @@ impl Backend for CpuBackend {
         step: &AdamWStep,
         gradient_factor: f64,
     ) -> Outcome<()> {
-        let rates = super::layers::adamw::Rates::new(step, gradient_factor);
+        let factors = super::layers::adamw::AdamWFactors::new(step, gradient_factor);
         tensors.into_par_iter().with_min_len(TENSORS_PER_TASK).for_each(|tensor| {
             let Moved { parameter, gradient, first, second } = tensor;
             super::layers::adamw::update(
@@ -698,7 +700,7 @@ impl Backend for CpuBackend {
                 gradient.values(),
                 first.values_mut(),
                 second.values_mut(),
-                &rates,
+                &factors,
             );
         });
         Ok(())

@@ -3,7 +3,7 @@
 //! `HONE_CPU` forces a lower level, for tests and for comparisons: `bf16`, `avx512`, `avx2` or
 //! `portable`.
 
-/// A level of vector instructions; each kernel exists for each level.
+/// A level of vector instructions (instruction set architecture); each kernel exists for each level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust, which the compiler may vectorise for the build target.
@@ -61,7 +61,7 @@ impl Isa {
         }
     }
 
-    /// The level to use: what `HONE_CPU` names if it is set, else the best there is.
+    /// The level to use: the one that `HONE_CPU` names, otherwise the best of this CPU.
     ///
     /// # Errors
     /// When `HONE_CPU` names no level, or one that this CPU does not have.

@@ -1,18 +1,18 @@
-//! How fast the CPU multiplies and adds at best: loops of multiply-adds on registers alone, one for
-//! each level of instructions, on every thread at once. No kernel can be faster, so the share of this
-//! that training reaches says how much is left to gain.
+//! Peak performance of the CPU: loops of multiply-adds on registers alone, one for each level of
+//! instructions, on every thread at once. No kernel can be faster, so the share of the peak that training
+//! reaches shows how much is left to gain.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::isa::Isa;
 
-/// How long one measurement takes, and how many there are: whatever disturbs one makes it slower, so
-/// the fastest counts.
+/// Time of one measurement, and their number. A disturbance makes a measurement slower, so the fastest is
+/// used.
 const MEASUREMENT: Duration = Duration::from_millis(50);
 const MEASUREMENTS: usize = 5;
 
-/// Rounds between two looks at the clock, some microseconds.
+/// Rounds between two readings of the clock, some microseconds.
 const ROUNDS: u32 = 2048;
 
 /// Floating-point operations a second of a level, all threads together: dot products of bfloat16 on
@@ -88,7 +88,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn bf16() -> f64 {
-        // 1.0 twice in each of the words.
+        // A bf16 pair of ones in each element.
         let ones = black_box(_mm512_set1_epi32(0x3f80_3f80));
         // SAFETY: both are 64 plain bytes.
         let ones = unsafe { std::mem::transmute::<__m512i, __m512bh>(ones) };

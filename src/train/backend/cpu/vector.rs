@@ -1,5 +1,4 @@
-//! Loops over rows of floats that the compiler turns into vector code, once for each level of
-//! instructions.
+//! Loops over rows of floats that the compiler vectorises, once for each level of instructions.
 //!
 //! Each loop is written once as plain Rust and compiled once per [`Isa`]. Sums run in [`LANES`]
 //! separate lanes that are added in a fixed order at the end: fast on every level, and the same
@@ -76,8 +75,8 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let e_r = p.mul_add(r * r, r) + 1.0;
-    // n stands in the low bits of `rounded`, whose others leave at the top: no conversion that minds
-    // what does not fit.
+    // n is in the low bits of `rounded`; the shift drops the other bits, so that no checked conversion is
+    // needed.
     let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     e_r * power
 }

@@ -5,13 +5,13 @@ use crate::train::backend::AdamWStep;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
-/// What a step multiplies with, from its learning rate and number.
+/// Factors of a step, from its learning rate and number.
 #[derive(Debug, Clone, Copy)]
-pub struct Rates {
+pub struct AdamWFactors {
     gradient_factor: f32,
     keep: f32,
-    /// 1 - beta1, taken before either is rounded: of a rounded 0.999 it is 1.3e-5 off, and half of that
-    /// every step.
+    /// 1 - beta1, computed before either is rounded: 1 minus a rounded 0.999 is off by 1.3e-5, and half of
+    /// that adds up every step.
     first_share: f32,
     beta2: f32,
     /// 1 - beta2, likewise.
@@ -21,8 +21,8 @@ pub struct Rates {
     epsilon: f32,
 }
 
-impl Rates {
-    /// The rates of `step`; the gradient is scaled by `gradient_factor` first.
+impl AdamWFactors {
+    /// The factors of `step`; the gradient is scaled by `gradient_factor` first.
     pub fn new(step: &AdamWStep, gradient_factor: f64) -> Self {
         let correction1 = 1.0 - step.beta1.powf(step.step as f64);
         let correction2 = 1.0 - step.beta2.powf(step.step as f64);
@@ -40,15 +40,15 @@ impl Rates {
 }
 
 vector::for_each_isa! {
-    /// Moves the parameter and both moments.
-    pub fn update(isa, parameter: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], rates: &Rates) {
+    /// Updates the parameter and both moments.
+    pub fn update(isa, parameter: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], factors: &AdamWFactors) {
         let values = parameter.iter_mut().zip(gradient).zip(first).zip(second);
         for (((parameter, gradient), first), second) in values {
-            let gradient = gradient * rates.gradient_factor;
-            *first += (gradient - *first) * rates.first_share;
-            *second = *second * rates.beta2 + rates.second_share * gradient * gradient;
-            let denominator = second.sqrt() / rates.second_root + rates.epsilon;
-            *parameter = *parameter * rates.keep - rates.step_size * (*first / denominator);
+            let gradient = gradient * factors.gradient_factor;
+            *first += (gradient - *first) * factors.first_share;
+            *second = *second * factors.beta2 + factors.second_share * gradient * gradient;
+            let denominator = second.sqrt() / factors.second_root + factors.epsilon;
+            *parameter = *parameter * factors.keep - factors.step_size * (*first / denominator);
         }
     }
 }
@@ -79,18 +79,18 @@ mod tests {
             clip: 1.0,
             step: 0,
         };
-        let mut moved = 0.0f64;
+        let mut largest = 0.0f64;
         let (mut parameter, mut first, mut second) = ([0.0f32], [0.0f32], [0.0f32]);
         let mut wanted = [0.0f64; 3];
         for number in 1..=50u64 {
             step.step = number;
             // Of one sign, so that errors of the step's size add up.
             let gradient = 0.02 + 0.01 * ((number * 7 % 11) as f32);
-            let rates = Rates::new(&step, 1.0);
-            update(Isa::best(), &mut parameter, &[gradient], &mut first, &mut second, &rates);
+            let factors = AdamWFactors::new(&step, 1.0);
+            update(Isa::best(), &mut parameter, &[gradient], &mut first, &mut second, &factors);
             exact(&step, &mut wanted, f64::from(gradient));
-            moved = moved.max(wanted[0].abs());
-            let off = (f64::from(parameter[0]) - wanted[0]).abs() / moved;
+            largest = largest.max(wanted[0].abs());
+            let off = (f64::from(parameter[0]) - wanted[0]).abs() / largest;
             assert!(off < 1e-6, "step {number}: {} {}", parameter[0], wanted[0]);
         }
     }

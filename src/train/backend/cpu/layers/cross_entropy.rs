@@ -6,18 +6,18 @@ use crate::train::backend::RowLoss;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
-/// What a backward pass follows with.
+/// What the backward pass needs.
 pub struct Backward<'a> {
-    /// The gradient wanted is that of Σ factors\[row\] · loss\[row\].
+    /// The gradient is that of Σ factors\[row\] · loss\[row\].
     pub factors: &'a [f32],
-    /// What each row of logits is to be multiplied with to be that gradient. Behind the head a row is
-    /// shorter by far, so there it is done.
+    /// Factor of each row of logits that makes it that gradient. The caller applies it behind the head,
+    /// where rows are much shorter.
     pub scales: &'a mut [f32],
 }
 
 /// Cross entropy of each row of `logits` (`[rows, vocabulary]`) against its target. With `backward`
-/// the logits become their gradient but for a scale of each row, through the soft cap where there is
-/// one; without it they are left as they are, capped.
+/// the logits become their gradient except for a factor of each row, through the soft cap where there is
+/// one; without it they stay as they are, capped.
 pub fn cross_entropy(
     isa: Isa,
     logits: &mut [f32],
@@ -34,7 +34,7 @@ pub fn cross_entropy(
             if let Some(cap) = soft_cap {
                 vector::soft_cap(isa, row, cap);
             }
-            let (most, at_target) = judge(isa, row, *target as usize, loss);
+            let (most, at_target) = max_and_target(isa, row, *target as usize, loss);
             loss.loss = most + sum_of_exp(isa, row, most).ln() - at_target;
         }),
         Some(Backward { factors, scales }) => {
@@ -43,16 +43,16 @@ pub fn cross_entropy(
                     vector::soft_cap(isa, row, cap);
                 }
                 let target = *target as usize;
-                let (most, at_target) = judge(isa, row, target, loss);
-                // The softmax but for its division by the sum, and one less at the target.
-                let (sum, slope) = match soft_cap {
+                let (most, at_target) = max_and_target(isa, row, target, loss);
+                // The softmax without its division by the sum, minus one at the target.
+                let (sum, cap_derivative) = match soft_cap {
                     None => (vector::exp_and_sum(isa, row, 1.0, most), 1.0),
                     Some(cap) => {
-                        let bent = at_target / cap;
-                        (exp_sum_and_slope(isa, row, most, cap), 1.0 - bent * bent)
+                        let tanh = at_target / cap;
+                        (exp_sum_and_derivative(isa, row, most, cap), 1.0 - tanh * tanh)
                     }
                 };
-                row[target] -= sum * slope;
+                row[target] -= sum * cap_derivative;
                 loss.loss = most + sum.ln() - at_target;
                 *scale = factor / sum;
             });
@@ -60,8 +60,8 @@ pub fn cross_entropy(
     }
 }
 
-/// The largest logit and the target's; says whether they are one.
-fn judge(isa: Isa, row: &[f32], target: usize, loss: &mut RowLoss) -> (f32, f32) {
+/// The largest logit and the target's; sets whether the target is the largest.
+fn max_and_target(isa: Isa, row: &[f32], target: usize, loss: &mut RowLoss) -> (f32, f32) {
     let (most, at_target) = (vector::maximum(isa, row), row[target]);
     loss.correct = at_target == most && row.iter().position(|x| *x == most) == Some(target);
     (most, at_target)
@@ -86,13 +86,13 @@ vector::for_each_isa! {
 
 vector::for_each_isa! {
     /// x becomes e^(x - most) times the soft cap's derivative 1 - (x / cap)²; Σ e^(x - most).
-    pub fn exp_sum_and_slope(isa, values: &mut [f32], most: f32, cap: f32) -> f32 {
+    pub fn exp_sum_and_derivative(isa, values: &mut [f32], most: f32, cap: f32) -> f32 {
         let mut lanes = [0.0f32; 16];
         for block in values.chunks_mut(16) {
             for (lane, value) in lanes.iter_mut().zip(block) {
-                let (power, bent) = (vector::exp(*value - most), *value / cap);
+                let (power, tanh) = (vector::exp(*value - most), *value / cap);
                 *lane += power;
-                *value = power * (1.0 - bent * bent);
+                *value = power * (1.0 - tanh * tanh);
             }
         }
         vector::add_lanes(lanes)

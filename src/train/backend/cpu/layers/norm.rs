@@ -9,14 +9,13 @@ use rayon::prelude::*;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::vector;
 
-/// Rows that one task takes at least, so that handing out work stays cheap.
+/// Least rows of a task, so that starting tasks stays cheap.
 const ROWS_PER_TASK: usize = 16;
 
-/// What a row was shifted and scaled by. The backward pass computes it again: one pass over a row
-/// that it reads anyway.
+/// Shift and scale of a row. The backward pass computes them again: it reads the row anyway.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RowStatistics {
-    /// Mean that was taken off; zero for RMS norm.
+    /// Mean that is subtracted; zero for RMS norm.
     pub mean: f32,
     /// 1 / √(… + ε).
     pub inverse: f32,

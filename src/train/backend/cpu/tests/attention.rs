@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{difference, levels, noise};
-use crate::train::backend::cpu::attention::backward::{self, Gradients, Made};
-use crate::train::backend::cpu::attention::{self, Inputs};
+use crate::train::backend::cpu::attention::backward::{self, AttentionGradients, ForwardResult};
+use crate::train::backend::cpu::attention::{self, AttentionInputs};
 use crate::train::backend::cpu::buffer_pool::BufferPool;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::{AttentionShape, Segment};
@@ -43,7 +43,7 @@ proptest! {
         let values = noise(tokens * kv_width, seed + 2);
         let gradient = noise(tokens * query_width, seed + 3);
         let want = attention_in_64_bits(&queries, &keys, &values, &gradient, &segments, &shape);
-        let inputs = Inputs { queries: &queries, keys: &keys, values: &values };
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values };
         for isa in levels() {
             let mut output = vec![9.0; tokens * query_width];
             let mut log_sums = vec![0.0; tokens * shape.heads];
@@ -52,9 +52,9 @@ proptest! {
             attention::forward::forward(isa, &pool, &inputs, &segments, &shape, into, sums);
             let mut made = [query_width, kv_width, kv_width].map(|width| vec![9.0; tokens * width]);
             let [queries, keys, values] = &mut made;
-            let gradients = Gradients { queries, keys, values };
+            let gradients = AttentionGradients { queries, keys, values };
             let forward =
-                Made { output: &output, log_sums: &log_sums, gradient: &gradient };
+                ForwardResult { output: &output, log_sums: &log_sums, gradient: &gradient };
             backward::backward(isa, &pool, &inputs, &segments, &shape, forward, gradients);
             let tolerance = if isa == Isa::Bf16 { 0.02 } else { 1e-5 };
             prop_assert!(difference(&output, &want[0]) < tolerance, "{isa:?} output");
@@ -80,8 +80,11 @@ fn a_query_comes_to_the_same_bits_however_its_text_is_cut() {
     };
     let tokens = 200;
     let values = noise(tokens * 96, 1);
-    let inputs =
-        Inputs { queries: &values, keys: &values[..tokens * 48], values: &values[..tokens * 48] };
+    let inputs = AttentionInputs {
+        queries: &values,
+        keys: &values[..tokens * 48],
+        values: &values[..tokens * 48],
+    };
     for isa in levels() {
         for window in [None, Some(37)] {
             let shape = AttentionShape { window, ..shape };

@@ -9,8 +9,10 @@ use crate::train::backend::cpu::buffer_pool::{BufferPool, CpuMatrix};
 use crate::train::backend::cpu::gemm::packed_matrix::PackedMatrix;
 use crate::train::backend::cpu::gemm::tile::AccumulateMode;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::cpu::layers::grouped_lora::{self, Run, Shared};
-use crate::train::backend::cpu::layers::linear::{self, Layer, PackedPair, Results, Rows};
+use crate::train::backend::cpu::layers::grouped_lora::{self, BaseLinear, PackedLoraGroup};
+use crate::train::backend::cpu::layers::linear::{
+    self, LinearOutput, MatrixView, PackedLinear, PackedLora,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -22,7 +24,7 @@ proptest! {
         has_weight in any::<bool>(), has_pair in any::<bool>(), seed in 0u64..1000,
     ) {
         let has_pair = has_pair || !has_weight;
-        let case = Adapted::new(rows, inputs, &outputs, [has_weight, has_pair], rank, seed);
+        let case = AdaptedCase::new(rows, inputs, &outputs, [has_weight, has_pair], rank, seed);
         for isa in levels() {
             let tolerance = if isa == Isa::Bf16 { 0.02 } else { 2e-5 };
             for (name, difference) in case.differences(isa) {
@@ -55,7 +57,7 @@ proptest! {
 }
 
 /// Layers of one input, what they should come to, and their gradients.
-struct Adapted {
+struct AdaptedCase {
     has: [bool; 2],
     inputs: usize,
     rank: usize,
@@ -80,7 +82,7 @@ fn transpose(values: &[f64], columns: usize) -> Vec<f64> {
     (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect()
 }
 
-impl Adapted {
+impl AdaptedCase {
     const SCALE: f32 = 1.5;
 
     fn new(
@@ -115,7 +117,7 @@ impl Adapted {
             made.values_mut().copy_from_slice(values);
             made
         };
-        let x = Rows { values: &self.x, columns: inputs };
+        let x = MatrixView { values: &self.x, columns: inputs };
         let mut off = Vec::new();
 
         let mut packed = Vec::new();
@@ -133,15 +135,15 @@ impl Adapted {
             .iter()
             .map(|layer| [vec![0.5; rows * layer[3].len()], vec![0.0; rows * rank]])
             .collect();
-        let layers: Vec<Layer<'_>> = (packed.iter().zip(&self.layers))
-            .map(|((forward, _, a, b), layer)| Layer {
+        let layers: Vec<PackedLinear<'_>> = (packed.iter().zip(&self.layers))
+            .map(|((forward, _, a, b), layer)| PackedLinear {
                 weight: has_weight.then_some(forward),
                 bias: has_weight.then_some(&layer[3][..]),
-                pair: has_pair.then(|| PackedPair::forward(isa, &pool, a, b, Self::SCALE)),
+                pair: has_pair.then(|| PackedLora::forward(isa, &pool, a, b, Self::SCALE)),
             })
             .collect();
-        let mut into: Vec<Results<'_>> =
-            results.iter_mut().map(|[y, inner]| Results { y, inner }).collect();
+        let mut into: Vec<LinearOutput<'_>> =
+            results.iter_mut().map(|[y, inner]| LinearOutput { y, inner }).collect();
         linear::forward(isa, x, &layers, AccumulateMode::AddScaled(1.0), &mut into);
         drop(layers);
 
@@ -175,14 +177,14 @@ impl Adapted {
                 .push([of_a, of_b].map(|of| of.iter().map(|x| scale * x).collect::<Vec<_>>()));
         }
 
-        let gradients: Vec<Rows<'_>> = (self.layers.iter())
-            .map(|layer| Rows { values: &layer[4], columns: layer[3].len() })
+        let gradients: Vec<MatrixView<'_>> = (self.layers.iter())
+            .map(|layer| MatrixView { values: &layer[4], columns: layer[3].len() })
             .collect();
-        let layers: Vec<Layer<'_>> = (packed.iter())
-            .map(|(_, backward, a, b)| Layer {
+        let layers: Vec<PackedLinear<'_>> = (packed.iter())
+            .map(|(_, backward, a, b)| PackedLinear {
                 weight: has_weight.then_some(backward),
                 bias: None,
-                pair: has_pair.then(|| PackedPair::backward(isa, &pool, a, b, Self::SCALE)),
+                pair: has_pair.then(|| PackedLora::backward(isa, &pool, a, b, Self::SCALE)),
             })
             .collect();
         let mut into = vec![0.25f32; self.x.len()];
@@ -234,19 +236,19 @@ proptest! {
         let values: Vec<f32> = noise(outputs * inputs, seed + 1).iter().map(rounded).collect();
         for isa in levels().filter(|isa| *isa != Isa::Bf16) {
             let whole = PackedMatrix::pack(isa, &pool, &values, outputs, inputs);
-            let halves = PackedMatrix::pack_in_bf16(isa, &pool, &values, outputs, inputs);
-            let halves = halves.expect("bfloat16 holds all of them");
-            prop_assert_eq!(2 * halves.memory_use(), whole.memory_use());
+            let in_bf16 = PackedMatrix::pack_in_bf16(isa, &pool, &values, outputs, inputs);
+            let in_bf16 = in_bf16.expect("bfloat16 holds all of them");
+            prop_assert_eq!(2 * in_bf16.memory_use(), whole.memory_use());
             let product = |packed: &PackedMatrix| {
                 let mut y = vec![0.0; rows * outputs];
-                let x = Rows { values: &x, columns: inputs };
-                let layers = [Shared { weight: packed, bias: None }];
+                let x = MatrixView { values: &x, columns: inputs };
+                let layers = [BaseLinear { weight: packed, bias: None }];
                 grouped_lora::forward(isa, &pool, x, &layers, &[], &mut [&mut y]);
                 y.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
             };
-            prop_assert!(product(&halves) == product(&whole), "{:?}", isa);
+            prop_assert!(product(&in_bf16) == product(&whole), "{:?}", isa);
             let mut row = vec![0.0; inputs];
-            halves.read_row(outputs - 1, &mut row);
+            in_bf16.read_row(outputs - 1, &mut row);
             prop_assert_eq!(&row[..], &values[(outputs - 1) * inputs..]);
         }
     }
@@ -273,21 +275,21 @@ proptest! {
         let (a, b) = (matrix(seed + 2, rank, inputs), matrix(seed + 3, outputs, rank));
         for isa in levels() {
             let weight = PackedMatrix::pack(isa, &pool, &weight, outputs, inputs);
-            let pair = || PackedPair::forward(isa, &pool, &a, &b, 1.5);
+            let pair = || PackedLora::forward(isa, &pool, &a, &b, 1.5);
             let own = before..before + rows;
             let mut trained = vec![0.0; rows * outputs];
             let mut inner = vec![0.0; rows * rank];
-            let x_own = Rows { values: &x[own.start * inputs..own.end * inputs], columns: inputs };
-            let layers = [Layer { weight: Some(&weight), bias: None, pair: Some(pair()) }];
-            let mut results = [Results { y: &mut trained, inner: &mut inner }];
+            let x_own = MatrixView { values: &x[own.start * inputs..own.end * inputs], columns: inputs };
+            let layers = [PackedLinear { weight: Some(&weight), bias: None, pair: Some(pair()) }];
+            let mut results = [LinearOutput { y: &mut trained, inner: &mut inner }];
             linear::forward(isa, x_own, &layers, AccumulateMode::Overwrite, &mut results);
 
             let mut answered = vec![0.0; all * outputs];
             let attached = pair();
-            let runs = [Run { rows: own.clone(), pairs: [Some(&attached), None, None] }];
-            let layers = [Shared { weight: &weight, bias: None }];
-            let x = Rows { values: &x, columns: inputs };
-            grouped_lora::forward(isa, &pool, x, &layers, &runs, &mut [&mut answered]);
+            let groups = [PackedLoraGroup { rows: own.clone(), pairs: [Some(&attached), None, None] }];
+            let layers = [BaseLinear { weight: &weight, bias: None }];
+            let x = MatrixView { values: &x, columns: inputs };
+            grouped_lora::forward(isa, &pool, x, &layers, &groups, &mut [&mut answered]);
             prop_assert!(answered[own.start * outputs..own.end * outputs] == trained, "{:?}", isa);
         }
     }

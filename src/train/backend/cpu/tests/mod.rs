@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 
 use super::isa::Isa;
-use super::layers::activation::{self, Curve};
+use super::layers::activation;
 use super::layers::cross_entropy::{Backward, cross_entropy};
 use super::layers::norm;
 use super::layers::rope;
-use crate::train::backend::RowLoss;
+use crate::train::backend::{Activation, RowLoss};
 
 mod attention;
 mod linear;
@@ -105,34 +105,46 @@ fn activations_equal_their_formulas_and_slopes() {
     let gate: Vec<f32> = noise(count, 1).iter().map(|x| x * 6.0).collect();
     let up = noise(count, 2);
     let gradient = noise(count, 3);
-    for curve in [Curve::Silu, Curve::GeluTanh, Curve::Gelu] {
-        let formula = |x: f64| match curve {
-            Curve::Silu => x / (1.0 + (-x).exp()),
-            Curve::GeluTanh => {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        let formula = |x: f64| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }
-            Curve::Gelu => 0.5 * x * (1.0 + libm::erf(x / 2.0f64.sqrt())),
+            Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / 2.0f64.sqrt())),
         };
         let plain: Vec<f64> = gate.iter().map(|x| formula(f64::from(*x))).collect();
         let gated: Vec<f64> = plain.iter().zip(&up).map(|(p, up)| p * f64::from(*up)).collect();
         let slope = slopes(&gate, |x| x.iter().map(|x| formula(*x)).sum());
         for isa in levels() {
             let mut out = vec![0.0; count];
-            activation::forward(isa, curve, &gate, &mut out);
-            assert!(difference(&out, &plain) < 1e-6, "{curve:?} {isa:?}");
-            activation::gated_forward(isa, curve, &gate, &up, &mut out);
-            assert!(difference(&out, &gated) < 1e-6, "{curve:?} {isa:?}");
+            activation::forward(isa, activation, &gate, &mut out);
+            assert!(difference(&out, &plain) < 1e-6, "{activation:?} {isa:?}");
+            activation::gated_forward(isa, activation, &gate, &up, &mut out);
+            assert!(difference(&out, &gated) < 1e-6, "{activation:?} {isa:?}");
 
             let mut through = gradient.clone();
-            activation::backward(isa, curve, &gate, &mut through);
+            activation::backward(isa, activation, &gate, &mut through);
             let (mut gate_gradient, mut up_gradient) = (gate.clone(), up.clone());
-            activation::gated_backward(isa, curve, &mut gate_gradient, &mut up_gradient, &gradient);
+            activation::gated_backward(
+                isa,
+                activation,
+                &mut gate_gradient,
+                &mut up_gradient,
+                &gradient,
+            );
             for i in 0..count {
                 let g = f64::from(gradient[i]);
-                assert!((f64::from(through[i]) - g * slope[i]).abs() < 1e-5, "{curve:?} {isa:?}");
+                assert!(
+                    (f64::from(through[i]) - g * slope[i]).abs() < 1e-5,
+                    "{activation:?} {isa:?}"
+                );
                 let want = g * f64::from(up[i]) * slope[i];
-                assert!((f64::from(gate_gradient[i]) - want).abs() < 1e-5, "{curve:?} {isa:?}");
+                assert!(
+                    (f64::from(gate_gradient[i]) - want).abs() < 1e-5,
+                    "{activation:?} {isa:?}"
+                );
                 assert!((f64::from(up_gradient[i]) - g * plain[i]).abs() < 1e-5);
             }
         }

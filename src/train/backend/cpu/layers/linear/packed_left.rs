@@ -1,9 +1,9 @@
-//! Rows made ready for the products of linear layers: turned into words once, whatever the number of
-//! layers that read them, with what the layers' LoRA pairs have in between.
+//! The left operand of the products of linear layers, packed: their inputs, once for all layers that read
+//! them, and the inner activations x · aᵀ of the layers' LoRA pairs.
 
 use std::ops::Range;
 
-use super::{Layer, MOST_LAYERS, Rows};
+use super::packed_linear::{MAX_LAYERS, MatrixView, PackedLinear};
 use crate::train::backend::cpu::gemm::matmul::{GemmOperands, multiply_panels};
 use crate::train::backend::cpu::gemm::packed_element::{pack_row, packed_len};
 use crate::train::backend::cpu::gemm::tile::{
@@ -12,98 +12,99 @@ use crate::train::backend::cpu::gemm::tile::{
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::parallel::run_in_two_phases;
 
-/// What is to be made ready. The words of a row lie side by side: those of its inputs, one for all
-/// layers or one for each, then those between the matrices of the pairs.
-pub(super) struct Preparation<'a> {
+/// How the left operand of a product is packed. A row has the packed elements of its inputs, one for all
+/// layers or one for each, and then those of the inner activations of each LoRA pair.
+pub(super) struct PackedLeft<'a> {
     isa: Isa,
-    inputs: &'a [Rows<'a>],
-    layers: &'a [Layer<'a>],
-    /// Where x · aᵀ of each layer goes.
-    inner: &'a [Option<SharedOutput<'a>>; MOST_LAYERS],
-    /// Where a row's words of each begin.
-    inputs_at: [usize; MOST_LAYERS],
-    between_at: [usize; MOST_LAYERS],
-    /// Words of a row.
-    pub(super) room: usize,
+    inputs: &'a [MatrixView<'a>],
+    layers: &'a [PackedLinear<'a>],
+    /// Where x · aᵀ of each layer is stored.
+    inner: &'a [Option<SharedOutput<'a>>; MAX_LAYERS],
+    /// Where the packed elements of each begin in a row.
+    input_starts: [usize; MAX_LAYERS],
+    inner_starts: [usize; MAX_LAYERS],
+    /// Packed elements of a row.
+    pub(super) row_len: usize,
 }
 
-impl<'a> Preparation<'a> {
+impl<'a> PackedLeft<'a> {
     /// # Panics
-    /// With more than [`MOST_LAYERS`] inputs or layers.
+    /// With more than [`MAX_LAYERS`] inputs or layers.
     pub(super) fn new(
         isa: Isa,
-        inputs: &'a [Rows<'a>],
-        layers: &'a [Layer<'a>],
-        inner: &'a [Option<SharedOutput<'a>>; MOST_LAYERS],
+        inputs: &'a [MatrixView<'a>],
+        layers: &'a [PackedLinear<'a>],
+        inner: &'a [Option<SharedOutput<'a>>; MAX_LAYERS],
     ) -> Self {
-        let (mut inputs_at, mut between_at) = ([0; MOST_LAYERS], [0; MOST_LAYERS]);
-        let mut room = 0;
-        for (input, at) in inputs.iter().zip(&mut inputs_at) {
-            *at = room;
-            room += input.elements(isa);
+        let (mut input_starts, mut inner_starts) = ([0; MAX_LAYERS], [0; MAX_LAYERS]);
+        let mut row_len = 0;
+        for (input, at) in inputs.iter().zip(&mut input_starts) {
+            *at = row_len;
+            row_len += input.packed_row_len(isa);
         }
         for (index, layer) in layers.iter().enumerate() {
-            between_at[index] = room;
-            room += layer.words_between(isa);
+            inner_starts[index] = row_len;
+            row_len += layer.inner_len(isa);
         }
-        Self { isa, inputs, layers, inner, inputs_at, between_at, room }
+        Self { isa, inputs, layers, inner, input_starts, inner_starts, row_len }
     }
 
-    /// Makes all rows ready in `space`, and then calls `multiply` with ranges of the panels, for the
-    /// products of all rows with them; threads take turns.
+    /// Packs all rows into `packed`, and then calls `multiply` with ranges of the panels, for the products of
+    /// all rows with them. Threads take both kinds of tasks from one work queue.
     ///
     /// # Safety
     /// Nothing else reads or writes `inner` meanwhile.
-    pub(super) unsafe fn multiply_all(
+    pub(super) unsafe fn pack_and_multiply(
         &self,
         rows: usize,
-        space: &mut [u32],
+        packed: &mut [u32],
         panels: usize,
         multiply: impl Fn(Range<usize>, &[u32]) + Sync,
     ) {
         let block = tile_rows(self.isa, 1);
-        let length = rows * self.room;
-        let space = SharedOutput::new(bytemuck::cast_slice_mut(&mut space[..length]));
-        let prepare = |turn: usize| {
-            let block = turn * block..((turn + 1) * block).min(rows);
-            // SAFETY: each turn has rows of its own, whose words lie side by side.
+        let length = rows * self.row_len;
+        let packed = SharedOutput::new(bytemuck::cast_slice_mut(&mut packed[..length]));
+        let pack = |task: usize| {
+            let block = task * block..((task + 1) * block).min(rows);
+            // SAFETY: each task has rows of its own, whose packed elements lie side by side.
             unsafe {
-                let space = space.slice_mut(block.start * self.room, block.len() * self.room);
-                self.prepare(block, bytemuck::cast_slice_mut(space));
+                let packed =
+                    packed.slice_mut(block.start * self.row_len, block.len() * self.row_len);
+                self.pack(block, bytemuck::cast_slice_mut(packed));
             }
         };
-        run_in_two_phases(rows.div_ceil(block), prepare, panels, |share| {
-            // SAFETY: all rows are ready, and nothing writes to them any more.
-            let space = unsafe { space.slice(0, length) };
-            multiply(share, bytemuck::cast_slice(space));
+        run_in_two_phases(rows.div_ceil(block), pack, panels, |share| {
+            // SAFETY: all rows are packed, and nothing writes to them any more.
+            let packed = unsafe { packed.slice(0, length) };
+            multiply(share, bytemuck::cast_slice(packed));
         });
     }
 
-    /// Makes the rows of `block` ready in `space`.
+    /// Packs the rows of `block` into `packed`.
     ///
     /// # Safety
     /// Nothing else reads or writes these rows of `inner` meanwhile.
-    pub(super) unsafe fn prepare(&self, block: Range<usize>, space: &mut [u32]) {
+    pub(super) unsafe fn pack(&self, block: Range<usize>, packed: &mut [u32]) {
         let isa = self.isa;
         if isa == Isa::Bf16 {
-            for (input, at) in self.inputs.iter().zip(self.inputs_at) {
+            for (input, at) in self.inputs.iter().zip(self.input_starts) {
                 let floats = &input.values[block.start * input.columns..];
-                self.to_words(floats, input.columns, at, space);
+                self.pack_rows(floats, input.columns, at, packed);
             }
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let (Some(pair), Some(target)) = (&layer.pair, &self.inner[index]) else { continue };
-            let Some(left) = self.input(index, block.start, space) else { continue };
-            let rank = pair.first.outputs;
+            let Some(left) = self.input(index, block.start, packed) else { continue };
+            let rank = pair.down.outputs;
             let region = OutputRegion { start: block.start * rank, stride: rank, columns: rank };
-            let factor = std::iter::once(GemmOperands { left, right: &pair.first });
-            let panels = 0..pair.first.panels();
+            let product = std::iter::once(GemmOperands { left, right: &pair.down });
+            let panels = 0..pair.down.panels();
             // SAFETY: the caller's promise.
             let floats = unsafe {
                 multiply_panels(
                     isa,
                     block.len(),
-                    factor,
+                    product,
                     panels,
                     AccumulateMode::Overwrite,
                     target,
@@ -111,58 +112,59 @@ impl<'a> Preparation<'a> {
                 );
                 target.slice_mut(region.start, block.len() * rank)
             };
-            self.to_words(floats, rank, self.between_at[index], space);
+            self.pack_rows(floats, rank, self.inner_starts[index], packed);
         }
     }
 
-    /// Rows of floats as the words that begin at `at` of each row of `space`.
-    fn to_words(&self, floats: &[f32], columns: usize, at: usize, space: &mut [u32]) {
+    /// Packs rows of floats into the elements that begin at `at` in each row of `packed`.
+    fn pack_rows(&self, floats: &[f32], columns: usize, at: usize, packed: &mut [u32]) {
         let width = packed_len(self.isa, columns);
-        for (row, space) in floats.chunks_exact(columns).zip(space.chunks_exact_mut(self.room)) {
-            pack_row(self.isa, row, &mut space[at..at + width]);
+        for (row, packed) in floats.chunks_exact(columns).zip(packed.chunks_exact_mut(self.row_len))
+        {
+            pack_row(self.isa, row, &mut packed[at..at + width]);
         }
     }
 
-    /// What a layer reads, from row `first` on, which is the first in `space`.
+    /// The input of a layer from row `first` on, which is the first in `packed`.
     fn input<'b>(
         &'b self,
         layer: usize,
         first: usize,
-        space: &'b [u32],
+        packed: &'b [u32],
     ) -> Option<LeftOperand<'b>> {
         let index = if layer < self.inputs.len() { layer } else { 0 };
         let input = self.inputs.get(index)?;
         if self.isa == Isa::Bf16 {
-            let start = self.inputs_at[index];
+            let start = self.input_starts[index];
             return Some(LeftOperand {
-                elements: space,
+                elements: packed,
                 start,
-                row_stride: self.room,
+                row_stride: self.row_len,
                 k_stride: 1,
             });
         }
-        // Floats are words already.
+        // f32 values are packed elements already.
         let (elements, columns) = (bytemuck::cast_slice(input.values), input.columns);
         Some(LeftOperand { elements, start: first * columns, row_stride: columns, k_stride: 1 })
     }
 
-    /// What the results of these layers together are the sum of, for the rows from `first` on that were
-    /// made ready in `space`.
-    pub(super) fn factors<'b>(
+    /// The products whose sum is the output of these layers, for the rows from `first` on that `packed`
+    /// holds.
+    pub(super) fn operands<'b>(
         &'b self,
         layers: Range<usize>,
         first: usize,
-        space: &'b [u32],
+        packed: &'b [u32],
     ) -> impl Iterator<Item = GemmOperands<'b>> + Clone {
         layers.flat_map(move |index| {
             let layer = &self.layers[index];
-            let own = self.input(index, first, space).zip(layer.weight);
+            let own = self.input(index, first, packed).zip(layer.weight);
             let own = own.map(|(left, packed)| GemmOperands { left, right: packed });
             let pair = layer.pair.as_ref().filter(|_| self.inner[index].is_some()).map(|pair| {
-                let start = self.between_at[index];
+                let start = self.inner_starts[index];
                 let left =
-                    LeftOperand { elements: space, start, row_stride: self.room, k_stride: 1 };
-                GemmOperands { left, right: &pair.second }
+                    LeftOperand { elements: packed, start, row_stride: self.row_len, k_stride: 1 };
+                GemmOperands { left, right: &pair.up }
             });
             own.into_iter().chain(pair)
         })
