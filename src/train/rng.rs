@@ -1,7 +1,7 @@
-//! Random numbers that depend on nothing but what they are for.
+//! Counter-based random numbers: each depends on its seed, purpose and index only.
 //!
-//! A counter goes through a mixing function keyed by (seed, purpose, number): no state runs on, so
-//! the order in which numbers are asked for, threads and interruptions change nothing. The mixer is
+//! A mixing function keyed by (seed, purpose, number) is applied to the index. There is no state, so the
+//! order of calls, threads and interruptions change nothing. The mixer is
 //! SplitMix64 (Steele, Lea & Flood 2014).
 
 use sha2::{Digest, Sha256};

@@ -1,6 +1,6 @@
-//! What can go wrong while a device computes.
+//! Errors of a backend.
 
-/// What can go wrong while the engine computes.
+/// Errors of a backend and of the engine above it.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The device failed.
@@ -16,25 +16,25 @@ pub enum BackendError {
     OutOfMemory {
         /// Which backend.
         backend: &'static str,
-        /// What the device says.
+        /// The message of the device.
         reason: String,
     },
-    /// Tensors that do not fit this model.
+    /// Tensors that do not fit the model.
     #[error("the tensors do not fit the model: {0}")]
     Tensors(String),
-    /// Asked for what the backend does not do.
+    /// The backend does not train the model's own weights.
     #[error("the {backend} backend trains LoRA alone, not the model's own weights")]
     FrozenWeights {
         /// Which backend.
         backend: &'static str,
     },
-    /// The model as it was before it trained is asked for, and its own weights have moved.
+    /// The base model is needed, and its own weights have been trained.
     #[error("the model's own weights have been trained: the base is not there any more")]
     BaseIsGone,
-    /// A sequence that the model cannot take.
+    /// A sequence that the model does not accept.
     #[error("{0}")]
     Sequence(String),
 }
 
-/// What a backend or the engine above it returns.
+/// Result of a backend or of the engine above it.
 pub type Outcome<T> = Result<T, BackendError>;

@@ -30,7 +30,7 @@ pub struct Adapter<B: Backend> {
 /// An adapter that answers: its pairs laid out once for all passes.
 pub struct ReadyAdapter<B: Backend> {
     /// One for each of the decoder's modules; `None` where the layer is not adapted.
-    pub(super) pairs: Vec<Option<B::Prepared>>,
+    pub(super) pairs: Vec<Option<B::PackedLora>>,
     /// Stands in the place of the model's embedding.
     pub(super) embedding: Option<B::Weight>,
     /// Stands in the place of the model's head.
@@ -44,7 +44,7 @@ impl<B: Backend> ReadyAdapter<B> {
         let mut ready = Vec::with_capacity(pairs.len());
         for pair in &pairs {
             ready.push(match pair {
-                Some(pair) => Some(decoder.backend().prepare(pair, scale)?),
+                Some(pair) => Some(decoder.backend().pack_lora(pair, scale)?),
                 None => None,
             });
         }

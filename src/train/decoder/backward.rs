@@ -11,7 +11,9 @@ use super::saved_activations::Saved;
 use super::trained::Trained;
 use super::{Block, Decoder, Linear, Mlp, NormLayer, Qkv};
 use crate::train::backend::BackendError;
-use crate::train::backend::{AdaptedBackward, Backend, Outcome, PairBackward, RowLoss, Segment};
+use crate::train::backend::{
+    Backend, LoraLinearBackward, LoraPairBackward, Outcome, RowLoss, Segment,
+};
 
 /// How much each row's loss counts in what is differentiated.
 pub enum Weighing<'a> {
@@ -58,7 +60,7 @@ impl<B: Backend> Decoder<B> {
         let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
         let above = frozen.blocks()..self.blocks.len();
         let (x, _) = self.run_blocks(above, x, &beside, &there.positions, &mut sight, false)?;
-        let rows = self.backend.take_rows(&x, &there.loss_rows)?;
+        let rows = self.backend.gather_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
         self.backend.row_losses(&self.head_losses(adapter, &normed, &there)?)
@@ -90,7 +92,7 @@ impl<B: Backend> Decoder<B> {
         let x = self.behind_frozen(adapter, batch, (&there.ids, &there.positions), frozen)?;
         let above = frozen.blocks()..self.blocks.len();
         let (x, saved) = self.run_blocks(above, x, &beside, &there.positions, &mut sight, true)?;
-        let rows = backend.take_rows(&x, &there.loss_rows)?;
+        let rows = backend.gather_rows(&x, &there.loss_rows)?;
         drop(x);
         let normed = backend.norm(&rows, &self.final_norm.norm)?;
         let mut read = None;
@@ -116,7 +118,7 @@ impl<B: Backend> Decoder<B> {
         drop(normed);
         if let Some(gradient) = gradient {
             let gradient = self.norm_backward(&self.final_norm, gradient, &rows, gradients)?;
-            let gradient = backend.spread_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
+            let gradient = backend.scatter_rows(batch.ids.len(), &there.loss_rows, &gradient)?;
             let lowest = (!self.trains_input(trained)).then_some(frozen.blocks());
             self.blocks_backward(saved, gradient, &beside, gradients, (&there, batch), lowest)?;
         }
@@ -365,11 +367,11 @@ impl<B: Backend> Pass<'_, B> {
             let inner = self.inner.get(&linear.pair);
             let pair = match (pair, inner, gradients.as_mut()) {
                 (Some(pair), Some(inner), Some(gradients)) => {
-                    Some(PairBackward { pair, inner, gradients })
+                    Some(LoraPairBackward { pair, inner, gradients })
                 }
                 _ => None,
             };
-            layers.push(AdaptedBackward { gradient: *gradient, weight: &linear.weight, pair });
+            layers.push(LoraLinearBackward { gradient: *gradient, weight: &linear.weight, pair });
         }
         let made = backend.linears_backward(x, &mut layers, scale, wanted);
         for ((linear, _), gradients) in linears.iter().zip(taken) {
@@ -455,8 +457,8 @@ impl<B: Backend> Pass<'_, B> {
             (Mlp::FusedGated { gate_up, .. }, Some(up)) => {
                 let [gate_columns, up_columns] = decoder.gate_up_columns();
                 let mut both = backend.zeros(backend.rows(&gate), up_columns.end)?;
-                backend.put_columns(&mut both, &[gate_columns], &gate)?;
-                backend.put_columns(&mut both, &[up_columns], &up)?;
+                backend.scatter_columns(&mut both, &[gate_columns], &gate)?;
+                backend.scatter_columns(&mut both, &[up_columns], &up)?;
                 self.linear(gate_up, &both, &normed)
             }
             (mlp, _) => {
@@ -489,7 +491,7 @@ impl<B: Backend> Pass<'_, B> {
                 let width = columns.iter().flatten().map(|range| range.end).max().unwrap_or(0);
                 let mut all = backend.zeros(backend.rows(&normed), width)?;
                 for (gradient, columns) in gradients.iter().zip(columns) {
-                    backend.put_columns(&mut all, columns, gradient)?;
+                    backend.scatter_columns(&mut all, columns, gradient)?;
                 }
                 self.linears(&[(linear, &all)], &normed, wanted)
             }

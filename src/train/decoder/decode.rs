@@ -7,14 +7,14 @@ use super::Decoder;
 use super::adapter::{Adapter, ReadyAdapter};
 use super::forward::{AdaptedRows, Beside, Sight};
 use crate::train::backend::BackendError;
-use crate::train::backend::{Backend, Outcome, RowsOfText, Segment};
+use crate::train::backend::{Backend, CachedRows, Outcome, Segment};
 
 /// A text's part in a pass.
 pub struct TextPass<'a, B: Backend> {
     /// What is beside the base for it.
     pub adapter: Option<&'a ReadyAdapter<B>>,
     /// What came before.
-    pub cache: &'a mut B::Cache,
+    pub cache: &'a mut B::KvCache,
     /// Its next tokens, one at least.
     pub ids: &'a [u32],
     /// How many of them, counted from the last, the logits are wanted of.
@@ -43,11 +43,11 @@ impl<'a, B: Backend> Run<'a, B> {
 
 impl<B: Backend> Decoder<B> {
     /// A cache that holds nothing.
-    pub fn new_cache(&self) -> Outcome<B::Cache> {
+    pub fn new_cache(&self) -> Outcome<B::KvCache> {
         let Some(block) = self.blocks.first() else {
             return Err(BackendError::Sequence("the model has no blocks".to_owned()));
         };
-        self.backend.cache(self.blocks.len(), &block.attention)
+        self.backend.new_cache(self.blocks.len(), &block.attention)
     }
 
     /// Appends each text's tokens to what its cache holds; the logits that each wants, `[wanted,
@@ -57,7 +57,7 @@ impl<B: Backend> Decoder<B> {
     /// Before anything is computed, when [`Decoder::check`] refuses one of the texts.
     pub fn advance(&self, texts: Vec<TextPass<'_, B>>) -> Outcome<Vec<Vec<f32>>> {
         for text in &texts {
-            self.check(self.backend.cached(text.cache), text.ids)?;
+            self.check(self.backend.cached_tokens(text.cache), text.ids)?;
         }
         // Rows of one adapter stand together; they come out alike wherever they stand.
         let mut texts: Vec<(usize, TextPass<'_, B>)> = texts.into_iter().enumerate().collect();
@@ -69,7 +69,7 @@ impl<B: Backend> Decoder<B> {
         let mut rows_of_texts = Vec::with_capacity(texts.len());
         for (index, text) in texts {
             let TextPass { adapter, cache, ids: new, wanted: last } = text;
-            let start = self.backend.cached(cache) as u32;
+            let start = self.backend.cached_tokens(cache) as u32;
             let rows = ids.len()..ids.len() + new.len();
             ids.extend_from_slice(new);
             positions.extend(start..start + new.len() as u32);
@@ -83,7 +83,7 @@ impl<B: Backend> Decoder<B> {
                 _ => runs.push(Run { rows: rows.clone(), adapter, wanted: of_last.collect() }),
             }
             self.backend.reserve(cache, new.len())?;
-            rows_of_texts.push(RowsOfText { rows, cache });
+            rows_of_texts.push(CachedRows { rows, cache });
         }
 
         let x = self.embed_runs(&runs, &ids, &positions)?;
@@ -96,7 +96,7 @@ impl<B: Backend> Decoder<B> {
         let all = 0..self.blocks.len();
         let (x, _) = self.run_blocks(all, x, &beside, &positions, &mut sight, false)?;
         if let Sight::Texts(texts) = sight {
-            for RowsOfText { rows, cache } in texts {
+            for CachedRows { rows, cache } in texts {
                 self.backend.advance(cache, rows.len());
             }
         }
@@ -166,7 +166,7 @@ impl<B: Backend> Decoder<B> {
             if wanted.is_empty() {
                 continue;
             }
-            let rows = self.backend.take_rows(x, &self.backend.indexes(&wanted)?)?;
+            let rows = self.backend.gather_rows(x, &self.backend.indexes(&wanted)?)?;
             let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
             let head = run.head().or(self.head.as_ref()).unwrap_or(&self.embedding);
             let logits = self.backend.logits(&normed, head, self.config.logit_cap)?;
@@ -184,21 +184,21 @@ impl<B: Backend> Decoder<B> {
     pub fn extend(
         &self,
         adapter: Option<&Adapter<B>>,
-        cache: &mut B::Cache,
+        cache: &mut B::KvCache,
         ids: &[u32],
     ) -> Outcome<Vec<f32>> {
-        let start = self.backend.cached(cache);
+        let start = self.backend.cached_tokens(cache);
         self.check(start, ids)?;
         self.backend.reserve(cache, ids.len())?;
-        let mut sight = Sight::Texts(vec![RowsOfText { rows: 0..ids.len(), cache }]);
+        let mut sight = Sight::Texts(vec![CachedRows { rows: 0..ids.len(), cache }]);
         let x = self.run_text(adapter, ids, start as u32, &mut sight)?;
         if let Sight::Texts(texts) = sight {
-            for RowsOfText { rows, cache } in texts {
+            for CachedRows { rows, cache } in texts {
                 self.backend.advance(cache, rows.len());
             }
         }
         let last = self.backend.indexes(&[ids.len() as u32 - 1])?;
-        let last = self.backend.take_rows(&x, &last)?;
+        let last = self.backend.gather_rows(&x, &last)?;
         self.logits_of(adapter, &last)
     }
 

@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::adapter::{Adapter, ReadyAdapter};
 use super::saved_activations::Saved;
 use super::{Block, Decoder, Linear, Mlp, Qkv};
-use crate::train::backend::{Adapted, Backend, Outcome, PairsOfRows, RowsOfText, Segment};
+use crate::train::backend::{
+    Backend, CachedRows, LoraGroup, LoraLinear, Matrices, Outcome, Segment,
+};
 use crate::train::rng::Stream;
 
 /// How the tokens of a pass see each other.
@@ -14,7 +16,7 @@ pub(super) enum Sight<'a, B: Backend> {
     /// Segments of a packed batch, each for itself.
     Segments(&'a [Segment]),
     /// Texts, each of which continues what its cache holds.
-    Texts(Vec<RowsOfText<'a, B>>),
+    Texts(Vec<CachedRows<'a, B>>),
 }
 
 /// Rows and the adapter beside the base's layers for them.
@@ -30,7 +32,7 @@ pub(super) struct Beside<'a, B: Backend> {
     /// `None` for the base alone.
     pub adapter: Option<&'a Adapter<B>>,
     /// What dropout leaves of each pair's input, by pair; empty without dropout.
-    masks: BTreeMap<usize, B::Mask>,
+    masks: BTreeMap<usize, B::DropoutMask>,
     /// Runs of rows with adapters of their own, for answering; none in other passes.
     runs: Option<Vec<AdaptedRows<'a, B>>>,
 }
@@ -64,7 +66,7 @@ impl<'a, B: Backend> Beside<'a, B> {
                 layers.push((pair as u64, module.inputs));
             }
         }
-        let masks = decoder.backend.masks(draws, &layers, adapter.dropout)?;
+        let masks = decoder.backend.dropout_masks(draws, &layers, adapter.dropout)?;
         let masks = pairs.into_iter().zip(masks).collect();
         Ok(Self { adapter: Some(adapter), masks, runs: None })
     }
@@ -82,14 +84,14 @@ impl<'a, B: Backend> Beside<'a, B> {
         pair: usize,
     ) -> Outcome<Option<B::Matrix>> {
         match self.masks.get(&pair) {
-            Some(mask) => Ok(Some(backend.drop_out(x, mask)?)),
+            Some(mask) => Ok(Some(backend.apply_dropout(x, mask)?)),
             None => Ok(None),
         }
     }
 }
 
 /// x · aᵀ of adapted layers as they pile up; `None` when no backward pass follows.
-type Inner<B> = Option<BTreeMap<usize, <B as Backend>::Matrix>>;
+type Inner<B> = Option<BTreeMap<usize, <B as Matrices>::Matrix>>;
 
 impl<B: Backend> Decoder<B> {
     /// The residual stream in front of the first block.
@@ -163,7 +165,8 @@ impl<B: Backend> Decoder<B> {
             }
             Sight::Texts(texts) => {
                 let shape = &block.attention;
-                let attended = backend.attend(layer, &queries, &keys, &values, texts, shape)?;
+                let attended =
+                    backend.attend_cached(layer, &queries, &keys, &values, texts, shape)?;
                 (attended, backend.zeros(0, 1)?)
             }
         };
@@ -226,9 +229,9 @@ impl<B: Backend> Decoder<B> {
                 let all = self.apply(linear, normed, beside, inner)?;
                 let backend = &self.backend;
                 Ok([
-                    backend.take_columns(&all, q)?,
-                    backend.take_columns(&all, k)?,
-                    backend.take_columns(&all, v)?,
+                    backend.gather_columns(&all, q)?,
+                    backend.gather_columns(&all, k)?,
+                    backend.gather_columns(&all, v)?,
                 ])
             }
         }
@@ -251,8 +254,8 @@ impl<B: Backend> Decoder<B> {
                 let both = self.apply(gate_up, normed, beside, inner)?;
                 let [gate, up] = self.gate_up_columns();
                 let backend = &self.backend;
-                let up = backend.take_columns(&both, &[up])?;
-                Ok((backend.take_columns(&both, &[gate])?, Some(up)))
+                let up = backend.gather_columns(&both, &[up])?;
+                Ok((backend.gather_columns(&both, &[gate])?, Some(up)))
             }
             Mlp::Plain { up, .. } => Ok((self.apply(up, normed, beside, inner)?, None)),
         }
@@ -286,14 +289,14 @@ impl<B: Backend> Decoder<B> {
     ) -> [Outcome<B::Matrix>; COUNT] {
         let backend = &self.backend;
         if let Some(runs) = &beside.runs {
-            let runs: Vec<PairsOfRows<'_, B, COUNT>> = runs
+            let runs: Vec<LoraGroup<'_, B, COUNT>> = runs
                 .iter()
-                .map(|run| PairsOfRows {
+                .map(|run| LoraGroup {
                     rows: run.rows.clone(),
                     pairs: linears.map(|linear| run.adapter.pairs[linear.pair].as_ref()),
                 })
                 .collect();
-            return backend.linears_of_runs(x, linears.map(|linear| &linear.weight), &runs);
+            return backend.linears_grouped_lora(x, linears.map(|linear| &linear.weight), &runs);
         }
         let scale = beside.adapter.map_or(0.0, |adapter| adapter.scale);
         let pair_of = |linear: &Linear<B>| beside.adapter?.pairs[linear.pair].as_ref();
@@ -309,7 +312,7 @@ impl<B: Backend> Decoder<B> {
             })
         } else {
             let layers =
-                linears.map(|linear| Adapted { weight: &linear.weight, pair: pair_of(linear) });
+                linears.map(|linear| LoraLinear { weight: &linear.weight, pair: pair_of(linear) });
             backend.linears(x, layers, scale)
         };
         let mut pairs = linears.iter().map(|linear| linear.pair);

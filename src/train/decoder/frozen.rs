@@ -246,9 +246,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::train::backend::RowLoss;
     use crate::train::backend::cpu::backend::CpuBackend;
     use crate::train::backend::cpu::isa::Isa;
+    use crate::train::backend::{Matrices, RowLoss};
     use crate::train::data::sequence::Sequence;
     use crate::train::decoder::trained::Trained;
     use crate::train::model::config::ModelConfig;

@@ -236,12 +236,12 @@ impl<B: Backend> NormLayer<B> {
     fn take_in(&mut self, backend: &B, tensors: &Tensors<B>) -> Outcome<()> {
         if let Some(weight) = tensors.get(self.place) {
             let plus = if self.norm.kind == NormKind::RmsOnePlus { 1.0 } else { 0.0 };
-            self.norm.weight = backend.vector_of(weight, plus)?;
+            self.norm.weight = backend.vector_from(weight, plus)?;
         }
         if self.norm.bias.is_some()
             && let Some(bias) = tensors.get(self.place + 1)
         {
-            self.norm.bias = Some(backend.vector_of(bias, 0.0)?);
+            self.norm.bias = Some(backend.vector_from(bias, 0.0)?);
         }
         Ok(())
     }

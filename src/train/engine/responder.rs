@@ -4,8 +4,8 @@
 //! gives each the logits that it would have got alone, bit for bit.
 
 use super::{BackendKind, isa, on_a_computing_thread};
-use crate::train::backend::Backend;
 use crate::train::backend::BackendError;
+use crate::train::backend::Matrices;
 use crate::train::backend::cpu::attention::kv_cache::{CpuKvCache, PAGE_TOKENS};
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::backend::cpu::isa::Isa;
@@ -79,7 +79,7 @@ impl Responder {
         config: &serde_json::Value,
         weights: &dyn WeightSource,
     ) -> Result<Self, LoadModelError> {
-        Self::load_on(config, weights, CpuBackend::rounding(isa(BackendKind::Cpu)?))
+        Self::load_on(config, weights, CpuBackend::with_bf16_weights(isa(BackendKind::Cpu)?))
     }
 
     /// About how many bytes a base model will take, without reading its tensors.

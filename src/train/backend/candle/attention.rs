@@ -1,248 +1,82 @@
-//! Attention inside of segments, forward and backward, a block of queries at a time.
+//! Attention over packed batches, segment by segment.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::ops::Range;
+use candle_core::Tensor;
 
-use candle_core::{D, Tensor};
+use super::CandleBackend;
+use crate::train::backend::{AttentionOps, AttentionShape, Outcome, Segment};
 
-use super::transfers::Crossing;
-use crate::train::backend::{AttentionShape, Outcome};
-
-/// A score that a query does not see.
-const UNSEEN: f32 = f32::NEG_INFINITY;
-
-/// Scores that exist at once: 512 MiB of them, and a few times that while they become probabilities.
-/// Candle's kernels count elements in 31 bits, which long sequences would exceed.
-pub const MOST_SCORES: usize = 1 << 27;
-
-/// Elements of all masks that are kept.
-const MOST_MASKED: usize = 1 << 26;
-
-/// Attention and the masks that it has made.
-pub struct Attention {
-    most_scores: usize,
-    most_masked: usize,
-    masks: RefCell<Masks>,
-}
-
-#[derive(Default)]
-struct Masks {
-    /// 0, 1, 2 …, as floats.
-    positions: Option<Tensor>,
-    /// By queries, keys and window.
-    known: HashMap<(usize, usize, Option<usize>), Tensor>,
-    elements: usize,
-}
-
-impl Default for Attention {
-    fn default() -> Self {
-        Self::new(MOST_SCORES, MOST_MASKED)
+/// The rows of a segment and of its prefix, in the order of the sequence.
+fn seen_rows(matrix: &Tensor, segment: &Segment) -> Outcome<Tensor> {
+    let mut parts = Vec::with_capacity(1 + segment.before.len());
+    for rows in segment.seen() {
+        parts.push(matrix.narrow(0, rows.start, rows.len())?);
+    }
+    match &parts[..] {
+        [only] => Ok(only.clone()),
+        _ => Ok(Tensor::cat(&parts, 0)?),
     }
 }
 
-/// Queries of one block, and how many keys the last of them sees.
-struct Block {
-    queries: Range<usize>,
-    keys: usize,
-}
-
-impl Attention {
-    /// Attention with at most `most_scores` scores at once (those of one query at least), which keeps
-    /// masks of at most `most_masked` elements together (the newest at least).
-    pub fn new(most_scores: usize, most_masked: usize) -> Self {
-        Self { most_scores, most_masked, masks: RefCell::default() }
-    }
-
-    /// How many masks are kept, and their elements.
-    #[cfg(test)]
-    pub fn kept_masks(&self) -> (usize, usize) {
-        let masks = self.masks.borrow();
-        (masks.known.len(), masks.elements)
-    }
-
-    /// Queries in blocks, in order; they are the last of the keys.
-    fn blocks(&self, queries: usize, keys: usize, heads: usize) -> Vec<Block> {
-        let at_once = (self.most_scores / (heads * keys).max(1)).clamp(1, queries.max(1));
-        let mut blocks = Vec::with_capacity(queries.div_ceil(at_once));
-        for start in (0..queries).step_by(at_once) {
-            let end = (start + at_once).min(queries);
-            blocks.push(Block { queries: start..end, keys: keys - queries + end });
-        }
-        blocks
-    }
-
-    /// Output of queries that are the last of the keys, in rows.
-    pub fn forward(
+impl AttentionOps for CandleBackend {
+    fn attention(
         &self,
-        crossing: &Crossing,
-        [queries, keys, values]: [&Tensor; 3],
-        shape: &AttentionShape,
-    ) -> Outcome<Tensor> {
-        let mut outputs = Vec::new();
-        for block in self.blocks(queries.dim(0)?, keys.dim(0)?, shape.heads) {
-            let rows = queries.narrow(0, block.queries.start, block.queries.len())?;
-            let rows = heads(&rows, shape.heads, shape.head_dim)?;
-            let dims = rows.dims3()?;
-            let rows = grouped(&rows, shape)?;
-            let keys = heads(&keys.narrow(0, 0, block.keys)?, shape.kv_heads, shape.head_dim)?;
-            let values = heads(&values.narrow(0, 0, block.keys)?, shape.kv_heads, shape.head_dim)?;
-            let (probabilities, _) = self.probabilities(crossing, &rows, &keys, shape)?;
-            let output = probabilities.matmul(&values)?.reshape(dims)?;
-            outputs.push(rows_of_heads(&output)?);
-        }
-        Ok(Tensor::cat(&outputs, 0)?)
-    }
-
-    /// Gradients of queries, keys and values of one segment, in rows.
-    pub fn backward(
-        &self,
-        crossing: &Crossing,
-        gradient: &Tensor,
-        [queries, keys, values]: [&Tensor; 3],
-        shape: &AttentionShape,
-    ) -> Outcome<[Tensor; 3]> {
-        let mut query_gradients = Vec::new();
-        let mut others: Option<[Tensor; 2]> = None;
-        // The last block sees every key; the gradients of the others join those of their keys.
-        for block in self.blocks(queries.dim(0)?, keys.dim(0)?, shape.heads).iter().rev() {
-            let rows = |matrix: &Tensor| -> Outcome<Tensor> {
-                let part = matrix.narrow(0, block.queries.start, block.queries.len())?;
-                heads(&part, shape.heads, shape.head_dim)
-            };
-            let query_heads = rows(queries)?;
-            let dims = query_heads.dims3()?;
-            let queries = grouped(&query_heads, shape)?;
-            let gradient = grouped(&rows(gradient)?, shape)?;
-            let keys = heads(&keys.narrow(0, 0, block.keys)?, shape.kv_heads, shape.head_dim)?;
-            let values = heads(&values.narrow(0, 0, block.keys)?, shape.kv_heads, shape.head_dim)?;
-            let (probabilities, bend) = self.probabilities(crossing, &queries, &keys, shape)?;
-            // Softmax: the score's gradient is p · (dp - Σ p · dp).
-            let slopes = gradient.matmul(&values.t()?)?;
-            let mean = (&probabilities * &slopes)?.sum_keepdim(D::Minus1)?;
-            let mut slopes = (&probabilities * slopes.broadcast_sub(&mean)?)?;
-            if let Some(bend) = bend {
-                slopes = (slopes * bend)?;
-            }
-            let slopes = (slopes * f64::from(shape.scale))?;
-            let query_gradient = slopes.matmul(&keys)?.reshape(dims)?;
-            query_gradients.push(rows_of_heads(&query_gradient)?);
-            let made = [
-                rows_of_heads(&slopes.t()?.matmul(&queries)?)?,
-                rows_of_heads(&probabilities.t()?.matmul(&gradient)?)?,
-            ];
-            others = Some(match others {
-                None => made,
-                Some([keys, values]) => {
-                    [add_to_first_rows(&keys, &made[0])?, add_to_first_rows(&values, &made[1])?]
-                }
-            });
-        }
-        query_gradients.reverse();
-        let [keys, values] = match others {
-            Some(made) => made,
-            None => [keys.zeros_like()?, values.zeros_like()?],
-        };
-        Ok([Tensor::cat(&query_gradients, 0)?, keys, values])
-    }
-
-    /// Probabilities `[kv_heads, group · queries, keys]`, and the derivative of the soft cap where
-    /// there is one. `queries` is `[kv_heads, group · queries, head_dim]`.
-    fn probabilities(
-        &self,
-        crossing: &Crossing,
         queries: &Tensor,
         keys: &Tensor,
+        values: &Tensor,
+        segments: &[Segment],
         shape: &AttentionShape,
-    ) -> Outcome<(Tensor, Option<Tensor>)> {
-        let group = shape.heads / shape.kv_heads;
-        let (kv_heads, grouped, _) = queries.dims3()?;
-        let (tokens, all) = (grouped / group, keys.dim(1)?);
-        let mut scores = (queries.matmul(&keys.t()?)? * f64::from(shape.scale))?;
-        let mut bend = None;
-        if let Some(cap) = shape.soft_cap {
-            let bent = (scores / f64::from(cap))?.tanh()?;
-            bend = Some((1.0 - bent.sqr()?)?);
-            scores = (bent * f64::from(cap))?;
+    ) -> Outcome<(Tensor, Tensor)> {
+        let mut outputs = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let queries = queries.narrow(0, segment.rows.start, segment.rows.len())?;
+            let parts = [&queries, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
+            outputs.push(self.attention.forward(&self.transfers, parts, shape)?);
         }
-        let mask = self.mask(crossing, tokens, all, shape.window)?;
-        let scores = scores.reshape((kv_heads, group, tokens, all))?.broadcast_add(&mask)?;
-        let probabilities = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?;
-        Ok((probabilities.reshape((kv_heads, grouped, all))?, bend))
+        let output = Tensor::cat(&outputs, 0)?;
+        // The way back wants nothing more.
+        Ok((output.clone(), output))
     }
 
-    /// What keys a query sees, added to scores: 0 or -∞, `[queries, keys]`; the queries are the
-    /// last of the keys. Made on the device from positions, once for each shape.
-    pub fn mask(
+    fn attention_backward(
         &self,
-        crossing: &Crossing,
-        queries: usize,
-        keys: usize,
-        window: Option<usize>,
-    ) -> Outcome<Tensor> {
-        let masks = &mut *self.masks.borrow_mut();
-        if let Some(mask) = masks.known.get(&(queries, keys, window)) {
-            return Ok(mask.clone());
+        gradient: &Tensor,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        _output: &Tensor,
+        _saved: &Tensor,
+        segments: &[Segment],
+        shape: &AttentionShape,
+    ) -> Outcome<[Tensor; 3]> {
+        let mut query_gradients = Vec::with_capacity(segments.len());
+        // Gradients of each segment's own rows, which later segments that see them add to.
+        let mut others: Vec<[Tensor; 2]> = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let own = |matrix: &Tensor| matrix.narrow(0, segment.rows.start, segment.rows.len());
+            let parts = [&own(queries)?, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
+            let gradient = own(gradient)?;
+            let [queries, keys, values] =
+                self.attention.backward(&self.transfers, &gradient, parts, shape)?;
+            query_gradients.push(queries);
+            let mut first = 0;
+            for rows in segment.seen() {
+                let part = |matrix: &Tensor| matrix.narrow(0, first, rows.len());
+                let made = [part(&keys)?, part(&values)?];
+                first += rows.len();
+                match segments[..others.len()].iter().position(|earlier| earlier.rows == rows) {
+                    Some(earlier) => {
+                        for (into, more) in others[earlier].iter_mut().zip(made) {
+                            *into = (&*into + more)?;
+                        }
+                    }
+                    None => others.push(made),
+                }
+            }
         }
-        let positions = masks.positions(crossing, keys)?;
-        let rows = positions.narrow(0, keys - queries, queries)?.unsqueeze(1)?;
-        let columns = positions.narrow(0, 0, keys)?.unsqueeze(0)?;
-        let back = rows.broadcast_sub(&columns)?;
-        let seen = back.zeros_like()?;
-        let unseen = Tensor::full(UNSEEN, back.shape(), back.device())?;
-        let mut mask = back.ge(&seen)?.where_cond(&seen, &unseen)?;
-        if let Some(window) = window {
-            let reach = Tensor::full(window as f32, back.shape(), back.device())?;
-            mask = back.lt(&reach)?.where_cond(&mask, &unseen)?;
-        }
-        if masks.elements + mask.elem_count() > self.most_masked {
-            masks.known.clear();
-            masks.elements = 0;
-        }
-        masks.elements += mask.elem_count();
-        masks.known.insert((queries, keys, window), mask.clone());
-        Ok(mask)
+        let [keys, values] = [0, 1].map(|which| {
+            let parts: Vec<&Tensor> = others.iter().map(|two| &two[which]).collect();
+            Tensor::cat(&parts, 0)
+        });
+        Ok([Tensor::cat(&query_gradients, 0)?, keys?, values?])
     }
-}
-
-impl Masks {
-    /// At least the first `count` positions.
-    fn positions(&mut self, crossing: &Crossing, count: usize) -> Outcome<Tensor> {
-        if let Some(known) = &self.positions
-            && known.dim(0)? >= count
-        {
-            return Ok(known.clone());
-        }
-        // Twice as many each time, so that growing texts seldom ask again.
-        let values: Vec<f32> = (0..count.next_power_of_two()).map(|at| at as f32).collect();
-        let made = crossing.floats(&values, values.len())?;
-        self.positions = Some(made.clone());
-        Ok(made)
-    }
-}
-
-/// Rows of one segment as `[heads, tokens, head_dim]`.
-fn heads(rows: &Tensor, heads: usize, head_dim: usize) -> Outcome<Tensor> {
-    let tokens = rows.dim(0)?;
-    Ok(rows.reshape((tokens, heads, head_dim))?.transpose(0, 1)?.contiguous()?)
-}
-
-/// `[heads, tokens, head_dim]` back to rows.
-fn rows_of_heads(heads: &Tensor) -> Outcome<Tensor> {
-    let (count, tokens, width) = heads.dims3()?;
-    Ok(heads.transpose(0, 1)?.reshape((tokens, count * width))?)
-}
-
-/// Splits the heads of queries by the key head that they share.
-fn grouped(queries: &Tensor, shape: &AttentionShape) -> Outcome<Tensor> {
-    let (heads, tokens, width) = queries.dims3()?;
-    let group = heads / shape.kv_heads;
-    Ok(queries.reshape((shape.kv_heads, group * tokens, width))?)
-}
-
-/// Adds `more` to as many of the first rows.
-fn add_to_first_rows(all: &Tensor, more: &Tensor) -> Outcome<Tensor> {
-    let (rows, first) = (all.dim(0)?, more.dim(0)?);
-    let sum = (all.narrow(0, 0, first)? + more)?;
-    Ok(Tensor::cat(&[sum, all.narrow(0, first, rows - first)?], 0)?)
 }

@@ -4,12 +4,12 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::transfers::Crossing;
+use super::transfers::HostTransfers;
 use crate::train::backend::Outcome;
 use crate::train::rng::Stream;
 
 /// One layer's mask.
-pub struct Mask {
+pub struct CandleDropoutMask {
     /// A row's bits after the other's, each row in bytes of its own; a set bit drops.
     bytes: Tensor,
     /// What each byte keeps, `[256, 8]`: 0 or 1.
@@ -20,24 +20,24 @@ pub struct Mask {
 }
 
 /// Masks of `layers`, see [`crate::train::backend::Backend::masks`].
-pub fn masks(
-    crossing: &Crossing,
+pub fn dropout_masks(
+    transfers: &HostTransfers,
     draws: &[Stream],
     layers: &[(u64, usize)],
     rate: f32,
-) -> Outcome<Vec<Mask>> {
+) -> Outcome<Vec<CandleDropoutMask>> {
     let bits: Vec<Vec<u8>> = layers
         .par_iter()
         .map(|(layer, columns)| dropped_bits(draws, *layer, *columns, rate))
         .collect();
-    let all = crossing.bytes(bits.concat())?;
+    let all = transfers.bytes(bits.concat())?;
     let kept = |at: usize| if (at / 8) >> (at % 8) & 1 == 1 { 0.0 } else { 1.0 };
     let meaning: Vec<f32> = (0..256 * 8).map(kept).collect();
-    let meaning = crossing.floats(&meaning, (256, 8))?;
+    let meaning = transfers.floats(&meaning, (256, 8))?;
     let mut masks = Vec::with_capacity(layers.len());
     let mut start = 0;
     for (bits, (_layer, columns)) in bits.iter().zip(layers) {
-        masks.push(Mask {
+        masks.push(CandleDropoutMask {
             bytes: all.narrow(0, start, bits.len())?,
             meaning: meaning.clone(),
             columns: *columns,
@@ -65,7 +65,7 @@ fn dropped_bits(draws: &[Stream], layer: u64, columns: usize, rate: f32) -> Vec<
 }
 
 /// What `mask` leaves of `x`.
-pub fn apply(x: &Tensor, mask: &Mask) -> Outcome<Tensor> {
+pub fn apply(x: &Tensor, mask: &CandleDropoutMask) -> Outcome<Tensor> {
     // Candle takes the largest index for "nothing here" and gives zeros: a byte whose bits all drop.
     let kept = mask.meaning.index_select(&mask.bytes, 0)?;
     let kept = kept.reshape((x.dim(0)?, ()))?.narrow(1, 0, mask.columns)?;

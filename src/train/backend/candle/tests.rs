@@ -5,6 +5,8 @@ use std::path::Path;
 use super::*;
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::backend::cpu::isa::Isa;
+use crate::train::backend::{AttentionShape, BackendError, LayerOps, Matrices};
+use crate::train::rng::Stream;
 
 fn candle() -> CandleBackend {
     CandleBackend::new(Device::Cpu)
@@ -69,28 +71,28 @@ fn attention_in_blocks_of_queries_is_attention() {
         let shape =
             AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.7, window, soft_cap };
         let tokens = 11;
-        let crossing = Crossing::new(Device::Cpu);
+        let transfers = HostTransfers::new(Device::Cpu);
         let matrix = |columns: usize, seed: u64| {
-            crossing.floats(&noise(tokens, columns, seed), (tokens, columns)).expect("makes")
+            transfers.floats(&noise(tokens, columns, seed), (tokens, columns)).expect("makes")
         };
         let (queries, keys, values) = (matrix(24, 1), matrix(12, 2), matrix(12, 3));
         let gradient = matrix(24, 4);
-        let run = |most_scores: usize| {
-            let attention = Attention::new(most_scores, 1 << 20);
+        let run = |max_scores: usize| {
+            let attention = CandleAttention::new(max_scores, 1 << 20);
             let inputs = [&queries, &keys, &values];
-            let output = attention.forward(&crossing, inputs, &shape).expect("computes");
-            let gradients = attention.backward(&crossing, &gradient, inputs, &shape);
+            let output = attention.forward(&transfers, inputs, &shape).expect("computes");
+            let gradients = attention.backward(&transfers, &gradient, inputs, &shape);
             let mut all = vec![output];
             all.extend(gradients.expect("computes"));
-            all.iter().map(|one| crossing.read(one).expect("reads")).collect::<Vec<_>>()
+            all.iter().map(|one| transfers.read(one).expect("reads")).collect::<Vec<_>>()
         };
         let whole = run(usize::MAX);
         // One query at a time, three (the last block is shorter), and all of them.
-        for most_scores in [0, 3 * 4 * tokens, tokens * 4 * tokens] {
-            for (blocked, whole) in run(most_scores).iter().zip(&whole) {
+        for max_scores in [0, 3 * 4 * tokens, tokens * 4 * tokens] {
+            for (blocked, whole) in run(max_scores).iter().zip(&whole) {
                 assert_eq!(blocked.len(), whole.len());
                 for (blocked, whole) in blocked.iter().zip(whole) {
-                    assert!((blocked - whole).abs() < 1e-5, "{most_scores}: {blocked} {whole}");
+                    assert!((blocked - whole).abs() < 1e-5, "{max_scores}: {blocked} {whole}");
                 }
             }
         }
@@ -99,11 +101,11 @@ fn attention_in_blocks_of_queries_is_attention() {
 
 #[test]
 fn masks_of_attention_are_made_once_for_each_shape_and_given_up_when_they_are_many() {
-    let attention = Attention::new(1 << 20, 100);
-    let crossing = Crossing::new(Device::Cpu);
+    let attention = CandleAttention::new(1 << 20, 100);
+    let transfers = HostTransfers::new(Device::Cpu);
     let mask = |queries, keys, window| {
-        let mask = attention.mask(&crossing, queries, keys, window).expect("makes");
-        crossing.read(&mask).expect("reads")
+        let mask = attention.mask(&transfers, queries, keys, window).expect("makes");
+        transfers.read(&mask).expect("reads")
     };
     let no = f32::NEG_INFINITY;
     let all = [0.0, no, no, 0.0, 0.0, no, 0.0, 0.0, 0.0];
@@ -112,14 +114,14 @@ fn masks_of_attention_are_made_once_for_each_shape_and_given_up_when_they_are_ma
     assert_eq!(mask(3, 3, Some(1)), [0.0, no, no, no, 0.0, no, no, no, 0.0]);
     assert_eq!(mask(1, 4, Some(2)), [no, no, 0.0, 0.0]);
     assert_eq!(mask(3, 3, None), all);
-    assert_eq!(crossing.transfers().up, 1, "four positions serve all of them");
-    assert_eq!(attention.kept_masks(), (4, 9 + 6 + 9 + 4));
+    assert_eq!(transfers.counts().to_device, 1, "four positions serve all of them");
+    assert_eq!(attention.cached_masks(), (4, 9 + 6 + 9 + 4));
     mask(8, 8, None);
-    assert_eq!(attention.kept_masks(), (5, 92));
+    assert_eq!(attention.cached_masks(), (5, 92));
     mask(3, 3, Some(2));
-    assert_eq!(attention.kept_masks(), (1, 9));
+    assert_eq!(attention.cached_masks(), (1, 9));
     mask(11, 11, None);
-    assert_eq!(attention.kept_masks(), (1, 121), "the newest is kept whatever its size");
+    assert_eq!(attention.cached_masks(), (1, 121), "the newest is kept whatever its size");
 }
 
 #[test]
@@ -130,14 +132,16 @@ fn dropout_drops_the_same_elements_as_on_the_cpu() {
     // At 0.97 whole bytes drop.
     for rate in [0.1, 0.5, 0.97] {
         let candle = candle();
-        let ours = candle.masks(&draws, &layers, rate).expect("draws");
-        let theirs = cpu.masks(&draws, &layers, rate).expect("draws");
+        let ours = candle.dropout_masks(&draws, &layers, rate).expect("draws");
+        let theirs = cpu.dropout_masks(&draws, &layers, rate).expect("draws");
         for (((_layer, columns), ours), theirs) in layers.iter().zip(&ours).zip(&theirs) {
             let x = noise(draws.len(), *columns, 9);
             let here = candle.matrix(draws.len(), *columns, &x).expect("makes");
             let there = cpu.matrix(draws.len(), *columns, &x).expect("makes");
-            let here = candle.values(&candle.drop_out(&here, ours).expect("drops")).expect("reads");
-            let there = cpu.values(&cpu.drop_out(&there, theirs).expect("drops")).expect("reads");
+            let here =
+                candle.values(&candle.apply_dropout(&here, ours).expect("drops")).expect("reads");
+            let there =
+                cpu.values(&cpu.apply_dropout(&there, theirs).expect("drops")).expect("reads");
             assert_eq!(here, there, "{rate} {columns}");
             assert!(here.contains(&0.0) || rate < 0.2);
         }
@@ -166,11 +170,11 @@ fn an_error_of_the_device_is_one_line_and_full_memory_is_told_from_other_faults(
 
 #[test]
 fn scores_of_long_texts_take_no_more_memory_than_a_block_of_queries() {
-    assert_eq!(passing_bytes(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000);
-    assert_eq!(passing_bytes(8, 10, 50_000), 6 * 4 * 256 * 50_000, "the head takes more");
+    assert_eq!(temporary_bytes(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000);
+    assert_eq!(temporary_bytes(8, 10, 50_000), 6 * 4 * 256 * 50_000, "the head takes more");
     let most = 6 * 4 * (1 << 27);
-    assert_eq!(passing_bytes(32, 1 << 16, 50_000), most);
-    assert_eq!(passing_bytes(32, 1 << 17, 50_000), most);
+    assert_eq!(temporary_bytes(32, 1 << 16, 50_000), most);
+    assert_eq!(temporary_bytes(32, 1 << 17, 50_000), most);
 }
 
 #[test]
@@ -179,7 +183,7 @@ fn columns_that_are_put_into_a_matrix_are_not_put_into_its_copies() {
     let mut matrix = backend.zeros(2, 4).expect("makes");
     let copy = backend.copy(&matrix).expect("copies");
     let from = backend.matrix(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).expect("makes");
-    backend.put_columns(&mut matrix, &[3..4, 0..2], &from).expect("puts");
+    backend.scatter_columns(&mut matrix, &[3..4, 0..2], &from).expect("puts");
     assert_eq!(backend.values(&matrix).expect("reads"), [2.0, 3.0, 0.0, 1.0, 5.0, 6.0, 0.0, 4.0]);
     assert_eq!(backend.values(&copy).expect("reads"), [0.0; 8]);
 }

@@ -1,10 +1,8 @@
-//! The one way between host and device: everything that goes up or comes down does so here and is
-//! counted.
+//! Host–device transfers: all of them go through here and are counted.
 //!
-//! Asking the device for numbers makes the host wait for all that was asked of it before, so a
-//! training step must not do it on its way. A test (`transfers`, beside the engine) counts what a
-//! step moves; another (in `tests`) looks that no other file of this folder makes tensors of host
-//! values or reads one.
+//! Reading from the device makes the host wait for all work that the device was given before, so a training
+//! step must not do it on the way. One test (`transfers`, in the engine) counts the transfers of a step;
+//! another (in `tests`) checks that no other file of this folder makes tensors of host values or reads one.
 
 use std::cell::Cell;
 
@@ -12,71 +10,71 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::train::backend::Outcome;
 
-/// How often something went each way.
+/// Number of transfers in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Transfers {
+pub struct TransferCounts {
     /// From the host to the device.
-    pub up: u64,
+    pub to_device: u64,
     /// From the device to the host, which waits.
-    pub down: u64,
+    pub to_host: u64,
 }
 
-/// A device and the ways to it.
-pub struct Crossing {
+/// A device and the transfers to and from it.
+pub struct HostTransfers {
     device: Device,
-    transfers: Cell<Transfers>,
+    counts: Cell<TransferCounts>,
 }
 
-impl Crossing {
-    /// The ways to `device`.
+impl HostTransfers {
+    /// Transfers to and from `device`.
     pub fn new(device: Device) -> Self {
-        Self { device, transfers: Cell::default() }
+        Self { device, counts: Cell::default() }
     }
 
-    /// What has been moved so far.
+    /// Transfers so far.
     #[cfg(test)]
-    pub fn transfers(&self) -> Transfers {
-        self.transfers.get()
+    pub fn counts(&self) -> TransferCounts {
+        self.counts.get()
     }
 
-    fn count_up(&self) {
-        let Transfers { up, down } = self.transfers.get();
-        self.transfers.set(Transfers { up: up + 1, down });
+    fn count_to_device(&self) {
+        let counts = self.counts.get();
+        self.counts.set(TransferCounts { to_device: counts.to_device + 1, ..counts });
     }
 
-    fn count_down(&self) {
-        let Transfers { up, down } = self.transfers.get();
-        self.transfers.set(Transfers { up, down: down + 1 });
+    fn count_to_host(&self) {
+        let counts = self.counts.get();
+        self.counts.set(TransferCounts { to_host: counts.to_host + 1, ..counts });
     }
 
     /// Floats, row-major, to the device.
     pub fn floats(&self, values: &[f32], shape: impl Into<Shape>) -> Outcome<Tensor> {
-        self.count_up();
+        self.count_to_device();
         Ok(Tensor::from_slice(values, shape.into(), &self.device)?)
     }
 
     /// Indexes to the device.
     pub fn indexes(&self, values: &[u32]) -> Outcome<Tensor> {
-        self.count_up();
+        self.count_to_device();
         Ok(Tensor::from_slice(values, values.len(), &self.device)?)
     }
 
     /// Bytes to the device.
     pub fn bytes(&self, values: Vec<u8>) -> Outcome<Tensor> {
-        self.count_up();
+        self.count_to_device();
         let length = values.len();
         Ok(Tensor::from_vec(values, length, &self.device)?)
     }
 
     /// Floats to the host, row-major.
     pub fn read(&self, tensor: &Tensor) -> Outcome<Vec<f32>> {
-        self.count_down();
+        self.count_to_host();
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
     /// Zeros, made on the device.
     pub fn zeros(&self, rows: usize, columns: usize) -> Outcome<Tensor> {
-        // A CUDA device gives out no memory of no size: no rows are a part of one.
+        // A CUDA device does not allocate empty memory: no rows are a part of one row.
         let made = Tensor::zeros((rows.max(1), columns), DType::F32, &self.device)?;
         Ok(made.narrow(0, 0, rows)?)
     }

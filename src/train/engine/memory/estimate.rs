@@ -126,7 +126,7 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, BackendError> {
         }
         BackendKind::Candle | BackendKind::Cuda(_) => {
             let (heads, vocabulary) = (model.heads as u64, model.vocabulary as u64);
-            candle::passing_bytes(heads, longest as u64, vocabulary)
+            candle::temporary_bytes(heads, longest as u64, vocabulary)
         }
     };
     // The machine's memory reads for a device of its own.

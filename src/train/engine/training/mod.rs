@@ -7,7 +7,7 @@ use super::{
 };
 use crate::train::backend::AdamWStep;
 use crate::train::backend::BackendError;
-use crate::train::backend::{Backend, Moved, RowLoss};
+use crate::train::backend::{Backend, ParameterUpdate, RowLoss};
 use crate::train::data::sequence::Sequence;
 use crate::train::decoder::Decoder;
 use crate::train::decoder::backward::Weighing;
@@ -275,7 +275,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 .zip(self.gradients.matrices())
                 .zip(self.first_moments.matrices_mut())
                 .zip(self.second_moments.matrices_mut())
-                .map(|(((parameter, gradient), first), second)| Moved {
+                .map(|(((parameter, gradient), first), second)| ParameterUpdate {
                     parameter,
                     gradient,
                     first,

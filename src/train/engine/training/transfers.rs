@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::train::backend::candle::{CandleBackend, Transfers};
+use crate::train::backend::candle::{CandleBackend, TransferCounts};
 use crate::train::model::error::LoadError;
 use crate::train::model::lora::LoraSettings;
 use crate::train::model::weights::{HostTensor, safetensors};
@@ -93,11 +93,14 @@ fn sequences() -> Vec<Sequence> {
 fn moved(
     engine: &mut TrainingEngine<CandleBackend>,
     work: impl FnOnce(&mut TrainingEngine<CandleBackend>),
-) -> Transfers {
-    let before = engine.decoder.backend().transfers();
+) -> TransferCounts {
+    let before = engine.decoder.backend().transfer_counts();
     work(engine);
-    let after = engine.decoder.backend().transfers();
-    Transfers { up: after.up - before.up, down: after.down - before.down }
+    let after = engine.decoder.backend().transfer_counts();
+    TransferCounts {
+        to_device: after.to_device - before.to_device,
+        to_host: after.to_host - before.to_host,
+    }
 }
 
 fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
@@ -131,9 +134,17 @@ fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_trains_in_how
             let first = moved(&mut engine, |engine| step(engine, 1));
             // Token ids, positions, loss rows, targets and factors; once also the positions that
             // masks of attention are made of.
-            assert_eq!(first, Transfers { up: 6, down: 2 }, "{family} {layers} {tuning:?}");
+            assert_eq!(
+                first,
+                TransferCounts { to_device: 6, to_host: 2 },
+                "{family} {layers} {tuning:?}"
+            );
             let second = moved(&mut engine, |engine| step(engine, 2));
-            assert_eq!(second, Transfers { up: 5, down: 2 }, "{family} {layers} {tuning:?}");
+            assert_eq!(
+                second,
+                TransferCounts { to_device: 5, to_host: 2 },
+                "{family} {layers} {tuning:?}"
+            );
         }
     }
 }
@@ -146,7 +157,7 @@ fn dropout_moves_the_masks_of_all_layers_at_once() {
         step(&mut engine, 1);
         let second = moved(&mut engine, |engine| step(engine, 2));
         // The masks' bits, and what a byte of them means.
-        assert_eq!(second, Transfers { up: 7, down: 2 }, "{layers}");
+        assert_eq!(second, TransferCounts { to_device: 7, to_host: 2 }, "{layers}");
     }
 }
 
@@ -166,7 +177,7 @@ fn losses_that_decide_on_factors_come_down_once() {
             let made = decoder.losses_and_gradients(trained, &pass, weighing, gradients, frozen);
             made.expect("computes");
         });
-        assert_eq!(moved, Transfers { up: 5, down: 1 }, "{layers}");
+        assert_eq!(moved, TransferCounts { to_device: 5, to_host: 1 }, "{layers}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Paged attention: new tokens of sequences attend to the pages of their KV caches. Forward only.
+//! Paged attention: new tokens of sequences attend_cached to the pages of their KV caches. Forward only.
 //!
 //! A task is a few rows of scores of one sequence: query rows of one head, or, for a single new token, the
 //! heads that share keys. A row's result depends neither on how rows are split into tasks nor on how the
