@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What the examples of a file are.
+/// The format of the examples of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
@@ -15,15 +15,15 @@ pub enum Format {
     Preference,
 }
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions.
     System,
-    /// Instructions, in OpenAI's newer word; templates see `system`.
+    /// Instructions, under OpenAI's newer name. Templates see `system`.
     Developer,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -36,7 +36,7 @@ pub enum Role {
 /// A tool call of the assistant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolCall {
-    /// The id that the tool's answer names.
+    /// The id that the result of the tool names.
     pub id: String,
     /// Name of the function.
     pub name: String,
@@ -47,50 +47,50 @@ pub struct ToolCall {
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// What is said; `None` for null or absent, as with tool calls.
+    /// The text; `None` for null or absent, as with tool calls.
     pub content: Option<String>,
-    /// Name of the speaker.
+    /// Name of the author.
     pub name: Option<String>,
-    /// For assistant messages: whether the model learns this message (`weight` is not 0).
+    /// For assistant messages: whether its tokens are supervised (`weight` is not 0).
     pub trained: bool,
     /// Tool calls of the assistant.
     pub tool_calls: Vec<ToolCall>,
-    /// For tool messages: the call that is answered.
+    /// For tool messages: the call of which this is the result.
     pub tool_call_id: Option<String>,
 }
 
 /// One training example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Example {
-    /// A conversation; the model learns the assistant's messages.
+    /// A conversation. The assistant's messages are supervised.
     Chat {
         /// In order.
         messages: Vec<Message>,
         /// JSON schemas of the tools, as OpenAI writes them.
         tools: Vec<serde_json::Value>,
     },
-    /// A text and what follows it; the model learns the completion.
+    /// A prompt and its completion. The completion is supervised.
     PromptCompletion {
-        /// What is given.
+        /// The prompt.
         prompt: String,
-        /// What is learnt.
+        /// The completion.
         completion: String,
     },
-    /// A conversation with two answers; the model learns to prefer one.
+    /// A conversation with two answers, one preferred over the other.
     Preference {
-        /// What comes before the answer.
+        /// The messages before the answer.
         messages: Vec<Message>,
         /// JSON schemas of the tools, as OpenAI writes them.
         tools: Vec<serde_json::Value>,
-        /// The answer to prefer, and the other one.
+        /// The preferred answer, and the other one.
         answers: Box<[Message; 2]>,
     },
 }
 
 impl Format {
-    /// In words, for messages.
+    /// A description for texts to the user.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Chat => "a chat (\"messages\")",
@@ -112,7 +112,7 @@ impl Example {
 }
 
 impl Role {
-    /// Every role, as it is spelt.
+    /// Every role with its name in files.
     pub const ALL: &'static [(&'static str, Role)] = &[
         ("system", Role::System),
         ("developer", Role::Developer),
@@ -122,7 +122,7 @@ impl Role {
         ("function", Role::Function),
     ];
 
-    /// The role as templates know it: `developer` is a newer word for `system`.
+    /// The role's name in chat templates: `developer` is a newer name of `system`.
     pub fn in_templates(self) -> &'static str {
         match self {
             Self::System | Self::Developer => "system",

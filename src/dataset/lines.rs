@@ -1,11 +1,11 @@
-//! Lines of a JSONL file as its bytes come in, in constant memory.
+//! Splits a JSONL file into lines while its bytes arrive, in constant memory.
 
 use super::MAX_LINE_BYTES;
 
-/// What is wrong with a line before it is even read as JSON.
+/// What is wrong with a line before it is parsed as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LineFault {
-    /// Longer than [`MAX_LINE_BYTES`]; its bytes were not kept.
+    /// Longer than [`MAX_LINE_BYTES`]. Its bytes were dropped.
     TooLong,
     /// Not UTF-8.
     NotUtf8,
@@ -22,11 +22,11 @@ impl std::fmt::Display for LineFault {
     }
 }
 
-/// Who hears of each line that is not blank: its number, from 1 (blank lines count), and its text
-/// without the end of line.
-pub type EachLine<'a> = dyn FnMut(u64, Result<&str, LineFault>) + 'a;
+/// Called with each line that is not blank: its number, from 1 (blank lines count), and its text without the
+/// end of line.
+pub type LineCallback<'a> = dyn FnMut(u64, Result<&str, LineFault>) + 'a;
 
-/// Cuts bytes into lines; tolerates a byte-order mark, CRLF and blank lines.
+/// Splits bytes into lines. Accepts a byte-order mark, CRLF and blank lines.
 #[derive(Debug, Default)]
 pub struct LineSplitter {
     lines_done: u64,
@@ -35,32 +35,32 @@ pub struct LineSplitter {
 }
 
 impl LineSplitter {
-    /// Takes the next bytes and hands out the lines that end in them.
-    pub fn feed(&mut self, mut bytes: &[u8], each: &mut EachLine<'_>) {
+    /// Adds the next bytes and emits the lines that end in them.
+    pub fn feed(&mut self, mut bytes: &[u8], each: &mut LineCallback<'_>) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let line = &bytes[..end];
             bytes = &bytes[end + 1..];
-            // Most lines lie in one piece, and need no copy.
+            // Most lines are in one chunk and need no copy.
             let is_whole = self.pending.is_empty() && !self.is_too_long;
             if is_whole && line.len() <= MAX_LINE_BYTES {
                 self.lines_done += 1;
-                hand_out(self.lines_done, line, each);
+                emit(self.lines_done, line, each);
                 continue;
             }
-            self.keep(line);
+            self.buffer(line);
             self.end_line(each);
         }
-        self.keep(bytes);
+        self.buffer(bytes);
     }
 
-    /// Hands out the last line, if the file does not end with an end of line.
-    pub fn finish(&mut self, each: &mut EachLine<'_>) {
+    /// Emits the last line, if the file does not end with an end of line.
+    pub fn finish(&mut self, each: &mut LineCallback<'_>) {
         if !self.pending.is_empty() || self.is_too_long {
             self.end_line(each);
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
+    fn buffer(&mut self, bytes: &[u8]) {
         if self.is_too_long || self.pending.len() + bytes.len() > MAX_LINE_BYTES {
             self.is_too_long = true;
             self.pending.clear();
@@ -69,20 +69,20 @@ impl LineSplitter {
         self.pending.extend_from_slice(bytes);
     }
 
-    fn end_line(&mut self, each: &mut EachLine<'_>) {
+    fn end_line(&mut self, each: &mut LineCallback<'_>) {
         self.lines_done += 1;
         if self.is_too_long {
             each(self.lines_done, Err(LineFault::TooLong));
         } else {
-            hand_out(self.lines_done, &self.pending, each);
+            emit(self.lines_done, &self.pending, each);
         }
         self.pending.clear();
         self.is_too_long = false;
     }
 }
 
-/// Hands out a line, unless it is blank.
-fn hand_out(number: u64, mut bytes: &[u8], each: &mut EachLine<'_>) {
+/// Emits a line, unless it is blank.
+fn emit(number: u64, mut bytes: &[u8], each: &mut LineCallback<'_>) {
     if number == 1 {
         bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_named_and_not_kept() {
+    fn a_line_that_is_too_long_is_reported_and_dropped() {
         let mut bytes = vec![b'x'; MAX_LINE_BYTES + 1];
         bytes.extend_from_slice(b"\nnext\n");
         for chunk in [1 << 16, bytes.len()] {

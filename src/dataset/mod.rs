@@ -1,7 +1,7 @@
-//! Training data as the product sees it: one example per JSONL line, and what can be wrong with it.
+//! Training data: one example per JSONL line, and the diagnostics of a file.
 //!
-//! `validate` reads uploads with this, the engine reads the same bytes again when a job starts, so
-//! both judge a line by one rule.
+//! `validate` reads uploads with this module, and the trainer reads the same bytes with it when a job starts.
+//! So both apply the same rules to a line.
 
 pub mod example;
 pub mod lines;
@@ -16,7 +16,7 @@ pub use validation_report::{Diagnostic, Diagnostics, ValidationReport};
 /// Fewest examples that a training file may hold.
 pub const MIN_EXAMPLES: u64 = 10;
 
-/// Most problems that are listed with their place; the rest is counted.
+/// Most diagnostics that are listed; the rest is counted.
 pub const MAX_LISTED_PROBLEMS: usize = 50;
 
 /// Longest line of a training file, in bytes.

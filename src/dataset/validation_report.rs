@@ -1,18 +1,18 @@
-//! What a look at a file found: how many examples of which format, and every problem with its place.
+//! The validation report of a file: how many examples of which format, and the diagnostics.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Format, MAX_LISTED_PROBLEMS};
 
-/// One thing that is wrong, and where.
+/// One thing that is wrong, with its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
     /// Line of the file, from 1.
     pub line: u64,
-    /// Index of the message in `messages`, from 0, where one is at fault.
+    /// Index of the message in `messages`, from 0, if the diagnostic is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_index: Option<usize>,
-    /// Path of the key at fault, such as `messages[2].content`.
+    /// Path of the key, such as `messages[2].content`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// What is wrong and what to do.
@@ -32,7 +32,7 @@ impl std::fmt::Display for Diagnostic {
     }
 }
 
-/// Diagnostics as they pile up: the first few with their place, all of them counted.
+/// A list of diagnostics: the first ones are listed, all are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Diagnostics {
     /// The first [`MAX_LISTED_PROBLEMS`], in file order.
@@ -43,10 +43,10 @@ pub struct Diagnostics {
 
 impl Diagnostics {
     /// Adds one.
-    pub fn push(&mut self, problem: Diagnostic) {
+    pub fn push(&mut self, diagnostic: Diagnostic) {
         self.total += 1;
         if self.listed.len() < MAX_LISTED_PROBLEMS {
-            self.listed.push(problem);
+            self.listed.push(diagnostic);
         }
     }
 
@@ -56,16 +56,16 @@ impl Diagnostics {
     }
 }
 
-/// What a look at a whole training or validation file found.
+/// The result of validating a training or validation file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ValidationReport {
-    /// Lines that hold an example, blank ones not counted.
+    /// Lines with an example; blank lines do not count.
     pub examples: u64,
     /// The format of the examples; `None` when there is none or they are mixed.
     pub format: Option<Format>,
-    /// What makes the file unusable.
+    /// Errors, which make the file unusable.
     pub problems: Diagnostics,
-    /// What the user should know, though the file can be used (unknown keys, a BOM, a last
-    /// message that is not the assistant's …): the same shape, listed and counted alike.
+    /// Warnings about a file that can be used: unknown keys, a byte-order mark, a last message that is not
+    /// the assistant's.
     pub warnings: Diagnostics,
 }

@@ -1,14 +1,14 @@
-//! Reads messages: who speaks, what is said, whether it is learnt, which tools are called.
+//! Parses messages: role, content, weight, tool calls.
 
 use std::collections::BTreeSet;
 
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
-use super::{Reader, kind};
+use super::{ExampleParser, kind};
 use crate::dataset::{Message, Role, ToolCall};
 
-impl Reader<'_> {
-    /// The messages of a list, as far as they are right.
+impl ExampleParser<'_> {
+    /// The messages of a list, without the invalid ones.
     pub(super) fn messages(&mut self, value: &Value<'_>) -> Vec<Message> {
         let Some(list) = value.as_array() else {
             let message = format!("expected a list of messages, found {}", kind(value));
@@ -58,7 +58,7 @@ impl Reader<'_> {
             "refusal",
         ];
         self.unknown_keys(object, &known, Some(index));
-        let before = self.found;
+        let before = self.problems_found;
         let role = self.role(index, object);
         let content = self.content(index, object.get("content"));
         let name = match object.get("name") {
@@ -81,14 +81,14 @@ impl Reader<'_> {
             }
             _ => None,
         };
-        if content.is_none() && tool_calls.is_empty() && self.found == before {
+        if content.is_none() && tool_calls.is_empty() && self.problems_found == before {
             let text = match is_assistant {
                 true => "an assistant message needs content or tool_calls",
                 false => "the message has no content",
             };
             self.at(index, "content", text.to_owned());
         }
-        if self.found > before {
+        if self.problems_found > before {
             return None;
         }
         Some(Message { role: role?, content, name, trained, tool_calls, tool_call_id })
@@ -152,7 +152,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the message is learnt.
+    /// Whether the message is supervised.
     fn weight(&mut self, index: usize, value: Option<&Value<'_>>, is_assistant: bool) -> bool {
         match value {
             None | Some(Value::Null) => is_assistant,

@@ -1,10 +1,10 @@
-//! Reads examples and messages, and names every problem with its place.
+//! Parses examples and messages, with a diagnostic for every problem.
 
 mod messages;
 mod plain;
 
 use serde::Deserialize;
-// Objects of a line are read once and have few keys: lists of borrowed texts, not maps of owned ones.
+// Objects of a line are read once and have few keys, so they are lists of borrowed keys, not maps.
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Diagnostic, Diagnostics, Example, Message, Role};
@@ -12,24 +12,25 @@ use crate::util::repeated_key::{self, RepeatedKey};
 
 pub use plain::plain_format;
 
-/// Reads one line. Every problem goes to `problems`, with line, message index and key; what the
-/// user should know goes to `warnings`. `None` when the line cannot be used.
+/// Parses one line. Errors go to `problems`, warnings to `warnings`, each with line, message index and key.
+/// `None` when the line cannot be used.
 pub fn parse_example(
     line: u64,
     text: &str,
     problems: &mut Diagnostics,
     warnings: &mut Diagnostics,
 ) -> Option<Example> {
-    let mut reader = Reader { line, problems, warnings, found: 0, list: "messages" };
+    let mut parser =
+        ExampleParser { line, problems, warnings, problems_found: 0, list: "messages" };
     let value: Value<'_> = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(error) => {
-            reader.problem(None, None, format!("not valid JSON: {}", without_line(&error)));
+            parser.problem(None, None, format!("not valid JSON: {}", without_line(&error)));
             return None;
         }
     };
     let Value::Object(object) = &value else {
-        reader.problem(None, None, format!("expected an object, found {}", kind(&value)));
+        parser.problem(None, None, format!("expected an object, found {}", kind(&value)));
         return None;
     };
     if let Some(RepeatedKey { path, list_index }) = repeated_key::find(&value) {
@@ -37,47 +38,47 @@ pub fn parse_example(
             .split_once('[')
             .is_some_and(|(list, _)| list.ends_with("tools") || list.ends_with("functions"));
         let message_index = list_index.filter(|_| !is_of_tools);
-        let text = "the key stands there twice: keep one of them".to_owned();
-        reader.problem(message_index, Some(path), text);
+        let text = "the key occurs twice: keep one of them".to_owned();
+        parser.problem(message_index, Some(path), text);
         return None;
     }
     let example = if object.contains_key("messages") {
-        reader.chat(object)
+        parser.chat(object)
     } else if object.contains_key("input") {
-        reader.preference(object)
+        parser.preference(object)
     } else if object.contains_key("prompt") || object.contains_key("completion") {
-        reader.prompt_completion(object)
+        parser.prompt_completion(object)
     } else {
         let keys: Vec<&str> = object.keys().collect();
         let message = format!(
             "expected \"messages\", or \"prompt\" and \"completion\", or \"input\" with \
              \"preferred_output\" and \"non_preferred_output\"; found the keys {keys:?}"
         );
-        reader.problem(None, None, message);
+        parser.problem(None, None, message);
         None
     };
-    if reader.found > 0 { None } else { example }
+    if parser.problems_found > 0 { None } else { example }
 }
 
-/// Reads the messages of a chat request by the rules of training files; the first problem, if any.
-/// The conversation need not hold an assistant's message.
+/// Parses the messages of a chat request by the rules of training files; the first problem, if any. An
+/// assistant's message is not required.
 pub fn parse_messages(messages: &serde_json::Value) -> Result<Vec<Message>, Diagnostic> {
     let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
-    let mut reader = Reader {
+    let mut parser = ExampleParser {
         line: 0,
         problems: &mut problems,
         warnings: &mut warnings,
-        found: 0,
+        problems_found: 0,
         list: "messages",
     };
-    let mut read = Vec::new();
+    let mut parsed = Vec::new();
     match Value::deserialize(messages) {
-        Ok(messages) => read = reader.messages(&messages),
-        Err(error) => reader.problem(None, Some("messages".to_owned()), error.to_string()),
+        Ok(messages) => parsed = parser.messages(&messages),
+        Err(error) => parser.problem(None, Some("messages".to_owned()), error.to_string()),
     }
     match problems.listed.into_iter().next() {
         Some(problem) => Err(problem),
-        None => Ok(read),
+        None => Ok(parsed),
     }
 }
 
@@ -90,7 +91,7 @@ fn without_line(error: &serde_json::Error) -> String {
     }
 }
 
-/// What a value is, for messages.
+/// The kind of a value, for texts to the user.
 fn kind(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
@@ -102,19 +103,20 @@ fn kind(value: &Value<'_>) -> &'static str {
     }
 }
 
-struct Reader<'a> {
+/// Parses one line.
+struct ExampleParser<'a> {
     line: u64,
     problems: &'a mut Diagnostics,
     warnings: &'a mut Diagnostics,
-    /// Diagnostics of this line.
-    found: usize,
-    /// Path of the list of messages that is being read.
+    /// Problems of this line.
+    problems_found: usize,
+    /// Path of the list of messages that is being parsed.
     list: &'static str,
 }
 
-impl Reader<'_> {
+impl ExampleParser<'_> {
     fn problem(&mut self, message_index: Option<usize>, key: Option<String>, message: String) {
-        self.found += 1;
+        self.problems_found += 1;
         self.problems.push(Diagnostic { line: self.line, message_index, key, message });
     }
 
@@ -144,7 +146,7 @@ impl Reader<'_> {
         };
         let (prompt, completion) = (text("prompt"), text("completion")?);
         if completion.is_empty() {
-            let message = "the completion is empty: there is nothing to learn".to_owned();
+            let message = "the completion is empty: there is nothing to train on".to_owned();
             self.problem(None, Some("completion".to_owned()), message);
         }
         Some(Example::PromptCompletion { prompt: prompt?, completion })
@@ -155,23 +157,24 @@ impl Reader<'_> {
         self.unknown_keys(object, &known, None);
         let messages = self.messages(object.get("messages")?);
         let tools = self.tools(object);
-        if self.found > 0 {
+        if self.problems_found > 0 {
             return None;
         }
-        let learns = messages.iter().any(|message| {
+        let has_supervised = messages.iter().any(|message| {
             message.role == Role::Assistant
                 && message.trained
                 && (message.content.is_some() || !message.tool_calls.is_empty())
         });
-        if !learns {
+        if !has_supervised {
             let message = "no assistant message with content and a weight other than 0: there is \
-                           nothing to learn";
+                           nothing to train on";
             self.problem(None, Some("messages".to_owned()), message.to_owned());
         }
         if let Some(last) = messages.last()
             && last.role != Role::Assistant
         {
-            let message = "the last message is not the assistant's; it is rendered and not learnt";
+            let message =
+                "the last message is not the assistant's; it is rendered but not trained on";
             self.warning(Some(messages.len() - 1), Some("role".to_owned()), message.to_owned());
         }
         Some(Example::Chat { messages, tools })
@@ -194,7 +197,7 @@ impl Reader<'_> {
         self.unknown_keys(input, &["messages", "tools", "parallel_tool_calls"], None);
         self.list = "input.messages";
         let mut messages = self.messages(input.get("messages").unwrap_or(&Value::Null));
-        // The answer alone is learnt.
+        // Only the answer is supervised.
         for message in &mut messages {
             message.trained = false;
         }
@@ -217,11 +220,11 @@ impl Reader<'_> {
             return None;
         };
         self.list = name;
-        let before = self.found;
+        let before = self.problems_found;
         let mut messages = self.messages(answer);
         let only = messages.pop();
         match only {
-            _ if self.found > before => None,
+            _ if self.problems_found > before => None,
             Some(message) if messages.is_empty() && message.role == Role::Assistant => {
                 Some(Message { trained: true, ..message })
             }
@@ -341,11 +344,11 @@ mod tests {
             (r#"{"prompt":"a"}"#, "line 7, key \"completion\": the key is missing"),
             (
                 r#"{"prompt":"a","completion":"b","prompt":"c"}"#,
-                "line 7, key \"prompt\": the key stands there twice",
+                "line 7, key \"prompt\": the key occurs twice",
             ),
             (
                 r#"{"messages":[{"role":"assistant","content":"a","\u0063ontent":"b"}]}"#,
-                "line 7, message 0, key \"messages[0].content\": the key stands there twice",
+                "line 7, message 0, key \"messages[0].content\": the key occurs twice",
             ),
             (
                 r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","tool_calls":[
@@ -354,7 +357,7 @@ mod tests {
             ),
             (
                 r#"{"tools":[{"function":{"name":"f","name":"g"}}],"messages":[]}"#,
-                "line 7, key \"tools[0].function.name\": the key stands there twice",
+                "line 7, key \"tools[0].function.name\": the key occurs twice",
             ),
             (
                 r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"c",
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_among_very_many_is_found_in_time() {
+    fn a_repeated_key_among_very_many_is_found_in_time() {
         let keys: String = (0..100_000).map(|number| format!("\"{number}\":1,")).collect();
         let text = format!(r#"{{"messages":{{{keys}"77777":2}}}}"#);
         let began = std::time::Instant::now();
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_said_and_do_no_harm() {
+    fn unknown_keys_are_warnings() {
         let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
         let text = r#"{"id":1,"messages":[{"role":"assistant","content":"a","mood":"good"}]}"#;
         assert!(parse_example(2, text, &mut problems, &mut warnings).is_some());
