@@ -1,8 +1,7 @@
 //! The formula of a `multi` grader: numbers, grades by name, `+ - * / ^`, brackets, and `min`, `max`,
 //! `abs`, `floor`, `ceil`, `exp`, `sqrt`, `log`.
 //!
-//! A parser of our own: what is accepted is exactly OpenAI's grammar, and what is not is named with its
-//! place.
+//! hone has its own parser: it accepts exactly OpenAI's grammar, and an error names the character.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
@@ -14,7 +13,7 @@ const MAX_DEPTH: usize = 64;
 /// Longest formula, in bytes.
 const MAX_BYTES: usize = 4096;
 
-/// A formula that has been read.
+/// A parsed formula.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Formula(Node);
 
@@ -81,13 +80,13 @@ impl Function {
 }
 
 impl Formula {
-    /// Reads a formula.
+    /// Parses a formula.
     pub fn parse(text: &str) -> Result<Self, FormulaError> {
         if text.len() > MAX_BYTES {
             let message = format!("it is longer than {MAX_BYTES} bytes");
             return Err(FormulaError { at: 1, message });
         }
-        let mut parser = Parser { text, rest: text.char_indices().peekable(), depth: 0 };
+        let mut parser = FormulaParser { text, rest: text.char_indices().peekable(), depth: 0 };
         let node = parser.sum()?;
         match parser.peek() {
             None => Ok(Self(node)),
@@ -95,15 +94,15 @@ impl Formula {
         }
     }
 
-    /// The names of the grades that it uses.
+    /// The names of the graders that it uses.
     pub fn variables(&self) -> BTreeSet<&str> {
         let mut names = BTreeSet::new();
         collect(&self.0, &mut names);
         names
     }
 
-    /// The result; `grade` knows the grades by their names. Not finite when the formula divides by
-    /// zero, say, or takes the logarithm of a negative number.
+    /// The result; `grade` returns a grade by its name. Not finite after a division by zero, for example, or
+    /// the logarithm of a negative number.
     pub fn value(&self, grade: &dyn Fn(&str) -> f64) -> f64 {
         value(&self.0, grade)
     }
@@ -145,7 +144,7 @@ fn value(node: &Node, grade: &dyn Fn(&str) -> f64) -> f64 {
         }
         Node::Call(function, arguments) => {
             let mut values = arguments.iter().map(|argument| value(argument, grade));
-            // The parser has seen to it that there is one.
+            // The parser guarantees that there is one.
             let first = values.next().unwrap_or(f64::NAN);
             match function {
                 Function::Min => values.fold(first, f64::min),
@@ -161,14 +160,14 @@ fn value(node: &Node, grade: &dyn Fn(&str) -> f64) -> f64 {
     }
 }
 
-/// Reads from left to right, one method for each level of binding.
-struct Parser<'a> {
+/// A recursive-descent parser, one method for each level of precedence.
+struct FormulaParser<'a> {
     text: &'a str,
     rest: Peekable<CharIndices<'a>>,
     depth: usize,
 }
 
-impl Parser<'_> {
+impl FormulaParser<'_> {
     /// The next character that is no space.
     fn peek(&mut self) -> Option<char> {
         while self.rest.next_if(|(_, c)| c.is_whitespace()).is_some() {}

@@ -1,8 +1,7 @@
-//! Graders: how good an answer is, as a number. OpenAI's kinds, as far as they can be computed here.
+//! Graders: they give an answer a number. OpenAI's kinds, as far as hone can compute them.
 //!
-//! [`read`] makes a grader from what a client sends and refuses what cannot work, with the key at
-//! fault; [`run::run`] grades one answer. Pure functions: whoever grades, over HTTP or elsewhere, gets
-//! the same number.
+//! [`read`] parses a grader and refuses an invalid one, with the key at fault; [`run::run`] grades one answer.
+//! Both are pure functions.
 
 pub mod formula;
 pub mod run;
@@ -12,24 +11,24 @@ mod template;
 use serde_json::{Map, Value};
 
 use formula::Formula;
-pub use similarity::Metric;
+pub use similarity::SimilarityMetric;
 use template::Template;
 
 /// Most graders in a `multi`.
 const MAX_GRADERS: usize = 100;
 
-/// A grader that has been read.
+/// A parsed grader.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grader {
     /// The client's name for it.
     pub name: String,
-    /// What it does.
-    pub kind: Kind,
+    /// Its kind, with its parameters.
+    pub kind: GraderKind,
 }
 
-/// What a grader does.
+/// The kind of a grader, with its parameters.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
+pub enum GraderKind {
     /// Compares two texts; 1 or 0.
     StringCheck {
         /// The text that is graded.
@@ -37,27 +36,27 @@ pub enum Kind {
         /// What it is compared with.
         reference: Template,
         /// How.
-        operation: Operation,
+        operation: StringCheckOperation,
     },
-    /// Says how alike two texts are, 0 to 1.
+    /// Computes the similarity of two texts, 0 to 1.
     TextSimilarity {
         /// The text that is graded.
         input: Template,
         /// What it is compared with.
         reference: Template,
-        /// By which measure.
-        metric: Metric,
+        /// The metric.
+        metric: SimilarityMetric,
     },
     /// Combines the grades of others.
     Multi {
-        /// The others, each with the name that the formula calls it by.
+        /// The others, each with its name in the formula.
         graders: Vec<(String, Grader)>,
         /// How they are combined.
         formula: Formula,
     },
 }
 
-impl Kind {
+impl GraderKind {
     /// `type` on the wire.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -70,15 +69,15 @@ impl Kind {
 
 /// How a `string_check` compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub enum StringCheckOperation {
     /// The same.
     Equal,
-    /// Not the same.
+    /// Different.
     NotEqual,
-    /// The input holds the reference.
+    /// The input contains the reference.
     Like,
-    /// The same, whatever the case.
-    LikeInAnyCase,
+    /// The input contains the reference, ignoring case.
+    LikeIgnoringCase,
 }
 
 /// Why a grader is refused.
@@ -88,7 +87,7 @@ pub struct GraderError {
     pub path: String,
     /// What is wrong and what to do.
     pub message: String,
-    /// Whether it is a grader of OpenAI's that hone does not run.
+    /// Whether OpenAI has this grader and hone does not run it.
     pub is_unsupported: bool,
 }
 
@@ -106,7 +105,7 @@ fn join(path: &str, key: &str) -> String {
     format!("{path}.{key}")
 }
 
-/// Reads a grader that stands at `path` of a request.
+/// Parses the grader at `path` of a request.
 pub fn read(value: &Value, path: &str) -> Result<Grader, GraderError> {
     let Some(object) = value.as_object() else {
         let message = format!("a grader is an object; this is {value}");
@@ -155,25 +154,25 @@ fn template(object: &Map<String, Value>, path: &str, key: &str) -> Result<Templa
     Template::parse(text).map_err(|message| GraderError::new(path, key, message))
 }
 
-fn string_check(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
+fn string_check(object: &Map<String, Value>, path: &str) -> Result<GraderKind, GraderError> {
     let operation = match text(object, path, "operation")? {
-        "eq" => Operation::Equal,
-        "ne" => Operation::NotEqual,
-        "like" => Operation::Like,
-        "ilike" => Operation::LikeInAnyCase,
+        "eq" => StringCheckOperation::Equal,
+        "ne" => StringCheckOperation::NotEqual,
+        "like" => StringCheckOperation::Like,
+        "ilike" => StringCheckOperation::LikeIgnoringCase,
         other => {
             let message = format!("the operation is {other:?}; it can be eq, ne, like or ilike");
             return Err(GraderError::new(path, "operation", message));
         }
     };
-    Ok(Kind::StringCheck {
+    Ok(GraderKind::StringCheck {
         input: template(object, path, "input")?,
         reference: template(object, path, "reference")?,
         operation,
     })
 }
 
-fn text_similarity(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
+fn text_similarity(object: &Map<String, Value>, path: &str) -> Result<GraderKind, GraderError> {
     const KEY: &str = "evaluation_metric";
     let metric = match text(object, path, KEY)? {
         "cosine" => {
@@ -186,7 +185,7 @@ fn text_similarity(object: &Map<String, Value>, path: &str) -> Result<Kind, Grad
                            fuzzy_match, bleu, gleu, rouge_1 to rouge_5 and rouge_l";
             return Err(GraderError::unsupported(path, KEY, message));
         }
-        known => Metric::parse(known).ok_or_else(|| {
+        known => SimilarityMetric::parse(known).ok_or_else(|| {
             let message = format!(
                 "the metric is {known:?}; it can be fuzzy_match, bleu, gleu, rouge_1 to rouge_5 or \
                  rouge_l"
@@ -194,16 +193,16 @@ fn text_similarity(object: &Map<String, Value>, path: &str) -> Result<Kind, Grad
             GraderError::new(path, KEY, message)
         })?,
     };
-    Ok(Kind::TextSimilarity {
+    Ok(GraderKind::TextSimilarity {
         input: template(object, path, "input")?,
         reference: template(object, path, "reference")?,
         metric,
     })
 }
 
-/// `graders` is a map from names to graders; OpenAI's schema has a single grader there, which the
-/// formula then calls by its own name.
-fn multi(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
+/// `graders` is a map from names to graders. OpenAI's schema also allows a single grader, which then has its own
+/// name in the formula.
+fn multi(object: &Map<String, Value>, path: &str) -> Result<GraderKind, GraderError> {
     const KEY: &str = "graders";
     let place = join(path, KEY);
     let Some(value) = object.get(KEY).and_then(Value::as_object) else {
@@ -229,7 +228,7 @@ fn multi(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
         return Err(GraderError::new(path, KEY, message));
     }
     for (name, grader) in &graders {
-        if matches!(grader.kind, Kind::Multi { .. }) {
+        if matches!(grader.kind, GraderKind::Multi { .. }) {
             let message = "a multi grader cannot stand in another one";
             return Err(GraderError::new(&join(&place, name), "type", message));
         }
@@ -243,7 +242,7 @@ fn multi(object: &Map<String, Value>, path: &str) -> Result<Kind, GraderError> {
             format!("the formula names {unknown:?}; the graders are {}", names.join(", "));
         return Err(GraderError::new(path, FORMULA, message));
     }
-    Ok(Kind::Multi { graders, formula })
+    Ok(GraderKind::Multi { graders, formula })
 }
 
 #[cfg(test)]
@@ -253,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_wrong_key_is_named_and_what_is_not_run_is_said() {
+    fn each_wrong_key_is_named_and_unsupported_graders_are_refused() {
         let check = json!({"type": "string_check", "name": "a", "input": "{{item.x}}",
             "reference": "y", "operation": "eq"});
         let similarity = json!({"type": "text_similarity", "name": "b", "input": "x",
@@ -263,7 +262,7 @@ mod tests {
         for good in [&check, &similarity, &multi] {
             assert!(read(good, "grader").is_ok(), "{good}");
         }
-        // A grader whose schema has one grader where others have a map.
+        // One grader instead of a map.
         let single = json!({"type": "multi", "name": "c", "calculate_output": "2 * b",
             "graders": similarity});
         assert!(read(&single, "grader").is_ok());

@@ -2,79 +2,78 @@
 
 use serde_json::{Map, Value, json};
 
-use super::template::{MAX_TEXT_BYTES, RenderError, Values};
-use super::{Grader, Kind, Operation};
+use super::template::{MAX_TEXT_BYTES, RenderError, TemplateValues};
+use super::{Grader, GraderKind, StringCheckOperation};
 
-/// How much the measures that compare each place with each may cost in one run, in bytes of one text
-/// times bytes of the other: four of the longest texts, about a second. Otherwise a `multi` could compute
-/// for minutes.
-const MAX_COMPARED: usize = 4 * MAX_TEXT_BYTES * MAX_TEXT_BYTES;
+/// Limit for metrics of quadratic cost in one run, in bytes of one text times bytes of the other: four pairs of
+/// the longest texts, about a second. Without it a `multi` could compute for minutes.
+const MAX_QUADRATIC_COST: usize = 4 * MAX_TEXT_BYTES * MAX_TEXT_BYTES;
 
-/// What a grader made of an answer.
+/// The grade of an answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Grade {
-    /// The number; 0 when something went wrong.
+    /// The reward; 0 after an error.
     pub reward: f64,
-    /// What went wrong.
-    pub errors: Errors,
-    /// The numbers that a `multi` has combined, by name; empty for others.
+    /// The errors.
+    pub errors: GradeErrors,
+    /// The rewards that a `multi` combined, by name; empty for other kinds.
     pub parts: Vec<(String, f64)>,
 }
 
-/// What can go wrong with an answer; a grader that cannot work with any is refused before.
+/// What can go wrong with an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Errors {
-    /// The formula's result is no number, as after a division by zero.
+pub struct GradeErrors {
+    /// The result of the formula is not finite, as after a division by zero.
     pub formula: bool,
-    /// The answer is no JSON, and the grader wants a part of it.
+    /// The answer is not JSON, and the grader refers to a part of it.
     pub sample: bool,
     /// A variable has no value.
     pub variable: bool,
-    /// A text became too long to be graded, or texts are too long for so many comparisons.
+    /// A rendered text is too long, or the comparisons cost too much.
     pub too_long: bool,
 }
 
-/// Grades the answer `sample` to the row `item`.
+/// Grades the answer `sample` to the dataset row `item`.
 pub fn run(grader: &Grader, sample: &str, item: &Map<String, Value>) -> Grade {
-    let mut spellings = json!({"output_text": sample});
-    // A part of the sample that is not there is an error only for a grader that names it.
+    let mut values = json!({"output_text": sample});
+    // A sample that is not JSON is an error only for a grader that refers to `output_json`.
     if let Ok(parsed) = serde_json::from_str::<Value>(sample) {
-        spellings["output_json"] = parsed;
+        values["output_json"] = parsed;
     }
     let item = Value::Object(item.clone());
-    let mut left = MAX_COMPARED;
-    grade(grader, &Values { item: &item, sample: &spellings }, &mut left)
+    let mut cost_left = MAX_QUADRATIC_COST;
+    grade(grader, &TemplateValues { item: &item, sample: &values }, &mut cost_left)
 }
 
-/// Grades with what is `left` of [`MAX_COMPARED`].
-fn grade(grader: &Grader, values: &Values<'_>, left: &mut usize) -> Grade {
+/// Grades with the rest of [`MAX_QUADRATIC_COST`].
+fn grade(grader: &Grader, values: &TemplateValues<'_>, cost_left: &mut usize) -> Grade {
     let texts = |input: &super::Template, reference: &super::Template| {
         Ok((input.render(values)?, reference.render(values)?))
     };
     match &grader.kind {
-        Kind::StringCheck { input, reference, operation } => {
-            of_texts(texts(input, reference), |input, reference| {
-                f64::from(u8::from(is_fulfilled(*operation, input, reference)))
+        GraderKind::StringCheck { input, reference, operation } => {
+            grade_texts(texts(input, reference), |input, reference| {
+                f64::from(u8::from(meets(*operation, input, reference)))
             })
         }
-        Kind::TextSimilarity { input, reference, metric } => {
+        GraderKind::TextSimilarity { input, reference, metric } => {
             let texts = texts(input, reference).and_then(|(input, reference)| {
-                if metric.compares_all() {
+                if metric.is_quadratic() {
                     let cost = input.len() * reference.len();
-                    *left = left.checked_sub(cost).ok_or(RenderError::TooLong)?;
+                    *cost_left = cost_left.checked_sub(cost).ok_or(RenderError::TooLong)?;
                 }
                 Ok((input, reference))
             });
-            of_texts(texts, |input, reference| metric.similarity(input, reference))
+            grade_texts(texts, |input, reference| metric.similarity(input, reference))
         }
-        Kind::Multi { graders, formula } => {
+        GraderKind::Multi { graders, formula } => {
             let mut whole = Grade::default();
             for (name, grader) in graders {
-                let part = grade(grader, values, left);
+                let part = grade(grader, values, cost_left);
                 whole.errors.add(part.errors);
                 whole.parts.push((name.clone(), part.reward));
             }
-            if whole.errors == Errors::default() {
+            if whole.errors == GradeErrors::default() {
                 let parts = &whole.parts;
                 let part = |wanted: &str| {
                     let found = parts.iter().find(|(name, _)| name == wanted);
@@ -89,8 +88,8 @@ fn grade(grader: &Grader, values: &Values<'_>, left: &mut usize) -> Grade {
     }
 }
 
-impl Errors {
-    fn add(&mut self, other: Errors) {
+impl GradeErrors {
+    fn add(&mut self, other: GradeErrors) {
         self.formula |= other.formula;
         self.sample |= other.sample;
         self.variable |= other.variable;
@@ -98,7 +97,7 @@ impl Errors {
     }
 }
 
-fn of_texts(
+fn grade_texts(
     texts: Result<(String, String), RenderError>,
     reward: impl Fn(&str, &str) -> f64,
 ) -> Grade {
@@ -112,12 +111,14 @@ fn of_texts(
     grade
 }
 
-fn is_fulfilled(operation: Operation, input: &str, reference: &str) -> bool {
+fn meets(operation: StringCheckOperation, input: &str, reference: &str) -> bool {
     match operation {
-        Operation::Equal => input == reference,
-        Operation::NotEqual => input != reference,
-        Operation::Like => input.contains(reference),
-        Operation::LikeInAnyCase => input.to_lowercase().contains(&reference.to_lowercase()),
+        StringCheckOperation::Equal => input == reference,
+        StringCheckOperation::NotEqual => input != reference,
+        StringCheckOperation::Like => input.contains(reference),
+        StringCheckOperation::LikeIgnoringCase => {
+            input.to_lowercase().contains(&reference.to_lowercase())
+        }
     }
 }
 
@@ -150,14 +151,18 @@ mod tests {
             ("ilike", "Rome", 0.0),
         ] {
             let grade = grade_of(check(operation, "{{sample.output_text}}"), sample);
-            assert_eq!((grade.reward, grade.errors), (wanted, Errors::default()), "{operation}");
+            assert_eq!(
+                (grade.reward, grade.errors),
+                (wanted, GradeErrors::default()),
+                "{operation}"
+            );
         }
         let of_json = check("eq", "{{sample.output_json.city}}");
         assert_eq!(grade_of(of_json, r#"{"city": "Paris"}"#).reward, 1.0);
     }
 
     #[test]
-    fn comparisons_that_would_take_minutes_are_not_begun() {
+    fn comparisons_that_would_take_minutes_are_refused() {
         let one = json!({"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}",
             "reference": "{{sample.output_text}}", "evaluation_metric": "fuzzy_match"});
         let names: Vec<String> = (0..100).map(|number| format!("g{number}")).collect();
@@ -165,14 +170,14 @@ mod tests {
             names.iter().map(|name| (name.clone(), one.clone())).collect();
         let multi = json!({"type": "multi", "name": "all", "graders": graders,
             "calculate_output": "g0"});
-        assert_eq!(grade_of(multi.clone(), "a few words").errors, Errors::default());
+        assert_eq!(grade_of(multi.clone(), "a few words").errors, GradeErrors::default());
         let grade = grade_of(multi, &"ab ".repeat(MAX_TEXT_BYTES / 3));
         assert_eq!((grade.reward, grade.errors.too_long), (0.0, true));
         assert_eq!(grade.parts.iter().filter(|(_, reward)| *reward > 0.0).count(), 4);
     }
 
     #[test]
-    fn what_goes_wrong_is_said_and_graded_with_zero() {
+    fn an_error_is_reported_with_a_reward_of_zero() {
         let of_json = check("ne", "{{sample.output_json.city}}");
         let grade = grade_of(of_json.clone(), "no JSON");
         assert_eq!((grade.reward, grade.errors.sample), (0.0, true));

@@ -1,6 +1,6 @@
-//! How alike two texts are, 0 to 1, by the usual measures.
+//! The similarity of two texts, 0 to 1, by the usual metrics.
 //!
-//! Each is what its best-known library computes: `fuzzy_match` the ratio of RapidFuzz, `bleu` and `gleu`
+//! Each metric is what its best-known library computes: `fuzzy_match` the ratio of RapidFuzz, `bleu` and `gleu`
 //! those of NLTK over words between spaces (`bleu` smoothed by its method 3, over as many lengths as the
 //! text has), `rouge_*` the F-measure of rouge-score without stemming, whose words may be in any alphabet
 //! here. `tests/data/similarity.json` holds their numbers.
@@ -12,31 +12,30 @@ use rapidfuzz::distance::lcs_seq;
 use rapidfuzz::fuzz;
 
 /// Longest n-grams of `bleu` and `gleu`.
-const LONGEST: usize = 4;
+const MAX_NGRAM: usize = 4;
 
-/// A measure.
+/// A metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metric {
-    /// By characters that have to be inserted or deleted.
+pub enum SimilarityMetric {
+    /// By insertions and deletions of characters.
     FuzzyMatch,
-    /// By runs of one to four words, precision alone.
+    /// By n-grams of one to four words, precision only.
     Bleu,
-    /// The same, precision or recall, whichever is less.
+    /// By n-grams of one to four words, the lesser of precision and recall.
     Gleu,
-    /// By runs of so many words, precision and recall.
+    /// By n-grams of so many words, F-measure.
     Rouge(usize),
-    /// By the longest common sequence of words, precision and recall.
+    /// By the longest common subsequence of words, F-measure.
     RougeL,
 }
 
-impl Metric {
-    /// Whether it compares each place of one text with each of the other; the others take the texts'
-    /// lengths together.
-    pub(super) fn compares_all(self) -> bool {
+impl SimilarityMetric {
+    /// Whether its cost is the product of the lengths of both texts; the cost of the others is their sum.
+    pub(super) fn is_quadratic(self) -> bool {
         matches!(self, Self::FuzzyMatch | Self::RougeL)
     }
 
-    /// The measure that `name` names on the wire.
+    /// The metric with this name on the wire.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "fuzzy_match" => Self::FuzzyMatch,
@@ -52,31 +51,31 @@ impl Metric {
         })
     }
 
-    /// How alike `input` is to `reference`.
+    /// The similarity of `input` and `reference`.
     pub fn similarity(self, input: &str, reference: &str) -> f64 {
         match self {
             Self::FuzzyMatch => fuzz::ratio(input.chars(), reference.chars()),
-            Self::Bleu => bleu(&between_spaces(input), &between_spaces(reference)),
-            Self::Gleu => gleu(&between_spaces(input), &between_spaces(reference)),
+            Self::Bleu => bleu(&whitespace_words(input), &whitespace_words(reference)),
+            Self::Gleu => gleu(&whitespace_words(input), &whitespace_words(reference)),
             Self::Rouge(length) => rouge(&words(input), &words(reference), length),
             Self::RougeL => rouge_l(&words(input), &words(reference)),
         }
     }
 }
 
-fn between_spaces(text: &str) -> Vec<&str> {
+fn whitespace_words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
 }
 
-/// Runs of letters and digits in lower case.
+/// Words of letters and digits, in lower case.
 fn words(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(str::to_owned).collect()
 }
 
-/// How often each run of `length` words occurs.
-fn grams<T: Hash + Eq>(words: &[T], length: usize) -> HashMap<&[T], usize> {
+/// The number of occurrences of each n-gram of `length` words.
+fn ngrams<T: Hash + Eq>(words: &[T], length: usize) -> HashMap<&[T], usize> {
     let mut counts = HashMap::new();
     for gram in words.windows(length) {
         *counts.entry(gram).or_insert(0) += 1;
@@ -84,49 +83,49 @@ fn grams<T: Hash + Eq>(words: &[T], length: usize) -> HashMap<&[T], usize> {
     counts
 }
 
-/// How many runs of `length` words both have, each as often as both have it.
-fn shared<T: Hash + Eq>(input: &[T], reference: &[T], length: usize) -> usize {
-    let known = grams(reference, length);
-    let found = grams(input, length).into_iter();
+/// The number of n-grams of `length` words that both have, each counted as often as both have it.
+fn common_ngrams<T: Hash + Eq>(input: &[T], reference: &[T], length: usize) -> usize {
+    let known = ngrams(reference, length);
+    let found = ngrams(input, length).into_iter();
     found.map(|(gram, count)| count.min(known.get(gram).copied().unwrap_or(0))).sum()
 }
 
-fn runs<T>(words: &[T], length: usize) -> usize {
+fn ngram_count<T>(words: &[T], length: usize) -> usize {
     (words.len() + 1).saturating_sub(length)
 }
 
 fn bleu(input: &[&str], reference: &[&str]) -> f64 {
-    if shared(input, reference, 1) == 0 {
+    if common_ngrams(input, reference, 1) == 0 {
         return 0.0;
     }
-    let longest = LONGEST.min(input.len());
+    let longest = MAX_NGRAM.min(input.len());
     let mut logarithms = 0.0;
     let mut smoothed = 0;
     for length in 1..=longest {
-        let mut matches = shared(input, reference, length) as f64;
+        let mut matches = common_ngrams(input, reference, length) as f64;
         if matches == 0.0 {
             smoothed += 1;
             matches = 0.5_f64.powi(smoothed);
         }
-        logarithms += (matches / runs(input, length) as f64).ln() / longest as f64;
+        logarithms += (matches / ngram_count(input, length) as f64).ln() / longest as f64;
     }
-    let shortness = 1.0 - reference.len() as f64 / input.len() as f64;
-    (logarithms + shortness.min(0.0)).exp()
+    let brevity = 1.0 - reference.len() as f64 / input.len() as f64;
+    (logarithms + brevity.min(0.0)).exp()
 }
 
 fn gleu(input: &[&str], reference: &[&str]) -> f64 {
     let (mut matches, mut of_input, mut of_reference) = (0, 0, 0);
-    for length in 1..=LONGEST {
-        matches += shared(input, reference, length);
-        of_input += runs(input, length);
-        of_reference += runs(reference, length);
+    for length in 1..=MAX_NGRAM {
+        matches += common_ngrams(input, reference, length);
+        of_input += ngram_count(input, length);
+        of_reference += ngram_count(reference, length);
     }
     matches as f64 / of_input.max(of_reference).max(1) as f64
 }
 
 fn rouge(input: &[String], reference: &[String], length: usize) -> f64 {
-    let matches = shared(input, reference, length);
-    f_measure(matches, runs(input, length), runs(reference, length))
+    let matches = common_ngrams(input, reference, length);
+    f_measure(matches, ngram_count(input, length), ngram_count(reference, length))
 }
 
 fn rouge_l(input: &[String], reference: &[String]) -> f64 {
@@ -154,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_measure_gives_the_numbers_of_the_library_that_defines_it() {
+    fn every_metric_gives_the_numbers_of_the_library_that_defines_it() {
         let golden: Vec<Value> =
             serde_json::from_str(include_str!("../../tests/data/similarity.json")).expect("JSON");
         assert!(golden.len() > 15);
@@ -162,7 +161,7 @@ mod tests {
             let text = |key: &str| case[key].as_str().expect("a text");
             let (input, reference) = (text("input"), text("reference"));
             for (name, wanted) in case.as_object().expect("an object") {
-                let Some(metric) = Metric::parse(name) else {
+                let Some(metric) = SimilarityMetric::parse(name) else {
                     assert!(["input", "reference"].contains(&name.as_str()), "{name}");
                     continue;
                 };
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_measure_is_one_for_the_same_text_and_between_zero_and_one_for_any() {
+    fn every_metric_is_one_for_the_same_text_and_between_zero_and_one_for_any() {
         let names = [
             "fuzzy_match",
             "bleu",
@@ -193,7 +192,7 @@ mod tests {
         let texts =
             ["", " ", "a", "Σ", "a b c d e f", "日本語 の 文 が ここ に ある", "…", "a b c d e g"];
         for name in names {
-            let metric = Metric::parse(name).expect("known");
+            let metric = SimilarityMetric::parse(name).expect("known");
             for one in texts {
                 for other in texts {
                     let found = metric.similarity(one, other);
@@ -207,11 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_texts_take_no_time_to_speak_of() {
+    fn the_longest_texts_are_compared_in_seconds() {
         let one = "ab ".repeat(super::super::template::MAX_TEXT_BYTES / 3);
         let other = "a b".repeat(super::super::template::MAX_TEXT_BYTES / 3);
         let start = std::time::Instant::now();
-        for metric in [Metric::FuzzyMatch, Metric::RougeL, Metric::Rouge(5), Metric::Bleu] {
+        for metric in [
+            SimilarityMetric::FuzzyMatch,
+            SimilarityMetric::RougeL,
+            SimilarityMetric::Rouge(5),
+            SimilarityMetric::Bleu,
+        ] {
             metric.similarity(&one, &other);
         }
         assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());

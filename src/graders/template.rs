@@ -4,16 +4,16 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Longest text that a template may become, in bytes: measures of similarity take time that grows
-/// with the product of both lengths.
+/// Longest rendered text in bytes: the cost of some similarity metrics grows with the product of both
+/// lengths.
 pub(super) const MAX_TEXT_BYTES: usize = 128 * 1024;
 
 /// A text with variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Piece>);
+pub struct Template(Vec<TemplatePart>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
+enum TemplatePart {
     Text(String),
     Variable(Variable),
 }
@@ -21,10 +21,10 @@ enum Piece {
 /// A path such as `item.answers[0].text`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Variable {
-    /// As it is written, for messages.
+    /// Its text, for messages.
     written: String,
     namespace: Namespace,
-    steps: Vec<Step>,
+    steps: Vec<PathStep>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,60 +34,60 @@ enum Namespace {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+enum PathStep {
     Key(String),
     Index(usize),
 }
 
-/// Where variables take their values from.
-pub(super) struct Values<'a> {
-    /// `item`: the row of the data set.
+/// The values of variables.
+pub(super) struct TemplateValues<'a> {
+    /// `item`: the row of the dataset.
     pub(super) item: &'a Value,
-    /// `sample`: the answer, in its spellings.
+    /// `sample`: the answer, as text and as JSON.
     pub(super) sample: &'a Value,
 }
 
-/// Why a text cannot be made.
+/// Why a template cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RenderError {
     /// A variable has no value.
     Missing(String),
-    /// The answer is no JSON, and the template wants a part of it.
+    /// The answer is not JSON, and the template refers to a part of it.
     SampleIsNotJson(String),
-    /// It would be longer than [`MAX_TEXT_BYTES`].
+    /// The text would be longer than [`MAX_TEXT_BYTES`].
     TooLong,
 }
 
 impl Template {
-    /// Reads a text; the error says what is wrong with it.
+    /// Parses a template; the error says what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let mut pieces = Vec::new();
+        let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("{{") {
             if !before.is_empty() {
-                pieces.push(Piece::Text(before.to_owned()));
+                parts.push(TemplatePart::Text(before.to_owned()));
             }
             let Some((inside, after)) = after.split_once("}}") else {
                 return Err(format!("a {{{{ is not closed: {:?}", shorten(after)));
             };
-            pieces.push(Piece::Variable(Variable::parse(inside.trim())?));
+            parts.push(TemplatePart::Variable(Variable::parse(inside.trim())?));
             rest = after;
         }
         if !rest.is_empty() {
-            pieces.push(Piece::Text(rest.to_owned()));
+            parts.push(TemplatePart::Text(rest.to_owned()));
         }
-        Ok(Self(pieces))
+        Ok(Self(parts))
     }
 
-    /// The text with the values in place.
-    pub(super) fn render(&self, values: &Values<'_>) -> Result<String, RenderError> {
+    /// Renders the template with these values.
+    pub(super) fn render(&self, values: &TemplateValues<'_>) -> Result<String, RenderError> {
         let mut text = String::new();
-        for piece in &self.0 {
-            match piece {
-                Piece::Text(plain) => text.push_str(plain),
-                Piece::Variable(variable) => match variable.find(values)? {
+        for part in &self.0 {
+            match part {
+                TemplatePart::Text(plain) => text.push_str(plain),
+                TemplatePart::Variable(variable) => match variable.find(values)? {
                     Value::String(plain) => text.push_str(plain),
-                    // Writing into a text never fails.
+                    // Writing into a String cannot fail.
                     other => drop(write!(text, "{other}")),
                 },
             }
@@ -120,7 +120,7 @@ impl Variable {
                 if key.is_empty() || key.contains(char::is_whitespace) {
                     return Err(wrong("a key is empty or holds a space"));
                 }
-                steps.push(Step::Key(key.to_owned()));
+                steps.push(PathStep::Key(key.to_owned()));
                 rest = after;
             } else {
                 let inside = rest.strip_prefix('[').and_then(|after| after.split_once(']'));
@@ -128,33 +128,33 @@ impl Variable {
                     return Err(wrong("a [ is not closed"));
                 };
                 steps.push(match inside.parse() {
-                    Ok(index) => Step::Index(index),
-                    Err(_) => Step::Key(inside.trim_matches(['"', '\'']).to_owned()),
+                    Ok(index) => PathStep::Index(index),
+                    Err(_) => PathStep::Key(inside.trim_matches(['"', '\'']).to_owned()),
                 });
                 rest = after;
             }
         }
         let known = ["output_text", "output_json"];
         if namespace == Namespace::Sample
-            && !matches!(steps.first(), Some(Step::Key(key)) if known.contains(&key.as_str()))
+            && !matches!(steps.first(), Some(PathStep::Key(key)) if known.contains(&key.as_str()))
         {
             return Err(wrong("the sample has output_text and output_json"));
         }
         Ok(Self { written: written.to_owned(), namespace, steps })
     }
 
-    fn find<'a>(&self, values: &Values<'a>) -> Result<&'a Value, RenderError> {
+    fn find<'a>(&self, values: &TemplateValues<'a>) -> Result<&'a Value, RenderError> {
         let (mut value, is_sample) = match self.namespace {
             Namespace::Item => (values.item, false),
             Namespace::Sample => (values.sample, true),
         };
         for step in &self.steps {
             let next = match step {
-                Step::Key(key) => value.get(key),
-                Step::Index(index) => value.get(index),
+                PathStep::Key(key) => value.get(key),
+                PathStep::Index(index) => value.get(index),
             };
             let Some(next) = next else {
-                let is_output_json = matches!(step, Step::Key(key) if key == "output_json");
+                let is_output_json = matches!(step, PathStep::Key(key) if key == "output_json");
                 return Err(if is_sample && is_output_json {
                     RenderError::SampleIsNotJson(self.written.clone())
                 } else {
@@ -181,7 +181,7 @@ mod tests {
         let item = json!({"x": "X", "n": 1.5, "list": [{"a b": true}, null], "output_json": 1});
         let sample = json!({"output_text": "said", "output_json": {"k": ["v"]}});
         let template = Template::parse(text).expect("a template");
-        template.render(&Values { item: &item, sample: &sample })
+        template.render(&TemplateValues { item: &item, sample: &sample })
     }
 
     #[test]
@@ -210,11 +210,11 @@ mod tests {
         assert_eq!(render("{{sample.output_json.z}}"), missing("sample.output_json.z"));
         let template = Template::parse("{{sample.output_json.k}}").expect("a template");
         let (item, sample) = (json!({}), json!({"output_text": "no json"}));
-        let rendered = template.render(&Values { item: &item, sample: &sample });
+        let rendered = template.render(&TemplateValues { item: &item, sample: &sample });
         assert!(matches!(rendered, Err(RenderError::SampleIsNotJson(_))));
         let long = json!({"x": "x".repeat(MAX_TEXT_BYTES)});
         let template = Template::parse(&"{{item.x}}".repeat(1000)).expect("a template");
-        let rendered = template.render(&Values { item: &long, sample: &sample });
+        let rendered = template.render(&TemplateValues { item: &long, sample: &sample });
         assert_eq!(rendered, Err(RenderError::TooLong));
     }
 

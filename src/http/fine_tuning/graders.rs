@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::domain::error_code::ErrorCode;
-use crate::graders::run::{Errors, Grade, run as grade};
+use crate::graders::run::{Grade, GradeErrors, run as grade};
 use crate::graders::{Grader, GraderError, read};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
@@ -143,7 +143,7 @@ fn as_object(grader: &Grader, made: Grade, execution_time: f64) -> GradeObject {
     }
 }
 
-fn errors(errors: Errors) -> Value {
+fn errors(errors: GradeErrors) -> Value {
     json!({
         "formula_parse_error": errors.formula,
         "sample_parse_error": errors.sample,
