@@ -1,19 +1,19 @@
-//! A tar archive in pieces, so that whoever has the bytes of its files can stream them between the
-//! pieces: for each file its [`header`], its bytes and the [`padding`] after them, then [`END`].
+//! The parts of a tar archive, for callers that stream it: for each file its [`header`], its bytes and their
+//! [`padding`], then [`END`].
 
 use std::io;
 
 use tar::{EntryType, Header};
 
-/// An archive's length is a multiple of this, and so is where each of its files begins.
+/// The length of an archive and the offset of each file are multiples of this.
 const BLOCK: usize = 512;
 
-/// What stands behind the last file.
+/// The end of an archive, after the last file.
 pub const END: &[u8] = &[0; 2 * BLOCK];
 
 const PADDING: &[u8] = &[0; BLOCK];
 
-/// What stands before a file of so many bytes that was made at `modified` (Unix seconds).
+/// The header of a file of so many bytes that was modified at `modified` (Unix seconds).
 ///
 /// # Errors
 /// A name that does not fit into a header.
@@ -28,7 +28,7 @@ pub fn header(name: &str, bytes: u64, modified: i64) -> io::Result<[u8; BLOCK]> 
     Ok(*header.as_bytes())
 }
 
-/// What stands behind a file of so many bytes, up to the next block.
+/// The padding after a file of so many bytes, up to the next block.
 pub fn padding(bytes: u64) -> &'static [u8] {
     let over = (bytes % BLOCK as u64) as usize;
     if over == 0 { &[] } else { &PADDING[over..] }

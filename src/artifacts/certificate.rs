@@ -1,5 +1,5 @@
-//! The certificate of a job: what its files are, what they were made of, and numbers that they compute,
-//! so that anybody can check later and elsewhere that they still do.
+//! The certificate of a job: digests of its files and of what they were trained from, and logits that they
+//! compute, so that anybody can verify the files later and elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -8,56 +8,56 @@ use serde::{Deserialize, Serialize};
 /// The file's name among the result files.
 pub const FILE_NAME: &str = "certificate.json";
 
-/// What `certificate` says in files of this form.
-pub const FORM: u32 = 1;
+/// Version of the file format, the value of `certificate`.
+pub const FORMAT_VERSION: u32 = 1;
 
-/// One certificate. It holds token ids of the data and no times: the same job always has the same.
+/// A certificate. It contains token ids of the data but no times: the same job always has the same one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
-    /// [`FORM`].
+    /// [`FORMAT_VERSION`].
     pub certificate: u32,
     /// Version of the program that trained.
     pub hone: String,
     /// The base model.
-    pub base_model: Base,
-    /// What was trained on.
-    pub data: Data,
+    pub base_model: CertifiedBaseModel,
+    /// The training data.
+    pub data: CertifiedData,
     /// SHA-256 of the chat template's text; null without one.
     pub template_sha256: Option<String>,
-    /// SHA-256 of the weights of the model that the job went on from, if it did.
+    /// SHA-256 of the weights of the initial model, if the job continued one.
     pub continued_from_sha256: Option<String>,
     /// Seed of everything random.
     pub seed: u32,
-    /// SHA-256 of each file that the job handed out, by name.
+    /// SHA-256 of each result file, by name.
     pub files: BTreeMap<String, String>,
-    /// What reading them back came to.
-    pub compared: Compared,
-    /// Numbers to compute again.
-    pub rows: Vec<Row>,
+    /// The comparison of the files, read back, with the trained model.
+    pub compared: ReadBackComparison,
+    /// Logits to compute again.
+    pub rows: Vec<CertifiedRow>,
 }
 
-/// A base model.
+/// The base model of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Base {
+pub struct CertifiedBaseModel {
     /// Its id where the job ran.
     pub id: String,
     /// SHA-256 over names and contents of its files.
     pub sha256: String,
 }
 
-/// Training and validation files.
+/// The training and validation files of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Data {
+pub struct CertifiedData {
     /// SHA-256 of the training file.
     pub training_sha256: String,
     /// SHA-256 of the validation file, if there was one.
     pub validation_sha256: Option<String>,
 }
 
-/// How far what was read back lies from what was trained.
+/// How far the files, read back, differ from the trained model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Compared {
-    /// The file that the rows are from: `validation`, or `training` without one.
+pub struct ReadBackComparison {
+    /// The file of the rows: `validation`, or `training` without one.
     pub rows_of: String,
     /// Number of tokens at which all logits were compared.
     pub tokens: usize,
@@ -65,18 +65,18 @@ pub struct Compared {
     pub largest_difference: f32,
     /// Largest absolute logit.
     pub largest_logit: f32,
-    /// Largest difference that passes.
+    /// Largest difference that is accepted.
     pub allowed_difference: f32,
     /// Precision of the products with the frozen weights, `bf16` or `f32`.
     pub precision: String,
 }
 
-/// The beginning of an example and what the files make of it.
+/// The first tokens of an example, and what the files compute for them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct CertifiedRow {
     /// The tokens.
     pub token_ids: Vec<u32>,
-    /// At each token, which one is the likeliest to come next.
+    /// At each token, the likeliest next token.
     pub likeliest: Vec<u32>,
     /// Its logit.
     pub logits: Vec<f32>,

@@ -1,5 +1,5 @@
-//! A GGUF file, llama.cpp's: keys, a list of tensors, their blocks. Tensors are asked for one after
-//! the other, so that none but the one at hand is in memory.
+//! Writes GGUF files, llama.cpp's format: metadata, a list of tensors, their elements. The tensors are
+//! requested one after the other, so that only one is in memory.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -8,30 +8,30 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Value;
 use half::f16;
 
-/// Keys and their values, in the order in which they are written.
-pub type Keys = Vec<(String, Value)>;
+/// The metadata of a file: keys with values, in file order.
+pub type GgufMetadata = Vec<(String, Value)>;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
 
-/// Where each tensor begins, and where the first one does.
+/// The elements of every tensor begin at a multiple of this.
 const ALIGNMENT: usize = 32;
 
-/// Elements of a block of [`Type::Q8_0`].
+/// Elements of a block of [`GgufType::Q8_0`].
 const BLOCK: usize = 32;
 
-/// How the elements of a tensor are stored.
+/// The type of the elements of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
+pub enum GgufType {
     /// 32-bit floats.
     F32,
     /// 16-bit floats.
     F16,
-    /// Blocks of 32 elements of 8 bits with a 16-bit factor.
+    /// Blocks of 32 elements of 8 bits with a 16-bit scale.
     Q8_0,
 }
 
-impl Type {
+impl GgufType {
     /// Its number in the file.
     fn code(self) -> u32 {
         match self {
@@ -41,7 +41,7 @@ impl Type {
         }
     }
 
-    /// Whether rows of so many elements can be stored so.
+    /// Whether rows of so many elements can have this type.
     pub fn fits(self, row: usize) -> bool {
         self != Self::Q8_0 || row.is_multiple_of(BLOCK)
     }
@@ -55,43 +55,43 @@ impl Type {
     }
 }
 
-/// A tensor that a file will have.
+/// The name, shape and type of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Planned {
+pub struct GgufTensor {
     /// llama.cpp's name.
     pub name: String,
-    /// Outermost dimension first; the file has them the other way round.
+    /// Outermost dimension first; the file has the innermost first.
     pub shape: Vec<usize>,
-    /// How it is stored.
-    pub kind: Type,
+    /// Type of the elements.
+    pub kind: GgufType,
 }
 
-impl Planned {
+impl GgufTensor {
     fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-/// Writes a file; durable when this returns. `values` brings the elements of the tensor of an index,
+/// Writes a file; durable when this returns. `values` returns the elements of the tensor with an index,
 /// row-major.
 ///
 /// # Errors
-/// Values that are not as many as the shape says or do not fit into the type; a row that is no whole
-/// number of blocks.
+/// Elements that do not match the shape or do not fit into the type; a row that is no whole number of
+/// blocks.
 pub fn write<E: From<io::Error>>(
     path: &Path,
-    keys: &Keys,
-    tensors: &[Planned],
+    metadata: &GgufMetadata,
+    tensors: &[GgufTensor],
     mut values: impl FnMut(usize) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
-    let header = header(keys, tensors)?;
+    let header = header(metadata, tensors)?;
     let mut file = BufWriter::new(File::create(path)?);
     file.write_all(&header)?;
     for (index, tensor) in tensors.iter().enumerate() {
         let values = values(index)?;
         if values.len() != tensor.elements() {
             let (name, shape) = (&tensor.name, &tensor.shape);
-            return Err(broken(format!(
+            return Err(invalid(format!(
                 "{name:?} has {} elements, not those of {shape:?}",
                 values.len()
             ))
@@ -105,14 +105,14 @@ pub fn write<E: From<io::Error>>(
     Ok(file.sync_all()?)
 }
 
-/// Everything before the tensors' elements.
-fn header(keys: &Keys, tensors: &[Planned]) -> io::Result<Vec<u8>> {
+/// Everything before the elements of the tensors.
+fn header(metadata: &GgufMetadata, tensors: &[GgufTensor]) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     out.extend(MAGIC);
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
-    out.extend((keys.len() as u64).to_le_bytes());
-    for (key, value) in keys {
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
         write_text(&mut out, key);
         out.extend(code(value).to_le_bytes());
         write_value(&mut out, value)?;
@@ -122,7 +122,9 @@ fn header(keys: &Keys, tensors: &[Planned]) -> io::Result<Vec<u8>> {
         let row = tensor.shape.last().copied().unwrap_or(1);
         if !tensor.kind.fits(row) {
             let (name, kind) = (&tensor.name, tensor.kind);
-            return Err(broken(format!("{name:?} has rows of {row}, no whole blocks of {kind:?}")));
+            return Err(invalid(format!(
+                "{name:?} has rows of {row}, no whole blocks of {kind:?}"
+            )));
         }
         write_text(&mut out, &tensor.name);
         out.extend((tensor.shape.len() as u32).to_le_bytes());
@@ -137,7 +139,7 @@ fn header(keys: &Keys, tensors: &[Planned]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-fn broken(message: String) -> io::Error {
+fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
@@ -180,10 +182,10 @@ fn write_value(out: &mut Vec<u8>, value: &Value) -> io::Result<()> {
         Value::Bool(flag) => out.push(u8::from(*flag)),
         Value::String(text) => write_text(out, text),
         Value::Array(list) => {
-            // Of an empty list nobody can tell what it would hold: text is as good as any.
+            // An empty list has no type. It is written as a list of texts.
             let of = list.first().map_or(8, code);
             if list.iter().any(|value| code(value) != of) {
-                return Err(broken("a list holds values of several types".to_owned()));
+                return Err(invalid("a list holds values of several types".to_owned()));
             }
             out.extend(of.to_le_bytes());
             out.extend((list.len() as u64).to_le_bytes());
@@ -195,26 +197,26 @@ fn write_value(out: &mut Vec<u8>, value: &Value) -> io::Result<()> {
     Ok(())
 }
 
-fn encode(tensor: &Planned, values: &[f32]) -> io::Result<Vec<u8>> {
+fn encode(tensor: &GgufTensor, values: &[f32]) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(tensor.kind.bytes(values.len()));
     let half = |value: f32| {
         let rounded = f16::from_f32(value);
         match rounded.is_finite() {
             true => Ok(rounded),
-            false => Err(broken(format!(
+            false => Err(invalid(format!(
                 "{:?} has the element {value}, which 16 bits cannot hold",
                 tensor.name
             ))),
         }
     };
     match tensor.kind {
-        Type::F32 => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        Type::F16 => {
+        GgufType::F32 => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        GgufType::F16 => {
             for value in values {
                 out.extend(half(*value)?.to_le_bytes());
             }
         }
-        Type::Q8_0 => {
+        GgufType::Q8_0 => {
             for block in values.chunks_exact(BLOCK) {
                 let most = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
                 let factor = most / 127.0;
@@ -234,12 +236,12 @@ mod tests {
 
     use super::*;
 
-    fn planned(name: &str, shape: &[usize], kind: Type) -> Planned {
-        Planned { name: name.to_owned(), shape: shape.to_vec(), kind }
+    fn tensor(name: &str, shape: &[usize], kind: GgufType) -> GgufTensor {
+        GgufTensor { name: name.to_owned(), shape: shape.to_vec(), kind }
     }
 
     #[test]
-    fn a_file_reads_back_with_its_keys_and_its_tensors_as_exact_as_their_types() {
+    fn a_file_reads_back_with_its_metadata_and_tensors() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
         let list = ["a", "", "ü"].map(|text| Value::String(text.to_owned())).to_vec();
@@ -250,9 +252,9 @@ mod tests {
             ("a.flag".to_owned(), Value::Bool(true)),
         ];
         let tensors = [
-            planned("norm", &[3], Type::F32),
-            planned("half", &[2, 5], Type::F16),
-            planned("blocks", &[4, 64], Type::Q8_0),
+            tensor("norm", &[3], GgufType::F32),
+            tensor("half", &[2, 5], GgufType::F16),
+            tensor("blocks", &[4, 64], GgufType::Q8_0),
         ];
         let element = |index: usize| ((index * 37 % 101) as f32 - 50.0) / 16.0;
         let values = |index: usize| -> Result<Vec<f32>, io::Error> {
@@ -281,14 +283,15 @@ mod tests {
     fn what_a_type_cannot_hold_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
-        let fails = |tensor: Planned, values: Vec<f32>, wanted: &str| {
-            let error =
-                write(&path, &Keys::new(), &[tensor], |_| Ok::<_, io::Error>(values.clone()));
+        let fails = |tensor: GgufTensor, values: Vec<f32>, wanted: &str| {
+            let error = write(&path, &GgufMetadata::new(), &[tensor], |_| {
+                Ok::<_, io::Error>(values.clone())
+            });
             let message = error.expect_err("refused").to_string();
             assert!(message.contains(wanted), "{message}");
         };
-        fails(planned("a", &[2], Type::F16), vec![1.0, 1e5], "16 bits cannot hold");
-        fails(planned("a", &[2], Type::F32), vec![1.0], "1 elements");
-        fails(planned("a", &[2, 31], Type::Q8_0), vec![0.0; 62], "no whole blocks");
+        fails(tensor("a", &[2], GgufType::F16), vec![1.0, 1e5], "16 bits cannot hold");
+        fails(tensor("a", &[2], GgufType::F32), vec![1.0], "1 elements");
+        fails(tensor("a", &[2, 31], GgufType::Q8_0), vec![0.0; 62], "no whole blocks");
     }
 }

@@ -1,5 +1,5 @@
-//! The results CSV: the five columns that OpenAI documents first, then ours. Plain text, numbers or
-//! empty cells only, because clients read every cell as a number.
+//! The step metrics as CSV: first the five columns that OpenAI documents, then hone's own. Cells are numbers
+//! or empty, because clients parse every cell as a number.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ pub const FILE_NAME: &str = "step_metrics.csv";
 const HEADER: &str = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,\
                       full_valid_loss,full_valid_mean_token_accuracy,learning_rate,epoch";
 
-/// The whole file, a line for each optimiser step.
+/// The whole file, one line for each optimiser step.
 pub fn render(rows: &[StepMetrics]) -> String {
     let mut text = format!("{HEADER}\n");
     for row in rows {

@@ -1,4 +1,4 @@
-//! Stage 7: the files that a job leaves behind, and how they are written: whole or not at all.
+//! Stage 7: the file formats of what a job produces: adapter, model, GGUF, certificate, metrics, archive.
 
 pub mod archive;
 pub mod certificate;

@@ -1,5 +1,5 @@
-//! A whole model in Hugging Face's layout: the names of its files, and its weights written tensor by
-//! tensor, so that they are never in memory twice.
+//! A whole model in Hugging Face's layout: the names of its files, and its weights written tensor by tensor,
+//! so that they are in memory only once.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,8 +18,8 @@ pub const CONFIG_FILE: &str = "config.json";
 /// Name of the weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 
-/// What a base model has beside configuration and weights, and a model made of it has as well: how
-/// text becomes tokens and back, how answers are generated, and under which terms.
+/// The files of a base model beside configuration and weights, which a model trained from it has as well:
+/// tokenizer, chat template, generation settings, licence.
 pub const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
@@ -36,7 +36,7 @@ pub const COMPANIONS: &[&str] = &[
 ];
 
 /// Writes tensors of 32-bit floats, by name, as one safetensors file; durable when this returns.
-/// `values` brings the elements of one after the other.
+/// `values` returns the elements of each tensor, one after the other.
 pub fn write_weights<E: From<io::Error>>(
     path: &Path,
     shapes: &[(String, Vec<usize>)],
@@ -54,7 +54,7 @@ pub fn write_weights<E: From<io::Error>>(
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let header = Metadata::new(Some(format), infos).map_err(io::Error::other)?;
     let mut header = serde_json::to_vec(&header).map_err(io::Error::other)?;
-    // The elements begin at a multiple of eight.
+    // The elements begin at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let mut file = BufWriter::new(File::create(path)?);

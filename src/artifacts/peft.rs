@@ -17,16 +17,16 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// Tensors under PEFT's keys: shape and row-major values.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+/// The tensors of an adapter under PEFT's keys: shape and row-major values.
+pub type AdapterTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// What is wrong with an adapter's files.
+/// Why an adapter's files cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum PeftError {
     /// A file cannot be read or written.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The configuration is not one of a LoRA adapter as hone makes and reads them.
+    /// The configuration is not that of a plain LoRA adapter.
     #[error("{CONFIG_FILE}: {0}")]
     Config(String),
     /// The weights are not safetensors of 32-bit floats.
@@ -34,7 +34,7 @@ pub enum PeftError {
     Weights(String),
 }
 
-/// The fields of `adapter_config.json` that say something; others keep PEFT's defaults.
+/// The fields of `adapter_config.json` that hone sets; PEFT's defaults apply to the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
     /// `LORA`.
@@ -47,27 +47,27 @@ pub struct AdapterConfig {
     pub r: usize,
     /// The output is scaled by lora_alpha / r.
     pub lora_alpha: f64,
-    /// Dropout while training.
+    /// Dropout during training.
     pub lora_dropout: f64,
-    /// Last parts of the paths of the adapted layers.
+    /// Last components of the paths of the adapted layers.
     pub target_modules: Vec<String>,
-    /// Indexes of the blocks they stand in; null for all.
+    /// Indexes of the adapted decoder layers; null for all.
     #[serde(default)]
     pub layers_to_transform: Option<Vec<u32>>,
-    /// Last parts of the paths of modules that are stored whole beside the pairs.
+    /// Last components of the paths of modules whose weights are stored in full.
     #[serde(default)]
     pub modules_to_save: Option<Vec<String>>,
     /// Whether the base stores these layers as `[inputs, outputs]` (GPT-2).
     pub fan_in_fan_out: bool,
     /// `none`: biases are not trained.
     pub bias: String,
-    /// Whether the scale is lora_alpha / √r instead.
+    /// Whether the scale is lora_alpha / √r instead (rsLoRA).
     #[serde(default)]
     pub use_rslora: bool,
     /// Whether magnitudes are trained (DoRA).
     #[serde(default)]
     pub use_dora: bool,
-    /// Whether the adapter is for use, not for further training.
+    /// Whether the adapter is for inference, not for further training.
     pub inference_mode: bool,
 }
 
@@ -102,7 +102,11 @@ impl AdapterConfig {
 }
 
 /// Writes both files into `folder`.
-pub fn write(folder: &Path, config: &AdapterConfig, tensors: &Tensors) -> Result<(), PeftError> {
+pub fn write(
+    folder: &Path,
+    config: &AdapterConfig,
+    tensors: &AdapterTensors,
+) -> Result<(), PeftError> {
     let mut text = serde_json::to_string_pretty(config)
         .map_err(|error| PeftError::Config(error.to_string()))?;
     text.push('\n');
@@ -111,8 +115,8 @@ pub fn write(folder: &Path, config: &AdapterConfig, tensors: &Tensors) -> Result
     Ok(())
 }
 
-/// Tensors as a safetensors file, marked as PyTorch's layout as PEFT does.
-pub fn serialise(tensors: &Tensors) -> Result<Vec<u8>, PeftError> {
+/// Tensors as a safetensors file, marked as PyTorch's layout like PEFT's.
+pub fn serialise(tensors: &AdapterTensors) -> Result<Vec<u8>, PeftError> {
     let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(key, (shape, values))| {
@@ -134,7 +138,7 @@ pub fn serialise(tensors: &Tensors) -> Result<Vec<u8>, PeftError> {
 ///
 /// # Errors
 /// Another kind of adapter than plain LoRA, or damaged files.
-pub fn read(config: &[u8], weights: &[u8]) -> Result<(AdapterConfig, Tensors), PeftError> {
+pub fn read(config: &[u8], weights: &[u8]) -> Result<(AdapterConfig, AdapterTensors), PeftError> {
     let config: AdapterConfig =
         serde_json::from_slice(config).map_err(|error| PeftError::Config(error.to_string()))?;
     let is_plain = config.peft_type == "LORA" && !config.use_dora;
@@ -145,10 +149,10 @@ pub fn read(config: &[u8], weights: &[u8]) -> Result<(AdapterConfig, Tensors), P
 }
 
 /// Reads a safetensors file of 32-bit floats.
-pub fn deserialise(bytes: &[u8]) -> Result<Tensors, PeftError> {
+pub fn deserialise(bytes: &[u8]) -> Result<AdapterTensors, PeftError> {
     let file =
         SafeTensors::deserialize(bytes).map_err(|error| PeftError::Weights(error.to_string()))?;
-    let mut tensors = Tensors::new();
+    let mut tensors = AdapterTensors::new();
     for (key, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {
             return Err(PeftError::Weights(format!("{key:?} is of type {:?}", view.dtype())));
@@ -169,7 +173,7 @@ mod tests {
         let modules = ["a.0.q_proj", "a.1.q_proj", "a.0.o_proj"].map(str::to_owned);
         let config = AdapterConfig::new("base", 2, 4.0, &modules, false);
         assert_eq!(config.target_modules, ["o_proj", "q_proj"]);
-        let tensors = Tensors::from([(
+        let tensors = AdapterTensors::from([(
             "k".to_owned(),
             (vec![2, 2], vec![1.0, -2.5, 3.0, f32::MIN_POSITIVE]),
         )]);

@@ -1,18 +1,17 @@
-//! Which base models there are: looks into the models folder and names what it finds.
+//! The catalog of base models: scans the models folder.
 //!
-//! Called by `http::models`, by job creation, by the executor and by `hone models`. Promises that
-//! an id from a client is only ever compared with names that were read from the disk: it is never
-//! joined to a path.
+//! Called by `http::models`, by job creation, by the executor and by `hone models`. An id from a client is only
+//! compared with names that were read from the disk. It is never joined to a path.
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// A base model that can be trained and asked.
+/// A base model that can be trained and served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseModelEntry {
-    /// The name by which clients call it: the folder's name, or the file's without `.gguf`.
+    /// The id that clients use: the name of the folder, or of the file without `.gguf`.
     pub id: String,
     /// The folder (Hugging Face layout) or the `.gguf` file.
     pub path: PathBuf,
@@ -21,7 +20,7 @@ pub struct BaseModelEntry {
 }
 
 impl BaseModelEntry {
-    /// What its weights are: `gguf` for a `.gguf` file; `safetensors`, or `pytorch` without those,
+    /// The format of its weights: `gguf` for a `.gguf` file; `safetensors`, or `pytorch` without those,
     /// for a folder in Hugging Face layout.
     pub fn kind(&self) -> &'static str {
         if is_gguf(&self.path) {
@@ -33,51 +32,51 @@ impl BaseModelEntry {
     }
 }
 
-/// Something in the models folder that is not a usable base model.
+/// An entry of the models folder that is not a usable base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skipped {
-    /// Where it lies.
+pub struct SkippedEntry {
+    /// Its path.
     pub path: PathBuf,
-    /// What keeps it from being a base model.
+    /// Why it is not a base model.
     pub reason: String,
 }
 
-/// What the models folder holds.
+/// The result of a scan of the models folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Survey {
+pub struct CatalogScan {
     /// The base models, by id.
     pub models: Vec<BaseModelEntry>,
-    /// The rest, by path; hidden entries and unfinished downloads are left out.
-    pub skipped: Vec<Skipped>,
+    /// Other entries, by path, without hidden ones and unfinished downloads.
+    pub skipped: Vec<SkippedEntry>,
 }
 
-/// The base models under one folder. Looks at the disk each time, so that a model that is pulled
-/// while the server runs is there at once.
+/// The base models in one folder. The folder is scanned at each call, so that a model pulled while the server runs
+/// is available at once.
 #[derive(Debug, Clone)]
 pub struct Catalog {
     models_dir: PathBuf,
 }
 
 impl Catalog {
-    /// The base models under `models_dir`; a folder that does not exist holds none.
+    /// The base models in `models_dir`. A folder that does not exist has none.
     pub fn new(models_dir: PathBuf) -> Self {
         Self { models_dir }
     }
 
-    /// All of them, by id.
+    /// All base models, by id.
     ///
     /// # Errors
     /// When the models folder exists and cannot be read.
     pub fn list(&self) -> io::Result<Vec<BaseModelEntry>> {
-        let survey = self.survey()?;
+        let scan = self.scan()?;
         // debug, because this runs at each request: `hone models list` shows the same lines
-        for skipped in &survey.skipped {
+        for skipped in &scan.skipped {
             tracing::debug!(path = %skipped.path.display(), reason = %skipped.reason, "not a base model");
         }
-        Ok(survey.models)
+        Ok(scan.models)
     }
 
-    /// The one called `id`. The id is compared with the list and never used as a path.
+    /// The base model `id`. The id is compared with the list and never used as a path.
     ///
     /// # Errors
     /// When the models folder exists and cannot be read.
@@ -85,15 +84,15 @@ impl Catalog {
         Ok(self.list()?.into_iter().find(|entry| entry.id == id))
     }
 
-    /// The base models, and what else lies there with the reason why it is none.
+    /// Scans the folder: the base models, and other entries with the reason why they are none.
     ///
     /// # Errors
     /// When the models folder exists and cannot be read.
-    pub fn survey(&self) -> io::Result<Survey> {
-        let mut survey = Survey::default();
+    pub fn scan(&self) -> io::Result<CatalogScan> {
+        let mut scan = CatalogScan::default();
         let entries = match fs::read_dir(&self.models_dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(survey),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(scan),
             Err(error) => return Err(error),
         };
         let mut paths = Vec::new();
@@ -104,27 +103,28 @@ impl Catalog {
         paths.sort();
         for path in paths {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-                survey.skipped.push(Skipped { path, reason: "its name is not UTF-8".to_owned() });
+                scan.skipped
+                    .push(SkippedEntry { path, reason: "its name is not UTF-8".to_owned() });
                 continue;
             };
             if is_hidden_or_unfinished(name) {
                 continue;
             }
-            match examine(name, &path) {
-                Ok(entry) if survey.models.iter().any(|other| other.id == entry.id) => {
+            match read_entry(name, &path) {
+                Ok(entry) if scan.models.iter().any(|other| other.id == entry.id) => {
                     let reason = format!("another base model is called {:?} already", entry.id);
-                    survey.skipped.push(Skipped { path, reason });
+                    scan.skipped.push(SkippedEntry { path, reason });
                 }
-                Ok(entry) => survey.models.push(entry),
-                Err(reason) => survey.skipped.push(Skipped { path, reason }),
+                Ok(entry) => scan.models.push(entry),
+                Err(reason) => scan.skipped.push(SkippedEntry { path, reason }),
             }
         }
-        survey.models.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(survey)
+        scan.models.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(scan)
     }
 }
 
-/// Downloads in progress carry one of these endings, whichever program makes them.
+/// Downloads in progress have one of these endings, whichever program writes them.
 fn is_hidden_or_unfinished(name: &str) -> bool {
     name.starts_with('.')
         || [".partial", ".part", ".incomplete", ".tmp"].iter().any(|end| name.ends_with(end))
@@ -143,8 +143,8 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// The base model at `path`, or why there is none.
-fn examine(name: &str, path: &Path) -> Result<BaseModelEntry, String> {
+/// The base model at `path`, or why it is none.
+fn read_entry(name: &str, path: &Path) -> Result<BaseModelEntry, String> {
     if name.contains(':') {
         return Err("a base model's name holds no `:`, which separates the parts of a fine-tuned \
                     model's name; rename it"
@@ -164,7 +164,7 @@ fn examine(name: &str, path: &Path) -> Result<BaseModelEntry, String> {
     Ok(BaseModelEntry { id: name.to_owned(), path, created_at: modified(&metadata) })
 }
 
-/// A folder in Hugging Face layout is the model itself; else the one `.gguf` file in it is.
+/// The model of a folder: the folder itself in Hugging Face layout, otherwise the only `.gguf` file in it.
 fn model_in_folder(folder: &Path) -> Result<PathBuf, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut gguf_files = Vec::new();
@@ -212,8 +212,8 @@ mod tests {
         }
     }
 
-    fn ids(survey: &Survey) -> Vec<&str> {
-        survey.models.iter().map(|entry| entry.id.as_str()).collect()
+    fn ids(scan: &CatalogScan) -> Vec<&str> {
+        scan.models.iter().map(|entry| entry.id.as_str()).collect()
     }
 
     #[test]
@@ -242,16 +242,16 @@ mod tests {
                 "SHOUT.GGUF",
             ],
         );
-        let survey = Catalog::new(root.path().to_owned()).survey().unwrap();
-        assert_eq!(ids(&survey), ["SHOUT", "bare", "hf", "in-folder", "torch"]);
-        assert_eq!(survey.skipped, []);
-        let path = |id: &str| survey.models.iter().find(|m| m.id == id).unwrap().path.clone();
+        let scan = Catalog::new(root.path().to_owned()).scan().unwrap();
+        assert_eq!(ids(&scan), ["SHOUT", "bare", "hf", "in-folder", "torch"]);
+        assert_eq!(scan.skipped, []);
+        let path = |id: &str| scan.models.iter().find(|m| m.id == id).unwrap().path.clone();
         assert_eq!(path("hf"), root.path().join("hf"));
         assert_eq!(path("in-folder"), root.path().join("in-folder/Some-Name.Q4.gguf"));
         assert_eq!(path("bare"), root.path().join("bare.gguf"));
-        let kinds: Vec<_> = survey.models.iter().map(BaseModelEntry::kind).collect();
+        let kinds: Vec<_> = scan.models.iter().map(BaseModelEntry::kind).collect();
         assert_eq!(kinds, ["gguf", "gguf", "safetensors", "gguf", "pytorch"]);
-        assert!(survey.models.iter().all(|entry| entry.created_at > 1_600_000_000));
+        assert!(scan.models.iter().all(|entry| entry.created_at > 1_600_000_000));
     }
 
     #[test]
@@ -272,12 +272,12 @@ mod tests {
                 "same.gguf",
             ],
         );
-        let survey = Catalog::new(root.path().to_owned()).survey().unwrap();
-        assert_eq!(ids(&survey), ["same"]);
-        assert!(survey.models[0].path.ends_with("same/model.gguf"));
+        let scan = Catalog::new(root.path().to_owned()).scan().unwrap();
+        assert_eq!(ids(&scan), ["same"]);
+        assert!(scan.models[0].path.ends_with("same/model.gguf"));
         let reason = |name: &str| {
             let path = root.path().join(name);
-            survey.skipped.iter().find(|s| s.path == path).unwrap().reason.clone()
+            scan.skipped.iter().find(|s| s.path == path).unwrap().reason.clone()
         };
         assert!(reason("notes.txt").contains("not a .gguf"));
         assert!(reason("no-tokenizer").contains("tokenizer.json"));
@@ -300,10 +300,10 @@ mod tests {
                 "inside/.model.gguf",
             ],
         );
-        let survey = Catalog::new(root.path().to_owned()).survey().unwrap();
-        assert_eq!(ids(&survey), Vec::<&str>::new());
-        assert_eq!(survey.skipped.len(), 1, "{survey:?}");
-        assert!(survey.skipped[0].path.ends_with("inside"));
+        let scan = Catalog::new(root.path().to_owned()).scan().unwrap();
+        assert_eq!(ids(&scan), Vec::<&str>::new());
+        assert_eq!(scan.skipped.len(), 1, "{scan:?}");
+        assert!(scan.skipped[0].path.ends_with("inside"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Base models: folders and `.gguf` files under the models folder, and where to get them.
+//! Base models: folders and `.gguf` files in the models folder, and where to download them.
 
 pub mod catalog;
 mod hub;
@@ -6,6 +6,6 @@ mod known;
 mod package;
 mod pull;
 
-pub use catalog::{BaseModelEntry, Catalog, Skipped, Survey};
+pub use catalog::{BaseModelEntry, Catalog, CatalogScan, SkippedEntry};
 pub use known::{KNOWN, KnownModel};
-pub use pull::{PullError, Pulled, pull};
+pub use pull::{PullError, PullOutcome, pull};

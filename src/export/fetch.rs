@@ -1,12 +1,14 @@
-//! Finds a fine-tuned model, brings its files from the blobs into a folder, and puts it there in the
-//! format that is asked for.
+//! Finds a fine-tuned model, fetches its files from the blobs into a folder, and exports it there in the
+//! requested format.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::Semaphore;
 
-use super::{ExportError, Format, Quantization, Tuned};
+use super::error::ExportError;
+use super::format::{ExportFormat, Quantization};
+use super::opened_model::OpenedModel;
 use crate::artifacts::certificate;
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
@@ -14,11 +16,11 @@ use crate::domain::file::FileRecord;
 use crate::domain::model::TunedModel;
 use crate::store::{Store, StoreError};
 
-/// Models that are written in another format at the same time: each takes the memory of its largest
-/// tensors. What is there already is handed out meanwhile.
-static WRITING: Semaphore = Semaphore::const_new(1);
+/// Conversions at the same time: each takes the memory of its largest tensors. Exports that need no conversion
+/// do not wait.
+static CONVERSIONS: Semaphore = Semaphore::const_new(1);
 
-/// Why a model is not handed out.
+/// Why a model cannot be fetched or exported.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The store failed.
@@ -27,37 +29,37 @@ pub enum FetchError {
     /// The blobs failed.
     #[error(transparent)]
     Blobs(#[from] BlobError),
-    /// The models folder, or the folder that the files go to.
+    /// The models folder, or the target folder.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// A file of the model is not in the store any more.
     #[error("the file {file} of {model:?} is gone")]
-    FileIsGone {
+    MissingFile {
         /// Its id.
         file: String,
-        /// Whose it is.
+        /// The model.
         model: String,
     },
-    /// The base model that an adapter needs.
+    /// The base model of an adapter is missing.
     #[error("the base model {0:?} is not in the models folder: bring it again")]
-    BaseIsGone(String),
-    /// The format.
+    MissingBaseModel(String),
+    /// The export failed.
     #[error(transparent)]
     Export(#[from] ExportError),
 }
 
 /// Where models, their files and their bases are.
 #[derive(Clone, Copy)]
-pub struct Sources<'a> {
-    /// What the product remembers.
+pub struct ExportSources<'a> {
+    /// The store.
     pub store: &'a dyn Store,
-    /// Big bytes.
+    /// The blobs.
     pub blobs: &'a Blobs,
-    /// Which base models there are.
+    /// The base models.
     pub base_models: &'a Catalog,
 }
 
-/// The model that a job made, or the model or checkpoint of that name.
+/// The model of a job, or the model or checkpoint with that name.
 pub async fn find(store: &dyn Store, job_or_name: &str) -> Result<Option<TunedModel>, StoreError> {
     match store.job(job_or_name).await? {
         Some(job) => store.model(&job.model_name()).await,
@@ -65,24 +67,24 @@ pub async fn find(store: &dyn Store, job_or_name: &str) -> Result<Option<TunedMo
     }
 }
 
-/// Puts `model` in a format into a folder below `work`, which is there and empty; that folder, which
-/// holds the format's files and nothing else.
+/// Exports `model` into a new folder below `work`, which must exist and be empty. That folder contains the
+/// files of the format and nothing else.
 pub async fn export(
-    sources: Sources<'_>,
+    sources: ExportSources<'_>,
     model: &TunedModel,
-    format: Format,
+    format: ExportFormat,
     quantization: Quantization,
     work: &Path,
 ) -> Result<PathBuf, FetchError> {
-    let (fetched, made) = (work.join("fetched"), work.join("made"));
-    tokio::fs::create_dir(&made).await?;
-    // What a job leaves is in this format already, and its certificate is of these very bytes.
+    let (fetched, exported) = (work.join("fetched"), work.join("exported"));
+    tokio::fs::create_dir(&exported).await?;
+    // The job has published this format already, and its certificate covers these bytes.
     if format == model_format(model) {
-        bring(sources.store, sources.blobs, model, &made).await?;
+        fetch_files(sources.store, sources.blobs, model, &exported).await?;
         if let Some(file) = certificate_of(sources.store, model).await? {
-            sources.blobs.fetch_to(&file.blob_key, &made.join(certificate::FILE_NAME)).await?;
+            sources.blobs.fetch_to(&file.blob_key, &exported.join(certificate::FILE_NAME)).await?;
         }
-        return Ok(made);
+        return Ok(exported);
     }
     if model.is_whole && !format.is_whole() {
         return Err(ExportError::no_adapter(&model.id, format).into());
@@ -90,30 +92,30 @@ pub async fn export(
     let mut base = fetched.clone();
     let mut adapter = None;
     if !model.is_whole {
-        let found = sources.base_models.find(&model.base_model)?;
-        let found = found.ok_or_else(|| FetchError::BaseIsGone(model.base_model.clone()))?;
-        (base, adapter) = (found.path, Some(fetched.clone()));
+        let entry = sources.base_models.find(&model.base_model)?;
+        let entry = entry.ok_or_else(|| FetchError::MissingBaseModel(model.base_model.clone()))?;
+        (base, adapter) = (entry.path, Some(fetched.clone()));
     }
     tokio::fs::create_dir(&fetched).await?;
-    bring(sources.store, sources.blobs, model, &fetched).await?;
-    let (name, folder) = (model.id.clone(), made.clone());
-    let _turn = WRITING.acquire().await.map_err(io::Error::other)?;
+    fetch_files(sources.store, sources.blobs, model, &fetched).await?;
+    let (name, folder) = (model.id.clone(), exported.clone());
+    let _permit = CONVERSIONS.acquire().await.map_err(io::Error::other)?;
     let written = tokio::task::spawn_blocking(move || {
-        let tuned = Tuned::open(&name, &base, adapter.as_deref())?;
-        super::write(&tuned, format, quantization, &folder)
+        let model = OpenedModel::open(&name, &base, adapter.as_deref())?;
+        super::write(&model, format, quantization, &folder)
     });
     written.await.unwrap_or_else(|panic| Err(ExportError::Io(panic.into())))?;
     tokio::fs::remove_dir_all(&fetched).await?;
-    Ok(made)
+    Ok(exported)
 }
 
-/// The format in which a job left a model.
-fn model_format(model: &TunedModel) -> Format {
-    if model.is_whole { Format::Merged } else { Format::Peft }
+/// The format in which the job published the model.
+fn model_format(model: &TunedModel) -> ExportFormat {
+    if model.is_whole { ExportFormat::Merged } else { ExportFormat::Peft }
 }
 
-/// Brings the files of `model`, as its job left them, into `folder`.
-pub async fn bring(
+/// Fetches the files of `model`, as its job published them, into `folder`.
+pub async fn fetch_files(
     store: &dyn Store,
     blobs: &Blobs,
     model: &TunedModel,
@@ -122,15 +124,15 @@ pub async fn bring(
     for id in model.files() {
         let Some(file) = store.file(id).await? else {
             let (file, model) = (id.clone(), model.id.clone());
-            return Err(FetchError::FileIsGone { file, model });
+            return Err(FetchError::MissingFile { file, model });
         };
-        // The name is one that we gave it when it was published.
+        // The name is safe: the executor chose it when it published the file.
         blobs.fetch_to(&file.blob_key, &folder.join(&file.filename)).await?;
     }
     Ok(())
 }
 
-/// The certificate of a finished model; checkpoints have none.
+/// The certificate of a finished model. Checkpoints have none.
 async fn certificate_of(
     store: &dyn Store,
     model: &TunedModel,

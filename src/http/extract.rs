@@ -17,7 +17,7 @@ use super::error::ApiError;
 use crate::config::MAX_JSON_BYTES;
 use crate::domain::error_code::ErrorCode;
 use crate::store::PageRequest;
-use crate::util::repeated_key::{self, RepeatedKey};
+use crate::util::duplicate_key::{self, DuplicateKey};
 
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -74,8 +74,8 @@ fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
     let value: serde_json_borrow::Value<'_> = serde_json::from_slice(bytes).map_err(|error| {
         ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))
     })?;
-    let repeated = if value.is_object() { repeated_key::find(&value) } else { None };
-    if let Some(RepeatedKey { path, .. }) = repeated {
+    let repeated = if value.is_object() { duplicate_key::find(&value) } else { None };
+    if let Some(DuplicateKey { path, .. }) = repeated {
         let path: String = path.chars().take(MOST_PATH_CHARS).collect();
         let message = format!("{path} is repeated in the body: send one of them");
         return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));

@@ -1,69 +1,67 @@
-//! What the client of a request hears, in order: that its answers have begun, their texts piece by
-//! piece, how each ended.
+//! The events of a request, in order: it has started, its outputs grow, each output is finished.
 //!
-//! The channel has no bound. Whoever runs the models holds many answers in one thread and must not
-//! wait for the slowest of their clients; and an answer is never longer than the model's context, so
-//! neither is what waits here for a client that reads slowly. A client that goes drops its end, which
-//! [`EventSender::is_wanted`] shows.
+//! The channel has no bound. One thread runs the sequences of all clients and must not wait for the slowest
+//! client. An output is never longer than the model's context, so the events that wait for a slow client are
+//! bounded too. A client that disconnects drops its end, which [`EventSender::is_connected`] shows.
 
 use tokio::sync::mpsc;
 
-use super::ServeError;
+use super::error::ServeError;
 
-/// Something that a client hears.
+/// An event of a request.
 #[derive(Debug)]
 pub enum Event {
-    /// The request can be answered; comes first, once.
+    /// The request is accepted. Comes first, once.
     Started {
         /// Tokens of all prompts together.
         prompt_tokens: u64,
     },
-    /// The beginning of a prompt need not be read again; comes at most once for each prompt.
-    Reused {
-        /// Tokens of it.
+    /// A prefix of a prompt was in the prefix cache. Comes at most once for each prompt.
+    PrefixCacheHit {
+        /// Tokens of the prefix.
         prompt_tokens: u64,
     },
-    /// More of an answer.
+    /// More of an output.
     Delta {
-        /// Which answer: those to the first prompt come first.
+        /// Index of the output: those of the first prompt come first.
         index: usize,
-        /// What it adds; may be empty.
+        /// The new text; may be empty.
         text: String,
-        /// The tokens behind the text, if log-probabilities are wanted.
+        /// The tokens of the text, if log-probabilities are requested.
         tokens: Vec<ScoredToken>,
     },
-    /// An answer calls a tool.
+    /// An output calls a tool.
     ToolCall {
-        /// Which answer.
+        /// Index of the output.
         index: usize,
         /// The call.
         call: CalledTool,
     },
-    /// An answer is complete.
+    /// An output is finished.
     Finished {
-        /// Which answer.
+        /// Index of the output.
         index: usize,
         /// Why it ended.
         reason: FinishReason,
-        /// Tokens that the model wrote, the one that ended its turn not counted.
+        /// Generated tokens, without the stop token.
         completion_tokens: u64,
     },
-    /// There is no answer, or no more of it; nothing follows.
+    /// The request failed. Nothing follows.
     Failed(ServeError),
 }
 
-/// Why an answer ended.
+/// Why an output ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended its turn, or wrote a stop text.
+    /// A stop token or a stop string.
     Stop,
-    /// The token limit or the context ended it.
+    /// The token limit or the end of the context.
     Length,
-    /// The model ended its turn with calls of tools.
+    /// A stop token after tool calls.
     ToolCalls,
 }
 
-/// A call of a tool, as the model wrote it.
+/// A tool call, as the model wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalledTool {
     /// Name of the function.
@@ -72,23 +70,23 @@ pub struct CalledTool {
     pub arguments: String,
 }
 
-/// A token with what the model thought of it.
+/// A token with its log-probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredToken {
-    /// What it stands for: of a control token the name, which is not part of the text.
+    /// Its bytes; for a control token its name, which is not part of the text.
     pub bytes: Vec<u8>,
-    /// Natural logarithm of the probability that the model itself gave it: before temperature,
-    /// penalties and biases. `None` for the first token of a text, which nothing precedes.
+    /// Natural logarithm of the probability that the model gave it, before temperature, penalties and
+    /// biases. `None` for the first token of a text.
     pub log_probability: Option<f64>,
-    /// The likeliest tokens at its place, likeliest first.
+    /// The likeliest tokens at its position, likeliest first.
     pub likeliest: Vec<LikelyToken>,
-    /// Where it begins in the answer's text, in characters.
+    /// Where it begins in the text of the output, in characters.
     pub offset: usize,
-    /// Whether it ended the answer, and so is not part of the text.
+    /// Whether it is the stop token, which is not part of the text.
     pub is_end: bool,
 }
 
-/// A token that might have stood at a place.
+/// A likely token at a position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LikelyToken {
     /// As [`ScoredToken::bytes`].
@@ -97,14 +95,14 @@ pub struct LikelyToken {
     pub log_probability: f64,
 }
 
-/// The client's end.
+/// The client's end of the channel.
 pub struct Events(mpsc::UnboundedReceiver<Event>);
 
-/// The end of whoever answers; one request's answers share it.
+/// The server's end of the channel, shared by the outputs of a request.
 #[derive(Clone)]
 pub struct EventSender(mpsc::UnboundedSender<Event>);
 
-/// Both ends.
+/// Both ends of a new channel.
 pub(super) fn channel() -> (EventSender, Events) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (EventSender(sender), Events(receiver))
@@ -118,13 +116,13 @@ impl Events {
 }
 
 impl EventSender {
-    /// Tells the client. One that has gone needs to hear nothing.
+    /// Sends an event, unless the client has disconnected.
     pub fn send(&self, event: Event) {
-        let _gone = self.0.send(event);
+        let _disconnected = self.0.send(event);
     }
 
-    /// Whether somebody still listens.
-    pub fn is_wanted(&self) -> bool {
+    /// Whether the client is still connected.
+    pub fn is_connected(&self) -> bool {
         !self.0.is_closed()
     }
 }

@@ -1,154 +1,100 @@
-//! Stage 5: answer with a base model and an adapter.
+//! Stage 5: serve a base model, alone or with an adapter.
 //!
-//! Called by `http::chat` and `http::completions`. A base model, or a whole model that a job made, is
-//! loaded at the first request for it and kept; adapters attach to a base without reloading it.
+//! Called by `http::chat` and `http::completions`. A request takes this path:
 //!
-//! A [`Request`] is prepared ([`prepare`]): its model is found among the [`bases`] and its prompts
-//! become answers ([`begin`]). The thread of [`worker`] then runs the models for all answers together
-//! ([`schedule`]), those that begin alike from what is [`kept`]; an [`answer`] chooses its tokens ([`sample`]), collects its text
-//! ([`text`], [`tools`]) and tells the client ([`events`]).
+//! 1. [`request`]: a request, with the [`source`] of its model, comes to the [`ModelServer`] and waits in the
+//!    queue of the [`inference_thread`];
+//! 2. [`request_preparer`]: the model comes from the [`model_cache`] (a [`loaded_model`] with its adapters),
+//!    and the [`request_encoder`] tokenizes the prompts: one [`sequence_group`] for each;
+//! 3. [`scheduler`]: the sequences are admitted, from what is in the [`prefix_cache`], and run;
+//! 4. [`step`]: the model computes tokens of many sequences together;
+//! 5. [`sequence`] and [`sequence_output`]: logits become the next token ([`sample`]), text
+//!    ([`detokenizer`]) and tool calls ([`tool_call_parser`], [`tool_format`]);
+//! 6. [`events`]: the client is told.
 
-mod answer;
-mod bases;
-mod begin;
+mod detokenizer;
+mod error;
 mod events;
-mod kept;
-mod loaded;
-mod prepare;
+mod inference_thread;
+mod loaded_model;
+mod model_cache;
+mod prefix_cache;
 mod request;
-mod running;
+mod request_encoder;
+mod request_preparer;
 mod sample;
-mod schedule;
+mod scheduler;
+mod sequence;
+mod sequence_group;
+mod sequence_output;
 mod serving_load;
+mod source;
 mod statistics;
-mod text;
-mod tools;
-mod worker;
+mod step;
+mod tool_call_parser;
+mod tool_format;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+pub use self::error::ServeError;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
+use self::inference_thread::{MAX_WAITING_REQUESTS, ThreadContext};
 pub use self::request::{Prompt, Request, Sampling, TextPrompt};
+use self::request_preparer::QueuedRequest;
 pub use self::serving_load::ServingLoad;
+pub use self::source::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
 pub use self::statistics::Statistics;
-use crate::base_models::BaseModelEntry;
 use crate::domain::error_code::ErrorCode;
 
-/// The bytes of an adapter in PEFT layout.
-#[derive(Debug, Clone)]
-pub struct AdapterBytes {
-    /// `adapter_config.json`.
-    pub config: Bytes,
-    /// `adapter_model.safetensors`.
-    pub weights: Bytes,
-}
-
-/// An adapter by name, whose bytes are fetched only when it is not attached yet.
-pub struct AdapterSource {
-    /// The fine-tuned model's or checkpoint's name.
-    pub id: String,
-    /// Brings the bytes.
-    pub load: BoxFuture<'static, Result<AdapterBytes, String>>,
-}
-
-/// A model that stands by itself.
-pub enum BaseSource {
-    /// One of the models folder.
-    Entry(BaseModelEntry),
-    /// One that a job made, whose files are fetched only when it is not loaded yet.
-    Made {
-        /// The fine-tuned model's or checkpoint's name.
-        id: String,
-        /// Brings the files, into a folder that goes when it is dropped.
-        load: BoxFuture<'static, Result<TempDir, String>>,
-    },
-}
-
-/// The model that a request names.
-pub struct ModelSource {
-    /// The base model, or the whole model itself.
-    pub base: BaseSource,
-    /// The adapter of a fine-tuned model or checkpoint.
-    pub adapter: Option<AdapterSource>,
-}
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct ServeError {
-    /// Public code.
-    pub code: ErrorCode,
-    /// For the client; for [`ErrorCode::InternalError`] for the log only.
-    pub message: String,
-    /// The field of the request that it is about, as OpenAI names it.
-    pub param: Option<&'static str>,
-}
-
-impl ServeError {
-    fn new(code: ErrorCode, message: String) -> Self {
-        Self { code, message, param: None }
-    }
-
-    /// One that a field of the request has caused.
-    fn about(param: &'static str, code: ErrorCode, message: String) -> Self {
-        Self { code, message, param: Some(param) }
-    }
-}
-
-/// Requests that wait for their turn before further ones are told to come back.
-const WAITING_REQUESTS: usize = 256;
-
-/// Base models in memory and the adapters attached to them, and the thread that runs them.
+/// The models in memory, and the thread that runs them.
 pub struct ModelServer {
-    inbox: mpsc::Sender<worker::Work>,
-    demand: ServingLoad,
+    inbox: mpsc::Sender<QueuedRequest>,
+    serving_load: ServingLoad,
     statistics: Arc<Statistics>,
 }
 
 impl ModelServer {
-    /// Starts the thread; nothing is loaded before the first request. `runtime` runs the futures
-    /// that fetch models. `memory` is what models, adapters and the texts in progress may take, in
-    /// bytes; half of what is free without it.
+    /// Starts the thread. Nothing is loaded before the first request. `runtime` runs the futures that
+    /// fetch models. `memory` is the limit for models, adapters and key/value caches, in bytes; `None`:
+    /// half of the free memory.
     pub fn start(runtime: Handle, memory: Option<u64>) -> std::io::Result<Self> {
-        let (inbox, requests) = mpsc::channel(WAITING_REQUESTS);
-        let (demand, statistics) = (ServingLoad::default(), Arc::new(Statistics::default()));
-        let shared = worker::Shared {
-            memory: memory.unwrap_or_else(bases::default_budget),
-            demand: demand.clone(),
+        let (inbox, requests) = mpsc::channel(MAX_WAITING_REQUESTS);
+        let (serving_load, statistics) = (ServingLoad::default(), Arc::new(Statistics::default()));
+        let context = ThreadContext {
+            memory: memory.unwrap_or_else(model_cache::default_budget),
+            serving_load: serving_load.clone(),
             statistics: Arc::clone(&statistics),
         };
         std::thread::Builder::new()
             .name("inference".to_owned())
-            .spawn(move || worker::run(requests, &runtime, &shared))?;
-        Ok(Self { inbox, demand, statistics })
+            .spawn(move || inference_thread::run(requests, &runtime, &context))?;
+        Ok(Self { inbox, serving_load, statistics })
     }
 
-    /// Whether requests are being answered.
-    pub fn demand(&self) -> &ServingLoad {
-        &self.demand
+    /// Whether requests are being served.
+    pub fn serving_load(&self) -> &ServingLoad {
+        &self.serving_load
     }
 
-    /// What answering has come to.
+    /// Counters and gauges of serving.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
     }
 
-    /// Answers, in its turn on the device. Dropping the events ends the generation within one token.
+    /// Queues a request; its events. Dropping the events ends its sequences within one token.
     ///
     /// # Errors
     /// When too many requests wait already.
     pub fn answer(&self, source: ModelSource, request: Request) -> Result<Events, ServeError> {
         let (events, receiver) = events::channel();
-        let work = worker::Work { source, request, events };
-        self.inbox.try_send(work).map_err(|_full_or_closed| {
-            let message =
-                format!("{WAITING_REQUESTS} requests wait for answers already: try again later");
+        let queued = QueuedRequest { source, request, events };
+        self.inbox.try_send(queued).map_err(|_full_or_closed| {
+            let message = format!(
+                "{MAX_WAITING_REQUESTS} requests wait for answers already: try again later"
+            );
             ServeError::new(ErrorCode::RateLimitExceeded, message)
         })?;
         Ok(receiver)

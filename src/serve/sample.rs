@@ -1,4 +1,4 @@
-//! Logits to the next token, and to log-probabilities.
+//! Sampling: from logits to the next token, and to log-probabilities.
 //!
 //! Own code, because it must be exact where candle-transformers' `LogitsProcessor` is not: a `top_p`
 //! of 0 is greedy there neither with nor without temperature, sums run in 32 bits, and it knows
@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::ServeError;
+use super::error::ServeError;
 use super::request::Sampling;
 use crate::domain::error_code::ErrorCode;
 use crate::train::rng::Stream;
@@ -15,27 +15,27 @@ use crate::train::rng::Stream;
 /// A bias that bans a token, as OpenAI documents it.
 const BAN: f32 = -100.0;
 
-/// Chooses the tokens of one answer.
+/// Samples the tokens of one sequence.
 pub(super) struct Sampler {
     sampling: Sampling,
     stream: Stream,
-    /// Tokens chosen so far.
+    /// Tokens sampled so far.
     drawn: u64,
-    /// How often the answer has each token.
+    /// How often the output contains each token.
     counts: HashMap<u32, u32>,
 }
 
 impl Sampler {
-    /// For the answer `index` of a request with this seed.
+    /// For the output `index` of a request with this seed.
     pub fn new(sampling: Sampling, seed: u64, index: usize) -> Self {
         let stream = Stream::new(seed, "sampling", index as u64);
         Self { sampling, stream, drawn: 0, counts: HashMap::new() }
     }
 
-    /// Chooses the next token. `logits` are changed by biases and penalties.
+    /// Samples the next token. Biases and penalties change `logits`.
     ///
     /// # Errors
-    /// When the logits are not numbers, or nothing may be chosen.
+    /// When the logits are not numbers, or every token is banned.
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             return Err(SampleError::NotANumber);
@@ -54,8 +54,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// OpenAI's formula: what stands in the answer already loses its count times the one penalty, and
-    /// the other one once.
+    /// OpenAI's formula: a token of the output loses the frequency penalty times its count, and the
+    /// presence penalty once.
     fn penalise(&self, logits: &mut [f32]) {
         let Sampling { frequency_penalty, presence_penalty, .. } = self.sampling;
         if frequency_penalty == 0.0 && presence_penalty == 0.0 {
@@ -86,7 +86,7 @@ impl Sampler {
     }
 }
 
-/// Why no token can be chosen.
+/// Why no token can be sampled.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SampleError {
     /// The model's arithmetic failed.
@@ -186,7 +186,7 @@ impl PartialEq for Candidate {
 
 impl Eq for Candidate {}
 
-/// The model's own distribution at one place, as logarithms.
+/// The model's own distribution at one position, as logarithms.
 pub(super) struct LogProbabilities<'a> {
     logits: &'a [f32],
     /// Logarithm of the sum of the exponentials of the logits.
@@ -202,7 +202,7 @@ impl<'a> LogProbabilities<'a> {
         Self { logits, log_sum: largest + sum.ln() }
     }
 
-    /// Of one token; of one that the model does not have, that it cannot come.
+    /// Of one token; minus infinity for a token outside of the vocabulary.
     pub fn of_token(&self, token: u32) -> f64 {
         let logit = self.logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         f64::from(logit) - self.log_sum

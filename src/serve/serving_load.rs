@@ -1,4 +1,4 @@
-//! Whether answers are being made: what the executor looks at before it lets a job have the device.
+//! The serving load: whether requests are being served. The executor pauses training jobs while they are.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-/// How long nothing is asked before answering counts as over: the next turn of a conversation often
-/// comes at once.
-const LINGER: Duration = Duration::from_millis(300);
+/// How long there must be no request before the load counts as over: the next turn of a conversation often
+/// follows at once.
+const COOLDOWN: Duration = Duration::from_millis(300);
 
-/// Shared by whoever answers and whoever gives way to answers.
+/// Shared by the inference thread, which sets it, and the executor, which yields to it.
 #[derive(Clone)]
 pub struct ServingLoad {
     busy: watch::Sender<bool>,
@@ -27,39 +27,39 @@ impl Default for ServingLoad {
 }
 
 impl ServingLoad {
-    /// Says whether requests are being answered or wait.
+    /// Sets whether there are requests.
     pub fn set(&self, busy: bool) {
         self.busy.send_if_modified(|known| std::mem::replace(known, busy) != busy);
     }
 
-    /// Waits until requests are being answered, or have not been for a while, other than `known`. May
-    /// be dropped and called again.
+    /// Waits until the load differs from `known`: there are requests, or there have been none for a while.
+    /// The future may be dropped and the method called again.
     pub async fn change_from(&self, known: bool) -> bool {
         let mut watched = self.busy.subscribe();
         loop {
-            // It ends only with the last sender, of which this is one.
+            // It fails only without a sender, and this is one.
             drop(watched.wait_for(|busy| *busy != known).await);
             if !known {
                 self.yields.inc();
                 return true;
             }
             let again = watched.wait_for(|busy| *busy);
-            if tokio::time::timeout(LINGER, again).await.is_err() {
+            if tokio::time::timeout(COOLDOWN, again).await.is_err() {
                 return false;
             }
         }
     }
 
-    /// A job has waited for so many more seconds.
-    pub fn has_yielded(&self, seconds: f64) {
+    /// Counts seconds that a job was paused.
+    pub fn count_yielded_seconds(&self, seconds: f64) {
         self.yielded_seconds.inc_by(seconds.max(0.0));
     }
 
-    /// Names what jobs have yielded in `registry`, below its prefix.
+    /// Registers the metrics of paused jobs in `registry`, below its prefix.
     pub fn register(&self, registry: &mut Registry) {
-        let help = "How often a job was told to wait for answers";
+        let help = "How often a job was paused for requests";
         registry.register("yields", help, self.yields.clone());
-        let help = "Time that jobs have waited for answers";
+        let help = "Time that jobs were paused for requests";
         registry.register("yielded_seconds", help, self.yielded_seconds.clone());
     }
 }
@@ -69,21 +69,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pause_between_requests_is_not_the_end_of_demand() {
+    async fn a_pause_between_requests_is_not_the_end_of_the_load() {
         let load = ServingLoad::default();
         load.set(true);
         assert!(load.change_from(false).await);
         let other = load.clone();
         let pauses = tokio::spawn(async move {
             other.set(false);
-            tokio::time::sleep(LINGER / 30).await;
+            tokio::time::sleep(COOLDOWN / 30).await;
             other.set(true);
-            tokio::time::sleep(LINGER * 2).await;
+            tokio::time::sleep(COOLDOWN * 2).await;
             other.set(false);
         });
         let began = tokio::time::Instant::now();
         assert!(!load.change_from(true).await);
-        assert!(began.elapsed() > LINGER * 2, "{:?}", began.elapsed());
+        assert!(began.elapsed() > COOLDOWN * 2, "{:?}", began.elapsed());
         pauses.await.expect("ends");
         assert_eq!(load.yields.get(), 1);
     }

@@ -1,5 +1,5 @@
-//! What answering has come to since the server began, for whoever watches: written by the threads that
-//! answer, read by `GET /metrics`.
+//! Counters and gauges of serving since the server began: written by the threads that serve, read by
+//! `GET /metrics`. The names of the metrics are published and stay.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,53 +12,53 @@ use prometheus_client::registry::Registry;
 #[derive(Debug, Default)]
 pub struct Statistics {
     requests: Counter,
-    failed: Counter,
+    failed_requests: Counter,
     prompt_tokens: Counter,
     cached_tokens: Counter,
-    read_tokens: Counter,
-    written_tokens: Counter,
-    passes: Counter,
+    computed_tokens: Counter,
+    generated_tokens: Counter,
+    steps: Counter,
     busy_seconds: Counter<f64, AtomicU64>,
     running: Gauge,
     waiting: Gauge,
-    bases: Gauge,
-    base_bytes: Gauge,
+    models: Gauge,
+    model_bytes: Gauge,
     cache_bytes: Gauge,
 }
 
 impl Statistics {
-    /// Names everything in `registry`, below its prefix.
+    /// Registers every metric in `registry`, below its prefix.
     pub fn register(&self, registry: &mut Registry) {
         let counters = [
-            ("requests", "Requests for answers taken in", &self.requests),
-            ("requests_failed", "Requests that could not be answered", &self.failed),
-            ("prompt_tokens", "Tokens of prompts whose answers have begun", &self.prompt_tokens),
+            ("requests", "Requests received", &self.requests),
+            ("requests_failed", "Requests that could not be answered", &self.failed_requests),
+            ("prompt_tokens", "Prompt tokens of admitted sequences", &self.prompt_tokens),
             (
                 "cached_tokens",
-                "Tokens of these prompts that had been read before, as the beginning of another text",
+                "Prompt tokens that were not computed again: a prefix of another sequence",
                 &self.cached_tokens,
             ),
             (
                 "read_tokens",
-                "Tokens that models have read, of prompts and answers",
-                &self.read_tokens,
+                "Tokens that models have computed, of prompts and answers",
+                &self.computed_tokens,
             ),
-            ("written_tokens", "Tokens that models have written", &self.written_tokens),
-            ("passes", "Passes through a model, each of one or more texts", &self.passes),
+            ("written_tokens", "Tokens that models have generated", &self.generated_tokens),
+            ("passes", "Steps of a model, each of one or more sequences", &self.steps),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let help = "Time that passes have taken: tokens by it are the speed";
+        let help = "Time that steps have taken: tokens divided by it are the speed";
         registry.register("busy_seconds", help, self.busy_seconds.clone());
         let gauges = [
-            ("texts_running", "Texts in progress", &self.running),
-            ("texts_waiting", "Prompts that wait for room", &self.waiting),
-            ("base_models", "Base models in memory", &self.bases),
-            ("base_model_bytes", "Bytes of base models and adapters in memory", &self.base_bytes),
+            ("texts_running", "Running sequences", &self.running),
+            ("texts_waiting", "Prompts that wait and preempted sequences", &self.waiting),
+            ("base_models", "Models in memory", &self.models),
+            ("base_model_bytes", "Bytes of models and adapters in memory", &self.model_bytes),
             (
                 "cache_bytes",
-                "Bytes of keys and values, of texts in progress and kept ones",
+                "Bytes of keys and values, of running sequences and of the prefix cache",
                 &self.cache_bytes,
             ),
         ];
@@ -67,37 +67,37 @@ impl Statistics {
         }
     }
 
-    pub(super) fn requested(&self) {
+    pub(super) fn count_request(&self) {
         self.requests.inc();
     }
 
-    pub(super) fn failed(&self) {
-        self.failed.inc();
+    pub(super) fn count_failed_request(&self) {
+        self.failed_requests.inc();
     }
 
-    pub(super) fn began(&self, prompt_tokens: usize, cached_tokens: usize) {
+    pub(super) fn count_prompt(&self, prompt_tokens: usize, cached_tokens: usize) {
         self.prompt_tokens.inc_by(prompt_tokens as u64);
         self.cached_tokens.inc_by(cached_tokens as u64);
     }
 
-    pub(super) fn passed(&self, read: usize, written: usize) {
-        self.passes.inc();
-        self.read_tokens.inc_by(read as u64);
-        self.written_tokens.inc_by(written as u64);
+    pub(super) fn count_step(&self, computed: usize, generated: usize) {
+        self.steps.inc();
+        self.computed_tokens.inc_by(computed as u64);
+        self.generated_tokens.inc_by(generated as u64);
     }
 
-    pub(super) fn was_busy(&self, took: Duration) {
+    pub(super) fn count_busy_time(&self, took: Duration) {
         self.busy_seconds.inc_by(took.as_secs_f64());
     }
 
-    pub(super) fn stands(&self, running: usize, waiting: usize) {
+    pub(super) fn set_queue(&self, running: usize, waiting: usize) {
         self.running.set(running as i64);
         self.waiting.set(waiting as i64);
     }
 
-    pub(super) fn holds(&self, bases: usize, base_bytes: u64, cache_bytes: u64) {
-        self.bases.set(bases as i64);
-        self.base_bytes.set(base_bytes as i64);
+    pub(super) fn set_memory(&self, models: usize, model_bytes: u64, cache_bytes: u64) {
+        self.models.set(models as i64);
+        self.model_bytes.set(model_bytes as i64);
         self.cache_bytes.set(cache_bytes as i64);
     }
 }

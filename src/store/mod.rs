@@ -5,11 +5,11 @@
 //! with `BEGIN IMMEDIATE`. A write that belongs to a claimed job carries its [`Claim`] and is
 //! refused with [`StoreError::LostClaim`] when another executor holds the job by now.
 
+mod api_keys;
 mod cached_reply;
 mod claim;
 mod error;
 mod idempotency_key;
-mod keys;
 mod outcomes;
 mod page;
 pub mod sqlite;
@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use self::api_keys::{KeyStore, RevokeOutcome};
 pub use self::cached_reply::CachedReply;
 pub use self::claim::{Claim, HeartbeatReply, NewCheckpoint, Success};
 pub use self::error::StoreError;
 pub use self::idempotency_key::{IdempotencyKey, ReplayedRequest};
-pub use self::keys::{KeyStore, RevokeOutcome};
 pub use self::outcomes::{
     AddPartOutcome, CancelOutcome, CancelUploadOutcome, CompleteUploadOutcome, DeleteFileOutcome,
     DeleteModelOutcome, MAX_PARTS, PauseOutcome, ResumeOutcome,

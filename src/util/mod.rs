@@ -2,8 +2,8 @@
 
 pub mod atomic_file;
 pub mod clock;
+pub mod duplicate_key;
 pub mod error_source;
 pub mod fail_point;
+pub mod file_digest;
 pub mod hex;
-pub mod repeated_key;
-pub mod sha256;

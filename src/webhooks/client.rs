@@ -1,5 +1,5 @@
-//! Brings one delivery to its endpoint: signed for this attempt, to an address that the policy has
-//! judged, once, without following where the reply points to.
+//! Sends one delivery to its endpoint: signed for this attempt, to an address that the policy permits, once,
+//! without following redirects.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,132 +11,141 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect;
 use standardwebhooks::Webhook;
 
-use super::policy::{Policy, Scheme, Target, TargetError};
+use super::address_policy::{DeliveryTarget, Policy, TargetError, UrlScheme};
 use crate::domain::webhook::{SigningSecret, WebhookEvent};
 use crate::util::error_source;
 
-/// Longest time from the look-up of the host to the end of the reply.
+/// Longest time from the DNS lookup to the end of the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest time for a look-up alone.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for the DNS lookup alone.
+const DNS_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many bytes of a reply are read. Nothing is done with them: an endpoint that still writes when the
-/// connection is closed may take that for a failure.
-const MAX_REPLY_BYTES: usize = 64 * 1024;
+/// How many bytes of a response are read. They are not used. An endpoint that is still writing when the
+/// connection is closed may report a failure.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// Why there can be no courier.
+/// The HTTP client of webhooks cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("the HTTP client of webhooks cannot be made: {0}")]
 pub struct WebhookClientError(#[from] reqwest::Error);
 
-/// Why nothing was delivered.
+/// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Undelivered {
+pub enum DeliveryError {
     /// The policy refuses the address.
     #[error(transparent)]
     Refused(#[from] TargetError),
-    /// The stored secret signs nothing.
+    /// The stored secret cannot sign.
     #[error("the endpoint's secret cannot sign: rotate it")]
     Unsignable,
-    /// Nothing answered in time.
+    /// The endpoint did not answer in time.
     #[error("no answer within {} seconds", TIMEOUT.as_secs())]
     TimedOut,
-    /// Nothing answered.
+    /// The endpoint cannot be reached.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// Finds every address of a name.
-type LookUp = fn(String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>>;
+/// Finds all addresses of a host name.
+type DnsLookup = fn(String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>>;
 
-/// Signs and sends.
+/// Signs and sends deliveries.
 pub struct WebhookClient {
     policy: Arc<Policy>,
-    look_up: LookUp,
+    dns_lookup: DnsLookup,
     https: Client,
     http: Client,
 }
 
-/// One delivery of an event: what an attempt needs beside the address.
+/// A delivery as an attempt sends it.
 #[derive(Debug, Clone, Copy)]
-pub struct Parcel<'a> {
+pub struct OutgoingDelivery<'a> {
     /// `webhook-id`.
     pub id: &'a str,
-    /// What is told.
+    /// The event.
     pub event: &'a WebhookEvent,
-    /// Those who sign it.
+    /// The secrets that sign it.
     pub secrets: &'a [&'a SigningSecret],
 }
 
 impl WebhookClient {
-    /// A courier that goes where `policy` lets it.
+    /// A client that delivers where `policy` permits.
     pub fn new(policy: Policy) -> Result<Self, WebhookClientError> {
-        Self::asking(look_up, policy)
+        Self::with_dns_lookup(system_dns_lookup, policy)
     }
 
-    /// One that asks `look_up` for the addresses of names.
-    fn asking(look_up: LookUp, policy: Policy) -> Result<Self, WebhookClientError> {
+    /// A client that finds the addresses of names with `dns_lookup`.
+    fn with_dns_lookup(dns_lookup: DnsLookup, policy: Policy) -> Result<Self, WebhookClientError> {
         let policy = Arc::new(policy);
         let client = |scheme| {
             Client::builder()
                 .user_agent(concat!("hone/", env!("CARGO_PKG_VERSION")))
                 .timeout(TIMEOUT)
                 .redirect(redirect::Policy::none())
-                // A proxy would do the look-up, behind the policy's back.
+                // A proxy would do the DNS lookup itself and bypass the policy.
                 .no_proxy()
-                // Every attempt looks up and judges anew.
+                // Every attempt looks the name up and checks the addresses again.
                 .pool_max_idle_per_host(0)
-                .dns_resolver(Arc::new(Resolver { policy: Arc::clone(&policy), scheme, look_up }))
+                .dns_resolver(Arc::new(Resolver {
+                    policy: Arc::clone(&policy),
+                    scheme,
+                    dns_lookup,
+                }))
                 .build()
         };
-        Ok(Self { https: client(Scheme::Https)?, http: client(Scheme::Http)?, policy, look_up })
+        Ok(Self {
+            https: client(UrlScheme::Https)?,
+            http: client(UrlScheme::Http)?,
+            policy,
+            dns_lookup,
+        })
     }
 
-    /// Judges an address that a client wants deliveries to go to. A name that cannot be looked up now
-    /// is not refused: it is looked up at every delivery.
-    pub async fn judge(&self, url: &str) -> Result<(), TargetError> {
-        let target = self.policy.read(url)?;
+    /// Checks the URL of an endpoint. A host name that cannot be looked up now is not refused: it is looked
+    /// up again at every delivery.
+    pub async fn check_url(&self, url: &str) -> Result<(), TargetError> {
+        let target = self.policy.check_url(url)?;
         let Some(name) = &target.name else {
             return Ok(());
         };
-        match (self.look_up)(name.clone()).await {
-            Ok(addresses) => self.policy.judge(target.scheme, &addresses).map(|_permitted| ()),
+        match (self.dns_lookup)(name.clone()).await {
+            Ok(addresses) => self.policy.permitted(target.scheme, &addresses).map(|_permitted| ()),
             Err(error) => {
-                tracing::debug!(host = name, %error, "a webhook's host cannot be looked up yet");
+                tracing::debug!(host = name, %error, "the host of a webhook cannot be looked up yet");
                 Ok(())
             }
         }
     }
 
-    /// One attempt at the time `now`; what the endpoint answered.
+    /// Makes one attempt at the time `now`; the status code of the response.
     pub async fn deliver(
         &self,
         url: &str,
-        parcel: Parcel<'_>,
+        delivery: OutgoingDelivery<'_>,
         now: i64,
-    ) -> Result<u16, Undelivered> {
-        let Target { url, scheme, .. } = self.policy.read(url)?;
-        let body = parcel.event.body();
-        let signatures = sign(parcel, now, &body).ok_or(Undelivered::Unsignable)?;
+    ) -> Result<u16, DeliveryError> {
+        let DeliveryTarget { url, scheme, .. } = self.policy.check_url(url)?;
+        let body = delivery.event.body();
+        let signatures = sign(delivery, now, &body).ok_or(DeliveryError::Unsignable)?;
         let client = match scheme {
-            Scheme::Https => &self.https,
-            Scheme::Http => &self.http,
+            UrlScheme::Https => &self.https,
+            UrlScheme::Http => &self.http,
         };
         let request = client
             .post(url)
             .header("content-type", "application/json")
-            .header(standardwebhooks::HEADER_WEBHOOK_ID, parcel.id)
+            .header(standardwebhooks::HEADER_WEBHOOK_ID, delivery.id)
             .header(standardwebhooks::HEADER_WEBHOOK_TIMESTAMP, now)
             .header(standardwebhooks::HEADER_WEBHOOK_SIGNATURE, signatures)
             .body(body);
-        let mut response = request.send().await.map_err(why)?;
+        let mut response = request.send().await.map_err(delivery_error)?;
         let status = response.status().as_u16();
         let mut read = 0;
-        while read < MAX_REPLY_BYTES {
+        while read < MAX_RESPONSE_BYTES {
             match response.chunk().await {
                 Ok(Some(chunk)) => read += chunk.len(),
-                // The status is the answer, whatever comes after it.
+                // The status code counts, whatever happens to the body.
                 Ok(None) | Err(_) => break,
             }
         }
@@ -144,56 +153,56 @@ impl WebhookClient {
     }
 }
 
-/// The signatures of all secrets, separated by spaces as the standard has it.
-fn sign(parcel: Parcel<'_>, now: i64, body: &str) -> Option<String> {
-    let mut signatures = Vec::with_capacity(parcel.secrets.len());
-    for secret in parcel.secrets {
+/// The signatures of all secrets, separated by spaces as the standard says.
+fn sign(delivery: OutgoingDelivery<'_>, now: i64, body: &str) -> Option<String> {
+    let mut signatures = Vec::with_capacity(delivery.secrets.len());
+    for secret in delivery.secrets {
         let key = Webhook::new(secret.expose()).ok()?;
-        signatures.push(key.sign(parcel.id, now, body.as_bytes()).ok()?);
+        signatures.push(key.sign(delivery.id, now, body.as_bytes()).ok()?);
     }
     Some(signatures.join(" "))
 }
 
-/// The innermost reason of a failure. The outer ones name the address, which is known.
-fn why(error: reqwest::Error) -> Undelivered {
+/// The innermost cause of a failure. The outer ones only name the URL, which is known.
+fn delivery_error(error: reqwest::Error) -> DeliveryError {
     if error.is_timeout() {
-        return Undelivered::TimedOut;
+        return DeliveryError::TimedOut;
     }
     let error = error.without_url();
     let innermost = error_source::innermost(&error);
     match innermost.downcast_ref::<TargetError>() {
-        Some(refused) => Undelivered::Refused(refused.clone()),
-        None => Undelivered::Unreachable(innermost.to_string()),
+        Some(refused) => DeliveryError::Refused(refused.clone()),
+        None => DeliveryError::Unreachable(innermost.to_string()),
     }
 }
 
-/// Looks names up for one client and lets it see the permitted addresses only, so that what is judged is
-/// what is connected to. Hosts that are addresses do not come here: [`Policy::read`] has judged them.
+/// The DNS resolver of one HTTP client. It returns the permitted addresses only, so that the client connects
+/// to an address that was checked. Hosts that are addresses do not come here: [`Policy::check_url`] has checked them.
 struct Resolver {
     policy: Arc<Policy>,
-    scheme: Scheme,
-    look_up: LookUp,
+    scheme: UrlScheme,
+    dns_lookup: DnsLookup,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, scheme) = (Arc::clone(&self.policy), self.scheme);
-        let addresses = (self.look_up)(name.as_str().to_owned());
+        let addresses = (self.dns_lookup)(name.as_str().to_owned());
         Box::pin(async move {
             let addresses = addresses.await?;
-            let permitted = policy.judge(scheme, &addresses)?;
-            // The client puts the port of the URL in place of this one.
+            let permitted = policy.permitted(scheme, &addresses)?;
+            // The client replaces this port by that of the URL.
             let sockets = permitted.into_iter().map(|address| SocketAddr::new(address, 0));
             Ok(Box::new(sockets) as Addrs)
         })
     }
 }
 
-/// Every address of a name, as the system knows it.
-fn look_up(name: String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>> {
+/// All addresses of a host name, from the system.
+fn system_dns_lookup(name: String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>> {
     Box::pin(async move {
-        let looked_up = tokio::net::lookup_host((name, 0));
-        let found = tokio::time::timeout(LOOKUP_TIMEOUT, looked_up).await??;
+        let addresses = tokio::net::lookup_host((name, 0));
+        let found = tokio::time::timeout(DNS_LOOKUP_TIMEOUT, addresses).await??;
         Ok(found.map(|socket| socket.ip()).collect())
     })
 }
@@ -220,23 +229,26 @@ mod tests {
         crate::util::clock::Clock::now(&crate::util::clock::SystemClock)
     }
 
-    async fn attempt(networks: &[&str], url: &str) -> Result<u16, Undelivered> {
+    async fn attempt(networks: &[&str], url: &str) -> Result<u16, DeliveryError> {
         let networks = networks.iter().map(|text| text.parse().expect("a network")).collect();
-        let courier = WebhookClient::new(Policy::new(networks)).expect("a courier");
+        let client = WebhookClient::new(Policy::new(networks)).expect("a client");
         let secret = SigningSecret::random().expect("random bytes");
-        let parcel = Parcel { id: "wh_1", event: &event(), secrets: &[&secret] };
-        courier.deliver(url, parcel, now()).await
+        let outgoing = OutgoingDelivery { id: "wh_1", event: &event(), secrets: &[&secret] };
+        client.deliver(url, outgoing, now()).await
     }
 
     #[tokio::test]
     async fn a_name_at_a_private_address_is_refused_when_it_is_delivered_to() {
-        // The look-up is the system's; `localhost` is the one name that every machine has.
+        // The lookup is the system's; `localhost` is the one name that every machine has.
         for url in ["https://localhost/", "https://LOCALHOST:9/x"] {
             let refused = attempt(&[], url).await.expect_err("it is refused");
-            assert!(matches!(refused, Undelivered::Refused(TargetError::NotPublic)), "{refused:?}");
+            assert!(
+                matches!(refused, DeliveryError::Refused(TargetError::NotPublic)),
+                "{refused:?}"
+            );
         }
         let plain = attempt(&["10.0.0.0/8"], "http://localhost/").await.expect_err("refused");
-        assert!(matches!(plain, Undelivered::Refused(TargetError::Plain)), "{plain:?}");
+        assert!(matches!(plain, DeliveryError::Refused(TargetError::Plain)), "{plain:?}");
     }
 
     #[tokio::test]
@@ -250,8 +262,11 @@ mod tests {
     }
 
     /// Delivers to a name that is at another address each time it is looked up, on a port of the
-    /// loopback network; whether it was delivered, and who was connected to.
-    async fn rebind(networks: &[&str], look_up: LookUp) -> (Result<u16, Undelivered>, Vec<u8>) {
+    /// loopback network; whether it was delivered, and which listener was connected to.
+    async fn rebind(
+        networks: &[&str],
+        dns_lookup: DnsLookup,
+    ) -> (Result<u16, DeliveryError>, Vec<u8>) {
         let listeners = async |last: u8, port: u16| {
             tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, last], port)))
                 .await
@@ -261,9 +276,10 @@ mod tests {
         let port = first.local_addr().expect("an address").port();
         let second = listeners(2, port).await;
         let networks = networks.iter().map(|text| text.parse().expect("a network")).collect();
-        let courier = WebhookClient::asking(look_up, Policy::new(networks)).expect("a courier");
+        let client =
+            WebhookClient::with_dns_lookup(dns_lookup, Policy::new(networks)).expect("a client");
         let secret = SigningSecret::random().expect("random bytes");
-        let parcel = Parcel { id: "wh_1", event: &event(), secrets: &[&secret] };
+        let outgoing = OutgoingDelivery { id: "wh_1", event: &event(), secrets: &[&secret] };
         let url = format!("http://rebinds.example:{port}/");
         let answer = async |listener: &tokio::net::TcpListener, last: u8| {
             let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -274,7 +290,7 @@ mod tests {
             stream.write_all(reply).await.expect("takes it");
             last
         };
-        let delivery = courier.deliver(&url, parcel, now());
+        let delivery = client.deliver(&url, outgoing, now());
         let (delivered, connected) = tokio::join!(delivery, async {
             let either = async {
                 tokio::select! { last = answer(&first, 1) => last, last = answer(&second, 2) => last }
@@ -285,20 +301,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_moves_after_it_was_judged_is_connected_to_where_it_was_judged() {
+    async fn a_name_that_moves_after_its_check_is_connected_to_at_the_checked_address() {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         fn moving(_name: String) -> BoxFuture<'static, std::io::Result<Vec<IpAddr>>> {
             let last = if ASKED.fetch_add(1, Ordering::Relaxed) == 0 { 2 } else { 1 };
             Box::pin(async move { Ok(vec![IpAddr::from([127, 0, 0, last])]) })
         }
-        // The first look-up leads to the one address that is allowed, a second one would elsewhere.
+        // The first lookup leads to the one allowed address, a second one would lead elsewhere.
         let (delivered, connected) = rebind(&["127.0.0.2/32"], moving).await;
         assert_eq!((delivered.expect("is delivered"), connected), (204, vec![2]));
-        assert_eq!(ASKED.load(Ordering::Relaxed), 1, "what is judged is what is connected to");
-        // It has moved by the next delivery, which is judged anew.
+        assert_eq!(ASKED.load(Ordering::Relaxed), 1, "the checked address is connected to");
+        // It has moved by the next delivery, which checks it again.
         let (delivered, connected) = rebind(&["127.0.0.2/32"], moving).await;
         let refused = delivered.expect_err("it is refused");
-        assert!(matches!(refused, Undelivered::Refused(TargetError::Plain)), "{refused:?}");
+        assert!(matches!(refused, DeliveryError::Refused(TargetError::Plain)), "{refused:?}");
         assert!(connected.is_empty(), "{connected:?}");
     }
 
@@ -306,8 +322,9 @@ mod tests {
     fn each_secret_signs_so_that_either_verifies() {
         let secrets = [(); 2].map(|()| SigningSecret::random().expect("random bytes"));
         let (event, now) = (event(), now());
-        let parcel = Parcel { id: "wh_1", event: &event, secrets: &[&secrets[0], &secrets[1]] };
-        let signatures = sign(parcel, now, &event.body()).expect("signs");
+        let outgoing =
+            OutgoingDelivery { id: "wh_1", event: &event, secrets: &[&secrets[0], &secrets[1]] };
+        let signatures = sign(outgoing, now, &event.body()).expect("signs");
         let mut headers = reqwest::header::HeaderMap::new();
         headers.insert("webhook-id", "wh_1".parse().expect("a value"));
         headers.insert("webhook-timestamp", now.into());

@@ -1,14 +1,14 @@
-//! Stage 3, webhooks: who is told of a job's end.
+//! Stage 3, webhooks: endpoints are told when a job ends.
 //!
-//! The store fills the outbox in the transaction that ends a job. A [`Worker`] in the server takes what
-//! is due from there and hands it to the [`WebhookClient`], which signs it and brings it to its endpoint, under
-//! the [`Policy`] that says where deliveries may go at all.
+//! The store fills the outbox in the transaction that ends a job. The [`DeliveryWorker`] in the server takes
+//! the due deliveries from the outbox. The [`WebhookClient`] signs them and sends them to their endpoints, as
+//! far as the [`Policy`] permits.
 
+mod address_policy;
 mod client;
-mod policy;
-mod schedule;
+mod retry_schedule;
 mod worker;
 
-pub use client::{Parcel, Undelivered, WebhookClient, WebhookClientError};
-pub use policy::{Policy, Target, TargetError};
-pub use worker::Worker;
+pub use address_policy::{DeliveryTarget, Policy, TargetError, UrlScheme};
+pub use client::{DeliveryError, OutgoingDelivery, WebhookClient, WebhookClientError};
+pub use worker::DeliveryWorker;

@@ -1,7 +1,7 @@
-//! Takes due deliveries from the outbox and has them delivered, side by side, until the server ends.
+//! Takes due deliveries from the outbox and attempts them concurrently, until the server shuts down.
 //!
-//! A row stays due until its attempt is recorded: a server that dies in between tries it again at its
-//! next start. So receivers may be told twice, under the same `webhook-id`, and never not at all.
+//! A delivery stays due until its attempt is recorded: a server that dies in between attempts it again after
+//! its next start. So a receiver may get an event twice, under the same `webhook-id`, but never not at all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,80 +11,96 @@ use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Parcel, WebhookClient};
-use super::schedule;
+use super::client::{OutgoingDelivery, WebhookClient};
+use super::retry_schedule;
 use crate::domain::webhook::{DeliveryAttempt, DeliveryStatus, WebhookDelivery, WebhookEndpoint};
 use crate::store::WebhookStore;
 use crate::util::clock::Clock;
 
-/// How often the outbox is looked at.
-const POLL: Duration = Duration::from_secs(1);
+/// How often the outbox is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most attempts at once.
-const MOST: u32 = 64;
+const MAX_CONCURRENT: u32 = 64;
 
-/// Most of them to one endpoint: one that is slow does not hold back the others.
-const MOST_FOR_EACH: u32 = 4;
+/// Most attempts at once to one endpoint, so that a slow endpoint does not delay the others.
+const MAX_CONCURRENT_PER_ENDPOINT: u32 = 4;
 
-/// How long deliveries that came to an end stay readable.
-const KEPT_SECONDS: i64 = 30 * 24 * 3600;
+/// How long finished deliveries are retained.
+const RETENTION_SECONDS: i64 = 30 * 24 * 3600;
 
-/// How often older ones are removed.
-const CHORES: Duration = Duration::from_secs(3600);
+/// How often older deliveries are removed.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// First and longest wait after the store has failed.
 const BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// Delivers what the outbox holds.
-pub struct Worker {
+/// Attempts the deliveries of the outbox.
+pub struct DeliveryWorker {
     store: Arc<dyn WebhookStore>,
-    courier: Arc<WebhookClient>,
+    client: Arc<WebhookClient>,
     clock: Arc<dyn Clock>,
 }
 
-/// Attempts under way.
+/// An attempt, with the status of its delivery after it.
+struct AttemptRecord {
+    attempt: DeliveryAttempt,
+    status: DeliveryStatus,
+    /// `None` when there is no further attempt.
+    next_attempt_at: Option<i64>,
+}
+
+/// The attempts in progress.
 #[derive(Default)]
-struct Attempts {
+struct RunningAttempts {
     tasks: JoinSet<()>,
     /// The delivery of each task.
     deliveries: HashMap<task::Id, String>,
 }
 
-impl Worker {
+impl DeliveryWorker {
     /// A worker on this outbox.
     pub fn new(
         store: Arc<dyn WebhookStore>,
-        courier: Arc<WebhookClient>,
+        client: Arc<WebhookClient>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, courier, clock })
+        Arc::new(Self { store, client, clock })
     }
 
-    /// Delivers until `shutdown`; attempts under way are ended and recorded then.
+    /// Works until `shutdown`. Attempts in progress are finished and recorded then.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut attempts = Attempts::default();
-        let mut chores_due = Instant::now();
+        let mut attempts = RunningAttempts::default();
+        let mut cleanup_due = Instant::now();
         while !shutdown.is_cancelled() {
-            if chores_due <= Instant::now() {
+            if cleanup_due <= Instant::now() {
                 self.remove_old().await;
-                chores_due += CHORES;
+                cleanup_due += CLEANUP_INTERVAL;
             }
-            self.begin_due(&mut attempts, &shutdown).await;
+            self.start_due(&mut attempts, &shutdown).await;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(POLL) => {}
-                () = attempts.one_ends(), if !attempts.tasks.is_empty() => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = attempts.wait_for_one(), if !attempts.tasks.is_empty() => {}
             }
         }
         while !attempts.tasks.is_empty() {
-            attempts.one_ends().await;
+            attempts.wait_for_one().await;
         }
     }
 
-    /// Begins attempts at what is due and not under way.
-    async fn begin_due(self: &Arc<Self>, attempts: &mut Attempts, shutdown: &CancellationToken) {
-        let due = match self.store.due_webhook_deliveries(MOST_FOR_EACH, MOST).await {
+    /// Starts an attempt for each delivery that is due and not in progress.
+    async fn start_due(
+        self: &Arc<Self>,
+        attempts: &mut RunningAttempts,
+        shutdown: &CancellationToken,
+    ) {
+        let due = match self
+            .store
+            .due_webhook_deliveries(MAX_CONCURRENT_PER_ENDPOINT, MAX_CONCURRENT)
+            .await
+        {
             Ok(due) => due,
             Err(error) => {
                 tracing::error!(%error, "the outbox of webhooks cannot be read");
@@ -95,7 +111,7 @@ impl Worker {
             if attempts.deliveries.values().any(|id| *id == delivery.id) {
                 continue;
             }
-            if attempts.tasks.len() >= MOST as usize {
+            if attempts.tasks.len() >= MAX_CONCURRENT as usize {
                 return;
             }
             let (worker, shutdown, id) = (Arc::clone(self), shutdown.clone(), delivery.id.clone());
@@ -106,7 +122,7 @@ impl Worker {
         }
     }
 
-    /// One attempt, and its record.
+    /// Makes one attempt and records it.
     async fn attempt(
         &self,
         delivery: &WebhookDelivery,
@@ -115,12 +131,15 @@ impl Worker {
     ) {
         let at = self.clock.now();
         let secrets = endpoint.signing_secrets(at);
-        let parcel = Parcel { id: &delivery.id, event: &delivery.event, secrets: &secrets };
-        let attempt = match self.courier.deliver(&endpoint.url, parcel, at).await {
-            Ok(status) => DeliveryAttempt { at, status_code: Some(status), error: refusal(status) },
+        let outgoing =
+            OutgoingDelivery { id: &delivery.id, event: &delivery.event, secrets: &secrets };
+        let attempt = match self.client.deliver(&endpoint.url, outgoing, at).await {
+            Ok(status) => {
+                DeliveryAttempt { at, status_code: Some(status), error: status_error(status) }
+            }
             Err(error) => DeliveryAttempt { at, status_code: None, error: Some(error.to_string()) },
         };
-        let (status, next) = self.standing_after(delivery, &attempt);
+        let (status, next_attempt_at) = self.status_after(delivery, &attempt);
         tracing::info!(
             webhook.endpoint = endpoint.id,
             webhook.delivery = delivery.id,
@@ -132,11 +151,12 @@ impl Worker {
             "webhook {}",
             status.as_str()
         );
-        self.record(&delivery.id, &attempt, status, next, shutdown).await;
+        let record = AttemptRecord { attempt, status, next_attempt_at };
+        self.record(&delivery.id, &record, shutdown).await;
     }
 
-    /// Where a delivery stands after an attempt, and when the next one is.
-    fn standing_after(
+    /// The status of a delivery after an attempt, and the time of the next attempt.
+    fn status_after(
         &self,
         delivery: &WebhookDelivery,
         attempt: &DeliveryAttempt,
@@ -144,28 +164,27 @@ impl Worker {
         if attempt.error.is_none() {
             return (DeliveryStatus::Delivered, None);
         }
-        // Without random bytes the waits are merely not spread.
-        let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-        match schedule::wait_after(delivery.attempts.len() + 1, chance) {
+        // Without random bytes there is no jitter.
+        let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+        match retry_schedule::backoff(delivery.attempts.len() + 1, random) {
             Some(wait) => (DeliveryStatus::Pending, Some(self.clock.now().saturating_add(wait))),
             None => (DeliveryStatus::Failed, None),
         }
     }
 
-    /// Writes an attempt down, again and again while the store fails: else it would be made again. A
-    /// shutdown ends the wait; the next start makes the attempt again.
+    /// Records an attempt. Retries while the store fails, because an attempt without a record is made again.
+    /// A shutdown ends the retries; then the attempt is made again after the next start.
     async fn record(
         &self,
         delivery_id: &str,
-        attempt: &DeliveryAttempt,
-        status: DeliveryStatus,
-        next_attempt_at: Option<i64>,
+        record: &AttemptRecord,
         shutdown: &CancellationToken,
     ) {
         let mut backoff = BACKOFF;
         loop {
+            let AttemptRecord { attempt, status, next_attempt_at } = record;
             let recorded =
-                self.store.record_webhook_attempt(delivery_id, attempt, status, next_attempt_at);
+                self.store.record_webhook_attempt(delivery_id, attempt, *status, *next_attempt_at);
             let Err(error) = recorded.await else {
                 return;
             };
@@ -173,27 +192,27 @@ impl Worker {
             if shutdown.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
                 return;
             }
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
     async fn remove_old(&self) {
-        match self.store.remove_old_webhook_deliveries(KEPT_SECONDS).await {
+        match self.store.remove_old_webhook_deliveries(RETENTION_SECONDS).await {
             Ok(0) => {}
-            Ok(removed) => tracing::info!(removed, "old deliveries of webhooks are removed"),
-            Err(error) => tracing::warn!(%error, "old deliveries of webhooks stay"),
+            Ok(removed) => tracing::info!(removed, "old webhook deliveries removed"),
+            Err(error) => tracing::warn!(%error, "old webhook deliveries cannot be removed"),
         }
     }
 }
 
-impl Attempts {
+impl RunningAttempts {
     /// Returns when one of them has ended.
-    async fn one_ends(&mut self) {
+    async fn wait_for_one(&mut self) {
         let id = match self.tasks.join_next_with_id().await {
             None => return,
             Some(Ok((id, ()))) => id,
             Some(Err(error)) => {
-                tracing::error!(%error, "an attempt to deliver a webhook broke off");
+                tracing::error!(%error, "an attempt to deliver a webhook panicked");
                 error.id()
             }
         };
@@ -201,8 +220,8 @@ impl Attempts {
     }
 }
 
-/// Why an endpoint's answer is not that of one that has taken the delivery.
-fn refusal(status: u16) -> Option<String> {
+/// Why a status code means that the delivery was not accepted; `None` when it was.
+fn status_error(status: u16) -> Option<String> {
     match status {
         200..=299 => None,
         300..=399 => Some(format!("the endpoint answered {status}: redirects are not followed")),

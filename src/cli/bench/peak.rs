@@ -3,13 +3,13 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{cpu, rounded, set_threads};
+use super::machine::{cpu, rounded, set_threads};
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::backend::cpu::peak;
 
 /// The arguments of `hone bench peak`.
 #[derive(Debug, Args)]
-pub(super) struct PeakArgs {
+pub(super) struct BenchPeakArgs {
     /// Threads; all cores by default.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
@@ -19,7 +19,7 @@ pub(super) struct PeakArgs {
 }
 
 #[expect(clippy::print_stdout, reason = "the command's product")]
-pub(super) fn peak(args: &PeakArgs) -> anyhow::Result<()> {
+pub(super) fn peak(args: &BenchPeakArgs) -> anyhow::Result<()> {
     let threads = set_threads(args.threads)?;
     let mut levels = Map::new();
     for isa in Isa::ALL {

@@ -7,10 +7,10 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Precision, cpu, rounded, set_threads, status};
+use super::machine::{Precision, cpu, rounded, set_threads, status};
 use crate::artifacts::peft;
 use crate::train::engine::{
-    Advance, AttachedAdapter, BackendKind, PROMPT_CHUNK, Responder, TextCache,
+    AttachedAdapter, BackendKind, DecodeStep, InferenceEngine, PREFILL_CHUNK, SequenceCache,
 };
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::lora::LoraSettings;
@@ -18,7 +18,7 @@ use crate::train::rng::Stream;
 
 /// The arguments of `hone bench serve`.
 #[derive(Debug, Args)]
-pub(super) struct ServeArgs {
+pub(super) struct BenchServeArgs {
     /// Base model: a folder in Hugging Face layout, or a .gguf file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
@@ -46,22 +46,24 @@ pub(super) struct ServeArgs {
     json: bool,
 }
 
-/// A text in progress.
-struct Text {
-    cache: TextCache,
+/// A sequence that is being generated.
+struct BenchSequence {
+    cache: SequenceCache,
     next: u32,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's product")]
-pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+pub(super) fn serve(args: &BenchServeArgs) -> anyhow::Result<()> {
     let threads = set_threads(args.threads)?;
     let base = BaseModel::open(&args.model)?;
     let responder = match args.dtype {
-        Precision::Auto => Responder::load(&base.config, base.weights.as_ref(), BackendKind::Cpu)?,
-        Precision::F32 => {
-            Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32)?
+        Precision::Auto => {
+            InferenceEngine::load(&base.config, base.weights.as_ref(), BackendKind::Cpu)?
         }
-        Precision::Bf16 => Responder::load_rounded(&base.config, base.weights.as_ref())?,
+        Precision::F32 => {
+            InferenceEngine::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32)?
+        }
+        Precision::Bf16 => InferenceEngine::load_rounded(&base.config, base.weights.as_ref())?,
     };
     let adapter = args.adapter.as_deref().map(|folder| attach(&responder, folder)).transpose()?;
     let longest = (args.prompt + args.generate) as usize;
@@ -88,7 +90,7 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 
     let read_tokens = f64::from(args.streams * args.prompt);
     let written_tokens = f64::from(args.streams * args.generate);
-    let weights = responder.held_bytes() as f64 * f64::from(args.generate);
+    let weights = responder.memory_use() as f64 * f64::from(args.generate);
     let report: Value = json!({
         "backend": responder.backend_name(),
         "threads": threads,
@@ -98,7 +100,7 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         "adapter": args.adapter.is_some(),
         "prefill_tokens_per_s": rounded(read_tokens / reading, 2),
         "decode_tokens_per_s": rounded(written_tokens / writing, 2),
-        "weights_gb": rounded(responder.held_bytes() as f64 / 1e9, 3),
+        "weights_gb": rounded(responder.memory_use() as f64 / 1e9, 3),
         "weights_gb_per_s": rounded(weights / writing / 1e9, 2),
         "cache_gb": rounded(responder.cached_bytes() as f64 / 1e9, 3),
         "peak_rss_gb": rounded(status("VmHWM")? / 1e9, 3),
@@ -122,7 +124,7 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn attach(responder: &Responder, folder: &Path) -> anyhow::Result<AttachedAdapter> {
+fn attach(responder: &InferenceEngine, folder: &Path) -> anyhow::Result<AttachedAdapter> {
     let bytes = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
@@ -132,7 +134,7 @@ fn attach(responder: &Responder, folder: &Path) -> anyhow::Result<AttachedAdapte
 }
 
 /// Tokens that mean nothing; another stream's are others.
-fn prompt(args: &ServeArgs, responder: &Responder, stream: u64) -> Vec<u32> {
+fn prompt(args: &BenchServeArgs, responder: &InferenceEngine, stream: u64) -> Vec<u32> {
     let random = Stream::new(0, "bench", stream);
     let token = |index: u64| (random.bits(index) % responder.vocabulary() as u64) as u32;
     (0..u64::from(args.prompt)).map(token).collect()
@@ -140,33 +142,33 @@ fn prompt(args: &ServeArgs, responder: &Responder, stream: u64) -> Vec<u32> {
 
 /// A text whose prompt has been read.
 fn read(
-    responder: &Responder,
+    responder: &InferenceEngine,
     adapter: Option<&AttachedAdapter>,
     prompt: &[u32],
-) -> anyhow::Result<Text> {
+) -> anyhow::Result<BenchSequence> {
     let mut cache = responder.new_cache()?;
     let mut logits = Vec::new();
-    for input_ids in prompt.chunks(PROMPT_CHUNK) {
+    for input_ids in prompt.chunks(PREFILL_CHUNK) {
         let read = cache.length() + input_ids.len();
         let wanted = usize::from(read == prompt.len());
-        let text = Advance { adapter, cache: &mut cache, input_ids, wanted };
+        let text = DecodeStep { adapter, cache: &mut cache, input_ids, wanted };
         logits = responder.advance(&mut [text])?.swap_remove(0);
     }
-    Ok(Text { cache, next: likeliest(&logits) })
+    Ok(BenchSequence { cache, next: likeliest(&logits) })
 }
 
 /// Adds `count` tokens to each text, one a pass.
 fn write(
-    responder: &Responder,
+    responder: &InferenceEngine,
     adapter: Option<&AttachedAdapter>,
-    texts: &mut [Text],
+    texts: &mut [BenchSequence],
     count: u32,
 ) -> anyhow::Result<()> {
     for _ in 0..count {
         let next: Vec<[u32; 1]> = texts.iter().map(|text| [text.next]).collect();
-        let mut parts: Vec<Advance<'_>> = Vec::with_capacity(texts.len());
+        let mut parts: Vec<DecodeStep<'_>> = Vec::with_capacity(texts.len());
         for (text, input_ids) in texts.iter_mut().zip(&next) {
-            parts.push(Advance { adapter, cache: &mut text.cache, input_ids, wanted: 1 });
+            parts.push(DecodeStep { adapter, cache: &mut text.cache, input_ids, wanted: 1 });
         }
         let made = responder.advance(&mut parts)?;
         for (text, logits) in texts.iter_mut().zip(&made) {

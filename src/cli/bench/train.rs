@@ -10,15 +10,15 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Precision, cpu, rounded, set_threads, status};
+use super::machine::{Precision, cpu, rounded, set_threads, status};
 use crate::train::backend::AdamWStep;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::encode_file;
-use crate::train::decoder::pack::longest_shared;
+use crate::train::decoder::pack::longest_shared_prefix;
 use crate::train::engine::memory;
 use crate::train::engine::memory::estimate::{Workload, estimate};
-use crate::train::engine::{BackendKind, BatchPart, Engine, LossSums, load, on_a_computing_thread};
+use crate::train::engine::{BackendKind, Engine, LossSums, MicroBatch, load, on_compute_thread};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::flops::ModelFlops;
@@ -28,8 +28,8 @@ use crate::train::rng::Stream;
 
 /// The work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    /// Random tokens, as many in every sequence, all of them learnt.
+enum BenchMode {
+    /// Random tokens, as many in every sequence, all of them supervised.
     Dense,
     /// Chat examples of a file, in its order.
     Chat,
@@ -46,13 +46,13 @@ enum BackendName {
 
 /// The arguments of `hone bench train`.
 #[derive(Debug, Args)]
-pub(super) struct TrainArgs {
+pub(super) struct BenchTrainArgs {
     /// Base model: a folder in Hugging Face layout, or a .gguf file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The work.
     #[arg(long, value_enum, default_value = "dense")]
-    mode: Mode,
+    mode: BenchMode,
     /// Training file of chat mode (JSONL).
     #[arg(long, value_name = "FILE", required_if_eq("mode", "chat"))]
     data: Option<PathBuf>,
@@ -85,8 +85,8 @@ pub(super) struct TrainArgs {
     json: bool,
 }
 
-/// What computed.
-struct Machine {
+/// What the steps ran on.
+struct BenchSetup {
     backend: &'static str,
     dtype: &'static str,
     threads: usize,
@@ -98,34 +98,34 @@ struct Machine {
     trainable: u64,
 }
 
-/// What a step came to.
-struct Record {
+/// The measurements of a step.
+struct StepMeasurement {
     loss: f64,
     grad_norm: f64,
     took: Duration,
     rows: usize,
     tokens: usize,
     loss_tokens: u64,
-    /// Tokens that the frozen blocks had run over before.
+    /// Tokens for which the frozen layers were not computed again.
     spared: u64,
     flops: f64,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's product")]
-pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
+pub(super) fn train(args: &BenchTrainArgs) -> anyhow::Result<()> {
     let threads = set_threads(args.threads)?;
     let kind = backend(args.backend, args.dtype)?;
     let base = BaseModel::open(&args.model)?;
     let config = ModelConfig::read(&base.config)?;
     let lora = settings(args, &config)?;
     let examples = match &args.data {
-        Some(path) if args.mode == Mode::Chat => examples(path, &base, args.seq as usize)?,
+        Some(path) if args.mode == BenchMode::Chat => examples(path, &base, args.seq as usize)?,
         _ => Vec::new(),
     };
     let spare = spare(args, &config, &lora, kind, &examples)?;
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind)?;
-    engine.keep_frozen(spare);
-    let machine = Machine {
+    engine.set_frozen_cache_budget(spare);
+    let setup = BenchSetup {
         backend: engine.backend_name(),
         dtype: if engine.backend_name().contains("bf16") { "bf16" } else { "fp32" },
         threads,
@@ -138,8 +138,8 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
     let mut records = Vec::new();
     for step in 0..u64::from(args.steps) {
         let batch = match args.mode {
-            Mode::Dense => random_batch(args, config.vocabulary, step),
-            Mode::Chat => examples
+            BenchMode::Dense => random_batch(args, config.vocabulary, step),
+            BenchMode::Chat => examples
                 .iter()
                 .cycle()
                 .skip(step as usize * args.batch as usize % examples.len())
@@ -147,7 +147,7 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
                 .cloned()
                 .collect(),
         };
-        let record = on_a_computing_thread(|| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
+        let record = on_compute_thread(|| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
         if !args.json {
             println!(
                 "step {}: loss {:.5}, norm {:.4}, {:.3} s, {:.1} tokens/s",
@@ -160,13 +160,13 @@ pub(super) fn train(args: &TrainArgs) -> anyhow::Result<()> {
         }
         records.push(record);
     }
-    let report = report(args, &records, &machine)?;
+    let report = report(args, &records, &setup)?;
     if args.json {
         println!("{report}");
         return Ok(());
     }
     println!(
-        "{} tokens/s, {} of them learnt; a step takes {} s; {:.1} GFLOP/s; peak memory {} GB; {} s from \
+        "{} tokens/s, {} of them supervised; a step takes {} s; {:.1} GFLOP/s; peak memory {} GB; {} s from \
          the start to the first step",
         report["tokens_per_s"],
         report["loss_tokens_per_s"],
@@ -197,7 +197,7 @@ fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKin
     })
 }
 
-fn settings(args: &TrainArgs, config: &ModelConfig) -> anyhow::Result<LoraSettings> {
+fn settings(args: &BenchTrainArgs, config: &ModelConfig) -> anyhow::Result<LoraSettings> {
     let mut lora = LoraSettings::new(8, 16.0);
     if let Some(count) = args.lora_layers {
         let layers = config.layers as u32;
@@ -226,15 +226,15 @@ fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Se
     Ok(file.sequences)
 }
 
-/// Memory for what frozen blocks make of a text, as a job has it; random texts never come again.
+/// Memory for the outputs of frozen layers, as in a job. Random sequences never repeat.
 fn spare(
-    args: &TrainArgs,
+    args: &BenchTrainArgs,
     config: &ModelConfig,
     lora: &LoraSettings,
     kind: BackendKind,
     examples: &[Sequence],
 ) -> anyhow::Result<u64> {
-    if args.mode == Mode::Dense {
+    if args.mode == BenchMode::Dense {
         return Ok(0);
     }
     let need = estimate(&Workload {
@@ -242,13 +242,13 @@ fn spare(
         tuning: &Trainable::Lora(lora.clone()),
         backend: kind,
         longest: args.seq as usize,
-        shared: longest_shared(examples.iter()),
+        shared: longest_shared_prefix(examples.iter()),
         batch_size: args.batch as usize,
     })?;
     Ok(memory::spare(&need, memory::free_for(kind).1))
 }
 
-fn random_batch(args: &TrainArgs, vocabulary: usize, step: u64) -> Vec<Sequence> {
+fn random_batch(args: &BenchTrainArgs, vocabulary: usize, step: u64) -> Vec<Sequence> {
     let stream = Stream::new(0, "bench", step);
     let token = |index: u64| (stream.bits(index) % vocabulary as u64) as u32;
     let length = u64::from(args.seq);
@@ -265,12 +265,12 @@ fn take_step(
     batch: &[Sequence],
     step: u64,
     cost: &ModelFlops,
-) -> anyhow::Result<Record> {
+) -> anyhow::Result<StepMeasurement> {
     let sequences: Vec<&Sequence> = batch.iter().collect();
     let loss_tokens: u64 = sequences.iter().map(|sequence| sequence.targets()).sum();
-    let spared_before = engine.frozen_use().spared;
+    let spared_before = engine.frozen_cache().hit_tokens;
     let began = Instant::now();
-    let sums = engine.accumulate(&sequences, BatchPart::whole(step, loss_tokens))?;
+    let sums = engine.accumulate(&sequences, MicroBatch::whole(step, loss_tokens))?;
     let grad_norm = engine.step(&AdamWStep {
         learning_rate: 2e-4,
         beta1: 0.9,
@@ -283,33 +283,46 @@ fn take_step(
     let took = began.elapsed();
     let loss = LossSums::total(&sums).loss / loss_tokens.max(1) as f64;
     let tokens: usize = batch.iter().map(|sequence| sequence.input_ids.len()).sum();
-    let spared = engine.frozen_use().spared - spared_before;
+    let spared = engine.frozen_cache().hit_tokens - spared_before;
     let mut flops = 0.0;
     for sequence in batch {
         let share = spared as f64 / tokens as f64;
         flops += cost.of_training(sequence.length()) - share * cost.of_frozen(sequence.length());
     }
-    Ok(Record { loss, grad_norm, took, rows: batch.len(), tokens, loss_tokens, spared, flops })
+    Ok(StepMeasurement {
+        loss,
+        grad_norm,
+        took,
+        rows: batch.len(),
+        tokens,
+        loss_tokens,
+        spared,
+        flops,
+    })
 }
 
-/// Everything that was measured, in the fields of the PyTorch script and a few of hone's own.
-fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Result<Value> {
+/// The measurements, in the fields of the PyTorch script and a few of hone's own.
+fn report(
+    args: &BenchTrainArgs,
+    records: &[StepMeasurement],
+    setup: &BenchSetup,
+) -> anyhow::Result<Value> {
     let warm_up = (args.warmup_steps as usize).min(records.len() - 1);
     let timed = &records[warm_up..];
     let seconds: f64 = timed.iter().map(|record| record.took.as_secs_f64()).sum();
     let per_second = |count: f64| rounded(count / seconds, 2);
-    let sum = |of: fn(&Record) -> f64| timed.iter().map(of).sum::<f64>();
+    let sum = |of: fn(&StepMeasurement) -> f64| timed.iter().map(of).sum::<f64>();
     let mut took: Vec<f64> = timed.iter().map(|record| record.took.as_secs_f64()).collect();
     took.sort_by(f64::total_cmp);
     let median = f64::midpoint(took[(took.len() - 1) / 2], took[took.len() / 2]);
     let losses: Vec<f64> = records.iter().map(|record| rounded(record.loss, 6)).collect();
-    let is_dense = args.mode == Mode::Dense;
+    let is_dense = args.mode == BenchMode::Dense;
     Ok(json!({
         "mode": if is_dense { "dense" } else { "chat" },
-        "backend": machine.backend,
-        "dtype": machine.dtype,
+        "backend": setup.backend,
+        "dtype": setup.dtype,
         "adapter_dtype": "fp32",
-        "threads": machine.threads,
+        "threads": setup.threads,
         "batch": args.batch,
         "seq_len": is_dense.then_some(args.seq),
         "max_len": (!is_dense).then_some(args.seq),
@@ -327,10 +340,10 @@ fn report(args: &TrainArgs, records: &[Record], machine: &Machine) -> anyhow::Re
         "gflops_per_s": per_second(sum(|record| record.flops) / 1e9),
         "median_step_s": rounded(median, 4),
         "first_step_s": rounded(records[0].took.as_secs_f64(), 3),
-        "load_s": rounded(machine.loaded.as_secs_f64(), 3),
+        "load_s": rounded(setup.loaded.as_secs_f64(), 3),
         "peak_rss_gb": rounded(status("VmHWM")? / 1e9, 3),
-        "rss_after_load_gb": rounded(machine.rss_after_load / 1e9, 3),
-        "trainable_params": machine.trainable,
+        "rss_after_load_gb": rounded(setup.rss_after_load / 1e9, 3),
+        "trainable_params": setup.trainable,
         "losses": losses,
         "versions": {"hone": env!("CARGO_PKG_VERSION")},
         "cpu": cpu(),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Diagnostic, Diagnostics, Example, Message, Role};
-use crate::util::repeated_key::{self, RepeatedKey};
+use crate::util::duplicate_key::{self, DuplicateKey};
 
 pub use plain::plain_format;
 
@@ -33,7 +33,7 @@ pub fn parse_example(
         parser.problem(None, None, format!("expected an object, found {}", kind(&value)));
         return None;
     };
-    if let Some(RepeatedKey { path, list_index }) = repeated_key::find(&value) {
+    if let Some(DuplicateKey { path, list_index }) = duplicate_key::find(&value) {
         let is_of_tools = path
             .split_once('[')
             .is_some_and(|(list, _)| list.ends_with("tools") || list.ends_with("functions"));

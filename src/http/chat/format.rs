@@ -53,7 +53,7 @@ impl CompletionFormat for ChatFormat {
     fn chunk_choices(&mut self, event: Event) -> Vec<Value> {
         let mut choices = Vec::new();
         match event {
-            Event::Started { .. } | Event::Reused { .. } | Event::Failed(_) => {}
+            Event::Started { .. } | Event::PrefixCacheHit { .. } | Event::Failed(_) => {}
             // Chat does not show the token that ends a turn, so nothing is left to send.
             Event::Delta { text, tokens, .. }
                 if text.is_empty() && tokens.iter().all(|token| token.is_end) => {}

@@ -43,7 +43,7 @@ impl CompletionFormat for TextFormat {
                 "finish_reason": finish_reason(reason),
             })],
             Event::Started { .. }
-            | Event::Reused { .. }
+            | Event::PrefixCacheHit { .. }
             | Event::ToolCall { .. }
             | Event::Failed(_) => Vec::new(),
         }

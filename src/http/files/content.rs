@@ -32,7 +32,7 @@ pub async fn content(
     method: Method,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let file = super::find(&state, &caller, &id).await?;
+    let file = super::find::find(&state, &caller, &id).await?;
     let size = file.bytes as u64;
     // RFC 9110: a range is for GET, and with If-Range only for the version that it names. hone sends no
     // version, so If-Range never matches.

@@ -41,7 +41,7 @@ pub async fn delete(
         let message = format!("the file {id:?} is used by {by} first");
         ApiError::new(ErrorCode::InvalidFile, message).with_param("id")
     };
-    super::find(&state, &caller, &id).await?;
+    super::find::find(&state, &caller, &id).await?;
     match state.store.delete_file(&id).await? {
         DeleteFileOutcome::Deleted(file) => state.blobs.delete(&file.blob_key).await?,
         DeleteFileOutcome::UsedByJob(job) => {
@@ -50,7 +50,7 @@ pub async fn delete(
         DeleteFileOutcome::UsedByModel(model) => {
             return Err(in_use(format!("the model {model:?}: delete that")));
         }
-        DeleteFileOutcome::NotFound => return Err(super::no_such_file(&id)),
+        DeleteFileOutcome::NotFound => return Err(super::find::no_such_file(&id)),
     }
     Ok(Json(DeletedFile { id, object: "file", deleted: true }))
 }

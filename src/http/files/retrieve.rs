@@ -20,5 +20,5 @@ pub async fn retrieve(
     caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<FileObject>> {
-    Ok(Json(super::find(&state, &caller, &id).await?.into()))
+    Ok(Json(super::find::find(&state, &caller, &id).await?.into()))
 }

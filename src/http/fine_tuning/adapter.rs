@@ -17,8 +17,8 @@ use crate::artifacts::archive;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{Job, JobStatus};
 use crate::domain::model::checkpoint_name;
-use crate::export::fetch::{self, FetchError, Sources};
-use crate::export::{ExportError, Format, Quantization};
+use crate::export::fetch::{self, ExportSources, FetchError};
+use crate::export::{ExportError, ExportFormat, Quantization};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
 use crate::http::middleware::authenticate::Caller;
@@ -79,7 +79,7 @@ pub async fn adapter(
     };
     let work = tempfile::Builder::new().prefix(".export-").tempdir_in(state.blobs.spool_dir());
     let work = work.map_err(|error| export_error(FetchError::Io(error)))?;
-    let sources = Sources {
+    let sources = ExportSources {
         store: state.store.as_ref(),
         blobs: &state.blobs,
         base_models: &state.base_models,
@@ -113,14 +113,15 @@ pub async fn adapter(
 }
 
 /// The requested format, and the quantization of a GGUF model.
-fn format(query: &Query) -> ApiResult<(Format, Quantization)> {
+fn format(query: &Query) -> ApiResult<(ExportFormat, Quantization)> {
     let requested = |name: &str| query.get(name).filter(|text| !text.is_empty());
     let format = match requested("format") {
-        None => Format::Peft,
+        None => ExportFormat::Peft,
         Some(text) => {
-            let found = Format::ALL.iter().copied().find(|format| format.as_str() == text);
+            let found = ExportFormat::ALL.iter().copied().find(|format| format.as_str() == text);
             found.ok_or_else(|| {
-                let known: Vec<&str> = Format::ALL.iter().map(|format| format.as_str()).collect();
+                let known: Vec<&str> =
+                    ExportFormat::ALL.iter().map(|format| format.as_str()).collect();
                 unknown("format", text, &known)
             })?
         }
@@ -189,7 +190,7 @@ fn export_error(error: FetchError) -> ApiError {
         FetchError::Export(ExportError::Unsupported(message)) => {
             ApiError::new(ErrorCode::Unsupported, message).with_param("format")
         }
-        FetchError::BaseIsGone(_) => {
+        FetchError::MissingBaseModel(_) => {
             ApiError::new(ErrorCode::ModelNotFound, error.to_string()).with_param("model")
         }
         FetchError::Store(error) => error.into(),

@@ -39,7 +39,7 @@ pub(super) async fn collect(mut events: Events, count: usize) -> ApiResult<Gener
         let event = next_event(&mut events).await?;
         usage.count(&event);
         match event {
-            Event::Started { .. } | Event::Reused { .. } | Event::Failed(_) => {}
+            Event::Started { .. } | Event::PrefixCacheHit { .. } | Event::Failed(_) => {}
             Event::Delta { index, text, tokens } => {
                 completions[index].text += &text;
                 completions[index].tokens.extend(tokens);

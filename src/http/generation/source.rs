@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use crate::base_models::BaseModelEntry;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::model::TunedModel;
-use crate::export::fetch::bring;
+use crate::export::fetch::fetch_files;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
@@ -27,7 +27,7 @@ pub(super) async fn source(
     };
     if model.is_whole {
         let load = fetch(state.clone(), model.clone()).boxed();
-        let base = BaseSource::Made { id: model.id, load };
+        let base = BaseSource::FineTuned { id: model.id, load };
         return Ok(ModelSource { base, adapter: None });
     }
     let base: Option<BaseModelEntry> =
@@ -48,7 +48,7 @@ pub(super) async fn source(
 async fn fetch(state: AppState, model: TunedModel) -> Result<TempDir, String> {
     let folder =
         tempfile::tempdir_in(state.blobs.spool_dir()).map_err(|error| error.to_string())?;
-    let brought = bring(&*state.store, &state.blobs, &model, folder.path()).await;
+    let brought = fetch_files(&*state.store, &state.blobs, &model, folder.path()).await;
     brought.map_err(|error| error.to_string())?;
     Ok(folder)
 }

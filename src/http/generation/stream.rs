@@ -57,7 +57,7 @@ impl<F: CompletionFormat> CompletionStream<F> {
         loop {
             let event = next_event(&mut self.events).await?;
             // The prompt can still be refused after the generation has started.
-            let has_begun = !matches!(event, Event::Started { .. } | Event::Reused { .. });
+            let has_begun = !matches!(event, Event::Started { .. } | Event::PrefixCacheHit { .. });
             self.take(event);
             if has_begun {
                 return Ok(event_stream(self));

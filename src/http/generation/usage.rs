@@ -29,7 +29,7 @@ impl Usage {
     pub(super) fn count(&mut self, event: &Event) {
         match event {
             Event::Started { prompt_tokens } => self.prompt_tokens += prompt_tokens,
-            Event::Reused { prompt_tokens } => {
+            Event::PrefixCacheHit { prompt_tokens } => {
                 self.prompt_tokens_details.cached_tokens += prompt_tokens;
             }
             Event::Finished { completion_tokens, .. } => {

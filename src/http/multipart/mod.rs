@@ -13,7 +13,7 @@ use self::form_limit::{BufferedBytes, limit_buffer};
 use self::upload_digest::UploadDigest;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
-use crate::blobs::Staged;
+use crate::blobs::StagedBlob;
 use crate::domain::error_code::ErrorCode;
 
 /// Longest text field beside the file.
@@ -45,7 +45,7 @@ pub(super) struct MultipartForm {
 /// A file that was received whole.
 pub(super) struct ReceivedFile {
     /// Its bytes. They are removed unless the blob is committed.
-    pub(super) staged: Staged,
+    pub(super) staged: StagedBlob,
     /// Its size.
     pub(super) bytes: u64,
     /// The file name as the client sent it.

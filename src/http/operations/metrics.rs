@@ -22,7 +22,7 @@ pub(in crate::http) fn routes() -> Router<AppState> {
 async fn metrics(State(state): State<AppState>) -> ApiResult<impl IntoResponse> {
     let mut registry = Registry::with_prefix("hone");
     state.models.statistics().register(registry.sub_registry_with_prefix("serve"));
-    state.models.demand().register(registry.sub_registry_with_prefix("train"));
+    state.models.serving_load().register(registry.sub_registry_with_prefix("train"));
     let mut text = String::new();
     encode(&mut text, &registry).map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text))

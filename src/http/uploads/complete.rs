@@ -8,7 +8,7 @@ use axum::extract::State;
 use futures_util::TryStreamExt;
 
 use super::object::UploadObject;
-use crate::blobs::{BlobError, Staged, upload_key};
+use crate::blobs::{BlobError, StagedBlob, upload_key};
 use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::ids;
 use crate::domain::upload::{Upload, UploadPart, UploadStatus};
@@ -173,7 +173,7 @@ async fn join(
 async fn append(
     state: &AppState,
     part: &UploadPart,
-    joined: &mut Staged,
+    joined: &mut StagedBlob,
     upload_digest: &mut UploadDigest,
 ) -> ApiResult<bool> {
     let (_size, mut chunks) = match state.blobs.stream(&part.blob_key, None).await {

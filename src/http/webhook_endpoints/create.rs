@@ -36,7 +36,7 @@ pub async fn create(
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<EndpointWithSecret>> {
     let request = webhook_request::read(&body)?;
-    state.webhook_client.judge(&request.url).await.map_err(|error| super::bad_url(&error))?;
+    state.webhook_client.check_url(&request.url).await.map_err(|error| super::bad_url(&error))?;
     let now = state.clock.now();
     let endpoint = WebhookEndpoint {
         id: ids::new_webhook_endpoint_id(),

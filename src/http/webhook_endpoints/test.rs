@@ -13,7 +13,7 @@ use crate::http::extract::{JsonObject, PathId};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::validate::webhook_request;
-use crate::webhooks::Parcel;
+use crate::webhooks::OutgoingDelivery;
 
 /// The job of a test event. No job has this id.
 const SAMPLE_JOB: &str = "ftjob-sample";
@@ -68,7 +68,7 @@ pub async fn test(
         subject: SAMPLE_JOB.to_owned(),
         created_at: now,
     };
-    let parcel = Parcel {
+    let parcel = OutgoingDelivery {
         id: &ids::new_webhook_delivery_id(),
         event: &event,
         secrets: &endpoint.signing_secrets(now),

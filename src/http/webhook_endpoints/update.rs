@@ -42,7 +42,7 @@ pub async fn update(
     super::find(&state, &caller, &id).await?;
     let change = webhook_request::read_change(&body)?;
     if let Some(url) = &change.url {
-        state.webhook_client.judge(url).await.map_err(|error| super::bad_url(&error))?;
+        state.webhook_client.check_url(url).await.map_err(|error| super::bad_url(&error))?;
     }
     let changed = state.store.update_webhook_endpoint(&caller.project, &id, &change).await?;
     Ok(Json(changed.ok_or_else(|| super::no_such_endpoint(&id))?.into()))

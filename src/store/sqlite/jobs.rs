@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{cursor, events, files, permissions, rows, webhooks};
+use super::{cursor, events, files, permissions, rows, webhook_outbox};
 use crate::domain::job::{EventLevel, Job, JobStatus, NewEvent};
 use crate::domain::project::Project;
 use crate::store::{
@@ -63,7 +63,7 @@ pub(super) async fn insert(
     .bind(job.project.as_str())
     .execute(&mut *connection)
     .await?;
-    webhooks::job_ended(connection, &job.id, job.status, now).await
+    webhook_outbox::job_ended(connection, &job.id, job.status, now).await
 }
 
 /// Fails with [`StoreError::QueueFull`] when `job` would wait and as many of its project do as may.
@@ -172,7 +172,7 @@ pub(super) async fn cancel_now(
     .await?;
     let event = NewEvent::message(EventLevel::Info, "Fine-tuning job cancelled");
     events::append(connection, id, now, &[event]).await?;
-    webhooks::job_ended(connection, id, JobStatus::Cancelled, now).await
+    webhook_outbox::job_ended(connection, id, JobStatus::Cancelled, now).await
 }
 
 /// Cancels a job that waits; records the request on one that runs.

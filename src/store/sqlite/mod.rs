@@ -21,6 +21,7 @@ mod queue;
 mod read_cache;
 mod rows;
 mod uploads;
+mod webhook_outbox;
 mod webhooks;
 mod write;
 

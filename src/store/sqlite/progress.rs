@@ -3,7 +3,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::{jobs, queue, rows, webhooks};
+use super::{jobs, queue, rows, webhook_outbox};
 use crate::domain::job::{JobError, JobStatus, ResolvedHyperparameters};
 use crate::store::{Claim, StoreError, Success};
 
@@ -76,7 +76,7 @@ pub(super) async fn succeeded(
     .execute(&mut *connection)
     .await?;
     require_match(claim, changed.rows_affected())?;
-    webhooks::job_ended(connection, &claim.job_id, JobStatus::Succeeded, now).await
+    webhook_outbox::job_ended(connection, &claim.job_id, JobStatus::Succeeded, now).await
 }
 
 /// The state transition to `failed`.
@@ -102,7 +102,7 @@ pub(super) async fn failed(
     .execute(&mut *connection)
     .await?;
     require_match(claim, changed.rows_affected())?;
-    webhooks::job_ended(connection, &claim.job_id, JobStatus::Failed, now).await
+    webhook_outbox::job_ended(connection, &claim.job_id, JobStatus::Failed, now).await
 }
 
 /// The state transition to `cancelled`.

@@ -8,7 +8,8 @@ use crate::store::StoreError;
 
 impl SqliteStore {
     /// Runs `body` in a transaction, at the time that it gets, and commits the transaction. What was
-    /// written is durable when this returns without an error; an error of `body` rolls it back.
+    /// written is durable when this returns without an error; an error of `body` rolls it back. A body that
+    /// returns early without an error commits what it has written by then.
     ///
     /// The transaction may write from its first statement on. One that starts as a reader and then
     /// writes can fail at that point, whatever the busy timeout.

@@ -15,7 +15,7 @@ mod error;
 mod layers;
 mod loss;
 mod matrices;
-mod optimizer;
+mod optimiser;
 mod weight_training;
 
 pub use self::attention::{AttentionOps, AttentionShape, Segment};
@@ -27,13 +27,13 @@ pub use self::layers::{
 };
 pub use self::loss::{LossOps, RowLoss};
 pub use self::matrices::Matrices;
-pub use self::optimizer::{AdamWStep, OptimizerOps, ParameterUpdate};
+pub use self::optimiser::{AdamWStep, OptimiserOps, ParameterUpdate};
 pub use self::weight_training::WeightTrainingOps;
 
 /// A device and how it computes. A new backend implements the operations that this trait names; of
 /// [`WeightTrainingOps`] it may keep the defaults, which refuse.
 pub trait Backend:
-    Matrices + LayerOps + AttentionOps + DecodingOps + LossOps + WeightTrainingOps + OptimizerOps
+    Matrices + LayerOps + AttentionOps + DecodingOps + LossOps + WeightTrainingOps + OptimiserOps
 {
 }
 
@@ -44,6 +44,6 @@ impl<B> Backend for B where
         + DecodingOps
         + LossOps
         + WeightTrainingOps
-        + OptimizerOps
+        + OptimiserOps
 {
 }

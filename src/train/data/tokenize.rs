@@ -1,17 +1,14 @@
 //! Examples to token sequences with loss masks.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use crate::dataset::{
     Diagnostic, Diagnostics, Example, Format, LineFault, LineSplitter, Message, parse_example,
 };
 use crate::train::data::sequence::Sequence;
 use crate::train::model::base_model::BaseModel;
-use crate::util::hex::hex;
+use crate::util::file_digest::StreamDigest;
 
 /// A file of examples, tokenised.
 #[derive(Debug, Clone, Default)]
@@ -122,19 +119,15 @@ pub fn encode_each(
 ) -> Result<String, EncodeError> {
     let io_error = |source| EncodeError::Io { path: path.display().to_string(), source };
     let mut file = File::open(path).map_err(io_error)?;
-    let mut hash = Sha256::new();
+    let mut digest = StreamDigest::default();
     let mut splitter = LineSplitter::default();
     let problems = Diagnostics::default();
     let mut encoder = Encoder { base, each, problems, format: None, needs_template: false };
-    let mut buffer = vec![0u8; 1 << 16];
-    loop {
-        let count = file.read(&mut buffer).map_err(io_error)?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-        splitter.feed(&buffer[..count], &mut |number, line| encoder.line(number, line));
-    }
+    let feed = |chunk: &[u8]| {
+        splitter.feed(chunk, &mut |number, line| encoder.line(number, line));
+        Ok(())
+    };
+    digest.read_all(&mut file, feed).map_err(io_error)?;
     splitter.finish(&mut |number, line| encoder.line(number, line));
     if encoder.needs_template {
         return Err(EncodeError::NoTemplate);
@@ -142,7 +135,7 @@ pub fn encode_each(
     if !encoder.problems.is_empty() {
         return Err(EncodeError::Diagnostics(encoder.problems));
     }
-    Ok(hex(&hash.finalize()))
+    Ok(digest.finish())
 }
 
 struct Encoder<'a> {

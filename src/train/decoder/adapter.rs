@@ -1,5 +1,5 @@
 //! A LoRA adapter of a decoder (Hu et al. 2021): a pair of matrices for each adapted layer, and an
-//! embedding and a head of its own where these train beside them.
+//! embedding and a head of its own where these train adapters them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,45 +14,45 @@ use crate::train::model::tensors::NamedTensors;
 use crate::train::rng::Stream;
 
 /// Adapter tensors of one model on a device; the same shape holds gradients and moments.
-pub struct Adapter<B: Backend> {
+pub struct LoraAdapter<B: Backend> {
     /// One for each of the decoder's modules; `None` where the layer is not adapted.
     pub(in crate::train) pairs: Vec<Option<LoraPair<B>>>,
     /// Factor on the output.
     pub(super) scale: f32,
     /// Share of the inputs that training drops.
     pub(super) dropout: f32,
-    /// Stands in the place of the model's embedding.
+    /// Replaces the model's embedding.
     pub(super) embedding: Option<B::Weight>,
-    /// Stands in the place of the model's head.
+    /// Replaces the model's head.
     pub(super) head: Option<B::Weight>,
 }
 
-/// An adapter that answers: its pairs laid out once for all passes.
-pub struct ReadyAdapter<B: Backend> {
+/// An adapter for inference: its pairs are packed once for all steps.
+pub struct PackedAdapter<B: Backend> {
     /// One for each of the decoder's modules; `None` where the layer is not adapted.
     pub(super) pairs: Vec<Option<B::PackedLora>>,
-    /// Stands in the place of the model's embedding.
+    /// Replaces the model's embedding.
     pub(super) embedding: Option<B::Weight>,
-    /// Stands in the place of the model's head.
+    /// Replaces the model's head.
     pub(super) head: Option<B::Weight>,
 }
 
-impl<B: Backend> ReadyAdapter<B> {
-    /// Lays out an adapter's pairs.
-    pub fn new(decoder: &Decoder<B>, adapter: Adapter<B>) -> Outcome<Self> {
-        let Adapter { pairs, scale, dropout: _, embedding, head } = adapter;
-        let mut ready = Vec::with_capacity(pairs.len());
+impl<B: Backend> PackedAdapter<B> {
+    /// Packs an adapter's pairs.
+    pub fn new(decoder: &Decoder<B>, adapter: LoraAdapter<B>) -> Outcome<Self> {
+        let LoraAdapter { pairs, scale, dropout: _, embedding, head } = adapter;
+        let mut packed = Vec::with_capacity(pairs.len());
         for pair in &pairs {
-            ready.push(match pair {
+            packed.push(match pair {
                 Some(pair) => Some(decoder.backend().pack_lora(pair, scale)?),
                 None => None,
             });
         }
-        Ok(Self { pairs: ready, embedding, head })
+        Ok(Self { pairs: packed, embedding, head })
     }
 }
 
-/// What PEFT puts before the paths of a model's modules in `adapter_model.safetensors`.
+/// PEFT's prefix of the paths of a model's modules in `adapter_model.safetensors`.
 pub(super) const PREFIX: &str = "base_model.model.";
 
 /// The key of A (or B) of `module` in PEFT's `adapter_model.safetensors`.
@@ -60,8 +60,8 @@ fn key(module: &str, matrix: &str) -> String {
     format!("{PREFIX}{module}.lora_{matrix}.weight")
 }
 
-impl<B: Backend> Adapter<B> {
-    /// A fresh adapter of the `selected` modules, which changes nothing yet: A uniform in ±1/√inputs (PEFT's
+impl<B: Backend> LoraAdapter<B> {
+    /// A fresh adapter of the `selected` modules, which does not change the model yet: A uniform in ±1/√inputs (PEFT's
     /// `kaiming_uniform_(a=√5)`), B zero. Each tensor has its own random stream, so that none
     /// depends on the others.
     pub fn new(
@@ -128,9 +128,8 @@ impl<B: Backend> Adapter<B> {
         Ok(named)
     }
 
-    /// An adapter to answer with, from tensors under PEFT's keys. Layers without tensors stay as
-    /// they are; a layer with one of its two, another shape, or a key that names no layer is an
-    /// error.
+    /// An adapter for inference, from tensors under PEFT's keys. Layers without tensors are not adapted. A
+    /// layer with only one of its two tensors, another shape, or a key that names no layer is an error.
     pub fn from_named(
         decoder: &Decoder<B>,
         settings: &LoraSettings,
@@ -151,7 +150,7 @@ impl<B: Backend> Adapter<B> {
             used += 1;
         }
         if used != tensors.len() {
-            return Err(BackendError::Tensors(stranger(decoder, tensors)));
+            return Err(BackendError::Tensors(unknown_tensor(decoder, tensors)));
         }
         if used == 0 {
             return Err(BackendError::Tensors("it holds no tensors".to_owned()));
@@ -159,7 +158,7 @@ impl<B: Backend> Adapter<B> {
         Ok(made)
     }
 
-    /// The pairs from tensors under PEFT's keys, and how many of these they took.
+    /// The pairs from tensors under PEFT's keys, and the number of tensors used.
     pub(super) fn pairs_from_named(
         decoder: &Decoder<B>,
         settings: &LoraSettings,
@@ -208,7 +207,7 @@ impl<B: Backend> Adapter<B> {
         count as u64
     }
 
-    /// Mean |scale · B · A| over the adapted weights of each block that has some.
+    /// Mean |scale · B · A| over the adapted weights of each layer.
     pub fn mean_change_by_layer(&self, decoder: &Decoder<B>) -> Outcome<Vec<(u32, f64)>> {
         let backend = decoder.backend();
         let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
@@ -250,8 +249,8 @@ fn sum_of_product(a: &[f32], b: &[f32], inputs: usize) -> f64 {
     rows.iter().sum()
 }
 
-/// What is wrong with tensors of which some are not taken.
-pub(super) fn stranger<B: Backend>(decoder: &Decoder<B>, tensors: &NamedTensors) -> String {
+/// The error of tensors of which some are not used.
+pub(super) fn unknown_tensor<B: Backend>(decoder: &Decoder<B>, tensors: &NamedTensors) -> String {
     let of_pairs = decoder.modules().iter().map(|module| &module.module);
     let of_pairs = of_pairs.flat_map(|module| [key(module, "A"), key(module, "B")]);
     let known: BTreeSet<String> =

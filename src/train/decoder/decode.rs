@@ -1,35 +1,34 @@
-//! Continues texts: keys and values of what came before are kept, and several texts go through the
-//! blocks in one pass, each with its adapter.
+//! Decoding: sequences continue from their KV caches, several in one step, each with its adapter.
 
 use std::ops::Range;
 
 use super::Decoder;
-use super::adapter::{Adapter, ReadyAdapter};
-use super::forward::{AdaptedRows, Beside, Sight};
+use super::adapter::{LoraAdapter, PackedAdapter};
+use super::forward::{AdapterContext, AdapterGroup, AttentionContext};
 use crate::train::backend::BackendError;
 use crate::train::backend::{Backend, CachedRows, Outcome, Segment};
 
-/// A text's part in a pass.
-pub struct TextPass<'a, B: Backend> {
-    /// What is beside the base for it.
-    pub adapter: Option<&'a ReadyAdapter<B>>,
-    /// What came before.
+/// The tokens of one sequence in a step.
+pub struct SequenceStep<'a, B: Backend> {
+    /// Its adapter; `None` for the base model.
+    pub adapter: Option<&'a PackedAdapter<B>>,
+    /// Keys and values of its earlier tokens.
     pub cache: &'a mut B::KvCache,
     /// Its next tokens, one at least.
     pub ids: &'a [u32],
-    /// How many of them, counted from the last, the logits are wanted of.
+    /// Number of tokens, counted from the last, whose logits are returned.
     pub wanted: usize,
 }
 
-/// Rows of a pass that have the same adapter, or none.
-struct Run<'a, B: Backend> {
+/// Rows of a step with the same adapter, or none.
+struct AdapterBatch<'a, B: Backend> {
     rows: Range<usize>,
-    adapter: Option<&'a ReadyAdapter<B>>,
-    /// The rows whose logits are wanted.
+    adapter: Option<&'a PackedAdapter<B>>,
+    /// The rows whose logits are returned.
     wanted: Vec<u32>,
 }
 
-impl<'a, B: Backend> Run<'a, B> {
+impl<'a, B: Backend> AdapterBatch<'a, B> {
     /// An embedding of its own.
     fn embedding(&self) -> Option<&'a B::Weight> {
         self.adapter?.embedding.as_ref()
@@ -42,66 +41,72 @@ impl<'a, B: Backend> Run<'a, B> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// A cache that holds nothing.
+    /// An empty KV cache.
     pub fn new_cache(&self) -> Outcome<B::KvCache> {
-        let Some(block) = self.blocks.first() else {
-            return Err(BackendError::Sequence("the model has no blocks".to_owned()));
+        let Some(layer) = self.layers.first() else {
+            return Err(BackendError::Sequence("the model has no layers".to_owned()));
         };
-        self.backend.new_cache(self.blocks.len(), &block.attention)
+        self.backend.new_cache(self.layers.len(), &layer.attention)
     }
 
-    /// Appends each text's tokens to what its cache holds; the logits that each wants, `[wanted,
-    /// vocabulary]` row-major.
+    /// Appends each sequence's tokens to its cache; returns the logits that each wants, `[wanted, vocabulary]`
+    /// row-major.
     ///
     /// # Errors
-    /// Before anything is computed, when [`Decoder::check`] refuses one of the texts.
-    pub fn advance(&self, texts: Vec<TextPass<'_, B>>) -> Outcome<Vec<Vec<f32>>> {
-        for text in &texts {
-            self.check(self.backend.cached_tokens(text.cache), text.ids)?;
+    /// Before anything is computed, when [`Decoder::check_tokens`] refuses one of the sequences.
+    pub fn step(&self, sequences: Vec<SequenceStep<'_, B>>) -> Outcome<Vec<Vec<f32>>> {
+        for sequence in &sequences {
+            self.check_tokens(self.backend.cached_tokens(sequence.cache), sequence.ids)?;
         }
-        // Rows of one adapter stand together; they come out alike wherever they stand.
-        let mut texts: Vec<(usize, TextPass<'_, B>)> = texts.into_iter().enumerate().collect();
-        texts.sort_by_key(|(_, text)| text.adapter.map(std::ptr::from_ref));
+        // Rows of one adapter are grouped; a row's result does not depend on its place.
+        let mut sequences: Vec<(usize, SequenceStep<'_, B>)> =
+            sequences.into_iter().enumerate().collect();
+        sequences.sort_by_key(|(_, sequence)| sequence.adapter.map(std::ptr::from_ref));
 
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
-        let mut runs: Vec<Run<'_, B>> = Vec::new();
-        let mut wanted = Vec::with_capacity(texts.len());
-        let mut rows_of_texts = Vec::with_capacity(texts.len());
-        for (index, text) in texts {
-            let TextPass { adapter, cache, ids: new, wanted: last } = text;
+        let mut groups: Vec<AdapterBatch<'_, B>> = Vec::new();
+        let mut wanted = Vec::with_capacity(sequences.len());
+        let mut cached_rows = Vec::with_capacity(sequences.len());
+        for (index, sequence) in sequences {
+            let SequenceStep { adapter, cache, ids: new, wanted: last } = sequence;
             let start = self.backend.cached_tokens(cache) as u32;
             let rows = ids.len()..ids.len() + new.len();
             ids.extend_from_slice(new);
             positions.extend(start..start + new.len() as u32);
             let of_last = rows.end.saturating_sub(last).max(rows.start) as u32..rows.end as u32;
             wanted.push((index, of_last.len()));
-            match runs.last_mut() {
-                Some(run) if same(run.adapter, adapter) => {
-                    run.rows.end = rows.end;
-                    run.wanted.extend(of_last);
+            match groups.last_mut() {
+                Some(group) if same(group.adapter, adapter) => {
+                    group.rows.end = rows.end;
+                    group.wanted.extend(of_last);
                 }
-                _ => runs.push(Run { rows: rows.clone(), adapter, wanted: of_last.collect() }),
+                _ => groups.push(AdapterBatch {
+                    rows: rows.clone(),
+                    adapter,
+                    wanted: of_last.collect(),
+                }),
             }
             self.backend.reserve(cache, new.len())?;
-            rows_of_texts.push(CachedRows { rows, cache });
+            cached_rows.push(CachedRows { rows, cache });
         }
 
-        let x = self.embed_runs(&runs, &ids, &positions)?;
+        let x = self.embed_groups(&groups, &ids, &positions)?;
         let positions = self.backend.indexes(&positions)?;
-        let adapted = runs.iter().filter_map(|run| {
-            run.adapter.map(|adapter| AdaptedRows { rows: run.rows.clone(), adapter })
+        let adapted = groups.iter().filter_map(|group| {
+            group.adapter.map(|adapter| AdapterGroup { rows: group.rows.clone(), adapter })
         });
-        let beside = Beside::answering(adapted.collect());
-        let mut sight = Sight::Texts(rows_of_texts);
-        let all = 0..self.blocks.len();
-        let (x, _) = self.run_blocks(all, x, &beside, &positions, &mut sight, false)?;
-        if let Sight::Texts(texts) = sight {
-            for CachedRows { rows, cache } in texts {
+        let adapters = AdapterContext::grouped(adapted.collect());
+        let mut attention_context = AttentionContext::Cached(cached_rows);
+        let all = 0..self.layers.len();
+        let (x, _) =
+            self.run_layers(all, x, &adapters, &positions, &mut attention_context, false)?;
+        if let AttentionContext::Cached(sequences) = attention_context {
+            for CachedRows { rows, cache } in sequences {
                 self.backend.advance(cache, rows.len());
             }
         }
 
-        let logits = self.logits_of_runs(&runs, &x)?;
+        let logits = self.logits_of_groups(&groups, &x)?;
         if wanted.len() == 1 {
             return Ok(vec![logits]);
         }
@@ -115,27 +120,27 @@ impl<B: Backend> Decoder<B> {
         Ok(made)
     }
 
-    /// The residual stream in front of the first block.
-    fn embed_runs(
+    /// The residual stream before the first layer.
+    fn embed_groups(
         &self,
-        runs: &[Run<'_, B>],
+        groups: &[AdapterBatch<'_, B>],
         ids: &[u32],
         positions: &[u32],
     ) -> Outcome<B::Matrix> {
         let backend = &self.backend;
         let mut x: Option<B::Matrix> = None;
         let mut next = 0;
-        while let Some(run) = runs.get(next) {
-            // Runs that read the model's own embedding go together.
-            let mut rows = run.rows.clone();
+        while let Some(group) = groups.get(next) {
+            // Groups that read the model's own embedding go together.
+            let mut rows = group.rows.clone();
             next += 1;
-            while run.embedding().is_none()
-                && let Some(more) = runs.get(next).filter(|more| more.embedding().is_none())
+            while group.embedding().is_none()
+                && let Some(more) = groups.get(next).filter(|more| more.embedding().is_none())
             {
                 rows.end = more.rows.end;
                 next += 1;
             }
-            let table = run.embedding().unwrap_or(&self.embedding);
+            let table = group.embedding().unwrap_or(&self.embedding);
             let made =
                 backend.embed(table, &backend.indexes(&ids[rows])?, self.config.embedding_scale)?;
             match &mut x {
@@ -150,15 +155,15 @@ impl<B: Backend> Decoder<B> {
         Ok(x)
     }
 
-    /// The logits of the rows that are wanted, in their order.
-    fn logits_of_runs(&self, runs: &[Run<'_, B>], x: &B::Matrix) -> Outcome<Vec<f32>> {
+    /// The logits of the wanted rows, in their order.
+    fn logits_of_groups(&self, groups: &[AdapterBatch<'_, B>], x: &B::Matrix) -> Outcome<Vec<f32>> {
         let mut all = Vec::new();
         let mut next = 0;
-        while let Some(run) = runs.get(next) {
-            let mut wanted = run.wanted.clone();
+        while let Some(group) = groups.get(next) {
+            let mut wanted = group.wanted.clone();
             next += 1;
-            while run.head().is_none()
-                && let Some(more) = runs.get(next).filter(|more| more.head().is_none())
+            while group.head().is_none()
+                && let Some(more) = groups.get(next).filter(|more| more.head().is_none())
             {
                 wanted.extend_from_slice(&more.wanted);
                 next += 1;
@@ -168,7 +173,7 @@ impl<B: Backend> Decoder<B> {
             }
             let rows = self.backend.gather_rows(x, &self.backend.indexes(&wanted)?)?;
             let normed = self.backend.norm(&rows, &self.final_norm.norm)?;
-            let head = run.head().or(self.head.as_ref()).unwrap_or(&self.embedding);
+            let head = group.head().or(self.head.as_ref()).unwrap_or(&self.embedding);
             let logits = self.backend.logits(&normed, head, self.config.logit_cap)?;
             let values = self.backend.values(&logits)?;
             if all.is_empty() {
@@ -180,20 +185,21 @@ impl<B: Backend> Decoder<B> {
         Ok(all)
     }
 
-    /// Appends `ids` to what `cache` holds, with the adapter that trains; logits of the last position.
+    /// Appends `ids` to the cache, with the adapter that trains; returns the logits of the last position.
     pub fn extend(
         &self,
-        adapter: Option<&Adapter<B>>,
+        adapter: Option<&LoraAdapter<B>>,
         cache: &mut B::KvCache,
         ids: &[u32],
     ) -> Outcome<Vec<f32>> {
         let start = self.backend.cached_tokens(cache);
-        self.check(start, ids)?;
+        self.check_tokens(start, ids)?;
         self.backend.reserve(cache, ids.len())?;
-        let mut sight = Sight::Texts(vec![CachedRows { rows: 0..ids.len(), cache }]);
-        let x = self.run_text(adapter, ids, start as u32, &mut sight)?;
-        if let Sight::Texts(texts) = sight {
-            for CachedRows { rows, cache } in texts {
+        let mut attention_context =
+            AttentionContext::Cached(vec![CachedRows { rows: 0..ids.len(), cache }]);
+        let x = self.run_sequence(adapter, ids, start as u32, &mut attention_context)?;
+        if let AttentionContext::Cached(sequences) = attention_context {
+            for CachedRows { rows, cache } in sequences {
                 self.backend.advance(cache, rows.len());
             }
         }
@@ -203,37 +209,45 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Logits of every position of one sequence, `[tokens, vocabulary]`.
-    pub fn logits(&self, adapter: Option<&Adapter<B>>, ids: &[u32]) -> Outcome<Vec<f32>> {
-        self.check(0, ids)?;
+    pub fn logits(&self, adapter: Option<&LoraAdapter<B>>, ids: &[u32]) -> Outcome<Vec<f32>> {
+        self.check_tokens(0, ids)?;
         let segments = [Segment::alone(0..ids.len())];
-        let x = self.run_text(adapter, ids, 0, &mut Sight::Segments(&segments))?;
+        let x = self.run_sequence(adapter, ids, 0, &mut AttentionContext::Segments(&segments))?;
         self.logits_of(adapter, &x)
     }
 
-    /// The residual stream behind the last block, of one text whose first token here stands at
-    /// `start`.
-    fn run_text(
+    /// The residual stream after the last layer, of one sequence whose first token here is at `start`.
+    fn run_sequence(
         &self,
-        adapter: Option<&Adapter<B>>,
+        adapter: Option<&LoraAdapter<B>>,
         ids: &[u32],
         start: u32,
-        sight: &mut Sight<'_, B>,
+        attention_context: &mut AttentionContext<'_, B>,
     ) -> Outcome<B::Matrix> {
         let positions: Vec<u32> = (start..start + ids.len() as u32).collect();
         let (ids, positions) = (self.backend.indexes(ids)?, self.backend.indexes(&positions)?);
         let x = self.embed(adapter, &ids, &positions)?;
-        let all = 0..self.blocks.len();
-        Ok(self.run_blocks(all, x, &Beside::plain(adapter), &positions, sight, false)?.0)
+        let all = 0..self.layers.len();
+        Ok(self
+            .run_layers(
+                all,
+                x,
+                &AdapterContext::without_dropout(adapter),
+                &positions,
+                attention_context,
+                false,
+            )?
+            .0)
     }
 
-    fn logits_of(&self, adapter: Option<&Adapter<B>>, x: &B::Matrix) -> Outcome<Vec<f32>> {
+    fn logits_of(&self, adapter: Option<&LoraAdapter<B>>, x: &B::Matrix) -> Outcome<Vec<f32>> {
         let normed = self.backend.norm(x, &self.final_norm.norm)?;
         let logits = self.backend.logits(&normed, self.head(adapter), self.config.logit_cap)?;
         self.backend.values(&logits)
     }
 
     /// Refuses token ids and lengths that the model does not have.
-    pub fn check(&self, before: usize, ids: &[u32]) -> Result<(), BackendError> {
+    pub fn check_tokens(&self, before: usize, ids: &[u32]) -> Result<(), BackendError> {
         if ids.is_empty() {
             return Err(BackendError::Sequence("there are no tokens to read".to_owned()));
         }
@@ -254,6 +268,6 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-fn same<B: Backend>(one: Option<&ReadyAdapter<B>>, other: Option<&ReadyAdapter<B>>) -> bool {
+fn same<B: Backend>(one: Option<&PackedAdapter<B>>, other: Option<&PackedAdapter<B>>) -> bool {
     one.map(std::ptr::from_ref) == other.map(std::ptr::from_ref)
 }

@@ -1,62 +1,63 @@
-//! Forward through the blocks, for training, evaluation and decoding alike.
+//! The forward pass through the layers, for training, evaluation and decoding.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::adapter::{Adapter, ReadyAdapter};
-use super::saved_activations::Saved;
-use super::{Block, Decoder, Linear, Mlp, Qkv};
+use super::adapter::{LoraAdapter, PackedAdapter};
+use super::saved_activations::SavedActivations;
+use super::{Decoder, DecoderLayer, Linear, Mlp, Qkv};
 use crate::train::backend::{
     Backend, CachedRows, LoraGroup, LoraLinear, Matrices, Outcome, Segment,
 };
 use crate::train::rng::Stream;
 
-/// How the tokens of a pass see each other.
-pub(super) enum Sight<'a, B: Backend> {
-    /// Segments of a packed batch, each for itself.
+/// What the tokens of a pass attend to.
+pub(super) enum AttentionContext<'a, B: Backend> {
+    /// The segments of a packed batch.
     Segments(&'a [Segment]),
-    /// Texts, each of which continues what its cache holds.
-    Texts(Vec<CachedRows<'a, B>>),
+    /// KV caches, which the rows of sequences continue.
+    Cached(Vec<CachedRows<'a, B>>),
 }
 
-/// Rows and the adapter beside the base's layers for them.
-pub(super) struct AdaptedRows<'a, B: Backend> {
+/// Rows of a step and their adapter.
+pub(super) struct AdapterGroup<'a, B: Backend> {
     /// The rows.
     pub rows: Range<usize>,
     /// The adapter.
-    pub adapter: &'a ReadyAdapter<B>,
+    pub adapter: &'a PackedAdapter<B>,
 }
 
-/// What stands beside the base's layers in a pass.
-pub(super) struct Beside<'a, B: Backend> {
+/// The adapters of a pass, and their dropout masks.
+pub(super) struct AdapterContext<'a, B: Backend> {
     /// `None` for the base alone.
-    pub adapter: Option<&'a Adapter<B>>,
-    /// What dropout leaves of each pair's input, by pair; empty without dropout.
+    pub adapter: Option<&'a LoraAdapter<B>>,
+    /// The dropout mask of each pair's input, by pair; empty without dropout.
     masks: BTreeMap<usize, B::DropoutMask>,
-    /// Runs of rows with adapters of their own, for answering; none in other passes.
-    runs: Option<Vec<AdaptedRows<'a, B>>>,
+    /// Groups of rows with adapters of their own, for decoding only.
+    groups: Option<Vec<AdapterGroup<'a, B>>>,
 }
 
-impl<'a, B: Backend> Beside<'a, B> {
+impl<'a, B: Backend> AdapterContext<'a, B> {
     /// An adapter without dropout.
-    pub(super) fn plain(adapter: Option<&'a Adapter<B>>) -> Self {
-        Self { adapter, masks: BTreeMap::new(), runs: None }
+    pub(super) fn without_dropout(adapter: Option<&'a LoraAdapter<B>>) -> Self {
+        Self { adapter, masks: BTreeMap::new(), groups: None }
     }
 
-    /// Runs of rows with adapters of their own.
-    pub(super) fn answering(runs: Vec<AdaptedRows<'a, B>>) -> Self {
-        Self { adapter: None, masks: BTreeMap::new(), runs: Some(runs) }
+    /// Groups of rows with adapters of their own.
+    pub(super) fn grouped(groups: Vec<AdapterGroup<'a, B>>) -> Self {
+        Self { adapter: None, masks: BTreeMap::new(), groups: Some(groups) }
     }
 
-    /// An adapter with dropout, on which `draws` decide, one for each row; none without draws.
-    pub(super) fn dropping(
+    /// An adapter with dropout, drawn from one stream for each row; without streams there is no dropout.
+    pub(super) fn with_dropout(
         decoder: &Decoder<B>,
-        adapter: Option<&'a Adapter<B>>,
-        draws: &[Stream],
+        adapter: Option<&'a LoraAdapter<B>>,
+        dropout_streams: &[Stream],
     ) -> Outcome<Self> {
-        let dropping = adapter.filter(|adapter| !draws.is_empty() && adapter.dropout > 0.0);
+        let dropping =
+            adapter.filter(|adapter| !dropout_streams.is_empty() && adapter.dropout > 0.0);
         let Some(adapter) = dropping else {
-            return Ok(Self::plain(adapter));
+            return Ok(Self::without_dropout(adapter));
         };
         let mut pairs = Vec::new();
         let mut layers = Vec::new();
@@ -66,18 +67,18 @@ impl<'a, B: Backend> Beside<'a, B> {
                 layers.push((pair as u64, module.inputs));
             }
         }
-        let masks = decoder.backend.dropout_masks(draws, &layers, adapter.dropout)?;
+        let masks = decoder.backend.dropout_masks(dropout_streams, &layers, adapter.dropout)?;
         let masks = pairs.into_iter().zip(masks).collect();
-        Ok(Self { adapter: Some(adapter), masks, runs: None })
+        Ok(Self { adapter: Some(adapter), masks, groups: None })
     }
 
-    /// Whether dropout takes a part of the input of any pair.
-    pub(super) fn is_dropping(&self) -> bool {
+    /// Whether dropout applies to the input of any pair.
+    pub(super) fn has_dropout(&self) -> bool {
         !self.masks.is_empty()
     }
 
-    /// What the pair of index `pair` reads of its layer's input: a masked copy under dropout.
-    pub(super) fn dropped(
+    /// The input of the pair of index `pair` under dropout: a masked copy of its layer's input.
+    pub(super) fn dropout(
         &self,
         backend: &B,
         x: &B::Matrix,
@@ -90,14 +91,14 @@ impl<'a, B: Backend> Beside<'a, B> {
     }
 }
 
-/// x · aᵀ of adapted layers as they pile up; `None` when no backward pass follows.
+/// x · aᵀ of adapted layers, by pair; `None` when no backward pass follows.
 type Inner<B> = Option<BTreeMap<usize, <B as Matrices>::Matrix>>;
 
 impl<B: Backend> Decoder<B> {
-    /// The residual stream in front of the first block.
+    /// The residual stream before the first layer.
     pub(super) fn embed(
         &self,
-        adapter: Option<&Adapter<B>>,
+        adapter: Option<&LoraAdapter<B>>,
         ids: &B::Indexes,
         positions: &B::Indexes,
     ) -> Outcome<B::Matrix> {
@@ -109,93 +110,90 @@ impl<B: Backend> Decoder<B> {
         Ok(x)
     }
 
-    /// The residual stream `x` behind the blocks `layers`, and with `keep` what they keep for the
-    /// backward pass.
-    pub(super) fn run_blocks(
+    /// The residual stream after `layers`, and with `save` their saved activations.
+    pub(super) fn run_layers(
         &self,
         layers: Range<usize>,
         mut x: B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         positions: &B::Indexes,
-        sight: &mut Sight<'_, B>,
-        keep: bool,
-    ) -> Outcome<(B::Matrix, Vec<Saved<B>>)> {
+        attention_context: &mut AttentionContext<'_, B>,
+        save: bool,
+    ) -> Outcome<(B::Matrix, Vec<SavedActivations<B>>)> {
         let mut saved = Vec::new();
-        for layer in layers {
-            let block = &self.blocks[layer];
-            let (next, kept) = self.run_block(block, layer, x, beside, positions, sight, keep)?;
+        for index in layers {
+            let (next, layer_saved) =
+                self.forward_layer(index, x, adapters, positions, attention_context, save)?;
             x = next;
-            saved.extend(kept);
+            saved.extend(layer_saved);
         }
         Ok((x, saved))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a block, its input and what it looks at")]
-    fn run_block(
+    fn forward_layer(
         &self,
-        block: &Block<B>,
-        layer: usize,
+        index: usize,
         x: B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         positions: &B::Indexes,
-        sight: &mut Sight<'_, B>,
-        keep: bool,
-    ) -> Outcome<(B::Matrix, Option<Saved<B>>)> {
-        let backend = &self.backend;
-        let mut inner: Inner<B> = keep.then(BTreeMap::new);
+        attention_context: &mut AttentionContext<'_, B>,
+        save: bool,
+    ) -> Outcome<(B::Matrix, Option<SavedActivations<B>>)> {
+        let (backend, layer) = (&self.backend, &self.layers[index]);
+        let mut inner: Inner<B> = save.then(BTreeMap::new);
 
-        let normed = backend.norm(&x, &block.attention_norm.norm)?;
-        let [mut queries, mut keys, values] = self.qkv(block, &normed, beside, &mut inner)?;
+        let normed = backend.norm(&x, &layer.attention_norm.norm)?;
+        let [mut queries, mut keys, values] = self.qkv(layer, &normed, adapters, &mut inner)?;
         drop(normed);
         let mut raw_queries_and_keys = None;
-        if let Some([query_norm, key_norm]) = &block.qk_norms {
+        if let Some([query_norm, key_norm]) = &layer.qk_norms {
             let normed =
                 [backend.norm(&queries, &query_norm.norm)?, backend.norm(&keys, &key_norm.norm)?];
             raw_queries_and_keys = Some([queries, keys]);
             [queries, keys] = normed;
         }
-        if let Some(table) = block.rope.map(|rope| &self.tables[rope]) {
-            let head_dim = block.attention.head_dim;
+        if let Some(table) = layer.rope.map(|rope| &self.tables[rope]) {
+            let head_dim = layer.attention.head_dim;
             backend.rotate(&mut queries, head_dim, table, positions, false)?;
             backend.rotate(&mut keys, head_dim, table, positions, false)?;
         }
-        let (attended, attention) = match sight {
-            Sight::Segments(segments) => {
-                backend.attention(&queries, &keys, &values, segments, &block.attention)?
+        let (attended, attention) = match attention_context {
+            AttentionContext::Segments(segments) => {
+                backend.attention(&queries, &keys, &values, segments, &layer.attention)?
             }
-            Sight::Texts(texts) => {
-                let shape = &block.attention;
+            AttentionContext::Cached(texts) => {
+                let shape = &layer.attention;
                 let attended =
-                    backend.attend_cached(layer, &queries, &keys, &values, texts, shape)?;
+                    backend.attend_cached(index, &queries, &keys, &values, texts, shape)?;
                 (attended, backend.zeros(0, 1)?)
             }
         };
-        let output = self.apply(&block.output, &attended, beside, &mut inner)?;
+        let output = self.apply(&layer.output, &attended, adapters, &mut inner)?;
 
         // Attention joins the residual stream, through its own norm where it has one.
         let (mut middle, mut before_attention_post_norm) = (output, None);
-        if let Some([norm, _]) = &block.post_norms {
+        if let Some([norm, _]) = &layer.post_norms {
             let normed = backend.norm(&middle, &norm.norm)?;
             before_attention_post_norm = Some(std::mem::replace(&mut middle, normed));
         }
         backend.add(&mut middle, &x)?;
 
         let mlp_input = if self.config.parallel_residual { &x } else { &middle };
-        let normed = backend.norm(mlp_input, &block.mlp_norm.norm)?;
-        let (gate, up) = self.mlp_in(&block.mlp, &normed, beside, &mut inner)?;
+        let normed = backend.norm(mlp_input, &layer.mlp_norm.norm)?;
+        let (gate, up) = self.mlp_in(&layer.mlp, &normed, adapters, &mut inner)?;
         drop(normed);
-        let active = backend.activate(self.curve(), &gate, up.as_ref())?;
-        let down = self.apply(block.mlp.down(), &active, beside, &mut inner)?;
+        let active = backend.activate(self.activation(), &gate, up.as_ref())?;
+        let down = self.apply(layer.mlp.down(), &active, adapters, &mut inner)?;
         drop(active);
         let (mut next, mut before_post_norms) = (down, None);
-        if let (Some([_, norm]), Some(first)) = (&block.post_norms, before_attention_post_norm) {
+        if let (Some([_, norm]), Some(first)) = (&layer.post_norms, before_attention_post_norm) {
             let normed = backend.norm(&next, &norm.norm)?;
             before_post_norms = Some([first, std::mem::replace(&mut next, normed)]);
         }
         backend.add(&mut next, &middle)?;
         let middle = (!self.config.parallel_residual).then_some(middle);
 
-        let saved = inner.map(|inner| Saved {
+        let saved = inner.map(|inner| SavedActivations {
             x,
             raw_queries_and_keys,
             queries,
@@ -215,18 +213,18 @@ impl<B: Backend> Decoder<B> {
     /// Queries, keys and values before norms and rotation.
     fn qkv(
         &self,
-        block: &Block<B>,
+        layer: &DecoderLayer<B>,
         normed: &B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<[B::Matrix; 3]> {
-        match &block.qkv {
+        match &layer.qkv {
             Qkv::Separate([q, k, v]) => {
-                let [q, k, v] = self.apply_all([q, k, v], normed, beside, inner);
+                let [q, k, v] = self.apply_all([q, k, v], normed, adapters, inner);
                 Ok([q?, k?, v?])
             }
             Qkv::Fused(linear, [q, k, v]) => {
-                let all = self.apply(linear, normed, beside, inner)?;
+                let all = self.apply(linear, normed, adapters, inner)?;
                 let backend = &self.backend;
                 Ok([
                     backend.gather_columns(&all, q)?,
@@ -242,22 +240,22 @@ impl<B: Backend> Decoder<B> {
         &self,
         mlp: &Mlp<B>,
         normed: &B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<(B::Matrix, Option<B::Matrix>)> {
         match mlp {
             Mlp::Gated { gate, up, .. } => {
-                let [gate, up] = self.apply_all([gate, up], normed, beside, inner);
+                let [gate, up] = self.apply_all([gate, up], normed, adapters, inner);
                 Ok((gate?, Some(up?)))
             }
             Mlp::FusedGated { gate_up, .. } => {
-                let both = self.apply(gate_up, normed, beside, inner)?;
+                let both = self.apply(gate_up, normed, adapters, inner)?;
                 let [gate, up] = self.gate_up_columns();
                 let backend = &self.backend;
                 let up = backend.gather_columns(&both, &[up])?;
                 Ok((backend.gather_columns(&both, &[gate])?, Some(up)))
             }
-            Mlp::Plain { up, .. } => Ok((self.apply(up, normed, beside, inner)?, None)),
+            Mlp::Plain { up, .. } => Ok((self.apply(up, normed, adapters, inner)?, None)),
         }
     }
 
@@ -272,10 +270,10 @@ impl<B: Backend> Decoder<B> {
         &self,
         linear: &Linear<B>,
         x: &B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         inner: &mut Inner<B>,
     ) -> Outcome<B::Matrix> {
-        let [y] = self.apply_all([linear], x, beside, inner);
+        let [y] = self.apply_all([linear], x, adapters, inner);
         y
     }
 
@@ -284,31 +282,31 @@ impl<B: Backend> Decoder<B> {
         &self,
         linears: [&Linear<B>; COUNT],
         x: &B::Matrix,
-        beside: &Beside<'_, B>,
+        adapters: &AdapterContext<'_, B>,
         inner: &mut Inner<B>,
     ) -> [Outcome<B::Matrix>; COUNT] {
         let backend = &self.backend;
-        if let Some(runs) = &beside.runs {
-            let runs: Vec<LoraGroup<'_, B, COUNT>> = runs
+        if let Some(groups) = &adapters.groups {
+            let groups: Vec<LoraGroup<'_, B, COUNT>> = groups
                 .iter()
-                .map(|run| LoraGroup {
-                    rows: run.rows.clone(),
-                    pairs: linears.map(|linear| run.adapter.pairs[linear.pair].as_ref()),
+                .map(|group| LoraGroup {
+                    rows: group.rows.clone(),
+                    pairs: linears.map(|linear| group.adapter.pairs[linear.pair].as_ref()),
                 })
                 .collect();
-            return backend.linears_grouped_lora(x, linears.map(|linear| &linear.weight), &runs);
+            return backend.linears_grouped_lora(x, linears.map(|linear| &linear.weight), &groups);
         }
-        let scale = beside.adapter.map_or(0.0, |adapter| adapter.scale);
-        let pair_of = |linear: &Linear<B>| beside.adapter?.pairs[linear.pair].as_ref();
-        let made = if beside.is_dropping() {
-            // Each pair reads a copy of its own.
+        let scale = adapters.adapter.map_or(0.0, |adapter| adapter.scale);
+        let pair_of = |linear: &Linear<B>| adapters.adapter?.pairs[linear.pair].as_ref();
+        let made = if adapters.has_dropout() {
+            // Each pair reads a masked copy of its own.
             linears.map(|linear| {
                 let mut y = backend.linear(x, &linear.weight)?;
                 let Some(pair) = pair_of(linear) else { return Ok((y, None)) };
-                let dropped = beside.dropped(backend, x, linear.pair)?;
+                let dropped = adapters.dropout(backend, x, linear.pair)?;
                 let x = dropped.as_ref().unwrap_or(x);
-                let between = backend.lora(x, pair, scale, &mut y)?;
-                Ok((y, Some(between)))
+                let pair_inner = backend.lora(x, pair, scale, &mut y)?;
+                Ok((y, Some(pair_inner)))
             })
         } else {
             let layers =
@@ -318,9 +316,10 @@ impl<B: Backend> Decoder<B> {
         let mut pairs = linears.iter().map(|linear| linear.pair);
         made.map(|made| {
             let pair = pairs.next();
-            let (y, between) = made?;
-            if let (Some(pair), Some(between), Some(inner)) = (pair, between, inner.as_mut()) {
-                inner.insert(pair, between);
+            let (y, pair_inner) = made?;
+            if let (Some(pair), Some(pair_inner), Some(inner)) = (pair, pair_inner, inner.as_mut())
+            {
+                inner.insert(pair, pair_inner);
             }
             Ok(y)
         })
@@ -328,7 +327,7 @@ impl<B: Backend> Decoder<B> {
 }
 
 impl<B: Backend> Mlp<B> {
-    /// The layer back to the residual stream.
+    /// The projection back to the residual stream.
     pub(super) fn down(&self) -> &Linear<B> {
         match self {
             Self::Gated { down, .. } | Self::FusedGated { down, .. } | Self::Plain { down, .. } => {

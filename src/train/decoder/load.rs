@@ -1,9 +1,9 @@
-//! Reads a base model's weights onto a device; names what is missing, left over or misshapen.
+//! Reads a base model's weights onto a device; reports missing, extra and misshapen tensors by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::{self, BlockNames, Layout, LinearName, MlpNames, QkvNames};
-use super::{Block, Decoder, Linear, Mlp, NormLayer, OuterPlaces, Qkv};
+use super::names::{self, LayerNames, LinearLayout, LinearName, MlpNames, QkvNames};
+use super::{Decoder, DecoderLayer, Linear, Mlp, NormLayer, OuterTensors, Qkv};
 use crate::train::backend::NormKind;
 use crate::train::backend::{AttentionShape, Backend, Norm, RopeTable};
 use crate::train::model::config::{ModelConfig, Rope};
@@ -13,22 +13,22 @@ use crate::train::model::modules::AdaptedModule;
 use crate::train::model::tensors::{ModelPart, ModelTensor};
 use crate::train::model::weights::{WeightSource, listed};
 
-/// Reads tensors and keeps count of them.
-struct Reader<'a, B: Backend> {
+/// Reads tensors and lists them in order.
+struct WeightReader<'a, B: Backend> {
     backend: &'a B,
     weights: &'a dyn WeightSource,
     shapes: BTreeMap<String, Vec<usize>>,
     modules: Vec<AdaptedModule>,
     tensors: Vec<ModelTensor>,
-    /// The block that is being read.
-    layer: u32,
+    /// Index of the decoder layer that is read.
+    layer_index: u32,
     for_training: bool,
     layer_norm: NormKind,
     epsilon: f32,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Loads the base model that `config` describes from `weights`; for answering alone it takes
+    /// Loads the base model that `config` describes from `weights`; for inference only it uses
     /// less memory.
     pub fn load(
         backend: B,
@@ -38,13 +38,13 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self, LoadModelError> {
         let shapes: BTreeMap<String, Vec<usize>> = weights.shapes().into_iter().collect();
         check(&config, &shapes)?;
-        let mut reader = Reader {
+        let mut reader = WeightReader {
             backend: &backend,
             weights,
             shapes,
             modules: Vec::new(),
             tensors: Vec::new(),
-            layer: 0,
+            layer_index: 0,
             for_training,
             layer_norm: config.norm,
             epsilon: config.norm_epsilon,
@@ -53,9 +53,9 @@ impl<B: Backend> Decoder<B> {
         // Training runs backward through an embedding only where it is the head, too.
         let backward = for_training && config.tied;
         let rows = config.vocabulary;
-        let (embedding, embedding_place) =
+        let (embedding, embedding_tensor) =
             reader.matrix(outer.embedding, ModelPart::Embedding, rows, config.hidden, backward)?;
-        let (positions, positions_place) = match outer.positions {
+        let (positions, positions_tensor) = match outer.positions {
             Some(name) => {
                 let length = config.context_length;
                 let (table, place) =
@@ -66,7 +66,7 @@ impl<B: Backend> Decoder<B> {
         };
         let mut tables = Vec::new();
         let mut known: Vec<&Rope> = Vec::new();
-        let mut blocks = Vec::with_capacity(config.layers);
+        let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let rope = match config.ropes.get(layer) {
                 None => None,
@@ -79,12 +79,12 @@ impl<B: Backend> Decoder<B> {
                     }
                 }),
             };
-            blocks.push(reader.block(&config, layer, rope)?);
+            layers.push(reader.layer(&config, layer, rope)?);
         }
         let final_norm =
             reader.norm(outer.final_norm, ModelPart::FinalNorm, config.hidden, config.norm)?;
-        let (head, head_place) = match config.tied {
-            true => (None, embedding_place),
+        let (head, head_tensor) = match config.tied {
+            true => (None, embedding_tensor),
             false => {
                 let (head, place) = reader.matrix(
                     outer.head,
@@ -97,10 +97,10 @@ impl<B: Backend> Decoder<B> {
             }
         };
         let (modules, tensors) = (reader.modules, reader.tensors);
-        let places = OuterPlaces {
-            embedding: embedding_place,
-            positions: positions_place,
-            head: head_place,
+        let outer_tensors = OuterTensors {
+            embedding: embedding_tensor,
+            positions: positions_tensor,
+            head: head_tensor,
         };
         Ok(Self {
             backend,
@@ -108,17 +108,17 @@ impl<B: Backend> Decoder<B> {
             embedding,
             positions,
             tables,
-            blocks,
+            layers,
             final_norm,
             head,
             modules,
             tensors,
-            places,
+            outer_tensors,
         })
     }
 }
 
-/// Every tensor that the configuration calls for, with its shape.
+/// Every tensor that the configuration needs, with its shape.
 fn wanted(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let mut wanted = BTreeMap::new();
     let outer = names::outer(config.family);
@@ -138,36 +138,36 @@ fn wanted(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     }
     norm(&mut wanted, outer.final_norm, config.hidden);
     for layer in 0..config.layers {
-        let block = names::block(config, layer);
-        for linear in linears(&block) {
+        let names = names::layer(config, layer);
+        for linear in linears(&names) {
             let shape = match linear.layout {
-                Layout::Linear => vec![linear.outputs, linear.inputs],
-                Layout::Conv1d => vec![linear.inputs, linear.outputs],
+                LinearLayout::Linear => vec![linear.outputs, linear.inputs],
+                LinearLayout::Conv1d => vec![linear.inputs, linear.outputs],
             };
             wanted.insert(format!("{}.weight", linear.module), shape);
             if linear.has_bias {
                 wanted.insert(format!("{}.bias", linear.module), vec![linear.outputs]);
             }
         }
-        norm(&mut wanted, &block.attention_norm, config.hidden);
-        norm(&mut wanted, &block.mlp_norm, config.hidden);
-        for name in block.post_norms.iter().flatten() {
+        norm(&mut wanted, &names.attention_norm, config.hidden);
+        norm(&mut wanted, &names.mlp_norm, config.hidden);
+        for name in names.post_norms.iter().flatten() {
             norm(&mut wanted, name, config.hidden);
         }
-        for name in block.qk_norms.iter().flatten() {
+        for name in names.qk_norms.iter().flatten() {
             norm(&mut wanted, name, config.head_dim);
         }
     }
     wanted
 }
 
-pub(super) fn linears(block: &BlockNames) -> Vec<&LinearName> {
-    let mut all = match &block.qkv {
+pub(super) fn linears(names: &LayerNames) -> Vec<&LinearName> {
+    let mut all = match &names.qkv {
         QkvNames::Separate(three) => three.iter().collect(),
         QkvNames::Fused(one, _) => vec![one],
     };
-    all.push(&block.output);
-    match &block.mlp {
+    all.push(&names.output);
+    match &names.mlp {
         MlpNames::Gated { gate, up, down } => all.extend([gate, up, down]),
         MlpNames::FusedGated { gate_up, down } => all.extend([gate_up, down]),
         MlpNames::Plain { up, down } => all.extend([up, down]),
@@ -175,7 +175,7 @@ pub(super) fn linears(block: &BlockNames) -> Vec<&LinearName> {
     all
 }
 
-/// Tensors that checkpoints carry and that are no weights: masks and tables.
+/// Tensors of checkpoints that are not weights: masks and tables.
 fn is_known_extra(name: &str, config: &ModelConfig) -> bool {
     let tied_head = format!("{}.weight", names::outer(config.family).head);
     name.ends_with("rotary_emb.inv_freq")
@@ -250,8 +250,8 @@ pub fn tensors_of(
     check(config, &shapes)?;
     let mut transposed = BTreeSet::new();
     for layer in 0..config.layers {
-        for linear in linears(&names::block(config, layer)) {
-            if linear.layout == Layout::Conv1d {
+        for linear in linears(&names::layer(config, layer)) {
+            if linear.layout == LinearLayout::Conv1d {
                 transposed.insert(format!("{}.weight", linear.module));
             }
         }
@@ -298,9 +298,8 @@ fn table<B: Backend>(
     })
 }
 
-impl<B: Backend> Reader<'_, B> {
-    /// Reads a tensor whose shape has been checked, and gives it the next place: its values in the
-    /// decoder's layout.
+impl<B: Backend> WeightReader<'_, B> {
+    /// Reads a tensor whose shape has been checked; returns its values in the decoder's layout, and its index.
     fn read(&mut self, tensor: ModelTensor) -> Result<(Vec<f32>, usize), LoadModelError> {
         let stored = find(&self.shapes, &tensor.name).map(|(stored, _)| stored.clone());
         let tensor = ModelTensor { stored: stored.unwrap_or(tensor.stored), ..tensor };
@@ -330,7 +329,7 @@ impl<B: Backend> Reader<'_, B> {
         width: usize,
         kind: NormKind,
     ) -> Result<NormLayer<B>, LoadModelError> {
-        let (mut weight, place) =
+        let (mut weight, tensor) =
             self.read(ModelTensor::row(format!("{name}.weight"), part, width))?;
         if kind == NormKind::RmsOnePlus {
             for value in &mut weight {
@@ -346,18 +345,18 @@ impl<B: Backend> Reader<'_, B> {
         };
         let weight = self.backend.vector(&weight)?;
         let norm = Norm { weight, bias, width, kind, epsilon: self.epsilon };
-        Ok(NormLayer { norm, place })
+        Ok(NormLayer { norm, tensor })
     }
 
     fn linear(&mut self, name: &LinearName) -> Result<Linear<B>, LoadModelError> {
-        let part = ModelPart::Block(self.layer);
+        let part = ModelPart::Block(self.layer_index);
         let weight_name = format!("{}.weight", name.module);
         let weight = ModelTensor {
-            is_transposed: name.layout == Layout::Conv1d,
+            is_transposed: name.layout == LinearLayout::Conv1d,
             ..ModelTensor::matrix(weight_name, part, name.outputs, name.inputs)
         };
-        let (values, place) = self.read(weight)?;
-        let (bias, bias_place) = match name.has_bias {
+        let (values, tensor) = self.read(weight)?;
+        let (bias, bias_tensor) = match name.has_bias {
             true => {
                 let bias_name = format!("{}.bias", name.module);
                 let (bias, place) = self.read(ModelTensor::row(bias_name, part, name.outputs))?;
@@ -374,21 +373,21 @@ impl<B: Backend> Reader<'_, B> {
         )?;
         self.modules.push(AdaptedModule {
             module: name.module.clone(),
-            layer: self.layer,
+            layer: self.layer_index,
             outputs: name.outputs,
             inputs: name.inputs,
         });
-        Ok(Linear { weight, pair: self.modules.len() - 1, place, bias_place })
+        Ok(Linear { weight, pair: self.modules.len() - 1, tensor, bias_tensor })
     }
 
-    fn block(
+    fn layer(
         &mut self,
         config: &ModelConfig,
         layer: usize,
         rope: Option<usize>,
-    ) -> Result<Block<B>, LoadModelError> {
-        self.layer = layer as u32;
-        let names = names::block(config, layer);
+    ) -> Result<DecoderLayer<B>, LoadModelError> {
+        self.layer_index = layer as u32;
+        let names = names::layer(config, layer);
         let qkv = match &names.qkv {
             QkvNames::Separate([q, k, v]) => {
                 Qkv::Separate([self.linear(q)?, self.linear(k)?, self.linear(v)?])
@@ -410,7 +409,7 @@ impl<B: Backend> Reader<'_, B> {
             }
         };
         let kind = self.layer_norm;
-        let part = ModelPart::Block(self.layer);
+        let part = ModelPart::Block(self.layer_index);
         let mut pair = |names: &Option<[String; 2]>, width: usize| match names {
             None => Ok(None),
             Some([first, second]) => {
@@ -421,7 +420,7 @@ impl<B: Backend> Reader<'_, B> {
         };
         let post_norms = pair(&names.post_norms, config.hidden)?;
         let qk_norms = pair(&names.qk_norms, config.head_dim)?;
-        Ok(Block {
+        Ok(DecoderLayer {
             attention_norm: self.norm(&names.attention_norm, part, config.hidden, kind)?,
             qkv,
             qk_norms,

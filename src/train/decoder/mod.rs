@@ -1,22 +1,22 @@
 //! The one decoder, driven by configuration: forward and backward written by hand over a
 //! [`Backend`].
 //!
-//! [`load`] reads the weights, [`forward`] and [`backward`] run training, [`frozen`] keeps what need
-//! not run again, [`decode`] continues a text token by token.
+//! [`load`] reads the weights, [`forward`] and [`backward`] run training, [`frozen_layer_cache`] caches the
+//! output of frozen layers, [`decode`] continues sequences token by token.
 
 pub mod adapter;
 pub mod backward;
 pub mod decode;
 mod forward;
-pub mod frozen;
+pub mod frozen_layer_cache;
 mod load;
 mod memory_use;
 mod names;
 pub mod pack;
 mod saved_activations;
-pub mod size;
-pub mod tensors;
-pub mod trained;
+pub mod shapes;
+pub mod trainable_state;
+pub mod trainable_tensors;
 
 use std::ops::Range;
 
@@ -24,50 +24,50 @@ use super::backend::{Activation, AttentionShape, Backend, Norm, RopeTable};
 use super::model::config::ModelConfig;
 use super::model::modules::AdaptedModule;
 use super::model::tensors::ModelTensor;
-use adapter::Adapter;
+use adapter::LoraAdapter;
 pub use load::{FileTensor, check as check_tensors, tensors_of};
 
-/// One linear layer of a block.
+/// One linear layer of a decoder layer.
 struct Linear<B: Backend> {
     weight: B::Weight,
     /// Index of its LoRA pair in an adapter of this model.
     pair: usize,
     /// Index of its weight among the model's tensors.
-    place: usize,
+    tensor: usize,
     /// That of its bias.
-    bias_place: Option<usize>,
+    bias_tensor: Option<usize>,
 }
 
 /// One norm.
 struct NormLayer<B: Backend> {
     norm: Norm<B>,
     /// Index of its weight among the model's tensors; that of its bias, where it has one, comes next.
-    place: usize,
+    tensor: usize,
 }
 
-/// Indexes of the matrices around the blocks among the model's tensors.
-struct OuterPlaces {
+/// Indexes of the tensors outside of the layers.
+struct OuterTensors {
     embedding: usize,
     positions: Option<usize>,
     /// The embedding's when it is the head.
     head: usize,
 }
 
-/// How queries, keys and values are made.
+/// The projections to queries, keys and values.
 enum Qkv<B: Backend> {
     Separate([Linear<B>; 3]),
     Fused(Linear<B>, [Vec<Range<usize>>; 3]),
 }
 
-/// How the MLP is made.
+/// The layers of the MLP.
 enum Mlp<B: Backend> {
     Gated { gate: Linear<B>, up: Linear<B>, down: Linear<B> },
     FusedGated { gate_up: Linear<B>, down: Linear<B> },
     Plain { up: Linear<B>, down: Linear<B> },
 }
 
-/// One block.
-struct Block<B: Backend> {
+/// One decoder layer (transformer block).
+struct DecoderLayer<B: Backend> {
     attention_norm: NormLayer<B>,
     qkv: Qkv<B>,
     qk_norms: Option<[NormLayer<B>; 2]>,
@@ -87,17 +87,17 @@ pub struct Decoder<B: Backend> {
     embedding: B::Weight,
     positions: Option<B::Weight>,
     tables: Vec<RopeTable<B>>,
-    blocks: Vec<Block<B>>,
+    layers: Vec<DecoderLayer<B>>,
     final_norm: NormLayer<B>,
     /// `None` when the embedding is the head.
     head: Option<B::Weight>,
     modules: Vec<AdaptedModule>,
     tensors: Vec<ModelTensor>,
-    places: OuterPlaces,
+    outer_tensors: OuterTensors,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -107,7 +107,7 @@ impl<B: Backend> Decoder<B> {
         &self.backend
     }
 
-    /// Every layer that can be adapted, in the order of the blocks; an adapter has a pair for each.
+    /// Every linear layer that can be adapted, in order; an adapter has a LoRA pair for each.
     pub fn modules(&self) -> &[AdaptedModule] {
         &self.modules
     }
@@ -122,18 +122,18 @@ impl<B: Backend> Decoder<B> {
         self.tensors.iter().map(|tensor| tensor.elements() as u64).sum()
     }
 
-    /// The embedding that `adapter` brings, else the model's own.
-    fn embedding<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> &'a B::Weight {
+    /// The embedding of `adapter` where it has one, otherwise the model's own.
+    fn embedding<'a>(&'a self, adapter: Option<&'a LoraAdapter<B>>) -> &'a B::Weight {
         adapter.and_then(|adapter| adapter.embedding.as_ref()).unwrap_or(&self.embedding)
     }
 
-    /// The head that `adapter` brings, else the model's own.
-    fn head<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> &'a B::Weight {
+    /// The head of `adapter` where it has one, otherwise the model's own.
+    fn head<'a>(&'a self, adapter: Option<&'a LoraAdapter<B>>) -> &'a B::Weight {
         let own = self.head.as_ref().unwrap_or(&self.embedding);
         adapter.and_then(|adapter| adapter.head.as_ref()).unwrap_or(own)
     }
 
-    fn curve(&self) -> Activation {
+    fn activation(&self) -> Activation {
         self.config.activation
     }
 }

@@ -1,29 +1,29 @@
-//! Where each architecture keeps its tensors: Hugging Face's names, one table a family.
+//! Names of tensors in Hugging Face's checkpoints, one table for each family of architectures.
 
 use std::ops::Range;
 
 use crate::train::model::config::{Family, ModelConfig};
 
-/// How a linear layer's weight lies in the file.
+/// The layout of a linear layer's weight in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum LinearLayout {
     /// `[outputs, inputs]`.
     Linear,
     /// `[inputs, outputs]`, GPT-2's `Conv1D`.
     Conv1d,
 }
 
-/// One linear layer of a block: its module path and shape.
+/// One linear layer of a decoder layer: its module path and shape.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LinearName {
     pub module: String,
     pub outputs: usize,
     pub inputs: usize,
     pub has_bias: bool,
-    pub layout: Layout,
+    pub layout: LinearLayout,
 }
 
-/// How queries, keys and values are made.
+/// The projections to queries, keys and values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum QkvNames {
     Separate([LinearName; 3]),
@@ -31,7 +31,7 @@ pub(super) enum QkvNames {
     Fused(LinearName, [Vec<Range<usize>>; 3]),
 }
 
-/// How the MLP is made.
+/// The layers of the MLP.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum MlpNames {
     Gated { gate: LinearName, up: LinearName, down: LinearName },
@@ -39,8 +39,8 @@ pub(super) enum MlpNames {
     Plain { up: LinearName, down: LinearName },
 }
 
-/// One block's tensors.
-pub(super) struct BlockNames {
+/// The tensors of one decoder layer.
+pub(super) struct LayerNames {
     pub qkv: QkvNames,
     pub output: LinearName,
     pub mlp: MlpNames,
@@ -54,29 +54,29 @@ pub(super) struct BlockNames {
     pub qk_norms: Option<[String; 2]>,
 }
 
-/// Tensors outside of the blocks.
-pub(super) struct OuterNames {
+/// Tensors outside of the layers.
+pub(super) struct OuterTensorNames {
     pub embedding: &'static str,
     pub positions: Option<&'static str>,
     pub final_norm: &'static str,
     pub head: &'static str,
 }
 
-pub(super) fn outer(family: Family) -> OuterNames {
+pub(super) fn outer(family: Family) -> OuterTensorNames {
     match family {
-        Family::Gpt2 => OuterNames {
+        Family::Gpt2 => OuterTensorNames {
             embedding: "transformer.wte",
             positions: Some("transformer.wpe"),
             final_norm: "transformer.ln_f",
             head: "lm_head",
         },
-        Family::GptNeox => OuterNames {
+        Family::GptNeox => OuterTensorNames {
             embedding: "gpt_neox.embed_in",
             positions: None,
             final_norm: "gpt_neox.final_layer_norm",
             head: "embed_out",
         },
-        _ => OuterNames {
+        _ => OuterTensorNames {
             embedding: "model.embed_tokens",
             positions: None,
             final_norm: "model.norm",
@@ -85,22 +85,22 @@ pub(super) fn outer(family: Family) -> OuterNames {
     }
 }
 
-pub(super) fn block(config: &ModelConfig, layer: usize) -> BlockNames {
+pub(super) fn layer(config: &ModelConfig, index: usize) -> LayerNames {
     match config.family {
-        Family::Gpt2 => gpt2(config, layer),
-        Family::GptNeox => gpt_neox(config, layer),
-        _ => llama_like(config, layer),
+        Family::Gpt2 => gpt2(config, index),
+        Family::GptNeox => gpt_neox(config, index),
+        _ => llama_like(config, index),
     }
 }
 
-fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
+fn llama_like(config: &ModelConfig, layer: usize) -> LayerNames {
     let prefix = format!("model.layers.{layer}");
     let linear = |module: &str, outputs: usize, inputs: usize, has_bias: bool| LinearName {
         module: format!("{prefix}.{module}"),
         outputs,
         inputs,
         has_bias,
-        layout: Layout::Linear,
+        layout: LinearLayout::Linear,
     };
     let (hidden, width) = (config.hidden, config.intermediate);
     let query_width = config.heads * config.head_dim;
@@ -134,7 +134,7 @@ fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
         }
     };
     let name = |norm: &str| format!("{prefix}.{norm}");
-    BlockNames {
+    LayerNames {
         qkv,
         output: linear("self_attn.o_proj", hidden, query_width, config.output_bias),
         mlp,
@@ -150,18 +150,18 @@ fn llama_like(config: &ModelConfig, layer: usize) -> BlockNames {
     }
 }
 
-fn gpt2(config: &ModelConfig, layer: usize) -> BlockNames {
+fn gpt2(config: &ModelConfig, layer: usize) -> LayerNames {
     let prefix = format!("transformer.h.{layer}");
     let conv = |module: &str, outputs: usize, inputs: usize| LinearName {
         module: format!("{prefix}.{module}"),
         outputs,
         inputs,
         has_bias: true,
-        layout: Layout::Conv1d,
+        layout: LinearLayout::Conv1d,
     };
     let hidden = config.hidden;
     let columns = [one(0..hidden), one(hidden..2 * hidden), one(2 * hidden..3 * hidden)];
-    BlockNames {
+    LayerNames {
         qkv: QkvNames::Fused(conv("attn.c_attn", 3 * hidden, hidden), columns),
         output: conv("attn.c_proj", hidden, hidden),
         mlp: MlpNames::Plain {
@@ -176,14 +176,14 @@ fn gpt2(config: &ModelConfig, layer: usize) -> BlockNames {
 }
 
 /// GPT-NeoX interleaves by head: q, k and v of head 0, then those of head 1, and so on.
-fn gpt_neox(config: &ModelConfig, layer: usize) -> BlockNames {
+fn gpt_neox(config: &ModelConfig, layer: usize) -> LayerNames {
     let prefix = format!("gpt_neox.layers.{layer}");
     let linear = |module: &str, outputs: usize, inputs: usize, has_bias: bool| LinearName {
         module: format!("{prefix}.{module}"),
         outputs,
         inputs,
         has_bias,
-        layout: Layout::Linear,
+        layout: LinearLayout::Linear,
     };
     let (hidden, width) = (config.hidden, config.head_dim);
     let columns = [0, 1, 2].map(|part| {
@@ -196,7 +196,7 @@ fn gpt_neox(config: &ModelConfig, layer: usize) -> BlockNames {
     });
     let fused =
         linear("attention.query_key_value", 3 * config.heads * width, hidden, config.qkv_bias);
-    BlockNames {
+    LayerNames {
         qkv: QkvNames::Fused(fused, columns),
         output: linear("attention.dense", hidden, config.heads * width, config.output_bias),
         mlp: MlpNames::Plain {

@@ -1,13 +1,13 @@
-//! What the forward pass of a block keeps for its backward pass. Norm outputs and activations are
-//! not kept: they are cheap to compute again.
+//! Saved activations: what the backward pass of a decoder layer reads of its forward pass. Norm outputs and
+//! activation functions are not saved: they are cheap to compute again.
 
 use std::collections::BTreeMap;
 
 use crate::train::backend::Backend;
 
-/// One block's.
-pub(super) struct Saved<B: Backend> {
-    /// The block's input.
+/// The saved activations of one decoder layer.
+pub(super) struct SavedActivations<B: Backend> {
+    /// The layer's input.
     pub x: B::Matrix,
     /// Queries and keys before their norms, where they have one.
     pub raw_queries_and_keys: Option<[B::Matrix; 2]>,
@@ -15,7 +15,7 @@ pub(super) struct Saved<B: Backend> {
     pub queries: B::Matrix,
     pub keys: B::Matrix,
     pub values: B::Matrix,
-    /// Attention's output and what its backward pass wants beside it.
+    /// Attention's output, and what its backward pass needs beside it.
     pub attended: B::Matrix,
     pub attention: B::Matrix,
     /// The residual stream between attention and MLP; `None` when both read `x`.

@@ -53,24 +53,24 @@ fn in_groups(root: &Path) -> Option<u64> {
 }
 
 /// Names of a group's files.
-struct Files {
+struct CgroupFiles {
     limit: &'static str,
     used: &'static str,
-    /// The line of `memory.stat` with the bytes of files that nobody has looked at of late, which
-    /// the system gives up first.
+    /// The line of `memory.stat` with the bytes of files that were not read lately, which
+    /// the system evicts first.
     cache: &'static str,
 }
 
-const VERSION_1: Files = Files {
+const VERSION_1: CgroupFiles = CgroupFiles {
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
     cache: "total_inactive_file ",
 };
-const VERSION_2: Files =
-    Files { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
+const VERSION_2: CgroupFiles =
+    CgroupFiles { limit: "memory.max", used: "memory.current", cache: "inactive_file " };
 
 /// What a group's limit leaves; `None` where it has none.
-fn left_in(group: &Path, files: &Files) -> Option<u64> {
+fn left_in(group: &Path, files: &CgroupFiles) -> Option<u64> {
     let number =
         |name: &str| -> Option<u64> { read_to_string(group.join(name)).ok()?.trim().parse().ok() };
     // Version 2 says `max` for no limit, version 1 a number beyond all memory.

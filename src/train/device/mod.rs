@@ -1,5 +1,4 @@
-//! Which device trains: what `auto` comes to, and whether a CUDA device that was asked for is there
-//! and computes. The server asks before it takes jobs, each trainer again when it loads.
+//! The device that trains: how `auto` is resolved, and whether a requested CUDA device exists and computes. The server checks before it takes jobs, each trainer again when it loads.
 
 pub mod memory;
 
@@ -7,7 +6,7 @@ use candle_core::{DType, Tensor};
 
 use crate::device::{Device, DeviceSetting};
 
-/// Why a device cannot be had.
+/// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// This program cannot drive it.
@@ -99,14 +98,14 @@ fn probe(number: usize) -> Result<(), DeviceError> {
 }
 
 fn unusable(device: Device, error: &candle_core::Error) -> DeviceError {
-    DeviceError::Unusable { device, reason: reason(error) }
+    DeviceError::Unusable { device, reason: error_message(error) }
 }
 
 /// What went wrong, without the backtrace that candle adds where `RUST_BACKTRACE` is set: the text goes
 /// to whoever owns the job.
-pub fn reason(error: &candle_core::Error) -> String {
+pub fn error_message(error: &candle_core::Error) -> String {
     match error {
-        candle_core::Error::WithBacktrace { inner, .. } => reason(inner),
+        candle_core::Error::WithBacktrace { inner, .. } => error_message(inner),
         other => other.to_string(),
     }
 }

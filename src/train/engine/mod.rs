@@ -1,34 +1,31 @@
-//! The public face of the engine: a model on one device and what trains of it or beside it. The
-//! trainer, the server and the golden tests all go through it.
+//! The engine: a model on one device with its trainable parameters. The trainer, the server and the golden tests
+//! use it.
 
 use std::ops::Range;
 
-pub use self::dpo::{Preference, PreferenceOutcome};
+pub use self::dpo::{PreferencePair, PreferenceRewards};
+pub use self::load::{load, load_for_training};
 use super::backend::RowLoss;
-use super::backend::candle::CandleBackend;
-use super::backend::cpu::backend::CpuBackend;
 use super::backend::cpu::isa::Isa;
 use super::backend::{AdamWStep, BackendError};
 use super::data::sequence::Sequence;
-use super::device;
-use super::model::config::ModelConfig;
 use super::model::error::LoadModelError;
 use super::model::flops::ModelFlops;
-use super::model::lora::LoraSettings;
 use super::model::tensors::{ModelTensor, NamedTensors};
-use super::model::trainable::Trainable;
 use super::model::weights::WeightSource;
 use crate::device::Device;
 
 pub mod dpo;
+mod inference;
+mod load;
 pub mod memory;
-mod responder;
 mod training;
 
-pub use responder::{Advance, AttachedAdapter, PROMPT_CHUNK, Responder, Session, TextCache};
-use training::TrainingEngine;
+pub use inference::{
+    AttachedAdapter, DecodeSession, DecodeStep, InferenceEngine, PREFILL_CHUNK, SequenceCache,
+};
 
-/// What computes.
+/// Which backend computes, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
     /// The fast kernels, in the best precision that the CPU is fast in.
@@ -42,7 +39,7 @@ pub enum BackendKind {
 }
 
 impl BackendKind {
-    /// What trains on `device`.
+    /// The backend that trains on `device`.
     pub fn of(device: Device) -> Self {
         match device {
             Device::Cpu => Self::Cpu,
@@ -51,32 +48,32 @@ impl BackendKind {
     }
 }
 
-/// Which part of which optimiser step a batch is.
+/// The place of a micro-batch in its optimiser step, for gradient accumulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchPart {
+pub struct MicroBatch {
     /// The step, from 1.
     pub step: u64,
-    /// How many sequences (or preferences) of the step came before this batch. Dropout depends on
-    /// step and place, so that it is the same however a step is cut into batches.
+    /// Number of sequences (or preferences) of the step before this micro-batch. Dropout depends on the step and
+    /// this number, so that it is the same however a step is split.
     pub first: usize,
-    /// What the loss is the mean over, in the whole step: its loss-bearing tokens, or its
-    /// preferences. Batches of a step add up exactly.
+    /// Number of supervised tokens or preferences of the whole step, over which the loss is the mean. The
+    /// micro-batches of a step add up exactly.
     pub total: u64,
 }
 
-impl BatchPart {
-    /// A step in one batch.
+impl MicroBatch {
+    /// A step in one micro-batch.
     pub fn whole(step: u64, total: u64) -> Self {
         Self { step, first: 0, total }
     }
 }
 
-/// Sums over loss-bearing tokens.
+/// Sums of loss statistics over supervised tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LossSums {
     /// Sum of the cross entropies, in nats.
     pub loss: f64,
-    /// Number of loss-bearing tokens.
+    /// Number of supervised tokens.
     pub tokens: u64,
     /// How many of them the model ranks first.
     pub correct: u64,
@@ -104,38 +101,38 @@ impl LossSums {
     }
 }
 
-/// What an engine keeps of blocks in which nothing trains, so that they need not run again.
+/// The frozen layer cache: outputs of layers in which nothing trains, so that they need not run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrozenCache {
-    /// Tokens that there is room for, if no text begins like another; zero where no block is frozen.
-    pub room: u64,
-    /// Tokens of the texts that the frozen blocks did not have to run over, so far.
-    pub spared: u64,
+    /// Capacity in tokens, if no sequences share a prefix; zero where no layer is frozen.
+    pub capacity: u64,
+    /// Tokens of sequences that were found in the cache so far.
+    pub hit_tokens: u64,
 }
 
-/// A model on one device and what trains: a LoRA adapter beside it, or tensors of its own.
+/// A model on one device with its trainable parameters: a LoRA adapter, or tensors of its own.
 ///
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
-    /// Cuts items of one or more sequences into runs that the device takes in one pass each, of at
-    /// most [`TOKENS_AT_ONCE`] tokens beside a beginning that they share, one item at least.
-    fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>>;
+    /// Splits items of one or more sequences into micro-batches that the device computes in one pass each: of at
+    /// most [`TOKENS_AT_ONCE`] tokens beside a shared prefix, and of at least one item.
+    fn split_into_micro_batches(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>>;
 
     /// Runs forward and backward over `batch` and adds the gradients of (sum of the losses) /
     /// `part.total` to what is there; the sums of each sequence.
     fn accumulate(
         &mut self,
         batch: &[&Sequence],
-        part: BatchPart,
+        part: MicroBatch,
     ) -> Result<Vec<LossSums>, BackendError>;
 
     /// The same for preferences and their loss (Rafailov et al. 2023).
     fn accumulate_preferences(
         &mut self,
-        batch: &[Preference<'_>],
+        batch: &[PreferencePair<'_>],
         beta: f64,
-        part: BatchPart,
-    ) -> Result<Vec<PreferenceOutcome>, BackendError>;
+        part: MicroBatch,
+    ) -> Result<Vec<PreferenceRewards>, BackendError>;
 
     /// Runs forward only, without dropout; the sums of each sequence.
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, BackendError>;
@@ -143,47 +140,45 @@ pub trait Engine: Send {
     /// The same for preferences.
     fn evaluate_preferences(
         &mut self,
-        batch: &[Preference<'_>],
+        batch: &[PreferencePair<'_>],
         beta: f64,
-    ) -> Result<Vec<PreferenceOutcome>, BackendError>;
+    ) -> Result<Vec<PreferenceRewards>, BackendError>;
 
-    /// Log-probability of each sequence's loss-bearing tokens, in nats, under the model as it is now
-    /// or, without `trained`, under the base alone.
+    /// Log-probability of each sequence's supervised tokens, in nats, under the model as trained so far or,
+    /// without `as_trained`, under the base model.
     ///
     /// # Errors
-    /// [`BackendError::BaseIsGone`] without `trained`, when the model's own weights have moved.
+    /// [`BackendError::BaseIsGone`] without `as_trained`, when the model's own weights have been trained.
     fn log_probabilities(
         &mut self,
         batch: &[&Sequence],
-        trained: bool,
+        as_trained: bool,
     ) -> Result<Vec<f64>, BackendError>;
 
-    /// Continues a text with the likeliest token each time, up to `most` tokens or one of `ends`,
-    /// which is not part of the answer; with the model as it is now or, without `trained`, the base
-    /// alone, as [`Engine::log_probabilities`].
-    fn continue_greedily(
+    /// Greedy decoding of `prompt`, up to `max_tokens` tokens or one of `stop_tokens`, which is not part of the
+    /// answer; with the model as trained so far or the base model, as [`Engine::log_probabilities`].
+    fn generate_greedily(
         &mut self,
         prompt: &[u32],
-        most: usize,
-        ends: &[u32],
-        trained: bool,
+        max_tokens: usize,
+        stop_tokens: &[u32],
+        as_trained: bool,
     ) -> Result<Vec<u32>, BackendError>;
 
-    /// Clips the gradients, moves what trains by one AdamW step, forgets the gradients, and
-    /// returns their global norm before clipping (NaN or infinite when a gradient is: then nothing
-    /// has moved).
+    /// Clips the gradients, updates the trainable parameters by one AdamW step, resets the gradients, and returns
+    /// their global norm before clipping (NaN or infinite when a gradient is: then nothing is updated).
     fn step(&mut self, step: &AdamWStep) -> Result<f64, BackendError>;
 
-    /// The gradients that have added up.
+    /// The accumulated gradients.
     fn gradients(&self) -> Result<NamedTensors, BackendError>;
 
     /// The tensors that train.
-    fn trained(&self) -> Result<NamedTensors, BackendError>;
+    fn trainable_tensors(&self) -> Result<NamedTensors, BackendError>;
 
-    /// Replaces the tensors that train; keys and shapes must be those of [`Engine::trained`].
-    fn set_trained(&mut self, tensors: &NamedTensors) -> Result<(), BackendError>;
+    /// Replaces the tensors that train; keys and shapes must be those of [`Engine::trainable_tensors`].
+    fn set_trainable_tensors(&mut self, tensors: &NamedTensors) -> Result<(), BackendError>;
 
-    /// Adam's first and second moments, under the keys of [`Engine::trained`].
+    /// Adam's first and second moments, under the keys of [`Engine::trainable_tensors`].
     fn moments(&self) -> Result<(NamedTensors, NamedTensors), BackendError>;
 
     /// Replaces both moments.
@@ -193,14 +188,13 @@ pub trait Engine: Send {
         second: &NamedTensors,
     ) -> Result<(), BackendError>;
 
-    /// Lets the engine keep, in up to so many bytes of the host's memory, what the blocks below all
-    /// that trains make of a text, so that they run over it once. Nothing is kept before. What is
-    /// computed stays the same, to the last bit where the backend computes a row alike whatever
-    /// stands beside it: the CPU's kernels do, candle does not promise it.
-    fn keep_frozen(&mut self, bytes: u64);
+    /// Sets how many bytes of host memory the frozen layer cache may use, so that the layers below all that trains
+    /// run over a sequence once. Without a call nothing is cached. Results stay the same, to the last bit on the
+    /// CPU, whose kernels compute a row independently of the others; candle does not promise that.
+    fn set_frozen_cache_budget(&mut self, bytes: u64);
 
-    /// What it keeps of frozen blocks.
-    fn frozen_use(&self) -> FrozenCache;
+    /// Capacity and hits of the frozen layer cache.
+    fn frozen_cache(&self) -> FrozenCache;
 
     /// Logits of every position of one sequence, `[tokens, vocabulary]` row-major.
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, BackendError>;
@@ -209,7 +203,7 @@ pub trait Engine: Send {
     /// (`model.layers.0.self_attn.q_proj` …), for `adapter_config.json`; none without LoRA.
     fn adapted_modules(&self) -> Vec<String>;
 
-    /// Mean |ΔW| of each block's trained weights, by the block's index, where ΔW is what the adapter
+    /// Mean |ΔW| of each layer's trained weights, by the layer's index, where ΔW is what the adapter
     /// adds to a weight (scale · B · A), or how far a weight is from what `base` has, which is read
     /// again. Blocks in which nothing trains are left out.
     fn mean_change_by_layer(
@@ -226,57 +220,15 @@ pub trait Engine: Send {
     /// The arithmetic of its steps.
     fn cost(&self) -> ModelFlops;
 
-    /// What computes, for messages.
+    /// The backend's name, for messages.
     fn backend_name(&self) -> &'static str;
 
-    /// Whether the base alone can be asked at any time: not where its own weights move.
-    fn keeps_base(&self) -> bool;
+    /// Whether the base model is available at any time: not where its own weights train.
+    fn has_base(&self) -> bool;
 }
 
-/// Loads a base model with a fresh LoRA adapter, for training: [`load_tuned`] with
-/// [`Trainable::Lora`].
-pub fn load(
-    config: &serde_json::Value,
-    weights: &dyn WeightSource,
-    lora: &LoraSettings,
-    seed: u64,
-    kind: BackendKind,
-) -> Result<Box<dyn Engine>, LoadModelError> {
-    load_tuned(config, weights, &Trainable::Lora(lora.clone()), seed, kind)
-}
-
-/// Loads a base model for training what `tuning` says.
-///
-/// # Errors
-/// An unknown architecture; missing, extra or misshapen tensors, by name; layers that the model does
-/// not have; a device that fails, or whose backend does not train the model's own weights
-/// ([`Trainable::needs_weights`]).
-pub fn load_tuned(
-    config: &serde_json::Value,
-    weights: &dyn WeightSource,
-    tuning: &Trainable,
-    seed: u64,
-    kind: BackendKind,
-) -> Result<Box<dyn Engine>, LoadModelError> {
-    let config = ModelConfig::read(config)?;
-    match kind {
-        BackendKind::Candle => {
-            let backend = CandleBackend::new(candle_core::Device::Cpu);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
-        }
-        BackendKind::Cuda(number) => {
-            let backend = CandleBackend::new(device::open(number)?);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
-        }
-        BackendKind::Cpu | BackendKind::CpuF32 => {
-            let backend = CpuBackend::new(isa(kind)?);
-            Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
-        }
-    }
-}
-
-/// The level of instructions that `kind` and the environment ask for, of the CPU's kernels: also where
-/// these compute what candle did, which is done in 32-bit floats on the CPU.
+/// The level of CPU instructions for `kind` and the environment. [`BackendKind::Candle`] is f32 on the CPU, so the
+/// kernels that compute for it are f32 too.
 pub(super) fn isa(kind: BackendKind) -> Result<Isa, BackendError> {
     let chosen = Isa::choose();
     let isa = chosen.map_err(|reason| BackendError::Backend { backend: "cpu", reason })?;
@@ -284,19 +236,18 @@ pub(super) fn isa(kind: BackendKind) -> Result<Isa, BackendError> {
     Ok(if is_f32 { isa.for_f32() } else { isa })
 }
 
-/// Does `work`, which computes, on one of the threads that its tasks are shared out to. Handing a task to
-/// these from outside wakes one of them and waits for it, which for the hundreds of tasks of a pass
-/// costs more than many of them.
-pub fn on_a_computing_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+/// Runs `work` on one of the threads that compute its parallel tasks. Starting a task from outside of them wakes a
+/// thread and waits for it, which for the hundreds of tasks of a step costs more than many of the tasks.
+pub fn on_compute_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
-/// In which precision `kind` multiplies with frozen weights, `bf16` or `f32`, where [`Responder`] computes
+/// The precision in which `kind` multiplies with frozen weights, `bf16` or `f32`, where [`InferenceEngine`] computes
 /// for it.
 pub fn precision(kind: BackendKind) -> Result<&'static str, BackendError> {
     Ok(if isa(kind)? == Isa::Bf16 { "bf16" } else { "f32" })
 }
 
-/// Most tokens that run through the blocks at once, beside a beginning that sequences share; longer
-/// batches go in several passes, whose gradients add up to the same.
+/// Most tokens of a micro-batch, beside a shared prefix. Longer batches run in several passes, whose gradients add
+/// up to the same.
 pub const TOKENS_AT_ONCE: usize = 512;

@@ -1,19 +1,17 @@
 //! A base model on disk, opened: configuration, weights, tokenizer, template.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::chat_template::ChatTemplate;
 use super::error::LoadError;
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{WeightSource, folder, gguf};
 use crate::artifacts::model::COMPANIONS;
-use crate::util::hex::hex;
+use crate::util::file_digest::StreamDigest;
 
 /// Everything that one base model's folder or `.gguf` file holds.
 pub struct BaseModel {
@@ -248,19 +246,13 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 
 /// SHA-256 over names and contents of files.
 fn digest_of(files: &[PathBuf]) -> Result<String, LoadError> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut digest = StreamDigest::default();
     for path in files {
-        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        hash.update([0]);
-        let mut file = File::open(path).map_err(|error| LoadError::io(path, error))?;
-        loop {
-            let count = file.read(&mut buffer).map_err(|error| LoadError::io(path, error))?;
-            if count == 0 {
-                break;
-            }
-            hash.update(&buffer[..count]);
-        }
+        digest.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        digest.update(&[0]);
+        File::open(path)
+            .and_then(|mut file| digest.read_all(&mut file, |_chunk| Ok(())))
+            .map_err(|error| LoadError::io(path, error))?;
     }
-    Ok(hex(&hash.finalize()))
+    Ok(digest.finish())
 }

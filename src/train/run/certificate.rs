@@ -1,8 +1,8 @@
 //! The certificate: what the exported files compute elsewhere is what the engine computed here.
 //!
-//! Baseline the engine goes, it is asked for the logits of a few rows ([`ReferenceLogits`]); when it has gone,
-//! the files that it left are read back from their bytes beside a fresh base and must come to the same
-//! ([`issue`]). What they come to is written down, so that [`verify`] can ask again later.
+//! Before the engine is dropped, it computes the logits of a few rows ([`ReferenceLogits`]). Then the files
+//! are read back from their bytes beside a base that is loaded anew, and must compute the same ([`issue`]).
+//! Their numbers are written down, so that [`verify`] can compute them again later.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,17 @@ use super::checkpoint::sha256_of;
 use super::checkpoint_error::CheckpointError;
 use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
 use super::setup::RunSetup;
-use crate::artifacts::certificate::{Base, Certificate, Compared, Data, FILE_NAME, FORM, Row};
+use crate::artifacts::certificate::{
+    Certificate, CertifiedBaseModel, CertifiedData, CertifiedRow, FILE_NAME, FORMAT_VERSION,
+    ReadBackComparison,
+};
 use crate::artifacts::model;
 use crate::artifacts::peft::{self, PeftError};
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::JobError;
 use crate::train::backend::BackendError;
 use crate::train::data::tokenize::EncodedFile;
-use crate::train::engine::{BackendKind, Engine, Responder, precision};
+use crate::train::engine::{BackendKind, Engine, InferenceEngine, precision};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::error::LoadError;
 use crate::train::model::error::LoadModelError;
@@ -73,7 +76,7 @@ impl ReferenceLogits {
 
 /// A model that was read from files, ready to compute.
 struct LoadedExport {
-    responder: Responder,
+    responder: InferenceEngine,
     adapter: Option<crate::train::engine::AttachedAdapter>,
 }
 
@@ -97,7 +100,7 @@ impl LoadedExport {
     fn read(folder: &Path, base: Option<&BaseModel>, kind: BackendKind) -> Result<Self, ReadError> {
         let Some(base) = base else {
             let whole = BaseModel::open(folder)?;
-            let responder = Responder::load(&whole.config, whole.weights.as_ref(), kind)?;
+            let responder = InferenceEngine::load(&whole.config, whole.weights.as_ref(), kind)?;
             return Ok(Self { responder, adapter: None });
         };
         let read = |name: &str| {
@@ -106,7 +109,7 @@ impl LoadedExport {
                 .map_err(|source| ReadError::Io { path: path.display().to_string(), source })
         };
         let (config, tensors) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)?;
-        let responder = Responder::load(&base.config, base.weights.as_ref(), kind)?;
+        let responder = InferenceEngine::load(&base.config, base.weights.as_ref(), kind)?;
         let adapter = responder.attach(&LoraSettings::of_peft(&config), &tensors)?;
         Ok(Self { responder, adapter: Some(adapter) })
     }
@@ -163,10 +166,13 @@ pub(super) fn issue(
     let identity = &setup.identity;
     let template = setup.base.template_source.as_ref();
     let certificate = Certificate {
-        certificate: FORM,
+        certificate: FORMAT_VERSION,
         hone: env!("CARGO_PKG_VERSION").to_owned(),
-        base_model: Base { id: spec.base_model_id.clone(), sha256: identity.model.clone() },
-        data: Data {
+        base_model: CertifiedBaseModel {
+            id: spec.base_model_id.clone(),
+            sha256: identity.model.clone(),
+        },
+        data: CertifiedData {
             training_sha256: identity.training_file.clone(),
             validation_sha256: identity.validation_file.clone(),
         },
@@ -174,7 +180,7 @@ pub(super) fn issue(
         continued_from_sha256: identity.initial_adapter.clone(),
         seed: identity.seed,
         files: digests(&folder, is_whole).map_err(checkpoint_failed)?,
-        compared: Compared {
+        compared: ReadBackComparison {
             rows_of: reference.rows_of.to_owned(),
             tokens,
             largest_difference: difference,
@@ -222,9 +228,9 @@ fn digests(folder: &Path, is_whole: bool) -> Result<BTreeMap<String, String>, Ch
 }
 
 /// What stands in the certificate of one row.
-fn row(ids: &[u32], all: &[f32]) -> Row {
+fn row(ids: &[u32], all: &[f32]) -> CertifiedRow {
     let vocabulary = all.len() / ids.len().max(1);
-    let mut row = Row {
+    let mut row = CertifiedRow {
         token_ids: ids.to_vec(),
         likeliest: Vec::with_capacity(ids.len()),
         logits: Vec::with_capacity(ids.len()),
@@ -307,9 +313,10 @@ pub fn read(folder: &Path) -> Result<Certificate, VerifyError> {
         std::fs::read(&path).map_err(|source| VerifyError::Io { path: shown.clone(), source })?;
     let certificate: Certificate = serde_json::from_slice(&bytes)
         .map_err(|error| VerifyError::Form { path: shown.clone(), reason: error.to_string() })?;
-    if certificate.certificate != FORM {
-        let reason =
-            format!("it is of form {}, and this version reads {FORM}", { certificate.certificate });
+    if certificate.certificate != FORMAT_VERSION {
+        let reason = format!("it is of form {}, and this version reads {FORMAT_VERSION}", {
+            certificate.certificate
+        });
         return Err(VerifyError::Form { path: shown, reason });
     }
     Ok(certificate)

@@ -11,20 +11,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::checkpoint_error::CheckpointError;
 use super::early_stopping::EarlyStopping;
 use super::export::{self, TrainedModel};
 use super::findings::Finding;
-use crate::artifacts::peft::{self, PeftError};
+use crate::artifacts::peft;
 use crate::domain::job::{ResolvedHyperparameters, StepMetrics};
-use crate::train::backend::BackendError;
 use crate::train::engine::Engine;
-use crate::train::model::error::LoadError;
-use crate::util::atomic_file;
 use crate::util::fail_point::FailPoint;
-use crate::util::hex::hex;
+use crate::util::{atomic_file, file_digest};
 
 const STATE_FILE: &str = "state.json";
 const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
@@ -194,17 +190,7 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>, CheckpointError> {
 
 /// SHA-256 of a file, lower-case hex.
 pub fn sha256_of(path: &Path) -> Result<String, CheckpointError> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).map_err(io_error(path))?;
-    let mut buffer = vec![0u8; 64 * 1024];
-    loop {
-        let count = io::Read::read(&mut file, &mut buffer).map_err(io_error(path))?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-    }
-    Ok(hex(&hash.finalize()))
+    file_digest::sha256_of_file(path).map_err(io_error(path))
 }
 
 /// Checks every file of a checkpoint against its manifest.
@@ -279,7 +265,7 @@ pub fn restore(folder: &Path, engine: &mut dyn Engine) -> Result<(), CheckpointE
         std::fs::read(&path).map_err(io_error(&path))
     };
     let first = peft::deserialise(&read(FIRST_MOMENTS_FILE)?)?;
-    engine.set_trained(&export::read(folder, &first)?)?;
+    engine.set_trainable_tensors(&export::read(folder, &first)?)?;
     let second = peft::deserialise(&read(SECOND_MOMENTS_FILE)?)?;
     engine.set_moments(&first, &second)?;
     Ok(())

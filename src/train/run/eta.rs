@@ -1,36 +1,9 @@
-//! Time: how fast a step was, and how long the run still takes.
+//! The time left of a run (ETA).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Run;
 use super::objective::Objective;
-
-/// Measures a step, without the time in which the run yielded to serving.
-#[derive(Default)]
-pub(super) struct StepTimer {
-    began: Option<Instant>,
-    yielded_before: Duration,
-    took: Duration,
-}
-
-impl StepTimer {
-    /// Starts now; the run has yielded for so long before.
-    pub(super) fn start(yielded: Duration) -> Self {
-        Self { began: Some(Instant::now()), yielded_before: yielded, took: Duration::ZERO }
-    }
-
-    /// Stops; the run has yielded for so long by now.
-    pub(super) fn stop(&mut self, yielded: Duration) {
-        if let Some(began) = self.began {
-            self.took = began.elapsed().saturating_sub(yielded - self.yielded_before);
-        }
-    }
-
-    /// What the step took; never zero.
-    pub(super) fn seconds(&self) -> f64 {
-        self.took.as_secs_f64().max(1e-9)
-    }
-}
 
 /// Floating-point operations over a text, and how many of them a cached output of the frozen blocks
 /// spares.
@@ -67,7 +40,7 @@ impl Run<'_> {
         let objectives = [Some(&self.training), self.validation.as_ref()];
         let tokens = objectives.into_iter().flatten().map(Objective::all_tokens).sum();
         let has_seen = self.training.is_preferences();
-        let room = self.engine.frozen_use().room;
+        let room = self.engine.frozen_cache().capacity;
         let mut eta = Eta {
             began: Instant::now(),
             done: 0.0,

@@ -32,7 +32,7 @@ impl TrainedModel<'_> {
     ) -> Result<Vec<String>, CheckpointError> {
         match self {
             Self::Adapter(config) => {
-                peft::write(folder, config, &engine.trained()?)?;
+                peft::write(folder, config, &engine.trainable_tensors()?)?;
                 Ok([peft::CONFIG_FILE, peft::WEIGHTS_FILE].map(str::to_owned).to_vec())
             }
             Self::Whole(base) => write_model(&folder.join(FOLDER), base, engine),
@@ -63,7 +63,7 @@ fn write_model(
     config.push(b'\n');
     atomic_file::write(&path, &config).map_err(io_error(&path))?;
 
-    let mut trained = engine.trained()?;
+    let mut trained = engine.trainable_tensors()?;
     let tensors = engine.tensors();
     let shapes: Vec<_> =
         tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape())).collect();

@@ -5,10 +5,13 @@
 //! leaves. A run says how it goes in [`Progress`] messages and reads [`Control`] messages between
 //! micro-batches. It knows no process, job or socket.
 
+mod baseline;
 mod batches;
 pub mod certificate;
+mod channels;
 pub mod checkpoint;
 pub mod checkpoint_error;
+mod checkpoint_retention;
 mod controls;
 mod diagnostics;
 pub mod dry_run;
@@ -27,33 +30,28 @@ mod objective;
 pub mod plan;
 pub mod report;
 mod resume;
-mod retention;
 mod setup;
 mod step;
+mod step_timer;
 mod yielding;
 
 use std::collections::BTreeSet;
 
+use self::baseline::Baseline;
 use self::batches::BatchOrder;
 use self::certificate::ReferenceLogits;
+pub use self::channels::{Controls, Sink};
 use self::checkpoint::RunState;
-use self::diagnostics::Baseline;
 use self::errors::{checkpoint_failed, engine_failed};
-use self::eta::StepTimer;
 use self::learning_rate::learning_rate;
 use self::notices::note;
 use self::objective::Objective;
 use self::setup::{RunSetup, prepare};
+use self::step_timer::StepTimer;
 use self::yielding::YieldToServing;
 use crate::domain::job::{EventLevel, JobError};
 use crate::train::engine::{BackendKind, Engine};
 use crate::train::protocol::{Control, Progress, RunSpec};
-
-/// Takes the progress messages.
-pub type Sink<'a> = dyn FnMut(Progress) + 'a;
-
-/// Gives the next control message, if one has come. A run asks between micro-batches.
-pub type Controls<'a> = dyn FnMut() -> Option<Control> + 'a;
 
 /// Runs `spec` to its end and says so: the last message is `Finished`, `Cancelled`, `Stopped` or
 /// `Failed`.
@@ -123,7 +121,7 @@ impl<'a> Run<'a> {
         let training = objective(&setup.training)?;
         let validation = setup.validation.as_ref().map(objective).transpose()?;
         let mut baseline = None;
-        if !engine.keeps_base() {
+        if !engine.has_base() {
             baseline = Some(Baseline::measure(setup, engine)?);
         }
         Ok(Self {

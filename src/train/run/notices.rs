@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Sink;
+use super::channels::Sink;
 use crate::dataset::MAX_LISTED_PROBLEMS;
 use crate::domain::job::EventLevel;
 use crate::train::data::sequence::Sequence;
@@ -80,7 +80,7 @@ pub(super) fn tied_head(tuning: &Trainable, is_tied: bool, sink: &mut Sink<'_>) 
 
 /// Says that the frozen blocks run over each text once, where they do. `tokens` are those of all texts.
 pub(super) fn frozen(engine: &dyn Engine, tokens: usize, sink: &mut Sink<'_>) {
-    let room = engine.frozen_use().room;
+    let room = engine.frozen_cache().capacity;
     if room == 0 {
         return;
     }

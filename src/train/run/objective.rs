@@ -4,7 +4,7 @@
 use crate::train::backend::BackendError;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::EncodedFile;
-use crate::train::engine::{BatchPart, Engine, LossSums, Preference, PreferenceOutcome};
+use crate::train::engine::{Engine, LossSums, MicroBatch, PreferencePair, PreferenceRewards};
 use crate::train::model::flops::ModelFlops;
 
 /// The examples of one file and the loss over them.
@@ -74,8 +74,8 @@ impl From<LossSums> for LossStatistics {
     }
 }
 
-impl From<PreferenceOutcome> for LossStatistics {
-    fn from(outcome: PreferenceOutcome) -> Self {
+impl From<PreferenceRewards> for LossStatistics {
+    fn from(outcome: PreferenceRewards) -> Self {
         let margin = outcome.margin();
         Self { loss: outcome.loss(), units: 1, correct: u64::from(margin > 0.0), margin }
     }
@@ -164,7 +164,7 @@ impl<'a> Objective<'a> {
         &self,
         engine: &mut dyn Engine,
         examples: &[usize],
-        part: BatchPart,
+        part: MicroBatch,
     ) -> Result<Vec<LossStatistics>, BackendError> {
         match &self.preferences {
             None => Ok(into(engine.accumulate(&self.sequences(examples), part)?)),
@@ -206,15 +206,15 @@ impl<'a> Objective<'a> {
         };
         let items: Vec<Vec<&Sequence>> = examples.iter().map(both).collect();
         let items: Vec<&[&Sequence]> = items.iter().map(Vec::as_slice).collect();
-        engine.cut(&items).into_iter().map(|run| &examples[run]).collect()
+        engine.split_into_micro_batches(&items).into_iter().map(|run| &examples[run]).collect()
     }
 
     fn sequences(&self, examples: &[usize]) -> Vec<&Sequence> {
         examples.iter().map(|index| &self.file.sequences[*index]).collect()
     }
 
-    fn pairs(&self, references: &References, examples: &[usize]) -> Vec<Preference<'a>> {
-        let pair = |index: &usize| Preference {
+    fn pairs(&self, references: &References, examples: &[usize]) -> Vec<PreferencePair<'a>> {
+        let pair = |index: &usize| PreferencePair {
             chosen: &self.file.sequences[*index],
             rejected: &self.file.rejected[*index],
             reference: references.log_probabilities[*index],

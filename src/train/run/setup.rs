@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use super::channels::Sink;
 use super::checkpoint::Identity;
 use super::errors::{
     cannot_load, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
@@ -11,8 +12,8 @@ use super::errors::{
 };
 use super::export::TrainedModel;
 use super::initial_adapter::InitialAdapter;
+use super::notices;
 use super::plan::{self, DataSize, ModelSize, Plan};
-use super::{Sink, notices};
 use crate::artifacts::peft::AdapterConfig;
 use crate::dataset::MIN_EXAMPLES;
 use crate::device::Device;
@@ -20,9 +21,9 @@ use crate::domain::job::{
     DataFile, FineTuneMode, Hyperparameters, JobError, ResolvedHyperparameters,
 };
 use crate::train::data::tokenize::{EncodedFile, encode_file};
-use crate::train::decoder::pack::longest_shared;
-use crate::train::engine::memory::{self, estimate::Need, estimate::Workload};
-use crate::train::engine::{BackendKind, Engine, load_tuned};
+use crate::train::decoder::pack::longest_shared_prefix;
+use crate::train::engine::memory::{self, estimate::MemoryEstimate, estimate::Workload};
+use crate::train::engine::{BackendKind, Engine, load_for_training};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
@@ -84,7 +85,7 @@ pub(super) struct DataTotals {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RunMemory {
     /// What it needs at its peak.
-    pub need: Need,
+    pub need: MemoryEstimate,
     /// Where its tensors lie.
     device: Device,
     /// Bytes that are free there; `None` where the device does not tell.
@@ -191,22 +192,23 @@ pub(super) fn prepare(
     let backend = notices::backend(&trainable, backend, sink);
     let files = || [Some(&training), validation.as_ref()].into_iter().flatten();
     let longest = files().map(EncodedFile::longest).max().unwrap_or(0);
-    let shared = || files().map(|file| longest_shared(file.all())).max().unwrap_or(0);
+    let shared = || files().map(|file| longest_shared_prefix(file.all())).max().unwrap_or(0);
     let memory = setup.memory(&plan, backend, longest, shared)?;
     memory.check()?;
 
     let BaseSetup { base, model, initial_adapter, context, .. } = setup;
     let weights = base.weights.as_ref();
-    let mut engine = load_tuned(&base.config, weights, &trainable, u64::from(spec.seed), backend)
-        .map_err(cannot_load)?;
+    let mut engine =
+        load_for_training(&base.config, weights, &trainable, u64::from(spec.seed), backend)
+            .map_err(cannot_load)?;
     // Candle's products round by what stands beside a row: a resumed run, whose cache is empty, would
     // come to other bytes.
     if matches!(backend, BackendKind::Cpu | BackendKind::CpuF32) {
-        engine.keep_frozen(memory.spare());
+        engine.set_frozen_cache_budget(memory.spare());
     }
     notices::tied_head(&trainable, model.tied, sink);
     if let Some(adapter) = &initial_adapter {
-        engine.set_trained(&adapter.tensors).map_err(engine_failed)?;
+        engine.set_trainable_tensors(&adapter.tensors).map_err(engine_failed)?;
     }
     notices::statistics(&training, engine.as_ref(), sink);
     notices::frozen(engine.as_ref(), files().map(EncodedFile::tokens).sum(), sink);

@@ -1,12 +1,13 @@
 //! The parts of one optimiser step: gradients of its micro-batches, the update, its metrics.
 
 use super::errors::{engine_failed, not_finite};
-use super::eta::{Eta, StepTimer};
+use super::eta::Eta;
 use super::objective::LossStatistics;
+use super::step_timer::StepTimer;
 use super::{Controls, Run, Sink};
 use crate::domain::job::{JobError, StepMetrics};
 use crate::train::backend::AdamWStep;
-use crate::train::engine::BatchPart;
+use crate::train::engine::MicroBatch;
 use crate::train::protocol::{Control, Progress};
 
 /// One update of what trains.
@@ -39,7 +40,7 @@ impl Run<'_> {
         batch: &[usize],
         controls: &mut Controls<'_>,
     ) -> Result<Option<LossStatistics>, JobError> {
-        let mut part = BatchPart::whole(step, self.training.units(batch));
+        let mut part = MicroBatch::whole(step, self.training.units(batch));
         let mut sums = LossStatistics::default();
         for examples in self.training.micro_batches(self.engine, batch) {
             // A stop waits for the end of the step; a cancel does not.

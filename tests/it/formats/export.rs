@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
 use hone::artifacts::peft;
-use hone::export::{Format, Quantization, Tuned, write};
-use hone::train::engine::{BackendKind, Responder};
+use hone::export::{ExportFormat, OpenedModel, Quantization, write};
+use hone::train::engine::{BackendKind, InferenceEngine};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 use serde_json::Value;
@@ -61,7 +61,12 @@ pub fn base_of(family: &str, folder: &Path) -> (PathBuf, PathBuf) {
 }
 
 /// Exports into a new folder below `folder`.
-pub fn export(tuned: &Tuned, format: Format, quantization: Quantization, folder: &Path) -> PathBuf {
+pub fn export(
+    tuned: &OpenedModel,
+    format: ExportFormat,
+    quantization: Quantization,
+    folder: &Path,
+) -> PathBuf {
     let out = folder.join(format!("{}-{}", format.as_str(), quantization.as_str()));
     std::fs::create_dir(&out).expect("makes");
     write(tuned, format, quantization, &out).unwrap_or_else(|error| panic!("{format:?}: {error}"));
@@ -80,7 +85,7 @@ pub struct Written {
 /// A base loaded to answer, and the adapter beside it.
 pub struct Model {
     pub base: BaseModel,
-    responder: Responder,
+    responder: InferenceEngine,
     adapter: Option<hone::train::engine::AttachedAdapter>,
 }
 
@@ -88,7 +93,8 @@ impl Model {
     /// In 32-bit floats.
     pub fn load(base: &Path, adapter: Option<&Path>) -> Self {
         let base = BaseModel::open(base).unwrap_or_else(|error| panic!("{error}"));
-        let loaded = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
+        let loaded =
+            InferenceEngine::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
         let responder = loaded.expect("loads");
         let adapter = adapter.map(|folder| {
             let bytes = |name| std::fs::read(folder.join(name)).expect("it is there");
@@ -143,13 +149,13 @@ fn merged_and_gguf_models_of_every_family_compute_what_base_and_adapter_do() {
         let wanted = Model::load(&base, Some(&adapter)).logits(&TOKENS);
         let plain = Model::load(&base, None).logits(&TOKENS);
         assert!(distance(&plain, &wanted) > 0.1, "{family}: the adapter does hardly anything");
-        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
 
-        let merged = export(&tuned, Format::Merged, Quantization::F16, folder.path());
+        let merged = export(&tuned, ExportFormat::Merged, Quantization::F16, folder.path());
         let apart = distance(&Model::load(&merged, None).logits(&TOKENS), &wanted);
         assert!(apart < 1e-5, "{family}: merged {apart}");
         for (quantization, allowed) in [(Quantization::F16, 2e-3), (Quantization::Q8_0, 0.1)] {
-            let made = export(&tuned, Format::Gguf, quantization, folder.path());
+            let made = export(&tuned, ExportFormat::Gguf, quantization, folder.path());
             let apart = distance(&Model::load(&made, None).logits(&TOKENS), &wanted);
             assert!(apart < allowed, "{family}: {quantization:?} {apart}");
             let modelfile = std::fs::read_to_string(made.join("Modelfile")).expect("reads");
@@ -167,9 +173,9 @@ fn a_base_that_pytorch_saved_is_exported_in_the_bytes_of_the_same_safetensors() 
         let exported = |name: &str| {
             let below = folder.path().join(name);
             std::fs::create_dir(&below).expect("makes");
-            let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
-            let merged = export(&tuned, Format::Merged, Quantization::F16, &below);
-            let gguf = export(&tuned, Format::Gguf, Quantization::F16, &below);
+            let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+            let merged = export(&tuned, ExportFormat::Merged, Quantization::F16, &below);
+            let gguf = export(&tuned, ExportFormat::Gguf, Quantization::F16, &below);
             [merged.join("model.safetensors"), gguf.join("model.gguf")]
                 .map(|file| std::fs::read(file).expect("reads"))
         };
@@ -200,10 +206,10 @@ fn the_pairs_of_a_gguf_adapter_add_up_to_the_merged_weights_in_llama_cpps_layout
     for family in FAMILIES {
         let folder = tempfile::tempdir().expect("a folder");
         let (base, adapter) = base_of(family, folder.path());
-        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
-        let made = export(&tuned, Format::GgufLora, Quantization::F16, folder.path());
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let made = export(&tuned, ExportFormat::GgufLora, Quantization::F16, folder.path());
         let pairs = tensors_of(&made.join("adapter.gguf"));
-        let merged = export(&tuned, Format::Gguf, Quantization::F16, folder.path());
+        let merged = export(&tuned, ExportFormat::Gguf, Quantization::F16, folder.path());
         let merged = tensors_of(&merged.join("model.gguf"));
         // The base by the converter of the tests, which shares no code with the export.
         let (keys, plain) = gguf_writer::convert(&base, &read_json(&base.join("config.json")));
@@ -255,17 +261,17 @@ fn the_pairs_of_a_gguf_adapter_add_up_to_the_merged_weights_in_llama_cpps_layout
 fn a_gguf_file_promises_no_longer_text_than_llama_cpp_computes_alike() {
     let folder = tempfile::tempdir().expect("a folder");
     let (base, adapter) = base_of("mistral", folder.path());
-    let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
-    let made = export(&tuned, Format::Gguf, Quantization::F16, folder.path());
+    let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+    let made = export(&tuned, ExportFormat::Gguf, Quantization::F16, folder.path());
     let model = BaseModel::open(&made).expect("opens");
     assert_eq!(model.config["max_position_embeddings"], 14, "the sliding window");
     assert!(model.config["sliding_window"].is_null());
 }
 
 /// What is said instead of an export.
-fn refused(base: &Path, adapter: Option<&Path>, format: Format) -> String {
+fn refused(base: &Path, adapter: Option<&Path>, format: ExportFormat) -> String {
     let out = tempfile::tempdir().expect("a folder");
-    let tuned = Tuned::open("ft:test", base, adapter).expect("opens");
+    let tuned = OpenedModel::open("ft:test", base, adapter).expect("opens");
     let made = write(&tuned, format, Quantization::F16, out.path());
     made.expect_err("it cannot be held").to_string()
 }
@@ -281,22 +287,22 @@ fn what_a_format_cannot_hold_is_refused_by_name_with_what_to_do() {
         std::fs::write(path, json.to_string()).expect("writes");
     };
     change("config.json", &|config| config["query_pre_attn_scalar"] = 20.into());
-    let message = refused(&base, Some(&adapter), Format::Gguf);
+    let message = refused(&base, Some(&adapter), ExportFormat::Gguf);
     assert!(message.contains("scales attention") && message.contains("merged"), "{message}");
     change("config.json", &|config| config["query_pre_attn_scalar"] = config["head_dim"].clone());
 
     change("tokenizer.json", &|json| {
         json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"});
     });
-    let message = refused(&base, Some(&adapter), Format::Gguf);
+    let message = refused(&base, Some(&adapter), ExportFormat::Gguf);
     assert!(message.contains("tokenizer") && message.contains("merged"), "{message}");
 
-    for format in [Format::Peft, Format::GgufLora] {
+    for format in [ExportFormat::Peft, ExportFormat::GgufLora] {
         let message = refused(&base, None, format);
         assert!(message.contains("whole model") && message.contains("\"gguf\""), "{message}");
     }
     let other = data("golden/llama/adapter");
-    let error = Tuned::open("ft:test", &base, Some(&other)).err().expect("another model's");
+    let error = OpenedModel::open("ft:test", &base, Some(&other)).err().expect("another model's");
     assert!(error.to_string().contains("does not fit the base model"), "{error}");
 }
 
@@ -319,11 +325,11 @@ fn modules_that_are_saved_in_full_are_merged_and_no_pair_of_llama_cpps() {
     }
     peft::write(&own, &config, &tensors).expect("writes");
     let wanted = Model::load(&base, Some(&own)).logits(&TOKENS);
-    let tuned = Tuned::open("ft:test", &base, Some(&own)).expect("opens");
-    let merged = export(&tuned, Format::Merged, Quantization::F16, folder.path());
+    let tuned = OpenedModel::open("ft:test", &base, Some(&own)).expect("opens");
+    let merged = export(&tuned, ExportFormat::Merged, Quantization::F16, folder.path());
     let apart = distance(&Model::load(&merged, None).logits(&TOKENS), &wanted);
     assert!(apart < 1e-5, "{apart}");
-    let message = refused(&base, Some(&own), Format::GgufLora);
+    let message = refused(&base, Some(&own), ExportFormat::GgufLora);
     assert!(message.contains("lm_head.weight") && message.contains("\"gguf\""), "{message}");
 }
 
@@ -344,9 +350,9 @@ fn a_sentencepiece_tokenizer_keeps_its_tokens_on_the_way_into_a_gguf_file_and_ba
             std::fs::write(base.join(name), bytes).expect("writes");
         }
         grow_embedding(&base, 480);
-        let tuned = Tuned::open("ft:test", &base, None).expect("opens");
+        let tuned = OpenedModel::open("ft:test", &base, None).expect("opens");
         drop(adapter);
-        let made = export(&tuned, Format::Gguf, Quantization::F16, folder.path());
+        let made = export(&tuned, ExportFormat::Gguf, Quantization::F16, folder.path());
         let made = BaseModel::open(&made).expect("opens");
         for case in reference[name]["cases"].as_array().expect("cases") {
             let text = case["text"].as_str().expect("a text");

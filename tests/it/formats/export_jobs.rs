@@ -281,7 +281,7 @@ fn the_same_run_has_the_same_certificate() {
 /// The rules by which vLLM takes an adapter (`vllm/lora/peft_helper.py`, `vllm/lora/utils.py` and
 /// `vllm/lora/lora_model.py`, read in November 2026), for a server started with `--max-lora-rank` of
 /// `most_rank`.
-fn check_as_vllm_does(config: &Value, tensors: &peft::Tensors, most_rank: u64, what: &str) {
+fn check_as_vllm_does(config: &Value, tensors: &peft::AdapterTensors, most_rank: u64, what: &str) {
     // Keys without a default.
     let rank = config["r"].as_u64().unwrap_or_else(|| panic!("{what}: r"));
     let alpha = config["lora_alpha"].as_f64().unwrap_or_else(|| panic!("{what}: lora_alpha"));

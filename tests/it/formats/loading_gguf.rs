@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use hone::train::engine::{BackendKind, Responder};
+use hone::train::engine::{BackendKind, InferenceEngine};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::config::ModelConfig;
 use hone::train::model::error::LoadError;
@@ -30,7 +30,7 @@ const TOKENS: [u32; 40] = [
 ];
 
 fn logits(config: &Json, weights: &dyn WeightSource) -> Vec<f32> {
-    let responder = Responder::load(config, weights, BackendKind::CpuF32).unwrap();
+    let responder = InferenceEngine::load(config, weights, BackendKind::CpuF32).unwrap();
     responder.logits(None, &TOKENS).unwrap()
 }
 

@@ -12,10 +12,10 @@ use hone::device::Device;
 use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{Auto, FineTuneMode};
 use hone::train::data::tokenize::encode_file;
-use hone::train::decoder::pack::longest_shared;
-use hone::train::decoder::size;
+use hone::train::decoder::pack::longest_shared_prefix;
+use hone::train::decoder::shapes;
 use hone::train::device::memory::available_under;
-use hone::train::engine::memory::estimate::{Need, Workload, estimate};
+use hone::train::engine::memory::estimate::{MemoryEstimate, Workload, estimate};
 use hone::train::engine::memory::{check, spare};
 use hone::train::engine::{BackendKind, load};
 use hone::train::model::base_model::BaseModel;
@@ -75,13 +75,13 @@ fn peak(trainer: &Trainer) -> u64 {
 }
 
 /// What the run of a trainer was said to need.
-fn needed(trainer: &Trainer) -> Need {
+fn needed(trainer: &Trainer) -> MemoryEstimate {
     let base = BaseModel::open(&trainer.spec.base_model).unwrap();
     let model = ModelConfig::read(&base.config).unwrap();
     let file = encode_file(&trainer.spec.training_file, &base, model.context_length).unwrap();
     let values = &trainer.spec.hyperparameters;
     let Auto::Value(batch_size) = values.batch_size else { panic!("{values:?}") };
-    let (longest, shared) = (file.longest(), longest_shared(file.all()));
+    let (longest, shared) = (file.longest(), longest_shared_prefix(file.all()));
     // The model's own weights train with candle.
     let (tuning, backend) = match (values.tuning, values.lora_r) {
         (Some(FineTuneMode::Full), _) => (Trainable::Full, BackendKind::Candle),
@@ -133,7 +133,7 @@ fn with_model(mut trainer: Trainer, change: impl Fn(&mut Value)) -> Trainer {
     }
     let model = ModelConfig::read(&config).unwrap();
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for module in size::modules(&model) {
+    for module in shapes::modules(&model) {
         shapes.insert(format!("{}.weight", module.module), vec![module.outputs, module.inputs]);
     }
     for layer in 0..model.layers {
@@ -225,7 +225,7 @@ fn a_run_that_cannot_fit_is_refused_with_the_numbers() {
     let need = needed(&trainer);
     assert!(check(&need, (Device::Cpu, None)).is_ok());
     assert!(check(&need, (Device::Cpu, Some(need.total()))).is_ok());
-    let large = Need { weights: 5000 << 20, activations: 300 << 20, ..need };
+    let large = MemoryEstimate { weights: 5000 << 20, activations: 300 << 20, ..need };
     let error = check(&large, (Device::Cpu, Some(2000 << 20))).unwrap_err();
     assert_eq!(error.code, ErrorCode::OutOfMemory);
     for words in [
@@ -259,11 +259,12 @@ fn the_layers_and_weights_that_are_counted_are_those_that_are_loaded() {
         let weights = safetensors::open(&folder).unwrap();
         let lora = LoraSettings::new(8, 16.0);
         let engine = load(&config, weights.as_ref(), &lora, 0, BackendKind::CpuF32).unwrap();
-        let modules = size::modules(&model);
+        let modules = shapes::modules(&model);
         let names: Vec<String> = modules.iter().map(|module| module.module.clone()).collect();
         assert_eq!(names, engine.adapted_modules(), "{family}");
         // All that a model holds are its matrices, and norms and biases.
-        let elements: u64 = size::matrices(&model).iter().map(size::MatrixSize::elements).sum();
+        let elements: u64 =
+            shapes::matrices(&model).iter().map(shapes::MatrixShape::elements).sum();
         let (trainable, total) = engine.parameter_counts();
         let rest = total - trainable - elements;
         assert!(rest < 40 * model.hidden as u64, "{family}: {rest}");

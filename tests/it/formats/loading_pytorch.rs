@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hone::train::engine::{BackendKind, Responder};
+use hone::train::engine::{BackendKind, InferenceEngine};
 use hone::train::model::error::LoadError;
 use hone::train::model::weights::{TensorData, WeightSource, folder, pytorch, safetensors};
 use proptest::prelude::*;
@@ -28,7 +28,8 @@ fn config_of(family: &str) -> Value {
 }
 
 fn logits(family: &str, weights: &dyn WeightSource) -> Vec<f32> {
-    let responder = Responder::load(&config_of(family), weights, BackendKind::CpuF32).unwrap();
+    let responder =
+        InferenceEngine::load(&config_of(family), weights, BackendKind::CpuF32).unwrap();
     responder.logits(None, &[1, 5, 211, 17, 90, 300, 4]).unwrap()
 }
 

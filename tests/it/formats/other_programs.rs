@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
 use hone::domain::job::{Auto, Hyperparameters};
-use hone::export::{Format, Quantization, Tuned};
+use hone::export::{ExportFormat, OpenedModel, Quantization};
 use hone::train::engine::BackendKind;
 use hone::train::protocol::{Progress, RunSpec};
 use hone::train::run::run;
@@ -47,8 +47,8 @@ fn peft_and_transformers_compute_the_same_with_every_familys_adapter_and_merged_
         let (base, adapter) = base_of(family, &folder);
         let logits = folder.join("logits.safetensors");
         write_logits(&Model::load(&base, Some(&adapter)), &texts, &logits);
-        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
-        for format in [Format::Peft, Format::Merged] {
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+        for format in [ExportFormat::Peft, ExportFormat::Merged] {
             let made = export(&tuned, format, Quantization::F16, &folder);
             compare.args([&base, &made, &logits]);
         }
@@ -163,17 +163,17 @@ fn llama_cpp_continues_as_hone_does_with_every_familys_adapter_and_model() {
         let folder = tempfile::tempdir().expect("a folder");
         let (base, adapter) = base_of(family, folder.path());
         let model = Model::load(&base, Some(&adapter));
-        let tuned = Tuned::open("ft:test", &base, Some(&adapter)).expect("opens");
-        let merged = export(&tuned, Format::Gguf, Quantization::F16, folder.path());
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let merged = export(&tuned, ExportFormat::Gguf, Quantization::F16, folder.path());
         let merged = merged.join("model.gguf");
         let told = llama_cpp(&python, &merged, None, &prompts, 8, folder.path());
         assert!(compare(&format!("{family} merged"), &model, &prompts, &told, 8).same >= 5);
 
         // The base alone as llama.cpp takes it, and the adapter beside it.
-        let plain = Tuned::open("base", &base, None).expect("opens");
+        let plain = OpenedModel::open("base", &base, None).expect("opens");
         let beside = tempfile::tempdir().expect("a folder");
-        let plain = export(&plain, Format::Gguf, Quantization::F16, beside.path());
-        let lora = export(&tuned, Format::GgufLora, Quantization::F16, folder.path());
+        let plain = export(&plain, ExportFormat::Gguf, Quantization::F16, beside.path());
+        let lora = export(&tuned, ExportFormat::GgufLora, Quantization::F16, folder.path());
         let (plain, lora) = (plain.join("model.gguf"), lora.join("adapter.gguf"));
         let told = llama_cpp(&python, &plain, Some(&lora), &prompts, 8, folder.path());
         let compared = compare(&format!("{family} lora"), &model, &prompts, &told, 8);
@@ -244,7 +244,7 @@ fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file(
     let base = gguf(&models_dir);
     let adapter = trained(&base, folder.path());
     let model = Model::load(&base, Some(&adapter));
-    let tuned = Tuned::open("ft:smollm2", &base, Some(&adapter)).expect("opens");
+    let tuned = OpenedModel::open("ft:smollm2", &base, Some(&adapter)).expect("opens");
     let template = model.base.template.as_ref().expect("a template");
     let mut prompts = Vec::new();
     let mut asked = Vec::new();
@@ -264,7 +264,7 @@ fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file(
         prompts.push(ids);
     }
 
-    let merged = export(&tuned, Format::Merged, Quantization::F16, folder.path());
+    let merged = export(&tuned, ExportFormat::Merged, Quantization::F16, folder.path());
     let (logits, questions) =
         (folder.path().join("logits.safetensors"), folder.path().join("questions.json"));
     write_logits(&model, &prompts[..4], &logits);
@@ -274,21 +274,24 @@ fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file(
     succeed(script(&python, "merged_tokens.py").args([&merged, &questions]));
 
     let most = 48;
-    let made = export(&tuned, Format::Gguf, Quantization::F16, folder.path()).join("model.gguf");
+    let made =
+        export(&tuned, ExportFormat::Gguf, Quantization::F16, folder.path()).join("model.gguf");
     let told = llama_cpp(&python, &made, None, &prompts, most, folder.path());
     assert!(compare("smollm2 f16", &model, &prompts, &told, most).same >= 7);
 
     // The adapter beside the base in 16 bits: the file that was the base has four.
-    let plain = Tuned::open("smollm2", &base, Some(&neutral(&adapter, folder.path())));
+    let plain = OpenedModel::open("smollm2", &base, Some(&neutral(&adapter, folder.path())));
     let beside = tempfile::tempdir().expect("a folder");
-    let plain = export(&plain.expect("opens"), Format::Gguf, Quantization::F16, beside.path());
-    let lora = export(&tuned, Format::GgufLora, Quantization::F16, folder.path());
+    let plain =
+        export(&plain.expect("opens"), ExportFormat::Gguf, Quantization::F16, beside.path());
+    let lora = export(&tuned, ExportFormat::GgufLora, Quantization::F16, folder.path());
     let (plain, lora) = (plain.join("model.gguf"), lora.join("adapter.gguf"));
     let told = llama_cpp(&python, &plain, Some(&lora), &prompts, most, folder.path());
     assert!(compare("smollm2 lora", &model, &prompts, &told, most).same >= 7);
 
     // 8 bits are another model; they must load and answer.
-    let made = export(&tuned, Format::Gguf, Quantization::Q8_0, folder.path()).join("model.gguf");
+    let made =
+        export(&tuned, ExportFormat::Gguf, Quantization::Q8_0, folder.path()).join("model.gguf");
     let told = llama_cpp(&python, &made, None, &prompts[..2], 16, folder.path());
     assert!(told.iter().all(|tokens| tokens.len() == 16), "{told:?}");
     // And the file that was the base takes the adapter as well, as `llama-cli --lora` does.

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use hone::train::engine::{Advance, AttachedAdapter, BackendKind, Responder, TextCache};
+use hone::train::engine::{
+    AttachedAdapter, BackendKind, DecodeStep, InferenceEngine, SequenceCache,
+};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 use hone::train::model::tensors::NamedTensors;
@@ -12,14 +14,14 @@ use hone::train::rng::Stream;
 use crate::train::golden::argmax;
 
 /// The tiny model.
-fn responder(kind: BackendKind) -> Responder {
+fn responder(kind: BackendKind) -> InferenceEngine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
     let base = BaseModel::open(&folder).expect("opens");
-    Responder::load(&base.config, base.weights.as_ref(), kind).expect("loads")
+    InferenceEngine::load(&base.config, base.weights.as_ref(), kind).expect("loads")
 }
 
 /// An adapter of every layer that changes what the model says.
-fn adapter(responder: &Responder, rank: usize, seed: u64) -> AttachedAdapter {
+fn adapter(responder: &InferenceEngine, rank: usize, seed: u64) -> AttachedAdapter {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
     let base = BaseModel::open(&folder).expect("opens");
     let mut tensors = NamedTensors::new();
@@ -37,7 +39,7 @@ fn adapter(responder: &Responder, rank: usize, seed: u64) -> AttachedAdapter {
     responder.attach(&LoraSettings::new(rank, 4.0), &tensors).expect("attaches")
 }
 
-fn prompt(responder: &Responder, length: usize, seed: u64) -> Vec<u32> {
+fn prompt(responder: &InferenceEngine, length: usize, seed: u64) -> Vec<u32> {
     let stream = Stream::new(seed, "prompt", 0);
     let vocabulary = responder.vocabulary() as u64;
     (0..length as u64).map(|index| (stream.bits(index) % vocabulary) as u32).collect()
@@ -45,16 +47,16 @@ fn prompt(responder: &Responder, length: usize, seed: u64) -> Vec<u32> {
 
 /// Reads tokens in pieces of `piece`, alone; the logits behind each token.
 fn read(
-    responder: &Responder,
+    responder: &InferenceEngine,
     adapter: Option<&AttachedAdapter>,
-    cache: &mut TextCache,
+    cache: &mut SequenceCache,
     tokens: &[u32],
     piece: usize,
 ) -> Vec<f32> {
     let mut logits = Vec::new();
     for input_ids in tokens.chunks(piece) {
         let wanted = input_ids.len();
-        let text = Advance { adapter, cache, input_ids, wanted };
+        let text = DecodeStep { adapter, cache, input_ids, wanted };
         logits.extend(responder.advance(&mut [text]).expect("computes").swap_remove(0));
     }
     logits
@@ -113,7 +115,7 @@ fn texts_with_adapters_of_their_own_get_in_company_what_they_get_alone() {
                 }
                 let input_ids = &tokens[start..start + count];
                 which.push(index);
-                parts.push(Advance { adapter: *adapter, cache, input_ids, wanted: count });
+                parts.push(DecodeStep { adapter: *adapter, cache, input_ids, wanted: count });
             }
             let is_over = parts.is_empty();
             for (index, logits) in which.into_iter().zip(responder.advance(&mut parts).unwrap()) {
@@ -162,7 +164,7 @@ fn texts_that_begin_alike_have_their_beginning_in_memory_once() {
     read(&responder, None, &mut first, &prompt(&responder, 96, 3), 96);
     let alone = responder.cached_bytes();
     assert_eq!(alone, responder.bytes_of_text(96));
-    let others: Vec<TextCache> = (0..10).map(|_| first.beginning(96)).collect();
+    let others: Vec<SequenceCache> = (0..10).map(|_| first.beginning(96)).collect();
     assert_eq!(responder.cached_bytes(), alone);
     drop(first);
     assert_eq!(responder.cached_bytes(), alone);
@@ -177,8 +179,8 @@ fn a_text_that_cannot_go_on_is_named_before_anything_is_computed() {
     let [good, bad] = &mut caches;
     let unknown = [responder.vocabulary() as u32];
     let mut parts = [
-        Advance { adapter: None, cache: good, input_ids: &[3, 4], wanted: 1 },
-        Advance { adapter: None, cache: bad, input_ids: &unknown, wanted: 1 },
+        DecodeStep { adapter: None, cache: good, input_ids: &[3, 4], wanted: 1 },
+        DecodeStep { adapter: None, cache: bad, input_ids: &unknown, wanted: 1 },
     ];
     let error = responder.advance(&mut parts).expect_err("there is no such token").to_string();
     assert!(error.contains("outside of the model's vocabulary"), "{error}");
@@ -201,13 +203,13 @@ fn greedy_texts_are_written_together_as_alone() {
     };
     let prompts: Vec<Vec<u32>> = (0..8).map(|seed| prompt(&responder, 10, seed)).collect();
     let of = |index: usize| index.is_multiple_of(2).then_some(&adapter);
-    let mut caches: Vec<TextCache> =
+    let mut caches: Vec<SequenceCache> =
         prompts.iter().map(|_| responder.new_cache().expect("a cache")).collect();
     let mut next = prompts.clone();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..20 {
         let parts = caches.iter_mut().zip(&next).enumerate().map(|(index, (cache, input_ids))| {
-            Advance { adapter: of(index), cache, input_ids, wanted: 1 }
+            DecodeStep { adapter: of(index), cache, input_ids, wanted: 1 }
         });
         let made = responder.advance(&mut parts.collect::<Vec<_>>()).expect("computes");
         for (index, logits) in made.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use hone::train::backend::AdamWStep;
 use hone::train::data::sequence::Sequence;
-use hone::train::engine::{BackendKind, BatchPart, Engine, load};
+use hone::train::engine::{BackendKind, Engine, MicroBatch, load};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 
@@ -74,7 +74,7 @@ fn step(engine: &mut dyn Engine, length: u32, number: u64) {
     let sequences = [sequence(1), sequence(2)];
     let batch: Vec<&Sequence> = sequences.iter().collect();
     let targets = batch.iter().map(|sequence| sequence.targets()).sum();
-    engine.accumulate(&batch, BatchPart::whole(number, targets)).expect("computes");
+    engine.accumulate(&batch, MicroBatch::whole(number, targets)).expect("computes");
     let step = AdamWStep {
         learning_rate: 1e-3,
         beta1: 0.9,

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use hone::train::backend::AdamWStep;
 use hone::train::data::sequence::Sequence;
-use hone::train::engine::{BackendKind, BatchPart, Engine, LossSums, Preference, load_tuned};
+use hone::train::engine::{
+    BackendKind, Engine, LossSums, MicroBatch, PreferencePair, load_for_training,
+};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::{LoraSettings, LoraTarget};
 use hone::train::model::tensors::NamedTensors;
@@ -60,8 +62,8 @@ fn engine(
     let config = read_json(&folder.join("config.json"));
     let weights = safetensors::open(&folder).expect("opens");
     let tuning = tuning(&config);
-    let mut engine = load_tuned(&config, weights.as_ref(), &tuning, 3, kind).expect("loads");
-    engine.keep_frozen(bytes);
+    let mut engine = load_for_training(&config, weights.as_ref(), &tuning, 3, kind).expect("loads");
+    engine.set_frozen_cache_budget(bytes);
     engine
 }
 
@@ -77,7 +79,7 @@ fn rates(step: u64) -> AdamWStep {
     }
 }
 
-/// TrainableLayers an epoch over shuffled examples and looks at them after it; the losses of all.
+/// Trains an epoch over shuffled examples and evaluates them after it; the losses of all.
 fn epoch(engine: &mut dyn Engine, examples: &[Sequence], number: u64) -> Vec<f64> {
     let mut losses = Vec::new();
     let mut step = number * examples.len().div_ceil(BATCH) as u64;
@@ -85,7 +87,7 @@ fn epoch(engine: &mut dyn Engine, examples: &[Sequence], number: u64) -> Vec<f64
         step += 1;
         let batch: Vec<&Sequence> = batch.iter().map(|index| &examples[*index]).collect();
         let total = batch.iter().map(|sequence| sequence.targets()).sum();
-        let sums = engine.accumulate(&batch, BatchPart::whole(step, total)).expect("computes");
+        let sums = engine.accumulate(&batch, MicroBatch::whole(step, total)).expect("computes");
         losses.extend(sums.iter().map(|sums| sums.loss));
         engine.step(&rates(step)).expect("moves");
     }
@@ -100,9 +102,9 @@ fn train(engine: &mut dyn Engine) -> (Vec<f64>, NamedTensors, Vec<u64>) {
     let (mut losses, mut spared) = (Vec::new(), Vec::new());
     for number in 0..3 {
         losses.extend(epoch(engine, &examples, number));
-        spared.push(engine.frozen_use().spared);
+        spared.push(engine.frozen_cache().hit_tokens);
     }
-    (losses, engine.trained().expect("reads"), spared)
+    (losses, engine.trainable_tensors().expect("reads"), spared)
 }
 
 /// Fails where losses or tensors are further apart than `most`, relative to their size.
@@ -163,21 +165,21 @@ fn the_second_epoch_runs_over_no_token_below_what_trains() {
         let mut whole = engine("llama", |config| lora(config, 0.0), kind, PLENTY);
         epoch(whole.as_mut(), &examples, 0);
         // The look at its end has seen all of it.
-        assert_eq!(whole.frozen_use().spared, tokens);
+        assert_eq!(whole.frozen_cache().hit_tokens, tokens);
         let all: Vec<&Sequence> = examples.iter().collect();
         for step in 2..4 {
-            let before = whole.frozen_use().spared;
-            whole.accumulate(&all, BatchPart::whole(step, 100)).expect("computes");
-            assert_eq!(whole.frozen_use().spared - before, tokens);
+            let before = whole.frozen_cache().hit_tokens;
+            whole.accumulate(&all, MicroBatch::whole(step, 100)).expect("computes");
+            assert_eq!(whole.frozen_cache().hit_tokens - before, tokens);
         }
         // What has no room runs again.
         let mut part = engine("llama", |config| lora(config, 0.0), kind, 30_000);
-        let room = part.frozen_use().room;
+        let room = part.frozen_cache().capacity;
         assert!(room > 0 && room < tokens, "{room}");
         for step in 2..4 {
-            let before = part.frozen_use().spared;
-            part.accumulate(&all, BatchPart::whole(step, 100)).expect("computes");
-            assert!(part.frozen_use().spared - before < tokens);
+            let before = part.frozen_cache().hit_tokens;
+            part.accumulate(&all, MicroBatch::whole(step, 100)).expect("computes");
+            assert!(part.frozen_cache().hit_tokens - before < tokens);
         }
     }
 }
@@ -199,11 +201,11 @@ fn nothing_is_kept_where_all_blocks_or_what_stands_before_them_train() {
         engine("llama", |_| Trainable::Full, BackendKind::Candle, PLENTY),
     ];
     for engine in &mut engines {
-        assert_eq!(engine.frozen_use().room, 0);
+        assert_eq!(engine.frozen_cache().capacity, 0);
         for step in 1..3 {
-            engine.accumulate(&all, BatchPart::whole(step, 100)).expect("computes");
+            engine.accumulate(&all, MicroBatch::whole(step, 100)).expect("computes");
         }
-        assert_eq!(engine.frozen_use().spared, 0);
+        assert_eq!(engine.frozen_cache().hit_tokens, 0);
     }
 }
 
@@ -243,21 +245,21 @@ fn preferences_and_their_reference_share_what_is_kept() {
                 examples.as_chunks::<2>().0.iter().zip(reference.as_chunks::<2>().0)
             {
                 let [chosen, rejected] = pair;
-                pairs.push(Preference { chosen, rejected, reference: *reference });
+                pairs.push(PreferencePair { chosen, rejected, reference: *reference });
             }
             let mut losses = Vec::new();
             for step in 1..4 {
-                let part = BatchPart::whole(step, pairs.len() as u64);
+                let part = MicroBatch::whole(step, pairs.len() as u64);
                 let made = engine.accumulate_preferences(&pairs, 0.1, part).expect("computes");
                 losses.extend(made.iter().map(|outcome| outcome.loss()));
                 engine.step(&rates(step)).expect("moves");
             }
             // What a checkpoint brings back changes nothing below.
-            let trained = engine.trained().expect("reads");
-            engine.set_trained(&trained).expect("fits");
+            let trained = engine.trainable_tensors().expect("reads");
+            engine.set_trainable_tensors(&trained).expect("fits");
             losses
                 .extend(engine.log_probabilities(&all, true).expect("computes").iter().map(|x| -x));
-            (losses, trained, vec![engine.frozen_use().spared])
+            (losses, trained, vec![engine.frozen_cache().hit_tokens])
         };
         let (found, wanted) = (run(PLENTY), run(0));
         compare(&found, &wanted, tolerance(kind), &format!("{kind:?}"));
@@ -281,14 +283,14 @@ fn rows_of_the_real_model_are_the_same_to_the_bit_whatever_pass_they_were_kept_f
         let lora = lora(&base.config, 0.0);
         let kind = BackendKind::Cpu;
         let mut engine =
-            load_tuned(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
-        engine.keep_frozen(bytes);
+            load_for_training(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
+        engine.set_frozen_cache_budget(bytes);
         let mut losses = Vec::new();
         for pass in passes {
             let pass: Vec<&Sequence> = pass.iter().map(|index| &texts[*index]).collect();
             losses = engine.evaluate(&pass).expect("computes");
         }
-        (losses, engine.frozen_use().spared)
+        (losses, engine.frozen_cache().hit_tokens)
     };
     let last: &[usize] = &[0, 2, 1, 3];
     let (wanted, _) = run(0, &[last]);

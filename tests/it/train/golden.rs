@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use hone::train::backend::AdamWStep;
 use hone::train::data::sequence::Sequence;
 use hone::train::engine::{
-    BackendKind, BatchPart, Engine, LossSums, Preference, PreferenceOutcome, Responder, load,
+    BackendKind, Engine, InferenceEngine, LossSums, MicroBatch, PreferencePair, PreferenceRewards,
+    load,
 };
 use hone::train::model::lora::LoraSettings;
 use hone::train::model::tensors::NamedTensors;
@@ -248,13 +249,13 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
     let want = f64::from(case.floats("base_loss")[0]);
     assert!(relative(base.loss / base.tokens as f64, want) <= LOSS, "{name}: base loss {base:?}");
 
-    engine.set_trained(&case.named("lora_init.")).unwrap();
+    engine.set_trainable_tensors(&case.named("lora_init.")).unwrap();
     for (row, sequence) in sequences.iter().enumerate() {
         check_logits(case, "lora_logits", row, &engine.logits(&sequence.input_ids).unwrap());
     }
     let steps = case.description["steps"].as_u64().unwrap();
     for step in 1..=steps {
-        let sums = engine.accumulate(&batch, BatchPart::whole(step, base.tokens)).unwrap();
+        let sums = engine.accumulate(&batch, MicroBatch::whole(step, base.tokens)).unwrap();
         let sums = LossSums::total(&sums);
         assert_eq!(sums.tokens, case.description["loss_tokens"].as_u64().unwrap());
         case.check_step_loss(kind, step, sums.loss / sums.tokens as f64);
@@ -263,7 +264,7 @@ fn check_supervised(case: &Case, config: &Value, kind: BackendKind) {
         }
         case.check_step_norm(kind, step, engine.step(&case.optimiser(step)).unwrap());
     }
-    let adapter = engine.trained().unwrap();
+    let adapter = engine.trainable_tensors().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
         let off = distance(&adapter[&key].1, &want);
         assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");
@@ -295,7 +296,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
     let beta = case.description["beta"].as_f64().unwrap();
     let chosen = case.sequences("chosen_");
     let rejected = case.sequences("rejected_");
-    engine.set_trained(&case.named("lora_init.")).unwrap();
+    engine.set_trainable_tensors(&case.named("lora_init.")).unwrap();
     // The base is asked through the engine whose adapter is not neutral.
     let reference = |engine: &mut dyn Engine, side: &[Sequence], wanted: &str| {
         let side: Vec<&Sequence> = side.iter().collect();
@@ -310,7 +311,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
     let mut batch = Vec::new();
     for (index, (chosen, rejected)) in chosen.iter().zip(&rejected).enumerate() {
         let reference = [reference_chosen[index], reference_rejected[index]];
-        batch.push(Preference { chosen, rejected, reference });
+        batch.push(PreferencePair { chosen, rejected, reference });
     }
     let total = batch.len() as u64;
     for step in 1..=case.description["steps"].as_u64().unwrap() {
@@ -326,7 +327,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
         }
         let seen = engine.evaluate_preferences(&batch, beta).unwrap();
         // In two batches, as a long step would go.
-        let mut part = BatchPart::whole(step, total);
+        let mut part = MicroBatch::whole(step, total);
         let mut sums = engine.accumulate_preferences(&batch[..1], beta, part).unwrap();
         part.first = 1;
         let rest = engine.accumulate_preferences(&batch[1..], beta, part).unwrap();
@@ -335,7 +336,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
         for (made, seen) in sums.iter().zip(&seen) {
             assert!(relative(made.loss(), seen.loss()) <= LOSS, "{name}: {made:?} {seen:?}");
         }
-        let sum: f64 = sums.iter().map(PreferenceOutcome::loss).sum();
+        let sum: f64 = sums.iter().map(PreferenceRewards::loss).sum();
         case.check_step_loss(kind, step, sum / total as f64);
         let rewards = &case.floats("step_rewards_chosen")[index * batch.len()..];
         for (seen, want) in seen.iter().zip(rewards) {
@@ -350,7 +351,7 @@ fn check_preferences(case: &Case, config: &Value, kind: BackendKind) {
         }
         case.check_step_norm(kind, step, engine.step(&case.optimiser(step)).unwrap());
     }
-    let adapter = engine.trained().unwrap();
+    let adapter = engine.trainable_tensors().unwrap();
     for (key, (_, want)) in case.named("lora_final.") {
         let off = distance(&adapter[&key].1, &want);
         assert!(off <= FINAL, "{name} {kind:?} {key}: {off}");
@@ -377,7 +378,7 @@ fn check_session(
     want: &[u32],
 ) {
     let weights = safetensors::open(&case.folder).unwrap();
-    let responder = Responder::load(config, weights.as_ref(), kind).unwrap();
+    let responder = InferenceEngine::load(config, weights.as_ref(), kind).unwrap();
     let attached = responder.attach(&case.lora(), adapter).unwrap();
     let mut session = responder.begin(Some(&attached)).unwrap();
     let mut logits = session.extend(prompt).unwrap();

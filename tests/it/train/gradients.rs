@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hone::train::data::sequence::Sequence;
 use hone::train::data::tokenize::encode_file;
-use hone::train::engine::{BackendKind, BatchPart, Engine, LossSums, load, load_tuned};
+use hone::train::engine::{BackendKind, Engine, LossSums, MicroBatch, load, load_for_training};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::{LoraSettings, LoraTarget};
 use hone::train::model::tensors::NamedTensors;
@@ -29,8 +29,8 @@ fn difference(found: &NamedTensors, wanted: &NamedTensors) -> f64 {
 fn engine(base: &BaseModel, kind: BackendKind, target: LoraTarget) -> Box<dyn Engine> {
     let lora = LoraSettings { target, ..LoraSettings::new(4, 8.0) };
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 3, kind).expect("loads");
-    let adapter = shaken(engine.trained().expect("reads"));
-    engine.set_trained(&adapter).expect("fits");
+    let adapter = shaken(engine.trainable_tensors().expect("reads"));
+    engine.set_trainable_tensors(&adapter).expect("fits");
     engine
 }
 
@@ -67,7 +67,7 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
         for size in [8, 4, 1] {
             let mut engine = engine(&base, kind, LoraTarget::default());
             let mut loss = 0.0;
-            let mut here = BatchPart::whole(3, tokens);
+            let mut here = MicroBatch::whole(3, tokens);
             for part in all.chunks(size) {
                 loss += accumulate(engine.as_mut(), part, here).loss;
                 here.first += part.len();
@@ -97,22 +97,22 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
         ] {
             let modules = names.map(|names| names.into_iter().map(str::to_owned).collect());
             let mut chosen = engine(&base, kind, LoraTarget { modules, layers });
-            let adapter = chosen.trained().expect("reads");
+            let adapter = chosen.trainable_tensors().expect("reads");
             assert_eq!(adapter.len(), 2 * chosen.adapted_modules().len());
 
             // The whole adapter with the same tensors where chosen, and no effect elsewhere.
             let mut whole = engine(&base, kind, LoraTarget::default());
-            let mut all = whole.trained().expect("reads");
+            let mut all = whole.trainable_tensors().expect("reads");
             for (key, (_, values)) in &mut all {
                 match adapter.get(key) {
                     Some((_, chosen)) => values.clone_from(chosen),
                     None => values.fill(0.0),
                 }
             }
-            whole.set_trained(&all).expect("fits");
+            whole.set_trainable_tensors(&all).expect("fits");
             let tokens = sequence.input_ids.len() as u64 - 1;
-            let found = accumulate(chosen.as_mut(), &[&sequence], BatchPart::whole(1, tokens));
-            let wanted = accumulate(whole.as_mut(), &[&sequence], BatchPart::whole(1, tokens));
+            let found = accumulate(chosen.as_mut(), &[&sequence], MicroBatch::whole(1, tokens));
+            let wanted = accumulate(whole.as_mut(), &[&sequence], MicroBatch::whole(1, tokens));
             assert!((found.loss - wanted.loss).abs() < 1e-5 * wanted.loss);
             let found = chosen.gradients().expect("reads");
             let mut wanted = whole.gradients().expect("reads");
@@ -124,7 +124,7 @@ fn only_chosen_layers_are_adapted_and_their_gradients_are_those_of_the_whole() {
 }
 
 /// Forward and backward, the sums of all sequences together.
-fn accumulate(engine: &mut dyn Engine, batch: &[&Sequence], part: BatchPart) -> LossSums {
+fn accumulate(engine: &mut dyn Engine, batch: &[&Sequence], part: MicroBatch) -> LossSums {
     LossSums::total(&engine.accumulate(batch, part).expect("computes"))
 }
 
@@ -151,8 +151,8 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let made = |lora: &LoraSettings| {
             let mut engine =
                 load(&base.config, base.weights.as_ref(), lora, 3, kind).expect("loads");
-            let adapter = shaken(engine.trained().expect("reads"));
-            engine.set_trained(&adapter).expect("fits");
+            let adapter = shaken(engine.trainable_tensors().expect("reads"));
+            engine.set_trainable_tensors(&adapter).expect("fits");
             engine
         };
         let mut engine = made(&dropping);
@@ -160,18 +160,18 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let seen = LossSums::total(&engine.evaluate(&all).expect("computes"));
         assert!((seen.loss - without.loss).abs() < 1e-9, "evaluation drops nothing");
 
-        let part = BatchPart::whole(7, seen.tokens);
+        let part = MicroBatch::whole(7, seen.tokens);
         let loss = accumulate(engine.as_mut(), &all, part).loss;
         let whole = engine.gradients().expect("reads");
         assert!((loss - without.loss).abs() > 1e-3, "training drops: {loss} {}", without.loss);
         let mut again = made(&dropping);
         for (first, one) in all.iter().enumerate() {
-            again.accumulate(&[one], BatchPart { first, ..part }).expect("computes");
+            again.accumulate(&[one], MicroBatch { first, ..part }).expect("computes");
         }
         let apart = difference(&again.gradients().expect("reads"), &whole);
         assert!(apart < 1e-5, "{kind:?}: {apart:.1e}");
         let mut another = made(&dropping);
-        let other = accumulate(another.as_mut(), &all, BatchPart { step: 8, ..part }).loss;
+        let other = accumulate(another.as_mut(), &all, MicroBatch { step: 8, ..part }).loss;
         assert!((other - loss).abs() > 1e-3, "each step drops others");
 
         // Along the gradient the loss rises by the gradient's squared length.
@@ -181,13 +181,13 @@ fn dropout_is_the_same_however_a_step_is_cut_and_its_gradients_are_those_of_the_
         let mut moved = [0.0, 0.0];
         for (moved, sign) in moved.iter_mut().zip([1.0, -1.0]) {
             let mut engine = made(&dropping);
-            let mut adapter = engine.trained().expect("reads");
+            let mut adapter = engine.trainable_tensors().expect("reads");
             for (key, (_, values)) in &mut adapter {
                 for (value, slope) in values.iter_mut().zip(&whole[key].1) {
                     *value += (sign * distance) as f32 * slope;
                 }
             }
-            engine.set_trained(&adapter).expect("fits");
+            engine.set_trainable_tensors(&adapter).expect("fits");
             let sums = accumulate(engine.as_mut(), &all, part);
             *moved = sums.loss / sums.tokens as f64;
         }
@@ -226,19 +226,19 @@ fn a_shared_beginning_changes_no_loss_and_no_gradient() {
         ] {
             let made = || {
                 let mut engine =
-                    load_tuned(&config, weights.as_ref(), tuning, 3, kind).expect("loads");
-                let trained = shaken(engine.trained().expect("reads"));
-                engine.set_trained(&trained).expect("fits");
+                    load_for_training(&config, weights.as_ref(), tuning, 3, kind).expect("loads");
+                let trained = shaken(engine.trainable_tensors().expect("reads"));
+                engine.set_trainable_tensors(&trained).expect("fits");
                 engine
             };
             let mut plain = made();
             let mut wanted = Vec::new();
             for (first, one) in all.iter().enumerate() {
-                let part = BatchPart { step: 1, first, total };
+                let part = MicroBatch { step: 1, first, total };
                 wanted.extend(plain.accumulate(&[one], part).expect("computes"));
             }
             let mut sharing = made();
-            let found = sharing.accumulate(&all, BatchPart::whole(1, total)).expect("computes");
+            let found = sharing.accumulate(&all, MicroBatch::whole(1, total)).expect("computes");
             for (found, wanted) in found.iter().zip(&wanted) {
                 assert!(
                     (found.loss - wanted.loss).abs() <= 1e-5 * wanted.loss,

@@ -9,7 +9,7 @@ use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
 use hone::domain::job::{Auto, FineTuneMode, Hyperparameters, LoraLayers};
 use hone::train::data::tokenize::encode_file;
-use hone::train::engine::{Advance, BackendKind, Responder, TextCache};
+use hone::train::engine::{BackendKind, DecodeStep, InferenceEngine, SequenceCache};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 use hone::train::protocol::{Progress, RunSpec};
@@ -106,7 +106,7 @@ fn write_logits(base: &Path, adapter: &Path, examples: &Path, target: &Path) {
 /// The same with an adapter or without.
 fn write_logits_of(base: &Path, adapter: Option<&Path>, examples: &Path, target: &Path) {
     let base = BaseModel::open(base).expect("opens");
-    let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
+    let responder = InferenceEngine::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
     let responder = responder.expect("loads");
     let attached = adapter.map(|adapter| {
         let bytes = |name| std::fs::read(adapter.join(name)).expect("it was downloaded");
@@ -125,7 +125,7 @@ fn write_logits_of(base: &Path, adapter: Option<&Path>, examples: &Path, target:
 
 /// Texts and their logits, as the file with which `peft_compare.py` compares.
 pub fn save_logits<'a>(texts: impl Iterator<Item = (&'a [u32], Vec<f32>)>, target: &Path) {
-    let mut tensors = peft::Tensors::new();
+    let mut tensors = peft::AdapterTensors::new();
     for (number, (ids, logits)) in texts.enumerate() {
         let shape = vec![ids.len(), logits.len() / ids.len()];
         tensors.insert(format!("logits.{number}"), (shape, logits));
@@ -156,12 +156,12 @@ fn the_openai_sdk_drives_a_whole_job_and_peft_computes_the_same_logits() {
 
 /// Greedy answers to prompts, written all together: `count` tokens each, or up to one of `ends`.
 fn write_greedily(
-    responder: &Responder,
+    responder: &InferenceEngine,
     prompts: &[Vec<u32>],
     count: usize,
     ends: &[u32],
 ) -> Vec<Vec<u32>> {
-    let mut caches: Vec<TextCache> =
+    let mut caches: Vec<SequenceCache> =
         prompts.iter().map(|_| responder.new_cache().expect("a cache")).collect();
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut next = prompts.to_vec();
@@ -171,7 +171,7 @@ fn write_greedily(
         for (index, (cache, input_ids)) in caches.iter_mut().zip(&next).enumerate() {
             if !input_ids.is_empty() {
                 which.push(index);
-                parts.push(Advance { adapter: None, cache, input_ids, wanted: 1 });
+                parts.push(DecodeStep { adapter: None, cache, input_ids, wanted: 1 });
             }
         }
         if parts.is_empty() {
@@ -194,7 +194,7 @@ fn greedy_answers_to_twenty_questions_of_gsm8k_are_those_of_transformers_token_f
     };
     let path = gguf(&models_dir);
     let base = BaseModel::open(&path).expect("opens");
-    let responder = Responder::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
+    let responder = InferenceEngine::load(&base.config, base.weights.as_ref(), BackendKind::CpuF32);
     let responder = responder.expect("loads");
     let template = base.template.as_ref().expect("a chat template");
     let questions = std::fs::read_to_string(data("valid-100.jsonl")).expect("reads");
@@ -218,7 +218,7 @@ fn greedy_answers_to_twenty_questions_of_gsm8k_are_those_of_transformers_token_f
         })
         .collect();
     let answers = write_greedily(&responder, &prompts, 48, base.tokenizer.stop_ids());
-    let mut tensors = peft::Tensors::new();
+    let mut tensors = peft::AdapterTensors::new();
     for (number, (prompt, answer)) in prompts.iter().zip(&answers).enumerate() {
         for (part, ids) in [("prompt", prompt), ("answer", answer)] {
             let ids: Vec<f32> = ids.iter().map(|id| *id as f32).collect();

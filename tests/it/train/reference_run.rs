@@ -10,7 +10,7 @@ use hone::artifacts::peft;
 use hone::train::backend::AdamWStep;
 use hone::train::data::sequence::Sequence;
 use hone::train::data::tokenize::{EncodedFile, encode_file};
-use hone::train::engine::{BackendKind, BatchPart, Engine, LossSums, load};
+use hone::train::engine::{BackendKind, Engine, LossSums, MicroBatch, load};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 use serde_json::Value;
@@ -53,7 +53,7 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
     let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind).expect("loads");
     let bytes = std::fs::read(folder.join("gsm8k_init_adapter/adapter_model.safetensors"));
     let start = peft::deserialise(&bytes.expect("the adapter")).expect("an adapter");
-    engine.set_trained(&start).expect("it fits");
+    engine.set_trainable_tensors(&start).expect("it fits");
 
     let training = folder.join("gsm8k-train-2000.jsonl");
     let training = encode_file(&training, &base, 1024).expect("encodes");
@@ -75,7 +75,7 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
         let batch: Vec<&Sequence> = training.sequences[index * 8..][..8].iter().collect();
         let tokens = wanted["loss_tokens"].as_u64().expect("a number");
         let sums = engine
-            .accumulate(&batch, BatchPart::whole(index as u64 + 1, tokens))
+            .accumulate(&batch, MicroBatch::whole(index as u64 + 1, tokens))
             .expect("computes");
         let sums = LossSums::total(&sums);
         assert_eq!(sums.tokens, tokens, "step {}", index + 1);

@@ -3,7 +3,7 @@
 
 use hone::train::backend::AdamWStep;
 use hone::train::data::sequence::Sequence;
-use hone::train::engine::{BackendKind, BatchPart, Engine, LossSums, load_tuned};
+use hone::train::engine::{BackendKind, Engine, LossSums, MicroBatch, load_for_training};
 use hone::train::model::lora::LoraSettings;
 use hone::train::model::tensors::NamedTensors;
 use hone::train::model::trainable::Trainable;
@@ -33,7 +33,8 @@ fn weights(case: &Case) -> Box<dyn WeightSource> {
 
 fn engine(case: &Case, tuning: &Trainable) -> Box<dyn Engine> {
     let config = read_json(&case.folder.join("config.json"));
-    load_tuned(&config, weights(case).as_ref(), tuning, 3, BackendKind::Candle).expect("loads")
+    load_for_training(&config, weights(case).as_ref(), tuning, 3, BackendKind::Candle)
+        .expect("loads")
 }
 
 fn blocks(case: &Case) -> usize {
@@ -54,7 +55,7 @@ fn loss(engine: &mut dyn Engine, batch: &[&Sequence]) -> f64 {
 /// One pass over `batch`; the mean loss.
 fn accumulate(engine: &mut dyn Engine, batch: &[&Sequence], step: u64) -> f64 {
     let seen = LossSums::total(&engine.evaluate(batch).expect("computes"));
-    let part = BatchPart::whole(step, seen.tokens);
+    let part = MicroBatch::whole(step, seen.tokens);
     let sums = LossSums::total(&engine.accumulate(batch, part).expect("computes"));
     sums.loss / sums.tokens as f64
 }
@@ -113,7 +114,7 @@ fn check_slopes_from(case: &Case, engine: &mut dyn Engine) {
     let batch: Vec<&Sequence> = sequences.iter().collect();
     accumulate(engine, &batch, 1);
     let gradients = engine.gradients().expect("reads");
-    let start = engine.trained().expect("reads");
+    let start = engine.trainable_tensors().expect("reads");
     let largest = gradients.values().map(|(_, values)| norm(values)).fold(0.0, f64::max);
     for (number, (key, (_, gradient))) in gradients.iter().enumerate() {
         let length = norm(gradient);
@@ -132,7 +133,7 @@ fn check_slopes_from(case: &Case, engine: &mut dyn Engine) {
                 for (value, along) in values.iter_mut().zip(&direction) {
                     *value += (sign * distance * along) as f32;
                 }
-                engine.set_trained(&tensors).expect("fits");
+                engine.set_trainable_tensors(&tensors).expect("fits");
                 *moved = loss(engine, &batch);
             }
             let found = (moved[0] - moved[1]) / (2.0 * distance);
@@ -201,18 +202,18 @@ fn ten_steps_lower_the_loss_and_leave_frozen_tensors_as_they_were_to_the_bit() {
         let batch: Vec<&Sequence> = sequences.iter().collect();
         for tuning in [Trainable::Full, Trainable::LastLayers(1)] {
             let mut engine = engine(&case, &tuning);
-            let before = engine.trained().expect("reads");
+            let before = engine.trainable_tensors().expect("reads");
             let losses = ten_steps(engine.as_mut(), &batch, 1);
             assert!(losses[9] < 0.97 * losses[0], "{} {tuning:?}: {losses:?}", case.name);
-            let after = engine.trained().expect("reads");
+            let after = engine.trainable_tensors().expect("reads");
             for (key, (_, values)) in &after {
                 assert!(*values != before[key].1, "{} {key} moves", case.name);
             }
             // The base's tensors with those that trained in their place make the very same model.
             let mut again = self::engine(&case, &Trainable::Full);
-            let mut tensors = again.trained().expect("reads");
+            let mut tensors = again.trainable_tensors().expect("reads");
             tensors.extend(after);
-            again.set_trained(&tensors).expect("fits");
+            again.set_trainable_tensors(&tensors).expect("fits");
             for sequence in &batch {
                 let wanted = engine.logits(&sequence.input_ids).expect("computes");
                 let found = again.logits(&sequence.input_ids).expect("computes");
@@ -231,11 +232,14 @@ fn training_goes_on_from_its_tensors_and_moments_bit_for_bit() {
     ten_steps(undisturbed.as_mut(), &batch, 1);
     let (first, second) = undisturbed.moments().expect("reads");
     let mut again = engine(&case, &Trainable::Full);
-    again.set_trained(&undisturbed.trained().expect("reads")).expect("fits");
+    again.set_trainable_tensors(&undisturbed.trainable_tensors().expect("reads")).expect("fits");
     again.set_moments(&first, &second).expect("fits");
     let wanted = ten_steps(undisturbed.as_mut(), &batch, 11);
     assert_eq!(ten_steps(again.as_mut(), &batch, 11), wanted);
-    assert!(again.trained().expect("reads") == undisturbed.trained().expect("reads"));
+    assert!(
+        again.trainable_tensors().expect("reads")
+            == undisturbed.trainable_tensors().expect("reads")
+    );
 }
 
 #[test]
@@ -247,10 +251,10 @@ fn the_change_of_a_block_is_the_mean_distance_from_the_base() {
     let mut engine = engine(&case, &Trainable::LastLayers(1));
     let change = |engine: &dyn Engine| engine.mean_change_by_layer(base.as_ref()).expect("reads");
     assert_eq!(change(engine.as_ref()), [(1, 0.0)]);
-    let before = engine.trained().expect("reads");
+    let before = engine.trainable_tensors().expect("reads");
     ten_steps(engine.as_mut(), &batch, 1);
     let (mut sum, mut count) = (0.0, 0.0);
-    for (key, (_, values)) in engine.trained().expect("reads") {
+    for (key, (_, values)) in engine.trainable_tensors().expect("reads") {
         if key.contains(".h.1.") {
             let both = values.iter().zip(&before[&key].1);
             sum += both.map(|(now, before)| f64::from((now - before).abs())).sum::<f64>();
@@ -281,7 +285,7 @@ fn the_base_alone_is_there_until_its_own_weights_move() {
 fn what_cannot_train_is_refused() {
     let case = supervised().into_iter().find(|case| case.name == "llama").expect("it is there");
     let config = read_json(&case.folder.join("config.json"));
-    let refusal = |tuning: Trainable, kind: BackendKind| match load_tuned(
+    let refusal = |tuning: Trainable, kind: BackendKind| match load_for_training(
         &config,
         weights(&case).as_ref(),
         &tuning,
@@ -299,16 +303,16 @@ fn what_cannot_train_is_refused() {
     }
 
     let mut engine = engine(&case, &Trainable::LastLayers(1));
-    let mut tensors: NamedTensors = engine.trained().expect("reads");
+    let mut tensors: NamedTensors = engine.trainable_tensors().expect("reads");
     let held = tensors.remove("model.norm.weight").expect("it trains");
-    let error = engine.set_trained(&tensors).expect_err("one is missing").to_string();
+    let error = engine.set_trainable_tensors(&tensors).expect_err("one is missing").to_string();
     assert!(error.contains("\"model.norm.weight\" is missing"), "{error}");
     tensors.insert("model.norm.weight".to_owned(), (vec![8, 8], held.1.clone()));
-    let error = engine.set_trained(&tensors).expect_err("another shape").to_string();
+    let error = engine.set_trainable_tensors(&tensors).expect_err("another shape").to_string();
     assert!(error.contains("instead of [64]"), "{error}");
     tensors.insert("model.norm.weight".to_owned(), held.clone());
     tensors.insert("model.nrom.weight".to_owned(), held);
-    let error = engine.set_trained(&tensors).expect_err("a stranger").to_string();
+    let error = engine.set_trainable_tensors(&tensors).expect_err("a stranger").to_string();
     assert!(error.contains("\"model.nrom.weight\" names no"), "{error}");
 }
 
@@ -325,7 +329,7 @@ fn modules_beside_lora_have_the_gradients_of_the_loss_and_others_stay_frozen() {
             let lora = LoraSettings { saved_modules, ..LoraSettings::new(2, 4.0) };
             let tuning = Trainable::Lora(lora);
             let mut engine = engine(&case, &tuning);
-            let start = shaken(engine.trained().expect("reads"));
+            let start = shaken(engine.trainable_tensors().expect("reads"));
             let saved: Vec<&String> = start.keys().filter(|key| !key.contains(".lora_")).collect();
             assert_eq!(saved.len(), chosen.len(), "{} {saved:?}", case.name);
             for name in chosen {
@@ -335,7 +339,7 @@ fn modules_beside_lora_have_the_gradients_of_the_loss_and_others_stay_frozen() {
                 };
                 assert!(saved.iter().any(|key| is_named(&key)), "{name} {saved:?}");
             }
-            engine.set_trained(&start).expect("fits");
+            engine.set_trainable_tensors(&start).expect("fits");
             check_slopes_from(&case, engine.as_mut());
             checked += 1;
 

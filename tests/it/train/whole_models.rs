@@ -7,7 +7,7 @@ use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
 use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{Auto, EventLevel, FineTuneMode};
-use hone::train::engine::{BackendKind, Responder};
+use hone::train::engine::{BackendKind, InferenceEngine};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
 use hone::train::protocol::Progress;
@@ -84,7 +84,8 @@ fn the_model_of_a_run_stands_by_itself_and_frozen_tensors_are_the_bases() {
                 || name == "model.norm.weight";
             assert_eq!(*tensor != base[name], trains, "{tuning:?} {name}");
         }
-        let responder = Responder::load(&model.config, model.weights.as_ref(), BackendKind::Cpu);
+        let responder =
+            InferenceEngine::load(&model.config, model.weights.as_ref(), BackendKind::Cpu);
         let logits = responder.expect("it loads").logits(None, &[3, 4, 5]).expect("it computes");
         assert!(logits.iter().all(|logit| logit.is_finite()));
     }
@@ -185,7 +186,8 @@ fn saved_modules_train_beside_lora_and_what_is_not_named_is_not_stored() {
     // Answering with the adapter takes the head with it.
     let model = BaseModel::open(&base).expect("opens");
     let responder =
-        Responder::load(&model.config, model.weights.as_ref(), BackendKind::CpuF32).expect("loads");
+        InferenceEngine::load(&model.config, model.weights.as_ref(), BackendKind::CpuF32)
+            .expect("loads");
     let lora = LoraSettings::of_peft(&config);
     let logits = |tensors| {
         let attached = responder.attach(&lora, tensors).expect("attaches");
@@ -203,7 +205,8 @@ fn saved_modules_train_beside_lora_and_what_is_not_named_is_not_stored() {
     let bytes = peft::serialise(&moved).expect("serialises");
     std::fs::write(folder.join("model.safetensors"), bytes).expect("writes");
     let moved = hone::train::model::weights::safetensors::open(&folder).expect("opens");
-    let other = Responder::load(&model.config, moved.as_ref(), BackendKind::CpuF32).expect("loads");
+    let other =
+        InferenceEngine::load(&model.config, moved.as_ref(), BackendKind::CpuF32).expect("loads");
     let attached = other.attach(&lora, &pairs).expect("attaches");
     assert_eq!(with, other.logits(Some(&attached), &[3, 4, 5]).expect("computes"));
 

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::PermissionsPath;
 use super::object::PermissionList;
+use super::path::PermissionsPath;
 use crate::http::error::{ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
 use crate::http::middleware::authenticate::Caller;
@@ -38,10 +38,10 @@ pub(super) async fn create(
     PermissionsPath(checkpoint): PermissionsPath,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<PermissionList>> {
-    super::check_checkpoint(&state, &caller, &checkpoint).await?;
+    super::checkpoint::check_checkpoint(&state, &caller, &checkpoint).await?;
     let projects = permission_request::read(&body)?;
     match state.store.grant_permissions(&checkpoint, &projects).await? {
         Some(granted) => Ok(Json(PermissionList::new(granted, false))),
-        None => Err(super::no_permissions_error(&state, &caller, &checkpoint).await?),
+        None => Err(super::checkpoint::no_permissions_error(&state, &caller, &checkpoint).await?),
     }
 }

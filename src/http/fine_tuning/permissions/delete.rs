@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::PermissionPath;
+use super::path::PermissionPath;
 use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::middleware::authenticate::Caller;
@@ -42,7 +42,7 @@ pub(super) async fn delete(
     path: PermissionPath,
 ) -> ApiResult<Json<DeletedPermission>> {
     let PermissionPath { checkpoint, permission: id } = path;
-    super::check_checkpoint(&state, &caller, &checkpoint).await?;
+    super::checkpoint::check_checkpoint(&state, &caller, &checkpoint).await?;
     if !state.store.delete_permission(&checkpoint, &id).await? {
         let message = format!("{checkpoint} has no permission {id:?}");
         return Err(

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::PermissionsPath;
 use super::object::PermissionList;
+use super::path::PermissionsPath;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::fine_tuning::MOST;
@@ -45,7 +45,7 @@ pub(super) async fn list(
             return Err(ApiError::field("order", message));
         }
     };
-    super::check_checkpoint(&state, &caller, &checkpoint).await?;
+    super::checkpoint::check_checkpoint(&state, &caller, &checkpoint).await?;
     let project = query.get("project_id").filter(|project| !project.is_empty());
     let page = query.page(10, MOST)?;
     let page = state.store.list_permissions(&checkpoint, project, order, &page).await?;

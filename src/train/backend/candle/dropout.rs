@@ -12,14 +12,14 @@ use crate::train::rng::Stream;
 pub struct CandleDropoutMask {
     /// A row's bits after the other's, each row in bytes of its own; a set bit drops.
     bytes: Tensor,
-    /// What each byte keeps, `[256, 8]`: 0 or 1.
+    /// The elements that each byte keeps, `[256, 8]`: 0 or 1.
     meaning: Tensor,
     columns: usize,
-    /// Factor on what is kept.
+    /// Factor of the elements that are kept.
     factor: f64,
 }
 
-/// Masks of `layers`, see [`crate::train::backend::Backend::masks`].
+/// Masks of `layers`, see [`LayerOps::dropout_masks`](crate::train::backend::LayerOps::dropout_masks).
 pub fn dropout_masks(
     transfers: &HostTransfers,
     draws: &[Stream],

@@ -3,7 +3,7 @@
 //!
 //! # On a CUDA device
 //!
-//! The model's weights are bf16, also where they train; the optimizer updates an f32 copy of them. Products
+//! The model's weights are bf16, also where they train; the optimiser updates an f32 copy of them. Products
 //! with weights take both operands in bf16, accumulate in f32 and round their result to bf16, as
 //! `torch.autocast` does. The residual stream, norms, attention, LoRA, gradients and Adam's moments are f32.
 //! On a CPU everything is.
@@ -31,7 +31,7 @@ mod layers;
 mod loss;
 mod matrices;
 mod norm;
-mod optimizer;
+mod optimiser;
 mod query_chunks;
 #[cfg(test)]
 mod tests;

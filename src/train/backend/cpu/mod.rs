@@ -1,4 +1,5 @@
-//! The fast backend: fused kernels for the CPU, chosen at run time from its vector instructions.
+//! The CPU backend: fused kernels for each level of vector instructions, chosen at run time. [`backend`] implements
+//! the backend's operations with the kernels of [`gemm`], [`layers`] and [`attention`].
 //!
 //! The only folder of hone that holds `unsafe`: each use states why it is sound.
 

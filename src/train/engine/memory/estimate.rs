@@ -1,4 +1,4 @@
-//! What a run holds in memory at its peak, from the configuration alone.
+//! Estimate of a run's peak memory, from the configuration alone.
 
 use std::fmt;
 
@@ -6,30 +6,30 @@ use crate::train::backend::BackendError;
 use crate::train::backend::candle;
 use crate::train::backend::cpu::backend::HEAD_CHUNK;
 use crate::train::backend::cpu::gemm::weight::CpuWeight;
-use crate::train::decoder::size::{self, MatrixSize};
+use crate::train::decoder::shapes::{self, MatrixShape};
 use crate::train::engine::{BackendKind, TOKENS_AT_ONCE, isa};
 use crate::train::model::config::ModelConfig;
 use crate::train::model::trainable::Trainable;
 
-/// Copies of the adapter: itself, its gradient and two moments; the next gradient while the last one
-/// is spent; and what a checkpoint takes to write the tensors one after the other.
+/// Copies of the adapter: itself, its gradient and two moments, the next gradient while the last one is used, and
+/// the copies that a checkpoint makes to write the tensors one after the other.
 const ADAPTER_COPIES: u64 = 8;
 
 /// Copies of each of the model's own weights that trains: its value beside the one that computes, its
-/// gradient and the next one, two moments, and what a checkpoint writes.
+/// gradient and the next one, two moments, and the copies of a checkpoint.
 const WEIGHT_COPIES: u64 = 6;
 
 /// Buffers are an eighth of a power of two longer than what lies in them at most, a sixteenth on
 /// average, and a few wait for their next use.
 const BUFFER_SLACK: f64 = 1.2;
 
-/// What threads, code and the allocator take beside all that.
+/// Memory of threads, code and the allocator.
 const OTHER: u64 = 8 * 1024 * 1024;
 
 /// Bytes of a float.
 const FLOAT: u64 = 4;
 
-/// A run, as far as its memory is concerned.
+/// What decides on the memory of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload<'a> {
     /// The model.
@@ -40,21 +40,21 @@ pub struct Workload<'a> {
     pub backend: BackendKind,
     /// Tokens of the longest example, of both answers where it has two.
     pub longest: usize,
-    /// Tokens of the longest beginning that examples share, which a pass has beside its own; zero
-    /// where each stands for itself.
+    /// Tokens of the longest prefix that examples share, which a pass has in addition to its own; zero where no
+    /// prefix is shared.
     pub shared: usize,
     /// Examples in a step.
     pub batch_size: usize,
 }
 
-/// What a run holds at its peak, in bytes.
+/// Peak memory of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Need {
-    /// Frozen weights, packed for the way forward and the way back, and tables of positions.
+pub struct MemoryEstimate {
+    /// Frozen weights, packed for forward and backward passes, and tables of positions.
     pub weights: u64,
     /// The adapter, its gradients, moments and copies.
     pub adapter: u64,
-    /// What the blocks keep of every token, and what one of them works with.
+    /// Saved activations of all layers, and working memory of one of them.
     pub activations: u64,
     /// The head's logits; with candle all that is made and dropped on the way, such as scores of
     /// attention.
@@ -63,14 +63,14 @@ pub struct Need {
     pub reading: u64,
 }
 
-impl Need {
+impl MemoryEstimate {
     /// All of it.
     pub fn total(&self) -> u64 {
         OTHER + self.weights + self.reading.max(self.adapter + self.activations + self.logits)
     }
 }
 
-impl fmt::Display for Need {
+impl fmt::Display for MemoryEstimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -83,18 +83,18 @@ impl fmt::Display for Need {
     }
 }
 
-/// What `workload` needs.
+/// Estimates the peak memory of `workload`.
 ///
 /// # Errors
 /// When the environment asks for instructions that this CPU does not have.
-pub fn estimate(workload: &Workload<'_>) -> Result<Need, BackendError> {
+pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError> {
     let Workload { model, tuning, backend, longest, shared, batch_size } = *workload;
-    let Trained { bytes: adapter, lowest, inner } = trained(model, tuning);
+    let TrainableMemory { bytes: adapter, lowest, inner } = trainable_memory(model, tuning);
 
     let mut weights = 0;
     let mut reading_peak = 0;
-    for matrix in size::matrices(model) {
-        let MatrixSize { outputs, inputs, backward } = matrix;
+    for matrix in shapes::matrices(model) {
+        let MatrixShape { outputs, inputs, backward } = matrix;
         let floats = FLOAT * matrix.elements();
         let taken = match backend {
             BackendKind::Cpu | BackendKind::CpuF32 => {
@@ -108,14 +108,14 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, BackendError> {
         reading_peak = reading_peak.max(weights + floats + floats.max(taken));
         weights += taken;
     }
-    weights += FLOAT * size::position_floats(model);
+    weights += FLOAT * shapes::position_floats(model);
 
     let in_a_pass = (TOKENS_AT_ONCE.max(shared) + shared).min(longest.saturating_mul(batch_size));
     let tokens = longest.max(in_a_pass) as u64;
     let kept: u64 =
-        (lowest..model.layers).map(|layer| size::kept_floats(model, inner[layer])).sum();
-    let working = size::working_floats(model);
-    // Texts that the model is measured on fill a pass, however short the examples are.
+        (lowest..model.layers).map(|layer| shapes::saved_floats(model, inner[layer])).sum();
+    let working = shapes::working_floats(model);
+    // Texts of the general-text evaluation fill a pass, however short the examples are.
     let measured = TOKENS_AT_ONCE.min(model.context_length) as u64;
     let floats = (tokens * (kept + working)).max(measured * working);
     let activations = (BUFFER_SLACK * (FLOAT * floats) as f64) as u64;
@@ -134,23 +134,23 @@ pub fn estimate(workload: &Workload<'_>) -> Result<Need, BackendError> {
         BackendKind::Cuda(_) => 0,
         _ => reading_peak.saturating_sub(weights),
     };
-    Ok(Need { weights, adapter, activations, logits, reading })
+    Ok(MemoryEstimate { weights, adapter, activations, logits, reading })
 }
 
-/// What trains, as far as memory is concerned.
-struct Trained {
+/// Memory of the trainable parameters.
+struct TrainableMemory {
     /// With gradients, moments and copies.
     bytes: u64,
-    /// The lowest block that the backward pass runs through.
+    /// The lowest layer that the backward pass runs through.
     lowest: usize,
-    /// Floats that LoRA keeps of each token in each block.
+    /// Floats of x · aᵀ that LoRA saves of each token in each layer.
     inner: Vec<usize>,
 }
 
-fn trained(model: &ModelConfig, tuning: &Trainable) -> Trained {
+fn trainable_memory(model: &ModelConfig, tuning: &Trainable) -> TrainableMemory {
     let mut inner = vec![0; model.layers];
     let table = (model.vocabulary * model.hidden) as u64;
-    let modules = size::modules(model);
+    let modules = shapes::modules(model);
     let in_blocks = |from: usize| -> u64 {
         let blocks = modules.iter().filter(|module| module.layer as usize >= from);
         blocks.map(|module| (module.outputs * module.inputs) as u64).sum()
@@ -159,12 +159,12 @@ fn trained(model: &ModelConfig, tuning: &Trainable) -> Trained {
     let lora = match tuning {
         Trainable::Full => {
             let outer = table * if model.tied { 1 } else { 2 };
-            return Trained { bytes: own(in_blocks(0) + outer), lowest: 0, inner };
+            return TrainableMemory { bytes: own(in_blocks(0) + outer), lowest: 0, inner };
         }
         Trainable::LastLayers(count) => {
             let lowest = model.layers.saturating_sub(*count);
             let head = if model.tied { 0 } else { table };
-            return Trained { bytes: own(in_blocks(lowest) + head), lowest, inner };
+            return TrainableMemory { bytes: own(in_blocks(lowest) + head), lowest, inner };
         }
         Trainable::Lora(lora) => lora,
     };
@@ -178,5 +178,5 @@ fn trained(model: &ModelConfig, tuning: &Trainable) -> Trained {
         inner[module.layer as usize] += lora.rank;
     }
     let saved = own(lora.saved_modules.len() as u64 * table);
-    Trained { bytes: FLOAT * ADAPTER_COPIES * floats + saved, lowest, inner }
+    TrainableMemory { bytes: FLOAT * ADAPTER_COPIES * floats + saved, lowest, inner }
 }

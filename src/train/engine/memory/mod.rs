@@ -1,18 +1,18 @@
-//! How much memory a run needs, said before any tensor is loaded.
+//! Memory of a run, checked before any tensor is loaded.
 //!
 //! [`estimate`] adds up what the engine will hold, [`available`] asks the system what is free; a run
 //! that cannot fit is refused with both numbers instead of being killed in the middle.
 
 pub mod estimate;
 
-use self::estimate::Need;
+use self::estimate::MemoryEstimate;
 use super::BackendKind;
 use crate::device::Device;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::JobError;
 use crate::train::device;
 
-/// Where a run's tensors lie, and how many bytes are free there; `None` where nobody tells.
+/// The device of a run's tensors, and its free bytes; `None` where they are unknown.
 pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
     match backend {
         BackendKind::Cuda(number) => (Device::Cuda(number), device::free_memory(number)),
@@ -22,9 +22,9 @@ pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
     }
 }
 
-/// Bytes that a run may use for what only makes it faster: half of what its need leaves of the `free`
-/// ones, so that others on the machine find some too; none where nobody tells what is free.
-pub fn spare(need: &Need, free: Option<u64>) -> u64 {
+/// Bytes that a run may use for caches: half of the `free` bytes that its estimate leaves, so that other processes
+/// find memory too; zero where the free bytes are unknown.
+pub fn spare(need: &MemoryEstimate, free: Option<u64>) -> u64 {
     free.map_or(0, |free| free.saturating_sub(need.total()) / 2)
 }
 
@@ -33,7 +33,7 @@ pub fn spare(need: &Need, free: Option<u64>) -> u64 {
 ///
 /// # Errors
 /// `out_of_memory`, with what would make the run smaller.
-pub fn check(need: &Need, (place, free): (Device, Option<u64>)) -> Result<(), JobError> {
+pub fn check(need: &MemoryEstimate, (place, free): (Device, Option<u64>)) -> Result<(), JobError> {
     let Some(free) = free.filter(|free| need.total() > *free) else {
         return Ok(());
     };

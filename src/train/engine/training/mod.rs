@@ -1,19 +1,20 @@
-//! [`Engine`] as a decoder on one backend with what trains: batches into passes, steps, moments.
+//! [`Engine`] as a decoder on one backend with its trainable state: micro-batches, gradient accumulation, steps.
 
 use std::ops::Range;
 
+use self::gradient_clip::clip_factor;
 use super::{
-    BatchPart, Engine, FrozenCache, LossSums, Preference, PreferenceOutcome, TOKENS_AT_ONCE,
+    Engine, FrozenCache, LossSums, MicroBatch, PreferencePair, PreferenceRewards, TOKENS_AT_ONCE,
 };
 use crate::train::backend::AdamWStep;
 use crate::train::backend::BackendError;
 use crate::train::backend::{Backend, ParameterUpdate, RowLoss};
 use crate::train::data::sequence::Sequence;
 use crate::train::decoder::Decoder;
-use crate::train::decoder::backward::Weighing;
-use crate::train::decoder::frozen::FrozenRows;
+use crate::train::decoder::backward::LossWeights;
+use crate::train::decoder::frozen_layer_cache::FrozenLayerCache;
 use crate::train::decoder::pack::{self, PackedBatch};
-use crate::train::decoder::trained::Trained;
+use crate::train::decoder::trainable_state::TrainableState;
 use crate::train::engine::dpo;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::error::LoadModelError;
@@ -24,6 +25,7 @@ use crate::train::model::trainable::Trainable;
 use crate::train::model::weights::WeightSource;
 use crate::train::rng::Stream;
 
+mod gradient_clip;
 #[cfg(test)]
 mod transfers;
 
@@ -32,17 +34,17 @@ pub(super) struct TrainingEngine<B: Backend> {
     decoder: Decoder<B>,
     tuning: Trainable,
     seed: u64,
-    trained: Trained<B>,
-    gradients: Trained<B>,
-    first_moments: Trained<B>,
-    second_moments: Trained<B>,
-    frozen: FrozenRows,
+    trained: TrainableState<B>,
+    gradients: TrainableState<B>,
+    first_moments: TrainableState<B>,
+    second_moments: TrainableState<B>,
+    frozen: FrozenLayerCache,
     /// Whether the model's own weights are no longer the base's.
     has_moved: bool,
 }
 
 impl<B: Backend> TrainingEngine<B> {
-    /// Loads a base model and what trains of it or beside it.
+    /// Loads a base model with its trainable parameters.
     pub(super) fn load(
         backend: B,
         config: ModelConfig,
@@ -54,13 +56,14 @@ impl<B: Backend> TrainingEngine<B> {
             return Err(BackendError::FrozenWeights { backend: backend.name() }.into());
         }
         let mut decoder = Decoder::load(backend, config, weights, true)?;
-        let trained = Trained::new(&decoder, weights, tuning, seed)?;
+        let trained = TrainableState::new(&decoder, weights, tuning, seed)?;
         // The device holds the values once where it can share them.
-        decoder.take_in(&trained)?;
+        decoder.load_trained_weights(&trained)?;
         let gradients = trained.zeros_like(&decoder)?;
         let first_moments = trained.zeros_like(&decoder)?;
         let second_moments = trained.zeros_like(&decoder)?;
-        let frozen = FrozenRows::new(decoder.frozen_blocks(&trained), decoder.config().hidden);
+        let frozen =
+            FrozenLayerCache::new(decoder.frozen_layers(&trained), decoder.config().hidden);
         let (tuning, has_moved) = (tuning.clone(), false);
         Ok(Self {
             decoder,
@@ -75,30 +78,30 @@ impl<B: Backend> TrainingEngine<B> {
         })
     }
 
-    /// Refuses to run the base alone where it is not there any more.
-    fn check_base(&self, trained: bool) -> Result<(), BackendError> {
-        match trained || !self.has_moved {
+    /// Refuses to run the base model when its own weights have been trained.
+    fn check_base(&self, as_trained: bool) -> Result<(), BackendError> {
+        match as_trained || !self.has_moved {
             true => Ok(()),
             false => Err(BackendError::BaseIsGone),
         }
     }
 
-    /// Brings the values that train to where the forward pass reads them.
-    fn take_in_trained(&mut self) -> Result<(), BackendError> {
+    /// Copies the trained values into the weights that the forward pass reads.
+    fn update_weights(&mut self) -> Result<(), BackendError> {
         self.has_moved |= self.trained.is_in_place();
-        self.decoder.take_in(&self.trained)?;
-        self.trained.bring_tensors(&self.decoder)
+        self.decoder.load_trained_weights(&self.trained)?;
+        self.trained.update_adapter_weights(&self.decoder)
     }
 
-    /// Items of one or more sequences in packed passes, as [`Engine::cut`] cuts them. `draws` decide
-    /// on dropout, one for each sequence in order.
-    fn passes(
+    /// Packs items of one or more sequences into micro-batches, split by
+    /// [`Engine::split_into_micro_batches`]. `dropout_streams` has one stream for each sequence in order.
+    fn pack(
         &self,
         items: &[&[&Sequence]],
-        mut draws: impl FnMut() -> Option<Stream>,
+        mut dropout_streams: impl FnMut() -> Option<Stream>,
     ) -> Result<Vec<PackedBatch>, BackendError> {
         for sequence in items.iter().copied().flatten() {
-            self.decoder.check(0, &sequence.input_ids)?;
+            self.decoder.check_tokens(0, &sequence.input_ids)?;
             if sequence.loss_mask.len() != sequence.input_ids.len() {
                 return Err(BackendError::Sequence(format!(
                     "a loss mask of {} does not fit {} tokens",
@@ -108,26 +111,27 @@ impl<B: Backend> TrainingEngine<B> {
             }
         }
         let mut passes = Vec::new();
-        for run in self.cut(items) {
+        for run in self.split_into_micro_batches(items) {
             let sequences = items[run].concat();
-            let draws: Vec<Stream> = sequences.iter().filter_map(|_| draws()).collect();
-            passes.push(PackedBatch::new(&sequences, &draws));
+            let dropout_streams: Vec<Stream> =
+                sequences.iter().filter_map(|_| dropout_streams()).collect();
+            passes.push(PackedBatch::new(&sequences, &dropout_streams));
         }
         Ok(passes)
     }
 
-    /// Sequences in passes, each for itself.
-    fn passes_of(
+    /// Packs sequences into micro-batches, each sequence an item.
+    fn pack_sequences(
         &self,
         batch: &[&Sequence],
-        draws: impl FnMut() -> Option<Stream>,
+        dropout_streams: impl FnMut() -> Option<Stream>,
     ) -> Result<Vec<PackedBatch>, BackendError> {
         let items: Vec<&[&Sequence]> = batch.chunks(1).collect();
-        self.passes(&items, draws)
+        self.pack(&items, dropout_streams)
     }
 
-    /// Draws for the dropout of the sequences of a step, from number `first` on.
-    fn draws(&self, step: u64, first: usize) -> impl FnMut() -> Option<Stream> + use<B> {
+    /// Random streams for the dropout of the sequences of a step, from number `first` on.
+    fn dropout_streams(&self, step: u64, first: usize) -> impl FnMut() -> Option<Stream> + use<B> {
         let is_dropping = self.tuning.dropout() > 0.0;
         let stream = Stream::new(self.seed, "dropout", step);
         let mut next = first as u64;
@@ -139,81 +143,81 @@ impl<B: Backend> TrainingEngine<B> {
 }
 
 impl<B: Backend> Engine for TrainingEngine<B> {
-    fn cut(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
-        pack::cut(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
+    fn split_into_micro_batches(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
+        pack::split_into_micro_batches(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
     }
 
     fn accumulate(
         &mut self,
         batch: &[&Sequence],
-        part: BatchPart,
+        part: MicroBatch,
     ) -> Result<Vec<LossSums>, BackendError> {
         let mut sums = Vec::with_capacity(batch.len());
         let factor = 1.0 / part.total.max(1) as f32;
-        for pass in self.passes_of(batch, self.draws(part.step, part.first))? {
+        for pass in self.pack_sequences(batch, self.dropout_streams(part.step, part.first))? {
             let losses = self.decoder.losses_and_gradients(
                 &self.trained,
                 &pass,
-                Weighing::Even(factor),
+                LossWeights::Uniform(factor),
                 &mut self.gradients,
                 &mut self.frozen,
             )?;
-            sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
+            sums.extend(pass.loss_ranges.iter().map(|range| LossSums::of(&losses[range.clone()])));
         }
         Ok(sums)
     }
 
     fn accumulate_preferences(
         &mut self,
-        batch: &[Preference<'_>],
+        batch: &[PreferencePair<'_>],
         beta: f64,
-        part: BatchPart,
-    ) -> Result<Vec<PreferenceOutcome>, BackendError> {
+        part: MicroBatch,
+    ) -> Result<Vec<PreferenceRewards>, BackendError> {
         let mut made = Vec::with_capacity(batch.len());
         let pairs = dpo::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
-        for pass in self.passes(&groups, self.draws(part.step, 2 * part.first))? {
+        for pass in self.pack(&groups, self.dropout_streams(part.step, 2 * part.first))? {
             let these = &batch[made.len()..];
-            let mut outcomes = Vec::new();
-            let mut weigh = |losses: &[RowLoss]| {
-                outcomes = dpo::outcomes(these, &pass.owned, losses, beta);
-                dpo::factors(&outcomes, &pass.owned, losses.len(), beta, part.total)
+            let mut rewards = Vec::new();
+            let mut weights_of = |losses: &[RowLoss]| {
+                rewards = dpo::rewards(these, &pass.loss_ranges, losses, beta);
+                dpo::factors(&rewards, &pass.loss_ranges, losses.len(), beta, part.total)
             };
             self.decoder.losses_and_gradients(
                 &self.trained,
                 &pass,
-                Weighing::ByLoss(&mut weigh),
+                LossWeights::FromLosses(&mut weights_of),
                 &mut self.gradients,
                 &mut self.frozen,
             )?;
-            made.extend(outcomes);
+            made.extend(rewards);
         }
         Ok(made)
     }
 
     fn evaluate(&mut self, batch: &[&Sequence]) -> Result<Vec<LossSums>, BackendError> {
         let mut sums = Vec::with_capacity(batch.len());
-        for pass in self.passes_of(batch, || None)? {
+        for pass in self.pack_sequences(batch, || None)? {
             let adapter = self.trained.adapter();
             let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
-            sums.extend(pass.owned.iter().map(|owned| LossSums::of(&losses[owned.clone()])));
+            sums.extend(pass.loss_ranges.iter().map(|range| LossSums::of(&losses[range.clone()])));
         }
         Ok(sums)
     }
 
     fn evaluate_preferences(
         &mut self,
-        batch: &[Preference<'_>],
+        batch: &[PreferencePair<'_>],
         beta: f64,
-    ) -> Result<Vec<PreferenceOutcome>, BackendError> {
+    ) -> Result<Vec<PreferenceRewards>, BackendError> {
         let mut made = Vec::with_capacity(batch.len());
         let pairs = dpo::sequences(batch);
         let groups: Vec<&[&Sequence]> = pairs.iter().map(|pair| pair.as_slice()).collect();
-        for pass in self.passes(&groups, || None)? {
+        for pass in self.pack(&groups, || None)? {
             let adapter = self.trained.adapter();
             let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
             let these = &batch[made.len()..];
-            made.extend(dpo::outcomes(these, &pass.owned, &losses, beta));
+            made.extend(dpo::rewards(these, &pass.loss_ranges, &losses, beta));
         }
         Ok(made)
     }
@@ -221,29 +225,29 @@ impl<B: Backend> Engine for TrainingEngine<B> {
     fn log_probabilities(
         &mut self,
         batch: &[&Sequence],
-        trained: bool,
+        as_trained: bool,
     ) -> Result<Vec<f64>, BackendError> {
-        self.check_base(trained)?;
+        self.check_base(as_trained)?;
         let mut made = Vec::with_capacity(batch.len());
-        for pass in self.passes_of(batch, || None)? {
-            let adapter = self.trained.adapter().filter(|_| trained);
+        for pass in self.pack_sequences(batch, || None)? {
+            let adapter = self.trained.adapter().filter(|_| as_trained);
             let losses = self.decoder.losses(adapter, &pass, &mut self.frozen)?;
-            for owned in &pass.owned {
-                made.push(dpo::log_probability(&losses[owned.clone()]));
+            for range in &pass.loss_ranges {
+                made.push(dpo::log_probability(&losses[range.clone()]));
             }
         }
         Ok(made)
     }
 
-    fn continue_greedily(
+    fn generate_greedily(
         &mut self,
         prompt: &[u32],
-        most: usize,
-        ends: &[u32],
-        trained: bool,
+        max_tokens: usize,
+        stop_tokens: &[u32],
+        as_trained: bool,
     ) -> Result<Vec<u32>, BackendError> {
-        self.check_base(trained)?;
-        let adapter = self.trained.adapter().filter(|_| trained);
+        self.check_base(as_trained)?;
+        let adapter = self.trained.adapter().filter(|_| as_trained);
         let mut cache = self.decoder.new_cache()?;
         let mut logits = self.decoder.extend(adapter, &mut cache, prompt)?;
         let mut written = Vec::new();
@@ -255,7 +259,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                 }
             }
             let next = likeliest as u32;
-            if written.len() == most || ends.contains(&next) {
+            if written.len() == max_tokens || stop_tokens.contains(&next) {
                 return Ok(written);
             }
             written.push(next);
@@ -268,7 +272,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         let gradients: Vec<&B::Matrix> = self.gradients.matrices().collect();
         let norm = backend.sum_of_squares(&gradients)?.sqrt();
         if norm.is_finite() {
-            let factor = (step.clip / (norm + 1e-6)).min(1.0);
+            let factor = clip_factor(norm, step.clip);
             let tensors = self
                 .trained
                 .matrices_mut()
@@ -282,7 +286,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
                     second,
                 });
             backend.adamw(tensors.collect(), step, factor)?;
-            self.take_in_trained()?;
+            self.update_weights()?;
         }
         self.gradients = self.gradients.zeros_like(&self.decoder)?;
         Ok(norm)
@@ -292,13 +296,13 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         self.gradients.named(&self.decoder)
     }
 
-    fn trained(&self) -> Result<NamedTensors, BackendError> {
+    fn trainable_tensors(&self) -> Result<NamedTensors, BackendError> {
         self.trained.named(&self.decoder)
     }
 
-    fn set_trained(&mut self, tensors: &NamedTensors) -> Result<(), BackendError> {
+    fn set_trainable_tensors(&mut self, tensors: &NamedTensors) -> Result<(), BackendError> {
         self.trained.replace(&self.decoder, &self.tuning, tensors)?;
-        self.take_in_trained()
+        self.update_weights()
     }
 
     fn moments(&self) -> Result<(NamedTensors, NamedTensors), BackendError> {
@@ -315,12 +319,12 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         self.second_moments.replace(&self.decoder, &self.tuning, second)
     }
 
-    fn keep_frozen(&mut self, bytes: u64) {
+    fn set_frozen_cache_budget(&mut self, bytes: u64) {
         self.frozen.set_budget(bytes);
     }
 
-    fn frozen_use(&self) -> FrozenCache {
-        FrozenCache { room: self.frozen.room(), spared: self.frozen.spared() }
+    fn frozen_cache(&self) -> FrozenCache {
+        FrozenCache { capacity: self.frozen.capacity(), hit_tokens: self.frozen.hit_tokens() }
     }
 
     fn logits(&mut self, input_ids: &[u32]) -> Result<Vec<f32>, BackendError> {
@@ -344,7 +348,7 @@ impl<B: Backend> Engine for TrainingEngine<B> {
         self.decoder.tensors()
     }
 
-    fn keeps_base(&self) -> bool {
+    fn has_base(&self) -> bool {
         !self.trained.is_in_place()
     }
 

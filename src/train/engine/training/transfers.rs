@@ -11,13 +11,13 @@ use crate::train::model::error::LoadError;
 use crate::train::model::lora::LoraSettings;
 use crate::train::model::weights::{HostTensor, safetensors};
 
-/// The first block of a small model, over and over.
+/// The first layer of a small model, repeated.
 struct Repeated {
     one: Box<dyn WeightSource>,
     layers: usize,
 }
 
-/// A tensor's name around its block's number: `model.layers.`, 0, `.mlp.up_proj.weight`.
+/// A tensor's name around its layer's number: `model.layers.`, 0, `.mlp.up_proj.weight`.
 fn parts(name: &str) -> Option<(&str, usize, &str)> {
     for before in ["model.layers.", "transformer.h.", "gpt_neox.layers."] {
         if let Some((number, rest)) =
@@ -57,7 +57,7 @@ fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(family)
 }
 
-/// A model of `family` with so many blocks, on candle.
+/// A model of `family` with so many layers, on candle.
 fn engine(
     family: &str,
     layers: usize,
@@ -106,7 +106,7 @@ fn moved(
 fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
     let sequences = sequences();
     let batch: Vec<&Sequence> = sequences.iter().collect();
-    engine.accumulate(&batch, BatchPart::whole(number, 77)).expect("computes");
+    engine.accumulate(&batch, MicroBatch::whole(number, 77)).expect("computes");
     let rates = AdamWStep {
         learning_rate: 1e-3,
         beta1: 0.9,
@@ -169,12 +169,13 @@ fn losses_that_decide_on_factors_come_down_once() {
         step(&mut engine, 1);
         let sequences = sequences();
         let batch: Vec<&Sequence> = sequences.iter().collect();
-        let pass = engine.passes_of(&batch, || None).expect("fits").remove(0);
+        let pass = engine.pack_sequences(&batch, || None).expect("fits").remove(0);
         let moved = moved(&mut engine, |engine| {
-            let mut weigh = |losses: &[RowLoss]| losses.iter().map(|row| row.loss).collect();
+            let mut weights_of = |losses: &[RowLoss]| losses.iter().map(|row| row.loss).collect();
             let TrainingEngine { decoder, trained, gradients, frozen, .. } = engine;
-            let weighing = Weighing::ByLoss(&mut weigh);
-            let made = decoder.losses_and_gradients(trained, &pass, weighing, gradients, frozen);
+            let loss_weights = LossWeights::FromLosses(&mut weights_of);
+            let made =
+                decoder.losses_and_gradients(trained, &pass, loss_weights, gradients, frozen);
             made.expect("computes");
         });
         assert_eq!(moved, TransferCounts { to_device: 5, to_host: 1 }, "{layers}");
@@ -188,16 +189,16 @@ fn frozen_weights_in_bfloat16_give_nearly_the_same_gradients() {
         let mut engine =
             engine("llama", 2, &lora(0.0), CandleBackend::with_precision(device, precision));
         // A fresh adapter's B is zero, and so are the gradients of its A.
-        let mut adapter = engine.trained().expect("reads");
+        let mut adapter = engine.trainable_tensors().expect("reads");
         for (_shape, values) in adapter.values_mut().filter(|(shape, _)| shape[1] == 4) {
             for (at, value) in values.iter_mut().enumerate() {
                 *value = (at % 7) as f32 * 0.05 - 0.15;
             }
         }
-        engine.set_trained(&adapter).expect("fits");
+        engine.set_trainable_tensors(&adapter).expect("fits");
         let sequences = sequences();
         let batch: Vec<&Sequence> = sequences.iter().collect();
-        engine.accumulate(&batch, BatchPart::whole(1, 77)).expect("computes");
+        engine.accumulate(&batch, MicroBatch::whole(1, 77)).expect("computes");
         engine.gradients().expect("reads")
     };
     let exact = gradients(candle_core::DType::F32);

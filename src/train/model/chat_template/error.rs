@@ -1,5 +1,7 @@
 //! Why a conversation cannot be rendered, or its supervised spans not be found.
 
+use minijinja::Error;
+
 /// Why a conversation cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -47,4 +49,9 @@ impl TemplateError {
     pub(super) fn message(message_index: usize, reason: impl Into<String>) -> Self {
         Self::Message { message_index, reason: reason.into() }
     }
+}
+
+/// The innermost reason of a template's error.
+pub(super) fn describe(error: &Error) -> String {
+    error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }

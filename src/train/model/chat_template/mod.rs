@@ -6,31 +6,23 @@
 
 pub mod error;
 mod json;
+mod markers;
 mod omissions;
 mod render;
-mod spans;
+mod supervised_spans;
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 pub use self::error::TemplateError;
-use self::render::{describe, mark_generation};
+use self::error::describe;
+use self::markers::{GENERATION_BEGINS, GENERATION_ENDS, GENERATION_FILTER, mark_generation};
 use crate::dataset::{Message, Role};
 
 /// Steps that a template may take: far more than a long conversation needs, and an endless loop ends.
 const FUEL: u64 = 50_000_000;
-
-/// Private-use characters: a stand-in for a text, and the borders of a `{% generation %}` block. A
-/// conversation that holds one of them is refused.
-const STAND_IN: &str = "\u{e000}0\u{e001}";
-const GENERATION_BEGINS: char = '\u{e002}';
-const GENERATION_ENDS: char = '\u{e003}';
-const RESERVED: RangeInclusive<char> = '\u{e000}'..='\u{e003}';
-
-/// The filter whose block stands where a template has `{% generation %}`.
-const GENERATION_FILTER: &str = "hone_generation";
 
 /// A model's chat template (Jinja).
 pub struct ChatTemplate {
@@ -110,8 +102,8 @@ impl ChatTemplate {
                 continue;
             }
             supervised.push(match &message.content {
-                Some(content) if message.tool_calls.is_empty() => {
-                    self.locate_content(messages, tools, index, content, &text)?
+                Some(_) if message.tool_calls.is_empty() => {
+                    self.locate_content(messages, tools, index, &text)?
                 }
                 _ => self.locate_turn(messages, tools, index, &text)?,
             });

@@ -1,7 +1,8 @@
 //! Omissions: a part of a conversation that the template would leave out is an error, never dropped.
 
+use super::ChatTemplate;
 use super::error::TemplateError;
-use super::{ChatTemplate, RESERVED, STAND_IN};
+use super::markers::{RESERVED, STAND_IN};
 use crate::dataset::{Message, Role};
 
 impl ChatTemplate {

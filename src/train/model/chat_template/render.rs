@@ -3,9 +3,9 @@
 use minijinja::Error;
 use minijinja::value::Serde;
 
-use super::error::TemplateError;
+use super::ChatTemplate;
+use super::error::{TemplateError, describe};
 use super::omissions::refuse_reserved;
-use super::{ChatTemplate, GENERATION_FILTER};
 use crate::dataset::Message;
 
 /// Longest text that a template may write.
@@ -106,32 +106,4 @@ fn message_value(message: &Message) -> serde_json::Value {
         value["tool_calls"] = calls.collect();
     }
     value
-}
-
-/// The template with `{% generation %}` blocks turned into blocks of a filter that marks what they
-/// hold.
-pub(super) fn mark_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start..start + length + 2];
-        let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
-        out.push_str(&rest[..start]);
-        match word {
-            "generation" => {
-                out.push_str(&tag.replacen(word, &format!("filter {GENERATION_FILTER}"), 1));
-            }
-            "endgeneration" => out.push_str(&tag.replacen(word, "endfilter", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[start + length + 2..];
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The innermost reason of a template's error.
-pub(super) fn describe(error: &Error) -> String {
-    error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }

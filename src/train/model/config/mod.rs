@@ -6,7 +6,7 @@
 mod family;
 mod keys;
 mod rope;
-mod windows;
+mod sliding_window;
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ pub use self::family::{Family, KNOWN, class_of};
 use self::keys::ConfigKeys;
 pub use self::rope::Rope;
 use self::rope::{context_length, ropes};
-use self::windows::windows;
+use self::sliding_window::windows;
 use super::error::LoadError;
 use crate::train::backend::{Activation, NormKind};
 

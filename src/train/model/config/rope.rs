@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::family::Family;
 use super::keys::ConfigKeys;
-use super::windows::slides;
+use super::sliding_window::slides;
 use crate::train::model::error::LoadError;
 
 /// Rotary positions of one layer: angle = position · frequency.

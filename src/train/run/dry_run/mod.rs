@@ -2,12 +2,13 @@
 //! estimated. The examples pass one after the other and no weight is loaded, so that a dry run takes
 //! little memory beside a run that is under way.
 
+mod flops;
 mod time_estimate;
 mod token_count;
 
 use std::path::Path;
 
-use self::time_estimate::FlopEstimate;
+use self::flops::FlopEstimate;
 pub use self::time_estimate::MachineSpeed;
 use self::token_count::TokenCount;
 use super::errors::{invalid_file, invalid_model, no_such_target};
@@ -18,7 +19,7 @@ use crate::dataset::MIN_EXAMPLES;
 use crate::domain::job::{DataFile, EventLevel, JobError, NewEvent};
 use crate::train::data::tokenize::EncodeError;
 use crate::train::decoder::check_tensors;
-use crate::train::decoder::pack::longest_shared;
+use crate::train::decoder::pack::longest_shared_prefix;
 use crate::train::engine::BackendKind;
 use crate::train::model::base_model::BaseModel;
 pub use crate::train::protocol::DataCount;
@@ -80,7 +81,7 @@ fn fill(
 
     let counts = || [Some(&training), validation.as_ref()].into_iter().flatten();
     let longest = counts().map(|count| count.data.longest).max().unwrap_or(0) as usize;
-    let shared = || counts().map(|count| longest_shared(count.all())).max().unwrap_or(0);
+    let shared = || counts().map(|count| longest_shared_prefix(count.all())).max().unwrap_or(0);
     let memory = setup.memory(&plan, backend, longest, shared)?;
     let refused = memory.check().err();
     report.memory = Some(MemoryNeed {

@@ -1,19 +1,13 @@
 //! What a run computes, and how long that takes: the arithmetic of [`ModelFlops`] at a share of the CPU's peak,
 //! which is measured.
 
+use super::flops::FlopEstimate;
 use super::token_count::TokenCount;
 use crate::train::backend::cpu::peak;
 use crate::train::data::sequence::Sequence;
-use crate::train::decoder::frozen::FrozenRows;
-use crate::train::decoder::pack::{PackedBatch, cut};
-use crate::train::decoder::size;
+use crate::train::decoder::pack::{PackedBatch, split_into_micro_batches};
 use crate::train::engine::{BackendKind, TOKENS_AT_ONCE, isa};
-use crate::train::model::config::ModelConfig;
-use crate::train::model::flops::{LayerTraining, ModelFlops, TrainableLayers};
-use crate::train::model::tensors::ModelPart;
-use crate::train::model::trainable::Trainable;
 use crate::train::run::plan::Plan;
-use crate::train::run::setup::RunMemory;
 
 /// Share of the peak that training reaches with the CPU's kernels: 0.60 to 0.81 in `benches/README.md`,
 /// on models of 135 million parameters and more.
@@ -22,69 +16,7 @@ const SHARE_OF_PEAK: f64 = 0.65;
 /// Batches that are packed as a sample, to see what shared prefixes spare.
 const BATCHES: usize = 16;
 
-/// What a sequence takes, or several together, in floating-point operations.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct SequenceFlops {
-    /// A training step over it, in the blocks.
-    blocks: f64,
-    /// The same in the head.
-    head: f64,
-    /// The frozen blocks, part of `blocks`.
-    frozen: f64,
-    /// Measuring its loss.
-    evaluation: f64,
-}
-
-impl SequenceFlops {
-    pub(super) fn add(&mut self, more: &SequenceFlops) {
-        self.blocks += more.blocks;
-        self.head += more.head;
-        self.frozen += more.frozen;
-        self.evaluation += more.evaluation;
-    }
-}
-
-/// How much a run with a model computes.
-pub(super) struct FlopEstimate {
-    model: ModelFlops,
-    /// Of the head in a training step, for each loss-bearing token.
-    of_target: f64,
-    /// Frozen blocks, and the width of what they hand on.
-    frozen: (usize, usize),
-    is_sharing: bool,
-}
-
 impl FlopEstimate {
-    /// Of a model of which this trains.
-    ///
-    /// # Errors
-    /// What `trainable` names and the model does not have.
-    pub(super) fn new(model: &ModelConfig, trainable: &Trainable) -> Result<Self, String> {
-        let layers = layers(model, trainable)?;
-        let flops = ModelFlops::new(model, &size::modules(model), &layers);
-        let probe = |counts: bool| {
-            let sequence = Sequence { input_ids: vec![0; 2], loss_mask: vec![false, counts] };
-            flops.of_training(sequence.length())
-        };
-        Ok(Self {
-            of_target: probe(true) - probe(false),
-            frozen: (layers.lowest_block, model.hidden),
-            is_sharing: trainable.dropout() == 0.0,
-            model: flops,
-        })
-    }
-
-    /// Of one sequence.
-    pub(super) fn of(&self, sequence: &Sequence) -> SequenceFlops {
-        let head = sequence.targets() as f64 * self.of_target;
-        SequenceFlops {
-            blocks: self.model.of_training(sequence.length()) - head,
-            head,
-            frozen: self.model.of_frozen(sequence.length()),
-            evaluation: self.model.of_evaluation(sequence.length()),
-        }
-    }
-
     /// Of all steps of a run, of its evaluations, and of the reference pass over preferences. With
     /// `has_room` the outputs of the frozen blocks are computed in the first epoch alone.
     pub(super) fn of_run(
@@ -117,7 +49,7 @@ impl FlopEstimate {
         let (mut packed, mut tokens) = (0, 0);
         for batch in examples.chunks(batch_size.max(1)) {
             let items: Vec<&[&Sequence]> = batch.iter().map(Vec::as_slice).collect();
-            for run in cut(&items, TOKENS_AT_ONCE, self.is_sharing) {
+            for run in split_into_micro_batches(&items, TOKENS_AT_ONCE, self.is_sharing) {
                 let sequences = items[run].concat();
                 tokens += sequences.iter().map(|one| one.input_ids.len()).sum::<usize>();
                 packed += match self.is_sharing {
@@ -128,20 +60,6 @@ impl FlopEstimate {
         }
         packed as f64 / tokens.max(1) as f64
     }
-
-    /// Whether the cache of the frozen blocks has room for so many tokens.
-    pub(super) fn has_room(&self, memory: &RunMemory, backend: BackendKind, tokens: u64) -> bool {
-        let room = match backend {
-            BackendKind::Cpu | BackendKind::CpuF32 => {
-                let (blocks, width) = self.frozen;
-                let mut rows = FrozenRows::new(blocks, width);
-                rows.set_budget(memory.spare());
-                rows.room()
-            }
-            BackendKind::Candle | BackendKind::Cuda(_) => 0,
-        };
-        room >= tokens
-    }
 }
 
 /// How often a run evaluates its validation file.
@@ -149,44 +67,10 @@ fn evaluations(plan: &Plan) -> f64 {
     (1..=plan.total_steps).filter(|step| plan.evaluates_after(*step)).count() as f64
 }
 
-/// What trains of a model, known before it is loaded.
-fn layers(model: &ModelConfig, trainable: &Trainable) -> Result<TrainableLayers, String> {
-    let (modules, tensors) = (size::modules(model), size::tensors(model));
-    let selected = trainable.select(&tensors)?;
-    let has = |part: ModelPart| {
-        tensors.iter().zip(&selected).any(|(tensor, trains)| *trains && tensor.part == part)
-    };
-    let is_adapted = match trainable {
-        Trainable::Lora(lora) => lora.target.select(&modules)?,
-        Trainable::Full | Trainable::LastLayers(_) => vec![false; modules.len()],
-    };
-    let mut lowest_block = model.layers;
-    let mut trained = Vec::with_capacity(modules.len());
-    for (module, is_adapted) in modules.iter().zip(is_adapted) {
-        let rank = match trainable {
-            Trainable::Lora(lora) if is_adapted => Some(lora.rank),
-            _ => None,
-        };
-        trained.push(match rank {
-            Some(rank) => LayerTraining::Adapted { rank },
-            None if has(ModelPart::Block(module.layer)) => LayerTraining::Whole,
-            None => LayerTraining::Frozen,
-        });
-        if trained.last() != Some(&LayerTraining::Frozen) {
-            lowest_block = lowest_block.min(module.layer as usize);
-        }
-    }
-    if has(ModelPart::Embedding) || has(ModelPart::Positions) {
-        lowest_block = 0;
-    }
-    let head = if model.tied { has(ModelPart::Embedding) } else { has(ModelPart::Head) };
-    Ok(TrainableLayers { modules: trained, lowest_block, head })
-}
-
 /// How fast this machine computes.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineSpeed {
-    /// SequenceFlops a second at best, in the words that the kernels multiply; `None` where the
+    /// Operations a second at best, in the words that the kernels multiply; `None` where the
     /// environment asks for instructions that the CPU does not have.
     peak: Option<f64>,
 }
@@ -212,8 +96,10 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
-    use crate::train::engine::load_tuned;
+    use crate::train::engine::load_for_training;
+    use crate::train::model::config::ModelConfig;
     use crate::train::model::lora::{LoraSettings, LoraTarget};
+    use crate::train::model::trainable::Trainable;
     use crate::train::model::weights::safetensors;
 
     /// The models of the golden tests, tied and untied heads and learned positions among them.
@@ -255,7 +141,7 @@ mod tests {
             }
             for tuning in tunings {
                 let weights = weights.as_ref();
-                let engine = load_tuned(&config, weights, &tuning, 1, BackendKind::Candle);
+                let engine = load_for_training(&config, weights, &tuning, 1, BackendKind::Candle);
                 let engine = engine.unwrap_or_else(|error| panic!("{name} {tuning:?}: {error}"));
                 let flops = FlopEstimate::new(&model, &tuning).expect("it has all of it");
                 assert_eq!(flops.model, engine.cost(), "{name} {tuning:?}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::time_estimate::{FlopEstimate, SequenceFlops};
+use super::flops::{FlopEstimate, SequenceFlops};
 use crate::dataset::MAX_LISTED_PROBLEMS;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::{EncodeError, EncodedExample, encode_each};
@@ -27,7 +27,7 @@ pub(super) struct TokenCount {
 }
 
 impl TokenCount {
-    /// Reads a file. SequenceFlops are counted where `flops` says how.
+    /// Reads a file. Operations are counted where `flops` says how.
     pub(super) fn read(
         path: &Path,
         base: &BaseModel,

@@ -4,10 +4,9 @@
 mod describe;
 mod resolve;
 
-use self::resolve::DEFAULT_CONTEXT_LENGTH;
 pub use self::resolve::{
     DEFAULT_DPO_LEARNING_RATE, DEFAULT_LEARNING_RATE, DEFAULT_PATIENCE,
-    DEFAULT_WEIGHTS_LEARNING_RATES, resolve,
+    DEFAULT_WEIGHTS_LEARNING_RATES, context_length, resolve,
 };
 use crate::domain::job::{Hyperparameters, LoraLayers, ResolvedHyperparameters};
 use crate::train::protocol::Progress;
@@ -81,13 +80,6 @@ fn is_one_of(step: u64, count: u32, total: u64) -> bool {
     passed(step) > passed(step - 1)
 }
 
-/// Longest example of a run in tokens: as requested, else the default, never more than the model's
-/// own context.
-pub fn context_length(requested: &Hyperparameters, model_context: usize) -> u32 {
-    let model = u32::try_from(model_context).unwrap_or(u32::MAX);
-    requested.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH).min(model)
-}
-
 /// Names requested blocks that the model does not have; `None` when it has all of them.
 pub fn unknown_layer(requested: &Hyperparameters, layers: u32) -> Option<String> {
     if let Some(count) = requested.tuning_layers.filter(|count| *count > layers) {
@@ -110,6 +102,7 @@ pub fn unknown_layer(requested: &Hyperparameters, layers: u32) -> Option<String>
 
 #[cfg(test)]
 mod tests {
+    use super::resolve::DEFAULT_CONTEXT_LENGTH;
     use super::*;
     use crate::domain::job::{Auto, FineTuneMode, Method};
 

@@ -1,7 +1,7 @@
 //! Resolves the values that a client left open, and says why each is what it is.
 
 use super::describe::describe_rest;
-use super::{DataSize, ModelSize, Plan, context_length};
+use super::{DataSize, ModelSize, Plan};
 use crate::domain::job::{
     Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters,
 };
@@ -39,7 +39,7 @@ const DEFAULT_SAVE_TOTAL_LIMIT: u32 = 10;
 /// The same for whole models, which are large.
 const DEFAULT_WHOLE_MODELS_LIMIT: u32 = 2;
 
-/// Most evaluations at the whole validation file in an epoch when the client does not say.
+/// Most evaluations of the whole validation file in an epoch when the client does not say.
 const MOST_EVALUATIONS: f64 = 4.0;
 
 /// Most time that these evaluations should take, as a share of the epoch's training.
@@ -47,6 +47,13 @@ const TIME_FOR_EVALUATIONS: f64 = 0.1;
 
 /// Time for a token forward, as a share of that forward and backward.
 const FORWARD_SHARE: f64 = 1.0 / 3.0;
+
+/// Longest example of a run in tokens: as requested, else the default, never more than the model's
+/// own context.
+pub fn context_length(requested: &Hyperparameters, model_context: usize) -> u32 {
+    let model = u32::try_from(model_context).unwrap_or(u32::MAX);
+    requested.context_length.unwrap_or(DEFAULT_CONTEXT_LENGTH).min(model)
+}
 
 /// Plans a run.
 ///
@@ -58,7 +65,7 @@ const FORWARD_SHARE: f64 = 1.0 / 3.0;
 /// - blocks: the last so many become their indexes. Blocks that the model does not have are dropped:
 ///   [`super::unknown_layer`] has refused them.
 pub fn resolve(requested: &Hyperparameters, data: &DataSize, model: &ModelSize) -> Plan {
-    let mut resolver = Resolver { requested, data, model, explanations: Vec::new() };
+    let mut resolver = PlanResolver { requested, data, model, explanations: Vec::new() };
     let n_epochs = resolver.n_epochs();
     let batch_size = resolver.batch_size();
     let (learning_rate, learning_rate_multiplier) = resolver.learning_rate();
@@ -114,7 +121,7 @@ pub fn resolve(requested: &Hyperparameters, data: &DataSize, model: &ModelSize) 
 }
 
 /// Resolves one value after the other.
-struct Resolver<'a> {
+struct PlanResolver<'a> {
     requested: &'a Hyperparameters,
     data: &'a DataSize,
     model: &'a ModelSize,
@@ -122,7 +129,7 @@ struct Resolver<'a> {
     explanations: Vec<String>,
 }
 
-impl Resolver<'_> {
+impl PlanResolver<'_> {
     fn n_epochs(&mut self) -> u32 {
         if let Auto::Value(epochs) = self.requested.n_epochs {
             return epochs;

@@ -5,7 +5,7 @@ mod decoding;
 mod layers;
 mod loss;
 mod matrices;
-mod optimizer;
+mod optimiser;
 
 use std::sync::Arc;
 

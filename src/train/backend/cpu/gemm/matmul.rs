@@ -1,4 +1,4 @@
-//! CpuMatrix products over whole panels and any number of rows: tile after tile.
+//! Matrix products over whole panels and any number of rows: tile after tile.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! CpuMatrix products (GEMM). [`packed_element`] packs operands, [`packed_matrix`] holds whole packed matrices,
+//! Matrix products (GEMM). [`packed_element`] packs operands, [`packed_matrix`] holds whole packed matrices,
 //! [`matmul`] multiplies panels of them, and [`tile`] has the micro-kernels for each level of instructions.
 
 pub mod matmul;

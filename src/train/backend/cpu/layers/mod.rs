@@ -1,4 +1,4 @@
-//! The layers of a decoder, forward and backward, and the optimiser's update.
+//! Kernels of the decoder's layers, forward and backward, and of the optimiser.
 
 pub mod activation;
 pub mod adamw;

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AccumulateMode, GemmTerm, LANES, OutputRegion};
+use super::operands::{AccumulateMode, GemmTerm, LANES, OutputRegion};
 
 /// Columns of a register.
 const WIDTH: usize = 8;

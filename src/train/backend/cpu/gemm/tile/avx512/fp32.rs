@@ -4,7 +4,9 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::{accumulators, load_accumulators, store_accumulators};
-use crate::train::backend::cpu::gemm::tile::{AccumulateMode, GemmTerm, LANES, OutputRegion};
+use crate::train::backend::cpu::gemm::tile::operands::{
+    AccumulateMode, GemmTerm, LANES, OutputRegion,
+};
 
 /// One tile of `rows` rows and `vectors` vectors of columns.
 ///

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{AccumulateMode, LANES, OutputRegion};
+use super::operands::{AccumulateMode, LANES, OutputRegion};
 
 /// Calls a kernel compiled for the number of rows; a macro because rows and vectors are constants of its
 /// type.

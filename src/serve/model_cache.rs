@@ -1,0 +1,169 @@
+//! The model cache: models in memory, as many as the budget holds. The least recently used one is
+//! unloaded first. Called by [`super::request_preparer`].
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::error::ServeError;
+use super::loaded_model::LoadedModel;
+use super::source::BaseSource;
+use crate::domain::error_code::ErrorCode;
+use crate::train::device::memory;
+use crate::train::engine::{BackendKind, InferenceEngine};
+use crate::train::model::base_model::BaseModel;
+
+/// How long a model waits for memory that is in use, before its client is told to come back later.
+const MEMORY_WAIT: Duration = Duration::from_secs(3);
+
+/// How often a waiting model checks the memory.
+const MEMORY_POLL: Duration = Duration::from_millis(5);
+
+/// Models in memory.
+pub(super) struct ModelCache {
+    /// Bytes for models, adapters and the keys and values of sequences.
+    budget: u64,
+    /// The most recently used one last.
+    loaded: Mutex<Vec<Arc<LoadedModel>>>,
+    /// Locked while a model is loaded: one at a time, so that each load sees the memory of the others.
+    loading: Mutex<()>,
+}
+
+/// The budget when the operator sets none, in bytes.
+pub(super) fn default_budget() -> u64 {
+    const IF_UNKNOWN: u64 = 4 << 30;
+    // Jobs train on the same machine.
+    memory::available().map_or(IF_UNKNOWN, |free| free / 2)
+}
+
+impl ModelCache {
+    pub fn new(budget: u64) -> Self {
+        Self { budget, loaded: Mutex::new(Vec::new()), loading: Mutex::new(()) }
+    }
+
+    /// The model of `source`, loaded if it is not yet. `runtime` runs the future that fetches its files.
+    ///
+    /// # Errors
+    /// A model that cannot be used, that is larger than the budget, or for which there is no memory
+    /// now: [`ErrorCode::ModelLoading`].
+    pub fn find_or_load(
+        &self,
+        source: BaseSource,
+        runtime: &Handle,
+    ) -> Result<Arc<LoadedModel>, ServeError> {
+        let id = match &source {
+            BaseSource::Entry(entry) => entry.id.clone(),
+            BaseSource::FineTuned { id, .. } => id.clone(),
+        };
+        if let Some(model) = self.find(&id) {
+            return Ok(model);
+        }
+        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = self.find(&id) {
+            return Ok(model);
+        }
+        let model = match source {
+            BaseSource::Entry(entry) => self.load(&id, &entry.path)?,
+            BaseSource::FineTuned { load, .. } => {
+                let folder = runtime.block_on(load).map_err(|reason| {
+                    let message = format!("the files of {id:?} cannot be fetched: {reason}");
+                    ServeError::new(ErrorCode::InternalError, message)
+                })?;
+                self.load(&id, folder.path())?
+            }
+        };
+        self.lock().push(Arc::clone(&model));
+        Ok(model)
+    }
+
+    /// Number of models, and their bytes with those of their adapters.
+    pub fn usage(&self) -> (usize, u64) {
+        let loaded = self.lock();
+        (loaded.len(), loaded.iter().map(|model| model.bytes()).sum())
+    }
+
+    /// Bytes of the keys and values of all sequences.
+    pub fn cache_bytes(&self) -> u64 {
+        self.lock().iter().map(|model| model.responder().cached_bytes()).sum()
+    }
+
+    /// Bytes that keys and values may take: what models and adapters leave of the budget, but at least
+    /// a share of it.
+    pub fn cache_limit(&self) -> u64 {
+        const MIN_SHARE: u64 = 8;
+        self.budget.saturating_sub(self.usage().1).max(self.budget / MIN_SHARE)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<LoadedModel>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<LoadedModel>> {
+        let mut loaded = self.lock();
+        let index = loaded.iter().position(|model| model.id() == id)?;
+        let model = loaded.remove(index);
+        loaded.push(Arc::clone(&model));
+        Some(model)
+    }
+
+    fn load(&self, id: &str, path: &Path) -> Result<Arc<LoadedModel>, ServeError> {
+        let cannot = |reason: String| {
+            let message = format!("the model {id:?} cannot be used: {reason}");
+            ServeError::about("model", ErrorCode::InvalidModel, message)
+        };
+        let model = BaseModel::open(path).map_err(|error| cannot(error.to_string()))?;
+        let needs = InferenceEngine::needed_bytes(&model.config, model.weights.as_ref());
+        self.make_room(id, needs)?;
+        let responder =
+            InferenceEngine::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
+                .map_err(|error| cannot(error.to_string()))?;
+        tracing::info!(model = id, bytes = responder.memory_use(), "model loaded for serving");
+        Ok(Arc::new(LoadedModel::new(id, model, responder)))
+    }
+
+    /// Unloads models without sequences until there are `needs` bytes.
+    fn make_room(&self, id: &str, needs: u64) -> Result<(), ServeError> {
+        if needs > self.budget {
+            let message = format!(
+                "the model {id:?} takes about {}, and the server keeps models in {}: start it with \
+                 more (--serve-memory)",
+                gigabytes(needs),
+                gigabytes(self.budget)
+            );
+            return Err(ServeError::new(ErrorCode::OutOfMemory, message));
+        }
+        let began = Instant::now();
+        loop {
+            let is_within = self.usage().1 + needs <= self.budget;
+            let is_free = memory::available().is_none_or(|free| needs <= free);
+            if is_within && is_free {
+                return Ok(());
+            }
+            let mut loaded = self.lock();
+            let unused = loaded.iter().position(|model| Arc::strong_count(model) == 1);
+            let Some(unused) = unused else {
+                drop(loaded);
+                if began.elapsed() < MEMORY_WAIT {
+                    // A sequence may finish soon.
+                    std::thread::sleep(MEMORY_POLL);
+                    continue;
+                }
+                let message = format!(
+                    "there is no memory for the model {id:?} now: it takes about {}, which a \
+                     training job or models that are answering hold; try again later",
+                    gigabytes(needs)
+                );
+                return Err(ServeError::new(ErrorCode::ModelLoading, message));
+            };
+            let unloaded = loaded.remove(unused);
+            drop(loaded);
+            tracing::info!(model = unloaded.id(), "model unloaded to make room");
+        }
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}

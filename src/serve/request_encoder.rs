@@ -1,0 +1,217 @@
+//! From a request to its sequences: tokenizes the prompts and checks that the model can do what the request
+//! asks for.
+
+use std::sync::Arc;
+
+use super::error::ServeError;
+use super::events::{Event, EventSender};
+use super::loaded_model::LoadedModel;
+use super::request::{Prompt, Request, TextPrompt};
+use super::sample::Sampler;
+use super::sequence_output::{OutputParameters, SequenceOutput};
+use super::tool_call_parser::ToolCallParser;
+use super::tool_format::ToolFormat;
+use crate::dataset::Message;
+use crate::domain::error_code::ErrorCode;
+use crate::train::data::tokenize::{control_token_in, control_token_message};
+use crate::train::model::base_model::BaseModel;
+use crate::train::model::chat_template::TemplateError;
+
+/// Encodes requests to one model.
+pub(super) struct RequestEncoder<'a> {
+    /// The model's name.
+    id: &'a str,
+    /// Its tokenizer and template.
+    model: &'a BaseModel,
+    /// Longest sequence in tokens.
+    context_length: usize,
+    /// Number of tokens in the vocabulary.
+    vocabulary: usize,
+}
+
+/// A prompt in tokens.
+struct EncodedPrompt {
+    ids: Arc<[u32]>,
+    /// As [`OutputParameters::before_text`].
+    before_text: usize,
+}
+
+impl<'a> RequestEncoder<'a> {
+    /// For requests to this model.
+    pub fn new(model: &'a LoadedModel) -> Self {
+        Self {
+            id: model.id(),
+            model: model.model(),
+            context_length: model.responder().context_length(),
+            vocabulary: model.responder().vocabulary(),
+        }
+    }
+
+    /// The outputs of the sequences of a request, `n` for each prompt. Tells the client that the request
+    /// has started.
+    ///
+    /// # Errors
+    /// Why the model cannot answer the request, for the client.
+    pub fn encode(
+        &self,
+        request: Request,
+        events: &EventSender,
+    ) -> Result<Vec<Vec<SequenceOutput>>, ServeError> {
+        for (token, _) in &request.sampling.logit_bias {
+            if *token as usize >= self.vocabulary {
+                let message =
+                    format!("logit_bias names token {token}, and {}", self.known_tokens());
+                return Err(ServeError::about("logit_bias", ErrorCode::InvalidRequest, message));
+            }
+        }
+        let starts_new_text = matches!(request.prompt, Prompt::Chat { .. });
+        let prompts = match &request.prompt {
+            Prompt::Chat { messages, tools, .. } => vec![self.encode_chat(messages, tools)?],
+            Prompt::Texts(texts) => {
+                let encoded: Result<Vec<EncodedPrompt>, ServeError> =
+                    texts.iter().map(|text| self.encode_text(text)).collect();
+                encoded?
+            }
+        };
+        let seed = request.seed.unwrap_or_else(random_seed);
+        let tool_format = self.tool_format(&request.prompt);
+        let mut outputs = Vec::with_capacity(prompts.len());
+        let mut index = 0;
+        for prompt in &prompts {
+            let max_tokens = self.max_tokens(prompt.ids.len(), request.max_tokens);
+            let max_tokens = max_tokens.map_err(|message| {
+                let field = request.prompt.field();
+                ServeError::about(field, ErrorCode::ContextLengthExceeded, message)
+            })?;
+            let mut of_prompt = Vec::with_capacity(request.n as usize);
+            for _ in 0..request.n {
+                let parameters = OutputParameters {
+                    index,
+                    prompt: Arc::clone(&prompt.ids),
+                    before_text: prompt.before_text,
+                    starts_new_text,
+                    echo: request.echo,
+                    max_tokens,
+                    stop: request.stop.clone(),
+                    log_probabilities: request.log_probabilities,
+                };
+                let sampler = Sampler::new(request.sampling.clone(), seed, index);
+                let tools = tool_format.map(|(format, most)| ToolCallParser::new(format, most));
+                let tokenizer = Arc::clone(&self.model.tokenizer);
+                let events = events.clone();
+                of_prompt.push(SequenceOutput::new(parameters, sampler, tools, tokenizer, events));
+                index += 1;
+            }
+            outputs.push(of_prompt);
+        }
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len() as u64).sum();
+        events.send(Event::Started { prompt_tokens });
+        Ok(outputs)
+    }
+
+    /// In which format outputs may call tools, and how often.
+    fn tool_format(&self, prompt: &Prompt) -> Option<(ToolFormat, usize)> {
+        let Prompt::Chat { tools, parallel_tool_calls, .. } = prompt else {
+            return None;
+        };
+        if tools.is_empty() {
+            return None;
+        }
+        let format = ToolFormat::of(self.model.template.as_ref()?)?;
+        Some((format, if *parallel_tool_calls { usize::MAX } else { 1 }))
+    }
+
+    /// Most tokens to generate after a prompt of this length, or why the context has no room for one.
+    fn max_tokens(&self, prompt_tokens: usize, requested: Option<u32>) -> Result<usize, String> {
+        let room = self.context_length.checked_sub(prompt_tokens);
+        match (room, requested) {
+            // Nothing is generated, so the prompt may fill the context.
+            (Some(_), Some(0)) => Ok(0),
+            (Some(room @ 1..), requested) => {
+                Ok(requested.map_or(room, |most| room.min(most as usize)))
+            }
+            _ => Err(format!(
+                "the prompt is {prompt_tokens} tokens long and the model's context is {} tokens: \
+                 shorten it",
+                self.context_length
+            )),
+        }
+    }
+
+    /// Tokenizes a conversation, up to where the answer begins.
+    fn encode_chat(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+    ) -> Result<EncodedPrompt, ServeError> {
+        let Some(template) = &self.model.template else {
+            let message = format!(
+                "the base model {:?} has no chat template: /v1/completions continues plain texts",
+                self.id
+            );
+            return Err(ServeError::about("model", ErrorCode::InvalidRequest, message));
+        };
+        let refused = |code, message| ServeError::about("messages", code, message);
+        if let Some((index, key, token)) = control_token_in(self.model, messages) {
+            let message = format!("messages[{index}].{key}: {}", control_token_message(&token));
+            return Err(refused(ErrorCode::ControlTokenInContent, message));
+        }
+        let text = template.render_prompt(messages, tools).map_err(|error| match error {
+            TemplateError::NoTools => {
+                ServeError::about("tools", ErrorCode::Unsupported, error.to_string())
+            }
+            TemplateError::NoToolCalls { .. } => refused(ErrorCode::Unsupported, error.to_string()),
+            _ => refused(ErrorCode::InvalidRequest, error.to_string()),
+        })?;
+        Ok(EncodedPrompt { ids: self.tokens(&text)?.into(), before_text: 0 })
+    }
+
+    /// Tokenizes a plain text. Like transformers, it puts the beginning-of-text token first where the
+    /// model's tokenizer says so, unless the text has it already. Tokens are used as they are.
+    fn encode_text(&self, prompt: &TextPrompt) -> Result<EncodedPrompt, ServeError> {
+        let special = self.model.tokenizer.special();
+        let (mut ids, mut before_text) = match prompt {
+            TextPrompt::Tokens(ids) => (ids.clone(), 0),
+            TextPrompt::Text(text) => {
+                let ids = self.tokens(text)?;
+                let beginning = special.beginning.filter(|_| special.adds_beginning);
+                match beginning.filter(|beginning| ids.first() != Some(beginning)) {
+                    Some(beginning) => ([vec![beginning], ids].concat(), 1),
+                    None => (ids, 0),
+                }
+            }
+        };
+        if ids.is_empty() {
+            // A new text begins as training texts do: after the end of another one.
+            ids.extend(special.beginning.or(special.ends.first().copied()));
+            before_text = ids.len();
+        }
+        if ids.is_empty() {
+            let message = "the prompt is empty, and the model has no token that begins a text";
+            return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message.to_owned()));
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            let message = format!("the prompt holds token {id}, and {}", self.known_tokens());
+            return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message));
+        }
+        Ok(EncodedPrompt { ids: ids.into(), before_text })
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, ServeError> {
+        let tokens = self
+            .model
+            .tokenizer
+            .encode(text)
+            .map_err(|error| ServeError::new(ErrorCode::InternalError, error.to_string()))?;
+        Ok(tokens.into_iter().map(|(id, _)| id).collect())
+    }
+
+    fn known_tokens(&self) -> String {
+        format!("the model's tokens are 0 to {}", self.vocabulary.saturating_sub(1))
+    }
+}
+
+/// A seed for a request without one.
+fn random_seed() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
+}

@@ -1,0 +1,16 @@
+//! The sequences of one prompt, before the scheduler admits them.
+
+use std::sync::Arc;
+
+use super::loaded_model::{LoadedModel, NamedAdapter};
+use super::sequence_output::SequenceOutput;
+
+/// The `n` sequences of one prompt. They share its tokens and run as one until it is prefilled.
+pub(super) struct SequenceGroup {
+    /// The model that runs them.
+    pub model: Arc<LoadedModel>,
+    /// The adapter beside it.
+    pub adapter: Option<NamedAdapter>,
+    /// One for each sequence; there is at least one.
+    pub outputs: Vec<SequenceOutput>,
+}
