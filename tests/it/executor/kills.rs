@@ -102,6 +102,7 @@ async fn kills_at_random_moments_change_no_byte_of_what_comes_out() {
 }
 
 #[tokio::test]
+#[ignore = "long: tests/long runs it"]
 async fn kills_change_no_byte_of_a_real_models_adapter() {
     let Some(models_dir) = models_dir() else { return };
     let folder = tempfile::tempdir().expect("a folder");

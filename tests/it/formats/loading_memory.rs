@@ -209,6 +209,7 @@ fn what_training_all_weights_takes_is_what_was_said_before() {
 }
 
 #[test]
+#[ignore = "long: tests/long runs it"]
 fn what_a_run_of_the_real_model_takes_is_what_was_said_before() {
     let Some(models_dir) = real_model::models_dir() else { return };
     let empty = peak(&trainer(10, 8));

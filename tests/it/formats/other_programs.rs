@@ -236,6 +236,7 @@ const QUESTIONS: [&str; 10] = [
 ];
 
 #[test]
+#[ignore = "long: tests/long runs it"]
 fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file() {
     let (Some(models_dir), Some(python)) = (models_dir(), given("HONE_TEST_PYTHON")) else {
         return;

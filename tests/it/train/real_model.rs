@@ -188,6 +188,7 @@ fn write_greedily(
 }
 
 #[test]
+#[ignore = "long: tests/long runs it"]
 fn greedy_answers_to_twenty_questions_of_gsm8k_are_those_of_transformers_token_for_token() {
     let (Some(models_dir), Some(python)) = (models_dir(), given("HONE_TEST_PYTHON")) else {
         return;
