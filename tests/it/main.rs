@@ -11,6 +11,7 @@
 
 mod architecture;
 mod clients;
+mod docs;
 mod executor;
 mod formats;
 mod http;
