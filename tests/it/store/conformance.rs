@@ -18,6 +18,7 @@ use hone::store::{
 
 use crate::support::store::{
     ANY_NUMBER, Fixture, START, api_key, checkpoint, file, first, job, metrics, resolved, success,
+    without_events,
 };
 
 fn note(text: &str) -> NewEvent {
@@ -729,16 +730,9 @@ async fn a_checkpoint_made_twice_is_kept_once() {
     let store = &fixture.store;
     let mut kept = Vec::new();
     for step in [10, 20, 30] {
-        let (row, model, files) = checkpoint(&id, step);
-        assert!(
-            store
-                .add_checkpoint(
-                    &claim,
-                    &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] }
-                )
-                .await
-                .expect("adds")
-        );
+        let added = checkpoint(&id, step);
+        assert!(store.add_checkpoint(&claim, &without_events(&added)).await.expect("adds"));
+        let (row, _model, _files) = added;
         kept.push(row);
     }
     let (again, model, files) = checkpoint(&id, 20);
@@ -823,19 +817,9 @@ async fn a_file_stays_as_long_as_something_needs_it() {
     assert_eq!(store.delete_file(&training.id).await.expect("asks"), in_use);
     let (claim, _job) = fixture.claim().await;
     assert_eq!(store.delete_file(&validation.id).await.expect("asks"), in_use);
-    let (row, checkpoint_model, checkpoint_files) = checkpoint(&job.id, 10);
-    store
-        .add_checkpoint(
-            &claim,
-            &NewCheckpoint {
-                checkpoint: &row,
-                model: &checkpoint_model,
-                files: &checkpoint_files,
-                events: &[],
-            },
-        )
-        .await
-        .expect("adds");
+    let added = checkpoint(&job.id, 10);
+    store.add_checkpoint(&claim, &without_events(&added)).await.expect("adds");
+    let (_row, checkpoint_model, checkpoint_files) = added;
     let success = success(&job.id);
     store.finish_succeeded(&claim, &success).await.expect("ends");
 
@@ -1034,14 +1018,9 @@ async fn deleting_a_model_keeps_the_job_and_frees_the_files() {
     let store = &fixture.store;
     let mut names = Vec::new();
     for step in [10, 20] {
-        let (row, model, files) = checkpoint(&id, step);
-        store
-            .add_checkpoint(
-                &claim,
-                &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
-            )
-            .await
-            .expect("adds");
+        let added = checkpoint(&id, step);
+        store.add_checkpoint(&claim, &without_events(&added)).await.expect("adds");
+        let (_row, model, _files) = added;
         names.push(model.id);
     }
     let success = success(&id);
@@ -1071,19 +1050,9 @@ async fn a_model_stays_while_a_job_continues_from_it_or_from_its_checkpoint() {
     let id = fixture.add_job().await;
     let (claim, _job) = fixture.claim().await;
     let store = &fixture.store;
-    let (row, checkpoint_model, files) = checkpoint(&id, 10);
-    store
-        .add_checkpoint(
-            &claim,
-            &NewCheckpoint {
-                checkpoint: &row,
-                model: &checkpoint_model,
-                files: &files,
-                events: &[],
-            },
-        )
-        .await
-        .expect("adds");
+    let added = checkpoint(&id, 10);
+    store.add_checkpoint(&claim, &without_events(&added)).await.expect("adds");
+    let (_row, checkpoint_model, _files) = added;
     let success = success(&id);
     store.finish_succeeded(&claim, &success).await.expect("ends");
 
@@ -1109,15 +1078,10 @@ async fn a_permission_is_of_one_model_and_one_project_and_goes_with_the_model() 
     let fixture = Fixture::sqlite().await;
     let id = fixture.add_job().await;
     let (claim, _job) = fixture.claim().await;
-    let (row, model, files) = checkpoint(&id, 4);
+    let added = checkpoint(&id, 4);
     let store = &fixture.store;
-    store
-        .add_checkpoint(
-            &claim,
-            &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
-        )
-        .await
-        .expect("added");
+    store.add_checkpoint(&claim, &without_events(&added)).await.expect("added");
+    let (_row, model, _files) = added;
     store.finish_succeeded(&claim, &success(&id)).await.expect("ends");
     let (whole, step) = (format!("ft:{id}"), model.id);
 
@@ -1151,14 +1115,9 @@ async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_need
     let store = &fixture.store;
     let mut made = Vec::new();
     for step in [10, 20] {
-        let (row, model, files) = checkpoint(&id, step);
-        store
-            .add_checkpoint(
-                &claim,
-                &NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[] },
-            )
-            .await
-            .expect("adds");
+        let added = checkpoint(&id, step);
+        store.add_checkpoint(&claim, &without_events(&added)).await.expect("adds");
+        let (_row, model, files) = added;
         made.push((model, files));
     }
     let mut next = job(&fixture.add_file().await);

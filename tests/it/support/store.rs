@@ -12,7 +12,7 @@ use hone::domain::job::{
 use hone::domain::model::{TunedModel, checkpoint_name};
 use hone::domain::project::Project;
 use hone::domain::webhook::{EventType, SigningSecret, WebhookEndpoint};
-use hone::store::{Claim, PageRequest, Store, Success, sqlite};
+use hone::store::{Claim, NewCheckpoint, PageRequest, Store, Success, sqlite};
 use hone::util::clock::ManualClock;
 
 /// For jobs whose number is not what a test is about.
@@ -198,6 +198,13 @@ pub fn checkpoint(job_id: &str, step: u64) -> (JobCheckpoint, TunedModel, Vec<Fi
         result_files: files.iter().map(|file| file.id.clone()).collect(),
     };
     (checkpoint, model, files)
+}
+
+/// What is added of a checkpoint, without events.
+pub fn without_events(
+    (checkpoint, model, files): &(JobCheckpoint, TunedModel, Vec<FileRecord>),
+) -> NewCheckpoint<'_> {
+    NewCheckpoint { checkpoint, model, files, events: &[] }
 }
 
 /// What the success of a job brings.
