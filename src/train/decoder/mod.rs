@@ -9,6 +9,7 @@ pub mod backward;
 pub mod decode;
 mod forward;
 pub mod frozen_layer_cache;
+mod layer_backward;
 mod load;
 mod memory_use;
 mod names;
