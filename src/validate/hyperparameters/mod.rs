@@ -1,65 +1,18 @@
-//! Hyperparameters of a request: names, types and ranges.
+//! Hyperparameters of a request: [`read`] is the table of them with their ranges.
+
+mod names;
+mod values;
 
 use serde_json::{Map, Value};
 
+pub use self::names::is_known;
+use self::names::{KNOWN, KNOWN_WITH_DPO, KNOWN_WITH_LORA};
+use self::values::{HyperparameterFields, above, from};
 use super::Refusal;
-use crate::domain::error_code::ErrorCode;
-use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, Schedule};
-use crate::train::run::plan::DEFAULT_PATIENCE;
-
-/// Names that are valid with every fine-tune mode, OpenAI's three first.
-pub const KNOWN: &[&str] = &[
-    "n_epochs",
-    "batch_size",
-    "learning_rate_multiplier",
-    "learning_rate",
-    "tuning",
-    "tuning_layers",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "min_lr_ratio",
-    "packing",
-    "context_length",
-    "eval_steps",
-    "n_evals",
-    "early_stopping_enabled",
-    "early_stopping_patience",
-    "early_stopping_threshold",
-    "early_stopping_min_delta",
-    "save_steps",
-    "n_checkpoints",
-    "save_total_limit",
-];
-
-/// Names that are valid with the method `dpo` only.
-const KNOWN_WITH_DPO: &[&str] = &["beta"];
-
-/// Names that are valid with the tuning `lora` only.
-const KNOWN_WITH_LORA: &[&str] = &[
-    "modules_to_save",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "lora_layers",
-    "use_rslora",
-];
-
-/// Whether a hyperparameter of this name exists, with whatever method.
-pub fn is_known(name: &str) -> bool {
-    [KNOWN, KNOWN_WITH_LORA, KNOWN_WITH_DPO].iter().any(|names| names.contains(&name))
-}
-
-/// Most names of modules.
-const MOST_MODULES: usize = 64;
+use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, Method, Schedule};
 
 /// PEFT's name of all linear layers of the blocks.
 const ALL_LINEAR: &str = "all-linear";
-
-/// Most indexes of layers.
-const MOST_LAYERS: usize = 1024;
 
 /// Reads the object at `path` of the request (`hyperparameters`, or
 /// `method.<method>.hyperparameters`). Null and `"auto"` leave a value open: the plan resolves it.
@@ -87,17 +40,17 @@ pub fn read(
     }
     let read = Hyperparameters {
         method,
-        beta: auto(fields.number("beta", Range { most: 2.0, ..above(0.0) })?),
+        beta: auto(fields.number("beta", above(0.0).up_to(2.0))?),
         n_epochs: auto(fields.whole("n_epochs", 1..=50)?),
         batch_size: auto(fields.whole("batch_size", 1..=256)?),
         learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", above(0.0))?),
-        learning_rate: fields.number("learning_rate", Range { most: 1.0, ..above(0.0) })?,
+        learning_rate: fields.number("learning_rate", above(0.0).up_to(1.0))?,
         tuning: fields.tuning()?,
         tuning_layers: fields.whole("tuning_layers", 1..=1024)?,
         modules_to_save: fields.names("modules_to_save", None, "[\"lm_head\"]")?,
         lora_r: fields.whole("lora_r", 1..=256)?,
         lora_alpha: fields.number("lora_alpha", above(0.0))?,
-        lora_dropout: fields.number("lora_dropout", Range { most: 0.9, ..from(0.0) })?,
+        lora_dropout: fields.number("lora_dropout", from(0.0).up_to(0.9))?,
         lora_target_modules: fields.names(
             "lora_target_modules",
             Some(ALL_LINEAR),
@@ -105,12 +58,12 @@ pub fn read(
         )?,
         lora_layers: fields.layers()?,
         use_rslora: fields.switch("use_rslora")?,
-        warmup_ratio: fields.number("warmup_ratio", Range { most: 1.0, ..from(0.0) })?,
+        warmup_ratio: fields.number("warmup_ratio", from(0.0).up_to(1.0))?,
         weight_decay: fields.number("weight_decay", from(0.0))?,
         max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
         lr_scheduler_type: fields.schedule()?,
         context_length: fields.whole("context_length", 8..=1_048_576)?,
-        min_lr_ratio: fields.number("min_lr_ratio", Range { most: 1.0, ..from(0.0) })?,
+        min_lr_ratio: fields.number("min_lr_ratio", from(0.0).up_to(1.0))?,
         packing: fields.switch("packing")?,
         eval_steps: auto(fields.whole("eval_steps", 1..=1_000_000)?),
         n_evals: fields.whole("n_evals", 0..=1000)?,
@@ -120,6 +73,15 @@ pub fn read(
         n_checkpoints: fields.whole("n_checkpoints", 1..=1000)?,
         save_total_limit: fields.whole("save_total_limit", 1..=1000)?,
     };
+    refuse_combinations(&read, &fields)?;
+    Ok(read)
+}
+
+/// Refuses values that are valid alone and not together.
+fn refuse_combinations(
+    read: &Hyperparameters,
+    fields: &HyperparameterFields<'_>,
+) -> Result<(), Refusal> {
     let has_multiplier = matches!(read.learning_rate_multiplier, Auto::Value(_));
     if has_multiplier && read.learning_rate.is_some() {
         let message = "learning_rate and learning_rate_multiplier exclude each other: send one";
@@ -151,225 +113,11 @@ pub fn read(
         );
         return Err(fields.refuse("tuning_layers", message));
     }
-    Ok(read)
+    Ok(())
 }
 
 fn auto<T>(value: Option<T>) -> Auto<T> {
     value.map_or(Auto::Auto, Auto::Value)
-}
-
-/// The range of a number.
-#[derive(Clone, Copy)]
-struct Range {
-    least: f64,
-    /// Whether `least` itself is allowed.
-    with_least: bool,
-    most: f64,
-}
-
-fn above(least: f64) -> Range {
-    Range { least, with_least: false, most: f64::MAX }
-}
-
-fn from(least: f64) -> Range {
-    Range { least, with_least: true, most: f64::MAX }
-}
-
-struct HyperparameterFields<'a> {
-    path: &'a str,
-    object: &'a Map<String, Value>,
-}
-
-impl HyperparameterFields<'_> {
-    fn refuse(&self, name: &str, message: String) -> Refusal {
-        let param = format!("{}.{name}", self.path);
-        Refusal::with_code(ErrorCode::InvalidHyperparameter, param, message)
-    }
-
-    /// The value, if the client chose one.
-    fn chosen(&self, name: &str) -> Option<&Value> {
-        debug_assert!(is_known(name), "{name} is read and not listed");
-        self.object.get(name).filter(|value| !value.is_null() && *value != "auto")
-    }
-
-    fn whole(
-        &self,
-        name: &str,
-        range: std::ops::RangeInclusive<u32>,
-    ) -> Result<Option<u32>, Refusal> {
-        let Some(value) = self.chosen(name) else {
-            return Ok(None);
-        };
-        // 3.0 is how some clients write 3.
-        let whole = value.as_u64().or_else(|| {
-            let number = value.as_f64().filter(|number| number.fract() == 0.0 && *number >= 0.0);
-            number.map(|number| number as u64)
-        });
-        let inside = whole.and_then(|whole| u32::try_from(whole).ok());
-        match inside.filter(|whole| range.contains(whole)) {
-            Some(whole) => Ok(Some(whole)),
-            None => {
-                let (least, most) = (range.start(), range.end());
-                let message = format!(
-                    "{name} is {value}; it must be \"auto\" or a whole number from {least} to {most}"
-                );
-                Err(self.refuse(name, message))
-            }
-        }
-    }
-
-    fn number(&self, name: &str, range: Range) -> Result<Option<f64>, Refusal> {
-        let Some(value) = self.chosen(name) else {
-            return Ok(None);
-        };
-        let is_inside = |number: &f64| {
-            let is_above = *number > range.least || (range.with_least && *number == range.least);
-            is_above && *number <= range.most
-        };
-        match value.as_f64().filter(is_inside) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let least = match range.with_least {
-                    true => format!("at least {}", range.least),
-                    false => format!("above {}", range.least),
-                };
-                let most = match range.most < f64::MAX {
-                    true => format!(" and at most {}", range.most),
-                    false => String::new(),
-                };
-                let message = format!("{name} is {value}; it must be a number {least}{most}");
-                Err(self.refuse(name, message))
-            }
-        }
-    }
-
-    fn switch(&self, name: &str) -> Result<Option<bool>, Refusal> {
-        let Some(value) = self.chosen(name) else {
-            return Ok(None);
-        };
-        match value.as_bool() {
-            Some(value) => Ok(Some(value)),
-            None => Err(self.refuse(name, format!("{name} is {value}; it can be true or false"))),
-        }
-    }
-
-    /// Evaluations without improvement until early stopping, and Together's switch for it.
-    fn patience(&self) -> Result<Option<u32>, Refusal> {
-        const NAME: &str = "early_stopping_enabled";
-        let patience = self.whole("early_stopping_patience", 0..=1000)?;
-        match (self.switch(NAME)?, patience) {
-            (None, patience) => Ok(patience),
-            (Some(false), None | Some(0)) => Ok(Some(0)),
-            (Some(true), None) => Ok(Some(DEFAULT_PATIENCE)),
-            (Some(true), Some(1..)) => Ok(patience),
-            (Some(enabled), Some(patience)) => {
-                let message = format!(
-                    "{NAME} is {enabled} and early_stopping_patience is {patience}, where only 0 means \
-                     never: send one of them"
-                );
-                Err(self.refuse(NAME, message))
-            }
-        }
-    }
-
-    /// The smallest improvement, in hone's spelling or Together's.
-    fn threshold(&self) -> Result<Option<f64>, Refusal> {
-        const OTHER: &str = "early_stopping_min_delta";
-        let own = self.number("early_stopping_threshold", from(0.0))?;
-        let other = self.number(OTHER, from(0.0))?;
-        if let (Some(own), Some(other)) = (own, other)
-            && own != other
-        {
-            let message = format!(
-                "{OTHER} is {other} and early_stopping_threshold, which means the same, is {own}: send \
-                 one of them"
-            );
-            return Err(self.refuse(OTHER, message));
-        }
-        Ok(own.or(other))
-    }
-
-    fn tuning(&self) -> Result<Option<FineTuneMode>, Refusal> {
-        const NAME: &str = "tuning";
-        let Some(value) = self.chosen(NAME) else {
-            return Ok(None);
-        };
-        let modes = [FineTuneMode::Lora, FineTuneMode::Full, FineTuneMode::LastLayers];
-        match modes.into_iter().find(|mode| value == mode.as_str()) {
-            Some(mode) => Ok(Some(mode)),
-            None => {
-                let message = format!("{NAME} is {value}; it can be lora, full or last_layers");
-                Err(self.refuse(NAME, message))
-            }
-        }
-    }
-
-    /// Names of modules, such as `example`. The value `open` leaves it open.
-    fn names(
-        &self,
-        name: &str,
-        open: Option<&str>,
-        example: &str,
-    ) -> Result<Option<Vec<String>>, Refusal> {
-        let is_open = |value: &&Value| open.is_some_and(|open| *value == open);
-        let Some(value) = self.chosen(name).filter(|value| !is_open(value)) else {
-            return Ok(None);
-        };
-        let names: Option<Vec<String>> = value
-            .as_array()
-            .and_then(|list| list.iter().map(|name| name.as_str().map(str::to_owned)).collect());
-        match names.filter(|names| (1..=MOST_MODULES).contains(&names.len())) {
-            Some(names) => Ok(Some(names)),
-            None => {
-                let open = open.map_or(String::new(), |open| format!("{open:?} or "));
-                let message = format!(
-                    "{name} is {value}; it must be {open}a list of layer names such as {example}"
-                );
-                Err(self.refuse(name, message))
-            }
-        }
-    }
-
-    fn layers(&self) -> Result<Option<LoraLayers>, Refusal> {
-        const NAME: &str = "lora_layers";
-        let Some(value) = self.chosen(NAME) else {
-            return Ok(None);
-        };
-        let whole = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
-        let layers = match value {
-            Value::Array(list) if (1..=MOST_LAYERS).contains(&list.len()) => {
-                let layers: Option<Vec<u32>> = list.iter().map(whole).collect();
-                layers.map(LoraLayers::These)
-            }
-            value => whole(value).filter(|count| *count > 0).map(LoraLayers::Last),
-        };
-        match layers {
-            Some(layers) => Ok(Some(layers)),
-            None => {
-                let message = format!(
-                    "{NAME} is {value}; it must be how many of the last blocks are adapted, or a \
-                     list of their indexes from 0"
-                );
-                Err(self.refuse(NAME, message))
-            }
-        }
-    }
-
-    fn schedule(&self) -> Result<Option<Schedule>, Refusal> {
-        let Some(value) = self.chosen("lr_scheduler_type") else {
-            return Ok(None);
-        };
-        match value.as_str() {
-            Some("linear") => Ok(Some(Schedule::Linear)),
-            Some("cosine") => Ok(Some(Schedule::Cosine)),
-            Some("constant") => Ok(Some(Schedule::Constant)),
-            _ => {
-                let message =
-                    format!("lr_scheduler_type is {value}; it can be linear, cosine or constant");
-                Err(self.refuse("lr_scheduler_type", message))
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -377,6 +125,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::error_code::ErrorCode;
+    use crate::train::run::plan::DEFAULT_PATIENCE;
 
     fn read_json(value: Value) -> Result<Hyperparameters, Refusal> {
         read("hyperparameters", value.as_object().expect("an object"), Method::Supervised)
