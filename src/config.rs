@@ -75,7 +75,7 @@ pub struct TrainingDevice {
 /// How models answer beside jobs that train.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Serving {
-    /// Memory that base models, adapters and texts in progress may take, such as 8GB or 512MB; models
+    /// Memory that base models, adapters and sequences in progress may take, such as 8GB or 512MB; models
     /// that were used least recently make room. Half of what is free at the start without it.
     #[arg(long, env = "HONE_SERVE_MEMORY", value_name = "SIZE", value_parser = bytes)]
     pub serve_memory: Option<u64>,

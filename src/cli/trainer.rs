@@ -80,9 +80,9 @@ fn write_dry_run(device: Device) -> anyhow::Result<()> {
         std::process::exit(1);
     })?;
     // At the server's priority: a run under way would take half of what there is.
-    let pace = MachineSpeed::measure();
+    let speed = MachineSpeed::measure();
     lower_priority(DRY_RUN_NICENESS);
-    let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &pace));
+    let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &speed));
     write_message(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run })
         .context("writing the dry run for the supervisor")
 }

@@ -84,7 +84,6 @@ impl DryRuns {
         let spec = staging::stage(&self.context, &job).await.map_err(|error| match error {
             StagingError::Permanent(error) => DryRunError::Refused(error),
             StagingError::Transient { reason, .. } => DryRunError::Broken(reason),
-            StagingError::ClaimLost => DryRunError::Broken("its claim is lost".to_owned()),
         })?;
         let ExecutorContext { trainer_binary: binary, device, timeouts, .. } = &self.context;
         let mut trainer = Trainer::start(binary, TrainerMode::DryRun, *device, &spec)

@@ -126,7 +126,7 @@ impl Executor {
         };
         tracing::info!(job.id, job.attempt, epoch = claim.epoch, "job claimed");
         let outcome = supervise::run_job(&self.context, &claim, &job, shutdown).await;
-        tracing::info!(job.id, outcome = outcome.as_str(), "job left");
+        tracing::info!(job.id, outcome = outcome.as_str(), "work on the job has ended");
         outcome.record(&self.context, &claim, shutdown).await;
         Tick::RanJob
     }

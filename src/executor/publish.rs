@@ -189,7 +189,7 @@ impl Publisher<'_> {
     }
 }
 
-/// Reaches a fail point, whose failure is one of the blobs of a checkpoint's folder.
+/// Reaches a fail point. Its failure is reported as a failure to read the checkpoint's folder.
 async fn reach(point: FailPoint, directory: &Path) -> Result<(), BlobError> {
     let local = |source| BlobError::Local { path: directory.display().to_string(), source };
     point.reach_async().await.map_err(local)

@@ -26,8 +26,6 @@ pub(super) enum StagingError {
         /// What happened.
         reason: String,
     },
-    /// Another executor holds the job.
-    ClaimLost,
 }
 
 impl StagingError {
@@ -36,9 +34,6 @@ impl StagingError {
     }
 
     fn lookup(id: &str, error: &StoreError) -> Self {
-        if let StoreError::LostClaim(_) = error {
-            return Self::ClaimLost;
-        }
         let reason = format!("{id} cannot be looked up: {error}");
         Self::Transient { code: ErrorCode::InternalError, reason }
     }

@@ -111,7 +111,6 @@ impl Supervisor<'_> {
             Err(StagingError::Transient { code, reason }) => {
                 return JobOutcome::retry_or_fail(self.job, code, &reason, None);
             }
-            Err(StagingError::ClaimLost) => return JobOutcome::ClaimLost,
         };
         match self.heartbeat.request() {
             ControlRequest::None => {}
@@ -153,7 +152,7 @@ impl Supervisor<'_> {
         exit: &TrainerExit,
         new_checkpoint: Option<u64>,
     ) -> JobOutcome {
-        use {EndRequest as Told, TrainerEnd as End};
+        use {EndRequest as Request, TrainerEnd as End};
         match (end, self.controls.end_request()) {
             (End::Finished(output), _) => self.finished(&output).await,
             (End::Failed(error), _) => JobOutcome::Failed(error),
@@ -161,24 +160,28 @@ impl Supervisor<'_> {
 
             (
                 End::Cancelled | End::Stopped | End::Died | End::Overdue | End::Malformed(_),
-                Told::Cancel,
+                Request::Cancel,
             ) => JobOutcome::Cancelled,
 
-            (End::Stopped, Told::Pause) => self.stopped(|step| JobOutcome::Paused { step }).await,
-            (End::Stopped, Told::Stop) => self.stopped(|step| JobOutcome::Released { step }).await,
+            (End::Stopped, Request::Pause) => {
+                self.stopped(|step| JobOutcome::Paused { step }).await
+            }
+            (End::Stopped, Request::Stop) => {
+                self.stopped(|step| JobOutcome::Released { step }).await
+            }
 
-            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Told::Pause) => {
+            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Request::Pause) => {
                 JobOutcome::Paused { step: None }
             }
-            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Told::Stop) => {
+            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Request::Stop) => {
                 JobOutcome::Released { step: None }
             }
 
-            (End::Malformed(reason), Told::None) => {
+            (End::Malformed(reason), Request::None) => {
                 let what = format!("the trainer wrote a malformed message: {reason}");
                 self.crashed(&what, exit)
             }
-            (End::Cancelled | End::Stopped | End::Died | End::Overdue, Told::None) => {
+            (End::Cancelled | End::Stopped | End::Died | End::Overdue, Request::None) => {
                 let what = exit.describe(self.progress.step);
                 match new_checkpoint {
                     Some(step) => JobOutcome::continue_from(step, &what, exit.data()),

@@ -133,8 +133,8 @@ pub trait Store: WebhookStore + KeyStore {
         id: &str,
         events: &[NewEvent],
     ) -> Result<Option<PauseOutcome>, StoreError>;
-    /// Queues a paused job again, in its old place, or withdraws the request to pause a running one; `None` when there is no such job. `events` are appended when that changes
-    /// something.
+    /// Queues a paused job again, in its old place, or withdraws the request to pause a running one;
+    /// `None` when there is no such job. `events` are appended when that changes something.
     async fn resume(
         &self,
         id: &str,
@@ -245,8 +245,9 @@ pub trait Store: WebhookStore + KeyStore {
         estimated_finish: Option<i64>,
         events: &[NewEvent],
     ) -> Result<(), StoreError>;
-    /// Adds a checkpoint with its model and its files. A second one for the same job and step adds nothing and is not an error, because steps may run twice;
-    /// `false` says so, and that the blobs are not needed.
+    /// Adds a checkpoint with its model and its files. A second one for the same job and step adds
+    /// nothing and is not an error, because steps may run twice; `false` says so, and that the blobs are
+    /// not needed.
     async fn add_checkpoint(
         &self,
         claim: &Claim,

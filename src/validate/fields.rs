@@ -22,26 +22,23 @@ impl<'a> BodyFields<'a> {
 
     /// The value of a field, if it is there.
     pub fn get(&self, name: &str) -> Option<&'a Value> {
-        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
-        given(self.body, name)
+        // A field that nobody lists is not there, so that no parser can read one past the document.
+        given(self.body, name).filter(|_value| self.known.contains(&name))
     }
 
     /// The value of a field that is refused when it is there, so that the document does not list it.
     pub fn get_unsupported(&self, name: &str) -> Option<&'a Value> {
-        debug_assert!(!self.known.contains(&name), "{name} is refused and listed");
-        given(self.body, name)
+        given(self.body, name).filter(|_value| !self.known.contains(&name))
     }
 
     /// A field that holds a text.
     pub fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
-        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
-        text(self.body, name)
+        text_of(self.get(name), name)
     }
 
     /// A text that must be there and not be empty.
     pub fn required_text(&self, name: &str) -> Result<String, Refusal> {
-        debug_assert!(self.known.contains(&name), "{name} is read and not listed");
-        required_text(self.body, name)
+        not_empty(self.text(name)?, name)
     }
 
     /// The names of fields beside the known ones.
@@ -70,19 +67,25 @@ pub(super) fn given<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'
 
 /// A field that holds a text.
 pub(super) fn text(object: &Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
-    match given(object, name) {
+    text_of(given(object, name), name)
+}
+
+fn text_of(value: Option<&Value>, name: &str) -> Result<Option<String>, Refusal> {
+    match value {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(Refusal::new(name, format!("{name} is {other}; it must be a text"))),
     }
 }
 
+fn not_empty(text: Option<String>, name: &str) -> Result<String, Refusal> {
+    text.filter(|text| !text.is_empty())
+        .ok_or_else(|| Refusal::new(name, format!("{name} is missing")))
+}
+
 /// A text that must be there and not be empty.
 pub(super) fn required_text(object: &Map<String, Value>, name: &str) -> Result<String, Refusal> {
-    match text(object, name)? {
-        Some(text) if !text.is_empty() => Ok(text),
-        _ => Err(Refusal::new(name, format!("{name} is missing"))),
-    }
+    not_empty(text(object, name)?, name)
 }
 
 /// The names of fields beside the known ones.

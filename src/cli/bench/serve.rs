@@ -157,7 +157,7 @@ fn read(
     Ok(BenchSequence { cache, next: likeliest(&logits) })
 }
 
-/// Adds `count` tokens to each text, one a pass.
+/// Adds `count` tokens to each text, one a step.
 fn write(
     responder: &InferenceEngine,
     adapter: Option<&AttachedAdapter>,

@@ -1,4 +1,4 @@
-//! A fine-tuning job: its states, what was asked for, what it became.
+//! A fine-tuning job: its states, what was requested for, what it became.
 
 mod hyperparameters;
 
@@ -172,7 +172,7 @@ pub struct Job {
     pub result_files: Vec<String>,
     /// Tokens that went through training, padding not counted, every epoch counted.
     pub trained_tokens: Option<i64>,
-    /// What the client asked for.
+    /// What the client requested for.
     pub hyperparameters: Hyperparameters,
     /// Every hyperparameter resolved; `None` until a trainer has read the data.
     pub resolved: Option<ResolvedHyperparameters>,
@@ -200,7 +200,7 @@ pub struct Job {
 
 impl Job {
     /// A job with an id of its own that waits since `now`.
-    pub fn queued(asked: NewJob, now: i64) -> Self {
+    pub fn queued(requested: NewJob, now: i64) -> Self {
         let NewJob {
             project,
             model,
@@ -211,7 +211,7 @@ impl Job {
             seed,
             suffix,
             metadata,
-        } = asked;
+        } = requested;
         Self {
             id: ids::new_job_id(),
             project,

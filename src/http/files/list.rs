@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::object::FileObject;
-use crate::domain::file::FilePurpose;
+use crate::domain::file::{FilePurpose, FileRecord};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, Query};
 use crate::http::middleware::authenticate::Caller;
@@ -70,19 +70,16 @@ pub async fn list(
     };
     let page = query.page(MOST, MOST)?;
     let page = state.store.list_files(&caller.project, purpose, order, &page).await?;
-    let ids: Vec<String> = page.items.iter().map(|file| file.id.clone()).collect();
-    let mut list = FileList::new(ids, page.has_more);
-    list.data = page.items.into_iter().map(FileObject::from).collect();
-    Ok(Json(list))
+    Ok(Json(FileList::new(page.items, page.has_more)))
 }
 
 impl FileList {
-    fn new(ids: Vec<String>, has_more: bool) -> Self {
+    fn new(files: Vec<FileRecord>, has_more: bool) -> Self {
         Self {
             object: "list",
-            data: Vec::new(),
-            first_id: ids.first().cloned(),
-            last_id: ids.last().cloned(),
+            first_id: files.first().map(|file| file.id.clone()),
+            last_id: files.last().map(|file| file.id.clone()),
+            data: files.into_iter().map(FileObject::from).collect(),
             has_more,
         }
     }

@@ -160,13 +160,13 @@ impl From<MemoryNeed> for MemoryObject {
 /// Runs the dry run of a validated job.
 pub(super) async fn dry_run(state: &AppState, validated: ValidatedJob) -> ApiResult<DryRunObject> {
     let ValidatedJob { mut job, events, files: job_files } = validated;
-    let preview = match job.error.clone() {
+    let result = match job.error.clone() {
         // The job would fail at once, so its files are not examined further.
         Some(error) => from_upload_reports(error, &job_files),
         None => {
             let outcome = state.shutdown.run_until_cancelled(state.dry_runs.dry_run(job.clone()));
             match outcome.await {
-                Some(Ok(preview)) => preview,
+                Some(Ok(result)) => result,
                 Some(Err(DryRunError::Refused(error))) => {
                     DryRun { error: Some(error), ..DryRun::default() }
                 }
@@ -178,36 +178,36 @@ pub(super) async fn dry_run(state: &AppState, validated: ValidatedJob) -> ApiRes
             }
         }
     };
-    job.resolved = preview.plan.as_ref().map(|plan| plan.hyperparameters.clone());
+    job.resolved = result.plan.as_ref().map(|plan| plan.hyperparameters.clone());
     let (hyperparameters, method) = hyperparameters(&job);
-    let plan = preview.plan;
+    let plan = result.plan;
     let files = [
-        (DataFile::Training, &preview.training_problems),
-        (DataFile::Validation, &preview.validation_problems),
+        (DataFile::Training, &result.training_problems),
+        (DataFile::Validation, &result.validation_problems),
     ];
     let warnings = events.into_iter().filter(|event| event.level == EventLevel::Warn);
     let share = |count: &DataCount| count.loss_tokens as f64 / count.tokens.max(1) as f64;
     Ok(DryRunObject {
         object: "fine_tuning.job.dry_run",
-        is_valid: preview.error.is_none(),
+        is_valid: result.error.is_none(),
         model: job.continue_from.unwrap_or(job.model),
         training_file: job.training_file,
         validation_file: job.validation_file,
-        error: preview.error.as_ref().map(job_error),
+        error: result.error.as_ref().map(job_error),
         problem_count: files.iter().map(|(_, problems)| problems.total).sum(),
         problems: files.iter().flat_map(|(which, problems)| listed(*which, problems)).collect(),
-        notes: warnings.chain(preview.notes).map(NoteObject::from).collect(),
-        loss_token_share: preview.training.as_ref().map(share),
-        training: preview.training.map(DataObject::from),
-        validation: preview.validation.map(DataObject::from),
+        notes: warnings.chain(result.notes).map(NoteObject::from).collect(),
+        loss_token_share: result.training.as_ref().map(share),
+        training: result.training.map(DataObject::from),
+        validation: result.validation.map(DataObject::from),
         trained_tokens: plan.as_ref().map(|plan| plan.trained_tokens),
         steps_per_epoch: plan.as_ref().map(|plan| plan.steps_per_epoch),
         total_steps: plan.as_ref().map(|plan| plan.total_steps),
         hyperparameters,
         method,
         explanations: plan.map(|plan| plan.explanations).unwrap_or_default(),
-        memory: preview.memory.map(MemoryObject::from),
-        estimated_seconds: preview.seconds,
+        memory: result.memory.map(MemoryObject::from),
+        estimated_seconds: result.seconds,
     })
 }
 

@@ -189,7 +189,7 @@ fn first_events(
                 DataFile::Validation => "validation",
             };
             let message = format!(
-                "{} remarks on the {name} file, none of which stops the job; the first: {first}",
+                "{} warnings about the {name} file, none of which stops the job; the first: {first}",
                 warnings.total
             );
             let data = serde_json::to_value(warnings).ok();

@@ -5,13 +5,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
+use md5::Digest;
 use md5::Md5;
-use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::dataset::ValidationReport;
 use crate::http::error::{ApiError, ApiResult};
+use crate::util::file_digest::StreamDigest;
 use crate::util::hex::hex;
 use crate::validate::upload::UploadChecker;
 
@@ -35,7 +36,7 @@ type QueuedChunk = (Bytes, OwnedSemaphorePermit);
 /// The state of the digest. It moves to the worker thread and back.
 struct DigestWorker {
     chunks: Receiver<QueuedChunk>,
-    sha256: Sha256,
+    sha256: StreamDigest,
     md5: Option<Md5>,
     checker: UploadChecker,
 }
@@ -56,8 +57,12 @@ impl UploadDigest {
         // The standard library's channel: a thread that waits in tokio's would wake another for its timer.
         let (sender, chunks) = mpsc::channel();
         let md5 = with_md5.then(Md5::new);
-        let worker =
-            DigestWorker { chunks, sha256: Sha256::new(), md5, checker: UploadChecker::new() };
+        let worker = DigestWorker {
+            chunks,
+            sha256: StreamDigest::default(),
+            md5,
+            checker: UploadChecker::new(),
+        };
         let in_flight = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
         Self { chunks: sender, in_flight, worker: worker.run() }
     }
@@ -80,7 +85,7 @@ impl UploadDigest {
         // The worker may have returned to the pool just before the last chunk came.
         let worker = worker.run().await.map_err(ApiError::internal)?;
         Ok(FileDigest {
-            sha256: hex(&worker.sha256.finalize()),
+            sha256: worker.sha256.finish(),
             md5: worker.md5.map(|md5| hex(&md5.finalize())),
             report: worker.checker.finish(),
         })
@@ -105,6 +110,8 @@ impl DigestWorker {
 
 #[cfg(test)]
 mod tests {
+    use sha2::Sha256;
+
     use super::*;
 
     #[tokio::test]

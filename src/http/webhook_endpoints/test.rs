@@ -68,13 +68,13 @@ pub async fn test(
         subject: SAMPLE_JOB.to_owned(),
         created_at: now,
     };
-    let parcel = OutgoingDelivery {
+    let delivery = OutgoingDelivery {
         id: &ids::new_webhook_delivery_id(),
         event: &event,
         secrets: &endpoint.signing_secrets(now),
     };
     let status_code =
-        state.webhook_client.deliver(&endpoint.url, parcel, now).await.map_err(|error| {
+        state.webhook_client.deliver(&endpoint.url, delivery, now).await.map_err(|error| {
             let message = format!("the test event did not reach the endpoint: {error}");
             ApiError::new(ErrorCode::WebhookUnreachable, message).with_param("webhook_endpoint_id")
         })?;

@@ -1,6 +1,7 @@
 //! SQL of API keys, which other processes may write beside a server.
 
 use async_trait::async_trait;
+use sqlx::SqliteConnection;
 
 use super::read_cache::LIFETIME;
 use super::{SqliteStore, rows};
@@ -10,23 +11,7 @@ use crate::store::{KeyStore, RevokeOutcome, StoreError};
 #[async_trait]
 impl KeyStore for SqliteStore {
     async fn insert_api_key(&self, key: &ApiKey, digest: &KeyDigest) -> Result<(), StoreError> {
-        self.write(async |tx, _now| {
-            sqlx::query(
-            "INSERT INTO api_keys (id, project, name, digest, last_four, created_at, revoked_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(&key.id)
-        .bind(key.project.as_str())
-        .bind(&key.name)
-        .bind(digest.as_str())
-        .bind(&key.last_four)
-        .bind(key.created_at)
-        .bind(key.revoked_at)
-        .execute(tx)
-        .await?;
-            Ok(())
-        })
-        .await?;
+        self.write(async |tx, _now| insert_key(tx, key, digest).await).await?;
         self.until_a_server_sees_it().await;
         Ok(())
     }
@@ -100,4 +85,25 @@ impl SqliteStore {
             tokio::time::sleep(LIFETIME).await;
         }
     }
+}
+
+async fn insert_key(
+    connection: &mut SqliteConnection,
+    key: &ApiKey,
+    digest: &KeyDigest,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO api_keys (id, project, name, digest, last_four, created_at, revoked_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(&key.id)
+    .bind(key.project.as_str())
+    .bind(&key.name)
+    .bind(digest.as_str())
+    .bind(&key.last_four)
+    .bind(key.created_at)
+    .bind(key.revoked_at)
+    .execute(connection)
+    .await?;
+    Ok(())
 }

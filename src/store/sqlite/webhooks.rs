@@ -20,37 +20,7 @@ impl WebhookStore for SqliteStore {
         &self,
         endpoint: &WebhookEndpoint,
     ) -> Result<bool, StoreError> {
-        self.write(async |tx, _now| {
-            let count: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
-                    .bind(endpoint.project.as_str())
-                    .fetch_one(&mut *tx)
-                    .await?;
-            if count >= MAX_ENDPOINTS {
-                return Ok(false);
-            }
-            let previous = endpoint.previous_secret.as_ref();
-            sqlx::query(
-                "INSERT INTO webhook_endpoints (id, project, created_at, updated_at, name, url,
-                                            event_types, secret, previous_secret,
-                                            previous_secret_until)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-            )
-            .bind(&endpoint.id)
-            .bind(endpoint.project.as_str())
-            .bind(endpoint.created_at)
-            .bind(endpoint.updated_at)
-            .bind(&endpoint.name)
-            .bind(&endpoint.url)
-            .bind(rows::to_json("webhook_endpoints.event_types", &endpoint.event_types)?)
-            .bind(endpoint.secret.expose())
-            .bind(previous.map(|previous| previous.secret.expose()))
-            .bind(previous.map(|previous| previous.until))
-            .execute(&mut *tx)
-            .await?;
-            Ok(true)
-        })
-        .await
+        self.write(async |tx, _now| insert_endpoint(tx, endpoint).await).await
     }
 
     async fn webhook_endpoint(
@@ -94,58 +64,7 @@ impl WebhookStore for SqliteStore {
         id: &str,
         change: &EndpointChange,
     ) -> Result<Option<WebhookEndpoint>, StoreError> {
-        self.write(async |tx, now| {
-            let Some(before) = endpoint(tx, project, id).await? else {
-                return Ok(None);
-            };
-            let mut after = before.clone();
-            if let Some(name) = &change.name {
-                after.name.clone_from(name);
-            }
-            if let Some(url) = &change.url {
-                after.url.clone_from(url);
-            }
-            if let Some(event_types) = &change.event_types {
-                after.event_types.clone_from(event_types);
-            }
-            if after == before {
-                return Ok(Some(before));
-            }
-            after.updated_at = now;
-            let event_types = rows::to_json("webhook_endpoints.event_types", &after.event_types)?;
-            sqlx::query(
-            "UPDATE webhook_endpoints SET updated_at = $1, name = $2, url = $3, event_types = $4
-             WHERE id = $5",
-        )
-        .bind(after.updated_at)
-        .bind(&after.name)
-        .bind(&after.url)
-        .bind(&event_types)
-        .bind(id)
-        .execute(&mut *tx)
-        .await?;
-            let reason = DeliveryAttempt {
-                at: after.updated_at,
-                status_code: None,
-                error: Some(NO_LONGER_WANTED.to_owned()),
-            };
-            sqlx::query(
-                "UPDATE webhook_deliveries
-             SET status = $1, next_attempt_at = NULL,
-                 attempts = json_insert(attempts, '$[#]', json($2))
-             WHERE endpoint_id = $3 AND status = $4
-               AND event_type NOT IN (SELECT value FROM json_each($5))",
-            )
-            .bind(DeliveryStatus::Failed.as_str())
-            .bind(rows::to_json("webhook_deliveries.attempts", &reason)?)
-            .bind(id)
-            .bind(DeliveryStatus::Pending.as_str())
-            .bind(&event_types)
-            .execute(&mut *tx)
-            .await?;
-            Ok(Some(after))
-        })
-        .await
+        self.write(async |tx, now| update_endpoint(tx, project, id, change, now).await).await
     }
 
     async fn rotate_webhook_secret(
@@ -159,9 +78,9 @@ impl WebhookStore for SqliteStore {
             let until = (overlap_seconds > 0).then(|| now.saturating_add(overlap_seconds));
             sqlx::query(
                 "UPDATE webhook_endpoints
-             SET updated_at = $1, secret = $2, previous_secret_until = $3,
-                 previous_secret = CASE WHEN $3 IS NULL THEN NULL ELSE secret END
-             WHERE id = $4 AND project = $5",
+                 SET updated_at = $1, secret = $2, previous_secret_until = $3,
+                     previous_secret = CASE WHEN $3 IS NULL THEN NULL ELSE secret END
+                 WHERE id = $4 AND project = $5",
             )
             .bind(now)
             .bind(secret.expose())
@@ -170,8 +89,7 @@ impl WebhookStore for SqliteStore {
             .bind(project.as_str())
             .execute(&mut *tx)
             .await?;
-            let rotated = endpoint(tx, project, id).await?;
-            Ok(rotated)
+            endpoint(tx, project, id).await
         })
         .await
     }
@@ -262,9 +180,9 @@ impl WebhookStore for SqliteStore {
         self.write(async |tx, _now| {
             sqlx::query(
                 "UPDATE webhook_deliveries
-             SET status = $1, next_attempt_at = $2,
-                 attempts = json_insert(attempts, '$[#]', json($3))
-             WHERE id = $4 AND (status = $5 OR $1 = $6)",
+                 SET status = $1, next_attempt_at = $2,
+                     attempts = json_insert(attempts, '$[#]', json($3))
+                 WHERE id = $4 AND (status = $5 OR $1 = $6)",
             )
             .bind(status.as_str())
             .bind(next_attempt_at)
@@ -305,4 +223,98 @@ async fn endpoint(
         .fetch_optional(connection)
         .await?;
     row.as_ref().map(rows::webhook_endpoint).transpose()
+}
+
+/// Adds an endpoint, unless the project has too many.
+async fn insert_endpoint(
+    connection: &mut SqliteConnection,
+    endpoint: &WebhookEndpoint,
+) -> Result<bool, StoreError> {
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM webhook_endpoints WHERE project = $1")
+            .bind(endpoint.project.as_str())
+            .fetch_one(&mut *connection)
+            .await?;
+    if count >= MAX_ENDPOINTS {
+        return Ok(false);
+    }
+    let previous = endpoint.previous_secret.as_ref();
+    sqlx::query(
+        "INSERT INTO webhook_endpoints (id, project, created_at, updated_at, name, url,
+                                    event_types, secret, previous_secret,
+                                    previous_secret_until)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(&endpoint.id)
+    .bind(endpoint.project.as_str())
+    .bind(endpoint.created_at)
+    .bind(endpoint.updated_at)
+    .bind(&endpoint.name)
+    .bind(&endpoint.url)
+    .bind(rows::to_json("webhook_endpoints.event_types", &endpoint.event_types)?)
+    .bind(endpoint.secret.expose())
+    .bind(previous.map(|previous| previous.secret.expose()))
+    .bind(previous.map(|previous| previous.until))
+    .execute(&mut *connection)
+    .await?;
+    Ok(true)
+}
+
+/// Changes an endpoint. Pending deliveries of events that it no longer asks for end.
+async fn update_endpoint(
+    connection: &mut SqliteConnection,
+    project: &Project,
+    id: &str,
+    change: &EndpointChange,
+    now: i64,
+) -> Result<Option<WebhookEndpoint>, StoreError> {
+    let Some(before) = endpoint(connection, project, id).await? else {
+        return Ok(None);
+    };
+    let mut after = before.clone();
+    if let Some(name) = &change.name {
+        after.name.clone_from(name);
+    }
+    if let Some(url) = &change.url {
+        after.url.clone_from(url);
+    }
+    if let Some(event_types) = &change.event_types {
+        after.event_types.clone_from(event_types);
+    }
+    if after == before {
+        return Ok(Some(before));
+    }
+    after.updated_at = now;
+    let event_types = rows::to_json("webhook_endpoints.event_types", &after.event_types)?;
+    sqlx::query(
+        "UPDATE webhook_endpoints SET updated_at = $1, name = $2, url = $3, event_types = $4
+     WHERE id = $5",
+    )
+    .bind(after.updated_at)
+    .bind(&after.name)
+    .bind(&after.url)
+    .bind(&event_types)
+    .bind(id)
+    .execute(&mut *connection)
+    .await?;
+    let reason = DeliveryAttempt {
+        at: after.updated_at,
+        status_code: None,
+        error: Some(NO_LONGER_WANTED.to_owned()),
+    };
+    sqlx::query(
+        "UPDATE webhook_deliveries
+     SET status = $1, next_attempt_at = NULL,
+         attempts = json_insert(attempts, '$[#]', json($2))
+     WHERE endpoint_id = $3 AND status = $4
+       AND event_type NOT IN (SELECT value FROM json_each($5))",
+    )
+    .bind(DeliveryStatus::Failed.as_str())
+    .bind(rows::to_json("webhook_deliveries.attempts", &reason)?)
+    .bind(id)
+    .bind(DeliveryStatus::Pending.as_str())
+    .bind(&event_types)
+    .execute(&mut *connection)
+    .await?;
+    Ok(Some(after))
 }

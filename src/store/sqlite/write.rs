@@ -1,6 +1,6 @@
 //! Transactions that write, on the one connection that does.
 
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::SqliteConnection;
 
 use super::SqliteStore;
 use super::read_cache::CommitCounter;
@@ -17,24 +17,14 @@ impl SqliteStore {
         &self,
         body: impl AsyncFnOnce(&mut SqliteConnection, i64) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut write = WriteTransaction {
-            transaction: self.writer.begin_with("BEGIN IMMEDIATE").await?,
-            counted: CountOnDrop(self.commits.clone()),
-        };
-        let outcome = body(&mut write.transaction, self.clock.now()).await?;
-        let WriteTransaction { transaction, counted } = write;
-        let committed = transaction.commit().await;
-        drop(counted);
-        committed?;
+        // Dropped after the transaction: that ends before it is counted, however it ends, and cached
+        // values are invalid then.
+        let _count = CountOnDrop(self.commits.clone());
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let outcome = body(&mut transaction, self.clock.now()).await?;
+        transaction.commit().await?;
         Ok(outcome)
     }
-}
-
-/// A transaction that writes. It is counted however it ends, and cached values are invalid then.
-struct WriteTransaction {
-    // Fields are dropped in this order: it ends before it is counted.
-    transaction: Transaction<'static, Sqlite>,
-    counted: CountOnDrop,
 }
 
 struct CountOnDrop(CommitCounter);

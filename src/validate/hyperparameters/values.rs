@@ -7,6 +7,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{FineTuneMode, LoraLayers, Schedule};
 use crate::train::run::plan::DEFAULT_PATIENCE;
 use crate::validate::Refusal;
+use crate::validate::fields::given;
 
 /// Most names of modules.
 const MOST_MODULES: usize = 64;
@@ -51,8 +52,8 @@ impl HyperparameterFields<'_> {
 
     /// The value, if the client chose one.
     pub(super) fn chosen(&self, name: &str) -> Option<&Value> {
-        debug_assert!(is_known(name), "{name} is read and not listed");
-        self.object.get(name).filter(|value| !value.is_null() && *value != "auto")
+        // One that nobody lists is not there, so that none can be read past the list.
+        given(self.object, name).filter(|value| *value != "auto" && is_known(name))
     }
 
     pub(super) fn whole(

@@ -236,9 +236,10 @@ async fn a_process_that_stalls_at_any_point_goes_on() {
 async fn an_operation_that_fails_at_any_point_is_tried_again_or_said() {
     for point in FailPoint::ALL {
         let case = Case::new(*point, "fail").await;
-        let (name, status) = match point {
-            FailPoint::CheckpointRenamed => (point.as_str(), "failed"),
-            _ => (point.as_str(), "succeeded"),
+        let name = point.as_str();
+        let status = match point {
+            FailPoint::CheckpointRenamed => "failed",
+            _ => "succeeded",
         };
         let job = case.server.ended(&case.job, status).await;
         let warnings = case.warnings().await;
