@@ -70,5 +70,5 @@ pub struct FileRecord {
     /// Where the bytes lie in the blob store.
     pub blob_key: String,
     /// What the check of the upload found; only for purpose `fine-tune`.
-    pub verdict: Option<ValidationReport>,
+    pub report: Option<ValidationReport>,
 }

@@ -184,7 +184,7 @@ impl Publisher<'_> {
             purpose: FilePurpose::FineTuneResults,
             sha256,
             blob_key,
-            verdict: None,
+            report: None,
         })
     }
 }

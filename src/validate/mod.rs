@@ -1,5 +1,6 @@
 //! Stage 2: is a request valid? Pure functions, which `http` calls while it reads a request.
 
+pub mod data_file;
 pub mod fields;
 pub mod file_request;
 pub mod hyperparameters;
@@ -7,7 +8,6 @@ mod integrations;
 pub mod job_request;
 mod method;
 pub mod permission_request;
-pub mod upload;
 pub mod upload_request;
 pub mod webhook_request;
 

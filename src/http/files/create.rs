@@ -82,7 +82,7 @@ pub async fn create(
         filename: file_request::base_name(received.filename.as_deref().unwrap_or_default()),
         purpose,
         sha256: digest.sha256,
-        verdict: (purpose == FilePurpose::FineTune).then_some(digest.report),
+        report: (purpose == FilePurpose::FineTune).then_some(digest.report),
     };
     received.staged.commit().await?;
     state.store.insert_file(&file).await?;

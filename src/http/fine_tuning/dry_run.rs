@@ -230,7 +230,7 @@ fn listed(which: DataFile, problems: &Diagnostics) -> impl Iterator<Item = Probl
 /// A dry run over files whose upload reports have problems.
 fn from_upload_reports(error: JobError, files: &JobFiles) -> DryRun {
     let problems = |file: &FileRecord| {
-        file.verdict.as_ref().map(|report| report.problems.clone()).unwrap_or_default()
+        file.report.as_ref().map(|report| report.problems.clone()).unwrap_or_default()
     };
     DryRun {
         error: Some(error),

@@ -11,8 +11,8 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
+use crate::validate::data_file::job_error_for;
 use crate::validate::job_request::{self, JobRequest};
-use crate::validate::upload::job_error_for;
 
 /// Most unused fields that an event names, and most characters of each: a client may send any number.
 const MOST_NAMED: usize = 50;
@@ -97,7 +97,7 @@ impl JobFiles {
     /// The error of a job over these files, from the reports of their uploads.
     fn error(&self, method: Method) -> Option<JobError> {
         self.all().find_map(|(which, file)| {
-            file.verdict.as_ref().and_then(|report| job_error_for(report, which, method))
+            file.report.as_ref().and_then(|report| job_error_for(report, which, method))
         })
     }
 }
@@ -180,7 +180,7 @@ fn first_events(
         vec![NewEvent::message(EventLevel::Info, format!("Created fine-tuning job: {id}"))];
     events.extend(unused_fields);
     for (which, file) in files.all() {
-        let Some(warnings) = file.verdict.as_ref().map(|report| &report.warnings) else {
+        let Some(warnings) = file.report.as_ref().map(|report| &report.warnings) else {
             continue;
         };
         if let Some(first) = warnings.listed.first() {

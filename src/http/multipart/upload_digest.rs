@@ -14,7 +14,7 @@ use crate::dataset::ValidationReport;
 use crate::http::error::{ApiError, ApiResult};
 use crate::util::file_digest::StreamDigest;
 use crate::util::hex::hex;
-use crate::validate::upload::UploadChecker;
+use crate::validate::data_file::DataFileChecker;
 
 /// Most chunks that wait for the worker thread.
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -38,7 +38,7 @@ struct DigestWorker {
     chunks: Receiver<QueuedChunk>,
     sha256: StreamDigest,
     md5: Option<Md5>,
-    checker: UploadChecker,
+    checker: DataFileChecker,
 }
 
 /// The digest of a whole upload.
@@ -61,7 +61,7 @@ impl UploadDigest {
             chunks,
             sha256: StreamDigest::default(),
             md5,
-            checker: UploadChecker::new(),
+            checker: DataFileChecker::new(),
         };
         let in_flight = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
         Self { chunks: sender, in_flight, worker: worker.run() }

@@ -165,7 +165,7 @@ async fn join(
         purpose: upload.purpose,
         sha256: digest.sha256,
         blob_key,
-        verdict: (upload.purpose == FilePurpose::FineTune).then_some(digest.report),
+        report: (upload.purpose == FilePurpose::FineTune).then_some(digest.report),
     }))
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn insert(
     .bind(file.purpose.as_str())
     .bind(&file.sha256)
     .bind(&file.blob_key)
-    .bind(rows::to_optional_json("files.verdict", file.verdict.as_ref())?)
+    .bind(rows::to_optional_json("files.verdict", file.report.as_ref())?)
     .bind(file.project.as_str())
     .execute(connection)
     .await?;

@@ -73,7 +73,7 @@ pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
         purpose: purpose("files.purpose", row)?,
         sha256: row.try_get("sha256")?,
         blob_key: row.try_get("blob_key")?,
-        verdict: from_optional_json("files.verdict", row.try_get("verdict")?)?,
+        report: from_optional_json("files.verdict", row.try_get("verdict")?)?,
     })
 }
 

@@ -96,7 +96,7 @@ pub fn file(purpose: FilePurpose) -> FileRecord {
         purpose,
         sha256: "00".repeat(32),
         blob_key: format!("files/{id}"),
-        verdict: None,
+        report: None,
         id,
     }
 }

@@ -10,7 +10,7 @@ use crate::domain::job::{DataFile, JobError, Method};
 
 /// Validates a JSONL file as its bytes arrive.
 #[derive(Debug, Default)]
-pub struct UploadChecker {
+pub struct DataFileChecker {
     splitter: LineSplitter,
     examples: ExampleChecker,
 }
@@ -24,7 +24,7 @@ struct ExampleChecker {
     is_mixed: bool,
 }
 
-impl UploadChecker {
+impl DataFileChecker {
     /// A checker of an empty file.
     pub fn new() -> Self {
         Self::default()
@@ -145,8 +145,8 @@ mod tests {
         r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
     const PAIR: &str = r#"{"prompt":"a","completion":"b"}"#;
 
-    fn judge(text: &str) -> ValidationReport {
-        let mut checker = UploadChecker::new();
+    fn validate(text: &str) -> ValidationReport {
+        let mut checker = DataFileChecker::new();
         checker.feed(text.as_bytes());
         checker.finish()
     }
@@ -156,7 +156,7 @@ mod tests {
         let mut lines = [GOOD; 12];
         lines[6] = r#"{"messages": [}"#;
         let error =
-            job_error_for(&judge(&lines.join("\n")), DataFile::Training, Method::Supervised)
+            job_error_for(&validate(&lines.join("\n")), DataFile::Training, Method::Supervised)
                 .expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
         assert!(error.message.contains("line 7: not valid JSON"), "{}", error.message);
@@ -165,28 +165,34 @@ mod tests {
 
     #[test]
     fn nine_examples_are_too_few_for_training_and_enough_for_validation() {
-        let verdict = judge(&[GOOD; 9].join("\n"));
+        let report = validate(&[GOOD; 9].join("\n"));
         let error =
-            job_error_for(&verdict, DataFile::Training, Method::Supervised).expect("an error");
+            job_error_for(&report, DataFile::Training, Method::Supervised).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidNExamples);
         assert!(error.message.contains("has 9 examples; at least 10"));
-        assert_eq!(job_error_for(&verdict, DataFile::Validation, Method::Supervised), None);
+        assert_eq!(job_error_for(&report, DataFile::Validation, Method::Supervised), None);
         assert_eq!(
-            job_error_for(&judge(&[GOOD; 10].join("\r\n")), DataFile::Training, Method::Supervised),
+            job_error_for(
+                &validate(&[GOOD; 10].join("\r\n")),
+                DataFile::Training,
+                Method::Supervised
+            ),
             None
         );
-        assert!(job_error_for(&judge("\n\n"), DataFile::Validation, Method::Supervised).is_some());
+        assert!(
+            job_error_for(&validate("\n\n"), DataFile::Validation, Method::Supervised).is_some()
+        );
     }
 
     #[test]
     fn mixed_formats_are_refused_with_both_lines() {
-        let verdict = judge(&[GOOD, GOOD, PAIR, PAIR].join("\n"));
-        assert_eq!(verdict.format, None);
-        assert_eq!(verdict.problems.total, 1);
-        let text = verdict.problems.listed[0].to_string();
+        let report = validate(&[GOOD, GOOD, PAIR, PAIR].join("\n"));
+        assert_eq!(report.format, None);
+        assert_eq!(report.problems.total, 1);
+        let text = report.problems.listed[0].to_string();
         assert!(text.starts_with("line 3: this line holds a \"prompt\""), "{text}");
         assert!(text.contains("line 1 holds a chat"), "{text}");
-        assert_eq!(judge(&[PAIR; 3].join("\n")).format, Some(Format::PromptCompletion));
+        assert_eq!(validate(&[PAIR; 3].join("\n")).format, Some(Format::PromptCompletion));
     }
 
     #[test]
@@ -198,14 +204,14 @@ mod tests {
             "preferred_output":{answer},"non_preferred_output":{other}}}"#
         )
         .replace('\n', "");
-        let preferences = judge(&vec![preference; 10].join("\n"));
+        let preferences = validate(&vec![preference; 10].join("\n"));
         assert_eq!(preferences.format, Some(Format::Preference));
         assert_eq!(job_error_for(&preferences, DataFile::Training, Method::Dpo), None);
-        for (verdict, method, wanted) in [
+        for (report, method, wanted) in [
             (&preferences, Method::Supervised, "is a preference (\"input\" with two answers)"),
-            (&judge(&[GOOD; 10].join("\n")), Method::Dpo, "is a chat (\"messages\")"),
+            (&validate(&[GOOD; 10].join("\n")), Method::Dpo, "is a chat (\"messages\")"),
         ] {
-            let error = job_error_for(verdict, DataFile::Training, method).expect("an error");
+            let error = job_error_for(report, DataFile::Training, method).expect("an error");
             assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
             assert!(error.message.contains(wanted), "{}", error.message);
         }
@@ -213,10 +219,10 @@ mod tests {
 
     #[test]
     fn fifty_problems_are_listed_and_all_are_counted() {
-        let verdict = judge(&["{}"; 70].join("\n"));
-        assert_eq!((verdict.problems.listed.len(), verdict.problems.total), (50, 70));
+        let report = validate(&["{}"; 70].join("\n"));
+        assert_eq!((report.problems.listed.len(), report.problems.total), (50, 70));
         let error =
-            job_error_for(&verdict, DataFile::Training, Method::Supervised).expect("an error");
+            job_error_for(&report, DataFile::Training, Method::Supervised).expect("an error");
         assert!(error.message.contains("there are 70 problems"));
         assert!(error.message.ends_with("and 20 more"));
     }
@@ -226,9 +232,9 @@ mod tests {
         fn no_bytes_make_the_checker_panic_and_chunks_do_not_matter(
             bytes in prop::collection::vec(any::<u8>(), 0..400), chunk in 1usize..50,
         ) {
-            let mut whole = UploadChecker::new();
+            let mut whole = DataFileChecker::new();
             whole.feed(&bytes);
-            let mut parts = UploadChecker::new();
+            let mut parts = DataFileChecker::new();
             for part in bytes.chunks(chunk) {
                 parts.feed(part);
             }
@@ -248,9 +254,9 @@ mod tests {
             }
             text.push_str("oops");
             let line = blanks.iter().map(|blanks| blanks + 1).sum::<usize>() as u64 + 1;
-            let verdict = judge(&text);
-            prop_assert_eq!(verdict.problems.total, 1);
-            prop_assert_eq!(verdict.problems.listed[0].line, line);
+            let report = validate(&text);
+            prop_assert_eq!(report.problems.total, 1);
+            prop_assert_eq!(report.problems.listed[0].line, line);
         }
     }
 }
