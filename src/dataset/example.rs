@@ -51,6 +51,10 @@ pub struct Message {
     pub role: Role,
     /// The text; `None` for null or absent, as with tool calls.
     pub content: Option<String>,
+    /// The texts of its parts, where the content is a list of parts; `content` is all of them joined.
+    pub content_parts: Vec<String>,
+    /// What an assistant thought before its answer (`reasoning_content`, or `reasoning`).
+    pub reasoning: Option<String>,
     /// Name of the author.
     pub name: Option<String>,
     /// For assistant messages: whether its tokens are supervised (`weight` is not 0).
@@ -87,6 +91,22 @@ pub enum Example {
         /// The preferred answer, and the other one.
         answers: Box<[Message; 2]>,
     },
+}
+
+impl Message {
+    /// A message of plain text. An assistant's is supervised.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: Some(text.into()),
+            content_parts: Vec::new(),
+            reasoning: None,
+            name: None,
+            trained: role == Role::Assistant,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        }
+    }
 }
 
 impl Format {

@@ -30,6 +30,13 @@ pub enum Event {
         /// The tokens of the text, if log-probabilities are requested.
         tokens: Vec<ScoredToken>,
     },
+    /// More of what the model thinks before it answers.
+    Reasoning {
+        /// Index of the output.
+        index: usize,
+        /// The new text.
+        text: String,
+    },
     /// An output calls a tool.
     ToolCall {
         /// Index of the output.

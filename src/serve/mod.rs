@@ -19,6 +19,7 @@ mod inference_thread;
 mod loaded_model;
 mod model_cache;
 mod prefix_cache;
+mod reasoning_parser;
 mod request;
 mod request_encoder;
 mod request_preparer;

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use super::error::ServeError;
 use super::events::{Event, EventSender};
 use super::loaded_model::LoadedModel;
+use super::reasoning_parser::ReasoningParser;
 use super::request::{Prompt, Request, TextPrompt};
 use super::sample::Sampler;
-use super::sequence_output::{OutputParameters, SequenceOutput};
+use super::sequence_output::{OutputParameters, OutputParsers, SequenceOutput};
 use super::tool_call_parser::ToolCallParser;
 use super::tool_format::ToolFormat;
 use crate::dataset::Message;
 use crate::domain::error_code::ErrorCode;
-use crate::train::data::tokenize::{control_token_in, control_token_message};
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::chat_template::TemplateError;
+use crate::train::model::chat_template::{ReasoningTags, TemplateError};
 
 /// Encodes requests to one model.
 pub(super) struct RequestEncoder<'a> {
@@ -34,6 +34,8 @@ struct EncodedPrompt {
     ids: Arc<[u32]>,
     /// As [`OutputParameters::before_text`].
     before_text: usize,
+    /// How answers hold reasoning, if they do.
+    reasoning: Option<ReasoningTags>,
 }
 
 impl<'a> RequestEncoder<'a> {
@@ -96,10 +98,14 @@ impl<'a> RequestEncoder<'a> {
                     log_probabilities: request.log_probabilities,
                 };
                 let sampler = Sampler::new(request.sampling.clone(), seed, index);
-                let tools = tool_format.map(|(format, most)| ToolCallParser::new(format, most));
+                let parsers = OutputParsers {
+                    reasoning: prompt.reasoning.clone().map(ReasoningParser::new),
+                    tools: tool_format.map(|(format, most)| ToolCallParser::new(format, most)),
+                };
                 let tokenizer = Arc::clone(&self.model.tokenizer);
                 let events = events.clone();
-                of_prompt.push(SequenceOutput::new(parameters, sampler, tools, tokenizer, events));
+                of_prompt
+                    .push(SequenceOutput::new(parameters, sampler, parsers, tokenizer, events));
                 index += 1;
             }
             outputs.push(of_prompt);
@@ -152,10 +158,6 @@ impl<'a> RequestEncoder<'a> {
             return Err(ServeError::about("model", ErrorCode::InvalidRequest, message));
         };
         let refused = |code, message| ServeError::about("messages", code, message);
-        if let Some((index, key, token)) = control_token_in(self.model, messages) {
-            let message = format!("messages[{index}].{key}: {}", control_token_message(&token));
-            return Err(refused(ErrorCode::ControlTokenInContent, message));
-        }
         let text = template.render_prompt(messages, tools).map_err(|error| match error {
             TemplateError::NoTools => {
                 ServeError::about("tools", ErrorCode::Unsupported, error.to_string())
@@ -163,7 +165,13 @@ impl<'a> RequestEncoder<'a> {
             TemplateError::NoToolCalls { .. } => refused(ErrorCode::Unsupported, error.to_string()),
             _ => refused(ErrorCode::InvalidRequest, error.to_string()),
         })?;
-        Ok(EncodedPrompt { ids: self.tokens(&text)?.into(), before_text: 0 })
+        let tokens = self.model.tokenizer.encode_escaped(&text);
+        let tokens =
+            tokens.map_err(|error| refused(ErrorCode::ControlTokenInContent, error.to_string()))?;
+        let ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
+        self.check_ids(&ids, "messages")?;
+        let reasoning = template.reasoning_tags(&text);
+        Ok(EncodedPrompt { ids: ids.into(), before_text: 0, reasoning })
     }
 
     /// Tokenizes a plain text. Like transformers, it puts the beginning-of-text token first where the
@@ -190,11 +198,8 @@ impl<'a> RequestEncoder<'a> {
             let message = "the prompt is empty, and the model has no token that begins a text";
             return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message.to_owned()));
         }
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
-            let message = format!("the prompt holds token {id}, and {}", self.known_tokens());
-            return Err(ServeError::about("prompt", ErrorCode::InvalidRequest, message));
-        }
-        Ok(EncodedPrompt { ids: ids.into(), before_text })
+        self.check_ids(&ids, "prompt")?;
+        Ok(EncodedPrompt { ids: ids.into(), before_text, reasoning: None })
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, ServeError> {
@@ -204,6 +209,17 @@ impl<'a> RequestEncoder<'a> {
             .encode(text)
             .map_err(|error| ServeError::new(ErrorCode::InternalError, error.to_string()))?;
         Ok(tokens.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Refuses tokens that the model's embedding does not have. A tokenizer may know more of them.
+    fn check_ids(&self, ids: &[u32], field: &'static str) -> Result<(), ServeError> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) else {
+            return Ok(());
+        };
+        let text = self.model.tokenizer.text_of(*id);
+        let spelled = text.map_or_else(String::new, |text| format!(" ({text:?})"));
+        let message = format!("the prompt holds token {id}{spelled}, and {}", self.known_tokens());
+        Err(ServeError::about(field, ErrorCode::InvalidRequest, message))
     }
 
     fn known_tokens(&self) -> String {

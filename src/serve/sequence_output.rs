@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::detokenizer::Detokenizer;
 use super::error::ServeError;
 use super::events::{Event, EventSender, FinishReason, LikelyToken, ScoredToken};
+use super::reasoning_parser::{ReasoningParser, SplitText};
 use super::sample::{LogProbabilities, Sampler};
 use super::tool_call_parser::{OutputPart, ToolCallParser};
 use crate::train::model::tokenizer::Tokenizer;
@@ -43,12 +44,20 @@ pub(super) struct SequenceOutput {
     tokenizer: Arc<Tokenizer>,
     events: EventSender,
     detokenizer: Detokenizer,
-    /// Finds tool calls in the text, if there are tools.
-    tools: Option<ToolCallParser>,
+    parsers: OutputParsers,
     /// Generated tokens, without the stop token.
     generated: usize,
     /// Scored tokens that are not sent yet, and where in the text each begins, in bytes.
     unsent: VecDeque<(usize, ScoredToken)>,
+}
+
+/// What an output is taken apart by.
+#[derive(Default)]
+pub(super) struct OutputParsers {
+    /// Finds reasoning in the text, if the model reasons.
+    pub reasoning: Option<ReasoningParser>,
+    /// Finds tool calls in the rest of it, if there are tools.
+    pub tools: Option<ToolCallParser>,
 }
 
 impl SequenceOutput {
@@ -56,13 +65,13 @@ impl SequenceOutput {
     pub fn new(
         parameters: OutputParameters,
         sampler: Sampler,
-        tools: Option<ToolCallParser>,
+        parsers: OutputParsers,
         tokenizer: Arc<Tokenizer>,
         events: EventSender,
     ) -> Self {
         let detokenizer = Detokenizer::new(parameters.stop.clone());
         let unsent = VecDeque::new();
-        Self { parameters, sampler, tokenizer, events, detokenizer, tools, generated: 0, unsent }
+        Self { parameters, sampler, tokenizer, events, detokenizer, parsers, generated: 0, unsent }
     }
 
     /// The prompt.
@@ -137,7 +146,7 @@ impl SequenceOutput {
             self.send_end(FinishReason::Stop);
             return None;
         }
-        if self.tools.as_ref().is_some_and(ToolCallParser::is_full) {
+        if self.parsers.tools.as_ref().is_some_and(ToolCallParser::is_full) {
             return self.finish(FinishReason::Stop);
         }
         if self.generated >= self.parameters.max_tokens {
@@ -185,11 +194,15 @@ impl SequenceOutput {
         self.detokenizer.push_prompt(&bytes)
     }
 
-    /// What a generated token adds to the text. A control token adds nothing, unless it marks a tool call.
+    /// What a generated token adds to the text. A control token adds nothing, unless it marks a tool call or
+    /// reasoning.
     fn bytes_in_text(&self, token: u32) -> Vec<u8> {
         if self.tokenizer.is_control(token) {
             let mut bytes = self.tokenizer.bytes_of(token);
-            if !self.tools.as_ref().is_some_and(|tools| tools.is_mark(&bytes)) {
+            let OutputParsers { reasoning, tools } = &self.parsers;
+            let is_read = tools.as_ref().is_some_and(|tools| tools.is_mark(&bytes))
+                || reasoning.as_ref().is_some_and(|reasoning| reasoning.is_tag(&bytes));
+            if !is_read {
                 bytes.clear();
             }
             bytes
@@ -246,16 +259,35 @@ impl SequenceOutput {
 
     fn send_delta(&mut self, text: String, tokens: Vec<ScoredToken>) {
         let index = self.parameters.index;
-        let Some(tools) = &mut self.tools else {
+        let OutputParsers { reasoning, tools } = &mut self.parsers;
+        if reasoning.is_none() && tools.is_none() {
             if !text.is_empty() || !tokens.is_empty() {
                 self.events.send(Event::Delta { index, text, tokens });
             }
             return;
+        }
+        let split = match reasoning {
+            Some(reasoning) => reasoning.push(&text),
+            None => SplitText { answer: text, ..SplitText::default() },
         };
-        let parts = tools.push(&text);
         if !tokens.is_empty() {
             self.events.send(Event::Delta { index, text: String::new(), tokens });
         }
+        self.send_split(split);
+    }
+
+    fn send_split(&mut self, split: SplitText) {
+        let index = self.parameters.index;
+        if !split.reasoning.is_empty() {
+            self.events.send(Event::Reasoning { index, text: split.reasoning });
+        }
+        if split.answer.is_empty() {
+            return;
+        }
+        let parts = match &mut self.parsers.tools {
+            Some(tools) => tools.push(&split.answer),
+            None => vec![OutputPart::Text(split.answer)],
+        };
         self.send_parts(parts);
     }
 
@@ -271,9 +303,14 @@ impl SequenceOutput {
 
     fn send_end(&mut self, reason: FinishReason) {
         let (index, completion_tokens) = (self.parameters.index, self.generated as u64);
-        let rest = self.tools.as_mut().map(ToolCallParser::finish).unwrap_or_default();
+        if let Some(reasoning) = &mut self.parsers.reasoning {
+            let rest = reasoning.finish();
+            self.send_split(rest);
+        }
+        let tools = self.parsers.tools.as_mut();
+        let rest = tools.map(ToolCallParser::finish).unwrap_or_default();
         self.send_parts(rest);
-        let has_called = self.tools.as_ref().is_some_and(|tools| tools.calls() > 0);
+        let has_called = self.parsers.tools.as_ref().is_some_and(|tools| tools.calls() > 0);
         let reason = match reason {
             FinishReason::Stop if has_called => FinishReason::ToolCalls,
             reason => reason,

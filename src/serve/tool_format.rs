@@ -28,15 +28,7 @@ pub(super) const PYTHON: &str = "<|python_tag|>";
 impl ToolFormat {
     /// The format in which a template writes calls; `None` for an unknown format.
     pub fn of(template: &ChatTemplate) -> Option<Self> {
-        let message = |role: Role, content: Option<&str>| Message {
-            role,
-            content: content.map(str::to_owned),
-            name: None,
-            trained: role == Role::Assistant,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
-        let mut call = message(Role::Assistant, None);
+        let mut call = Message { content: None, ..Message::text(Role::Assistant, "") };
         call.tool_calls.push(ToolCall {
             // Nine letters and digits, as the templates of Mistral's require.
             id: "a1b2c3d4e".to_owned(),
@@ -47,7 +39,7 @@ impl ToolFormat {
             "name": "probe", "description": "Probes.",
             "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
         }});
-        let messages = [message(Role::User, Some("a")), call];
+        let messages = [Message::text(Role::User, "a"), call];
         let tools = [tool];
         let before = template.render_prompt(&messages[..1], &tools).ok()?;
         let whole = template.render_prompt(&messages, &tools).ok()?;

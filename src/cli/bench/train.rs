@@ -213,17 +213,17 @@ fn settings(args: &BenchTrainArgs, config: &ModelConfig) -> anyhow::Result<LoraS
 fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Sequence>> {
     let file =
         encode_file(path, base, most).with_context(|| format!("reading {}", path.display()))?;
-    if file.sequences.is_empty() {
+    if file.examples.is_empty() {
         bail!("{} holds no example of up to {most} tokens", path.display());
     }
     if !file.too_long.is_empty() {
-        let (left_out, all) = (file.too_long.len(), file.too_long.len() + file.sequences.len());
+        let (left_out, all) = (file.too_long.len(), file.too_long.len() + file.examples.len());
         tracing::warn!(
             file = %path.display(),
             "{left_out} of {all} examples are longer than {most} tokens and left out: raise --seq"
         );
     }
-    Ok(file.sequences)
+    Ok(file.examples.into_iter().flat_map(|example| example.views).collect())
 }
 
 /// Memory for the outputs of frozen layers, as in a job. Random sequences never repeat.

@@ -1,11 +1,16 @@
 //! Parses messages: role, content, weight, tool calls.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 
+use serde::de::IgnoredAny;
 use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{ExampleParser, kind};
 use crate::dataset::{Message, Role, ToolCall};
+
+/// Characters of wrong arguments that a problem shows.
+const MAX_SHOWN_ARGUMENTS: usize = 40;
 
 impl ExampleParser<'_> {
     /// The messages of a list, without the invalid ones.
@@ -50,6 +55,8 @@ impl ExampleParser<'_> {
         let known = [
             "role",
             "content",
+            "reasoning_content",
+            "reasoning",
             "name",
             "weight",
             "tool_calls",
@@ -60,7 +67,7 @@ impl ExampleParser<'_> {
         self.unknown_keys(object, &known, Some(index));
         let before = self.problems_found;
         let role = self.role(index, object);
-        let content = self.content(index, object.get("content"));
+        let (content, content_parts) = self.content(index, object.get("content"));
         let name = match object.get("name") {
             None | Some(Value::Null) => None,
             Some(Value::Str(name)) => Some(name.clone().into_owned()),
@@ -70,6 +77,7 @@ impl ExampleParser<'_> {
             }
         };
         let is_assistant = role == Some(Role::Assistant);
+        let reasoning = self.reasoning(index, object, is_assistant);
         let trained = self.weight(index, object.get("weight"), is_assistant);
         let tool_calls = self.tool_calls(index, object, is_assistant);
         let tool_call_id = match (role, object.get("tool_call_id")) {
@@ -91,7 +99,16 @@ impl ExampleParser<'_> {
         if self.problems_found > before {
             return None;
         }
-        Some(Message { role: role?, content, name, trained, tool_calls, tool_call_id })
+        Some(Message {
+            role: role?,
+            content,
+            content_parts,
+            reasoning,
+            name,
+            trained,
+            tool_calls,
+            tool_call_id,
+        })
     }
 
     fn role(&mut self, index: usize, object: &Object<'_>) -> Option<Role> {
@@ -119,16 +136,20 @@ impl ExampleParser<'_> {
         }
     }
 
-    /// A text, null, or a list of text parts.
-    fn content(&mut self, index: usize, value: Option<&Value<'_>>) -> Option<String> {
+    /// A text, null, or a list of text parts: the whole text, and its parts if it has any.
+    fn content(
+        &mut self,
+        index: usize,
+        value: Option<&Value<'_>>,
+    ) -> (Option<String>, Vec<String>) {
         match value {
-            None | Some(Value::Null) => None,
-            Some(Value::Str(text)) => Some(text.clone().into_owned()),
+            None | Some(Value::Null) => (None, Vec::new()),
+            Some(Value::Str(text)) => (Some(text.clone().into_owned()), Vec::new()),
             Some(Value::Array(parts)) => {
-                let mut whole = String::new();
+                let mut texts = Vec::with_capacity(parts.len());
                 for (part_index, part) in parts.iter().enumerate() {
                     match (part.get("type").as_str(), part.get("text").as_str()) {
-                        (Some("text"), Some(text)) => whole.push_str(text),
+                        (Some("text"), Some(text)) => texts.push(text.to_owned()),
                         (kind, _) => {
                             let text = match kind {
                                 Some("text") => {
@@ -143,13 +164,43 @@ impl ExampleParser<'_> {
                         }
                     }
                 }
-                Some(whole)
+                (Some(texts.concat()), texts)
             }
             Some(other) => {
                 self.at(index, "content", format!("expected a text, found {}", kind(other)));
-                None
+                (None, Vec::new())
             }
         }
+    }
+
+    /// What the assistant thought, under either of its names; an empty text is none.
+    fn reasoning(
+        &mut self,
+        index: usize,
+        object: &Object<'_>,
+        is_assistant: bool,
+    ) -> Option<String> {
+        let mut found: Option<String> = None;
+        for key in ["reasoning_content", "reasoning"] {
+            match object.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Str(text)) if text.is_empty() => {}
+                Some(_) if !is_assistant => {
+                    self.at(index, key, "only assistant messages carry reasoning".to_owned());
+                }
+                Some(Value::Str(text)) => {
+                    if found.as_ref().is_some_and(|found| found != text) {
+                        let text = "it differs from \"reasoning_content\": give one of the two";
+                        self.at(index, key, text.to_owned());
+                    }
+                    found = Some(text.clone().into_owned());
+                }
+                Some(other) => {
+                    self.at(index, key, format!("expected a text, found {}", kind(other)));
+                }
+            }
+        }
+        found
     }
 
     /// Whether the message is supervised.
@@ -224,6 +275,21 @@ impl ExampleParser<'_> {
             self.at(index, key, text);
             return None;
         };
+        // Some clients send an empty text for a call without arguments.
+        let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
+        if let Err(reason) = check_arguments(arguments) {
+            self.at(index, &format!("{key}.arguments"), reason);
+            return None;
+        }
         Some(ToolCall { id, name: name.to_owned(), arguments: arguments.to_owned() })
     }
+}
+
+/// Refuses arguments that are not the text of one JSON object: no template writes a call with them that a
+/// client could read back.
+fn check_arguments(arguments: &str) -> Result<(), String> {
+    let parsed: Result<HashMap<Cow<'_, str>, IgnoredAny>, _> = serde_json::from_str(arguments);
+    let Err(error) = parsed else { return Ok(()) };
+    let shown: String = arguments.chars().take(MAX_SHOWN_ARGUMENTS).collect();
+    Err(format!("the arguments must be the text of a JSON object, and {shown:?} is not: {error}"))
 }

@@ -62,6 +62,10 @@ impl CompletionFormat for ChatFormat {
                 let logprobs = self.options.has_logprobs.then(|| ChoiceLogprobs::of(tokens));
                 choices.push(choice(index, json!({"content": text}), logprobs, None));
             }
+            Event::Reasoning { index, text } => {
+                self.begin(index, &mut choices);
+                choices.push(choice(index, json!({"reasoning_content": text}), None, None));
+            }
             Event::ToolCall { index, call } => {
                 self.begin(index, &mut choices);
                 let number = self.calls.entry(index).or_default();

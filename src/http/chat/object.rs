@@ -40,8 +40,11 @@ pub struct ChatChoice {
 pub struct ChatMessage {
     /// `assistant`.
     role: &'static str,
-    /// Null when there is nothing but calls.
+    /// Null when there is nothing but calls or reasoning.
     content: Option<String>,
+    /// What the model thought before it answered, if it did.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reasoning_content: String,
     /// Always null.
     refusal: Option<String>,
     /// Calls of tools, if there are any.
@@ -87,14 +90,16 @@ impl ChatCompletion {
 
 impl ChatChoice {
     fn new(index: usize, completion: Completion, options: ChatReplyOptions) -> Self {
-        let is_call_alone = completion.text.is_empty() && !completion.calls.is_empty();
-        let content = (!is_call_alone).then_some(completion.text);
+        let has_more = !completion.calls.is_empty() || !completion.reasoning.is_empty();
+        let is_absent = completion.text.is_empty() && has_more;
+        let content = (!is_absent).then_some(completion.text);
         let mut calls = completion.calls;
         let function_call =
             if options.is_function { calls.pop().map(FunctionCall::of) } else { None };
         let message = ChatMessage {
             role: "assistant",
             content,
+            reasoning_content: completion.reasoning,
             refusal: None,
             tool_calls: calls.into_iter().map(Call::of).collect(),
             function_call,

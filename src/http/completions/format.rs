@@ -44,6 +44,7 @@ impl CompletionFormat for TextFormat {
             })],
             Event::Started { .. }
             | Event::PrefixCacheHit { .. }
+            | Event::Reasoning { .. }
             | Event::ToolCall { .. }
             | Event::Failed(_) => Vec::new(),
         }

@@ -17,6 +17,8 @@ pub(in crate::http) struct GeneratedCompletions {
 pub(in crate::http) struct Completion {
     /// Its text.
     pub text: String,
+    /// What the model thought before it.
+    pub reasoning: String,
     /// Its tokens, if log-probabilities were requested.
     pub tokens: Vec<ScoredToken>,
     /// Its tool calls.
@@ -29,6 +31,7 @@ pub(in crate::http) struct Completion {
 pub(super) async fn collect(mut events: Events, count: usize) -> ApiResult<GeneratedCompletions> {
     let empty = || Completion {
         text: String::new(),
+        reasoning: String::new(),
         tokens: Vec::new(),
         calls: Vec::new(),
         reason: FinishReason::Stop,
@@ -44,6 +47,7 @@ pub(super) async fn collect(mut events: Events, count: usize) -> ApiResult<Gener
                 completions[index].text += &text;
                 completions[index].tokens.extend(tokens);
             }
+            Event::Reasoning { index, text } => completions[index].reasoning += &text,
             Event::ToolCall { index, call } => completions[index].calls.push(call),
             Event::Finished { index, reason, .. } => {
                 completions[index].reason = reason;

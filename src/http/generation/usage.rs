@@ -35,7 +35,10 @@ impl Usage {
             Event::Finished { completion_tokens, .. } => {
                 self.completion_tokens += completion_tokens;
             }
-            Event::Delta { .. } | Event::ToolCall { .. } | Event::Failed(_) => {}
+            Event::Delta { .. }
+            | Event::Reasoning { .. }
+            | Event::ToolCall { .. }
+            | Event::Failed(_) => {}
         }
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }

@@ -1,4 +1,6 @@
-//! From lines of a data file to sequences of tokens with their loss mask.
+//! Training data: examples of a file to token sequences with loss masks.
 
+pub mod conversation;
+pub mod example;
 pub mod sequence;
 pub mod tokenize;

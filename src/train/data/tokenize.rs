@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use super::conversation::{ConversationProblem, encode_conversation};
+use super::example::EncodedExample;
 use crate::dataset::{
     Diagnostic, Diagnostics, Example, Format, LineFault, LineSplitter, Message, parse_example,
 };
@@ -13,15 +15,12 @@ use crate::util::file_digest::StreamDigest;
 /// A file of examples, tokenised.
 #[derive(Debug, Clone, Default)]
 pub struct EncodedFile {
-    /// The sequences, in file order; of preferences those with the preferred answer.
-    pub sequences: Vec<Sequence>,
-    /// The sequences with the other answer, one for each of `sequences`; empty unless the file holds
-    /// preferences.
-    pub rejected: Vec<Sequence>,
-    /// Line number of each sequence.
-    pub lines: Vec<u64>,
+    /// The examples that fit into the context, in file order.
+    pub examples: Vec<EncodedExample>,
     /// Lines left out because they are longer than the context, with their token counts.
     pub too_long: Vec<(u64, usize)>,
+    /// What the user should look at, though the file can be used.
+    pub warnings: Diagnostics,
     /// SHA-256 of the file, lower-case hex.
     pub digest: String,
 }
@@ -29,51 +28,36 @@ pub struct EncodedFile {
 impl EncodedFile {
     /// Every sequence.
     pub fn all(&self) -> impl Iterator<Item = &Sequence> {
-        self.sequences.iter().chain(&self.rejected)
+        self.examples.iter().flat_map(EncodedExample::sequences)
     }
 
-    /// Tokens of the longest example, of both answers where it has two.
+    /// Most tokens of an example that run at once.
     pub fn longest(&self) -> usize {
-        let rejected = self.rejected.iter().map(|sequence| sequence.input_ids.len());
-        let both = self.sequences.iter().zip(rejected.chain(std::iter::repeat(0)));
-        both.map(|(one, other)| one.input_ids.len() + other).max().unwrap_or(0)
+        self.examples.iter().map(EncodedExample::tokens_at_once).max().unwrap_or(0)
     }
 
     /// Tokens of all sequences together.
     pub fn tokens(&self) -> usize {
-        self.all().map(|sequence| sequence.input_ids.len()).sum()
+        self.examples.iter().map(EncodedExample::tokens).sum()
     }
 
     /// Takes an example in, or notes that it does not fit into the context.
     fn take(&mut self, example: EncodedExample, context_length: usize) {
-        let tokens = example.tokens();
-        if tokens > context_length {
-            self.too_long.push((example.line, tokens));
-            return;
+        let tokens = example.longest_sequence();
+        match tokens > context_length {
+            true => self.too_long.push((example.line, tokens)),
+            false => self.examples.push(example),
         }
-        self.sequences.push(example.sequence);
-        self.rejected.extend(example.rejected);
-        self.lines.push(example.line);
     }
 }
 
-/// An example, tokenised.
-#[derive(Debug, Clone)]
-pub struct EncodedExample {
-    /// Its line in the file.
-    pub line: u64,
-    /// Its tokens; of a preference those with the preferred answer.
-    pub sequence: Sequence,
-    /// Of a preference those with the other answer.
-    pub rejected: Option<Sequence>,
-}
-
-impl EncodedExample {
-    /// Tokens of the longer of its texts, which must fit into the context.
-    pub fn tokens(&self) -> usize {
-        let rejected = self.rejected.as_ref().map_or(0, |rejected| rejected.input_ids.len());
-        self.sequence.input_ids.len().max(rejected)
-    }
+/// What reading a file found, beside its examples.
+#[derive(Debug, Clone, Default)]
+pub struct FileFindings {
+    /// SHA-256 of the file, lower-case hex.
+    pub digest: String,
+    /// What the user should look at, though the file can be used.
+    pub warnings: Diagnostics,
 }
 
 /// Why a file cannot be encoded.
@@ -105,24 +89,23 @@ pub fn encode_file(
     context_length: usize,
 ) -> Result<EncodedFile, EncodeError> {
     let mut made = EncodedFile::default();
-    let digest = encode_each(path, base, &mut |example| made.take(example, context_length))?;
-    Ok(EncodedFile { digest, ..made })
+    let found = encode_each(path, base, &mut |example| made.take(example, context_length))?;
+    Ok(EncodedFile { digest: found.digest, warnings: found.warnings, ..made })
 }
 
 /// Reads, checks, renders and tokenises the examples of `path` one after the other, in file order and
-/// constant memory, and hands each out; the file's digest. Those of a file with problems are handed out
-/// as well.
+/// constant memory, and hands each out; what else there is to say of the file. Those of a file with problems are
+/// handed out as well.
 pub fn encode_each(
     path: &Path,
     base: &BaseModel,
     each: &mut dyn FnMut(EncodedExample),
-) -> Result<String, EncodeError> {
+) -> Result<FileFindings, EncodeError> {
     let io_error = |source| EncodeError::Io { path: path.display().to_string(), source };
     let mut file = File::open(path).map_err(io_error)?;
     let mut digest = StreamDigest::default();
     let mut splitter = LineSplitter::default();
-    let problems = Diagnostics::default();
-    let mut encoder = Encoder { base, each, problems, format: None, needs_template: false };
+    let mut encoder = Encoder::new(base, each);
     let feed = |chunk: &[u8]| {
         splitter.feed(chunk, &mut |number, line| encoder.line(number, line));
         Ok(())
@@ -135,19 +118,34 @@ pub fn encode_each(
     if !encoder.problems.is_empty() {
         return Err(EncodeError::Diagnostics(encoder.problems));
     }
-    Ok(digest.finish())
+    Ok(FileFindings { digest: digest.finish(), warnings: encoder.warnings })
 }
 
 struct Encoder<'a> {
     base: &'a BaseModel,
     each: &'a mut dyn FnMut(EncodedExample),
     problems: Diagnostics,
+    warnings: Diagnostics,
+    /// Rows of the model's embedding; a token beyond them has no meaning.
+    rows: Option<u64>,
     /// Format and line of the first example.
     format: Option<(Format, u64)>,
     needs_template: bool,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    fn new(base: &'a BaseModel, each: &'a mut dyn FnMut(EncodedExample)) -> Self {
+        Self {
+            base,
+            each,
+            problems: Diagnostics::default(),
+            warnings: Diagnostics::default(),
+            rows: base.config["vocab_size"].as_u64(),
+            format: None,
+            needs_template: false,
+        }
+    }
+
     fn line(&mut self, number: u64, line: Result<&str, LineFault>) {
         let text = match line {
             Ok(text) => text,
@@ -185,8 +183,8 @@ impl Encoder<'_> {
     }
 
     fn chat(&mut self, line: u64, messages: &[Message], tools: &[serde_json::Value]) {
-        if let Some(sequence) = self.conversation(line, messages, tools) {
-            self.keep(line, sequence, None);
+        if let Some(views) = self.conversation(line, messages, tools) {
+            self.keep(EncodedExample { line, views, rejected: None }, messages);
         }
     }
 
@@ -200,11 +198,15 @@ impl Encoder<'_> {
         let mut made = Vec::with_capacity(answers.len());
         for answer in answers {
             messages.push(answer);
-            made.extend(self.conversation(line, &messages, tools));
+            // One answer is supervised, so that there is one view.
+            made.extend(
+                self.conversation(line, &messages, tools).and_then(|mut views| views.pop()),
+            );
             messages.pop();
         }
         if let Ok([chosen, rejected]) = <[Sequence; 2]>::try_from(made) {
-            self.keep(line, chosen, Some(rejected));
+            let example = EncodedExample { line, views: vec![chosen], rejected: Some(rejected) };
+            self.keep(example, &messages);
         }
     }
 
@@ -214,38 +216,26 @@ impl Encoder<'_> {
         line: u64,
         messages: &[Message],
         tools: &[serde_json::Value],
-    ) -> Option<Sequence> {
+    ) -> Option<Vec<Sequence>> {
         let Some(template) = &self.base.template else {
             self.needs_template = true;
             return None;
         };
+        let tokenizer = &self.base.tokenizer;
         if let Some((index, key, token)) = control_token_in(self.base, messages) {
             let key = Some(format!("messages[{index}].{key}"));
-            self.problem(line, Some(index), key, control_token_message(&token));
-            return None;
+            let message = format!(
+                "the text holds {token:?}, which is spelled like a control token of the model: it is \
+                 trained as these letters"
+            );
+            self.warnings.push(Diagnostic { line, message_index: Some(index), key, message });
         }
-        let rendered = match template.render_for_training(messages, tools) {
-            Ok(rendered) => rendered,
-            Err(error) => {
-                let (message_index, reason) = error.into_parts();
-                self.problem(line, message_index, None, reason);
-                return None;
-            }
-        };
-        match self.base.tokenizer.encode(&rendered.text) {
-            Ok(tokens) => {
-                let counts = |range: &std::ops::Range<usize>| {
-                    rendered
-                        .supervised
-                        .iter()
-                        .any(|span| range.start < span.end && range.end > span.start)
-                };
-                let loss_mask = tokens.iter().map(|(_, range)| counts(range)).collect();
-                let input_ids = tokens.into_iter().map(|(id, _)| id).collect();
-                Some(Sequence { input_ids, loss_mask })
-            }
-            Err(error) => {
-                self.problem(line, None, None, error.to_string());
+        match encode_conversation(template, tokenizer, messages, tools) {
+            Ok(views) => Some(views),
+            Err(ConversationProblem { message_index, key, reason }) => {
+                let key = key.zip(message_index);
+                let key = key.map(|(key, index)| format!("messages[{index}].{key}"));
+                self.problem(line, message_index, key, reason);
                 None
             }
         }
@@ -278,11 +268,31 @@ impl Encoder<'_> {
             sequence.input_ids.push(*end);
             sequence.loss_mask.push(true);
         }
-        self.keep(line, sequence, None);
+        self.keep(EncodedExample { line, views: vec![sequence], rejected: None }, &[]);
     }
 
-    fn keep(&mut self, line: u64, sequence: Sequence, rejected: Option<Sequence>) {
-        (self.each)(EncodedExample { line, sequence, rejected });
+    /// Hands an example out, unless it cannot be trained.
+    fn keep(&mut self, example: EncodedExample, messages: &[Message]) {
+        let line = example.line;
+        if example.targets() == 0 {
+            let message = "nothing of this line is supervised: it would teach nothing".to_owned();
+            return self.problem(line, None, None, message);
+        }
+        let rows = self.rows.unwrap_or(u64::from(u32::MAX));
+        let ids = example.sequences().flat_map(|sequence| &sequence.input_ids);
+        if let Some(id) = ids.copied().find(|id| u64::from(*id) >= rows) {
+            let text = self.base.tokenizer.text_of(id).unwrap_or_default();
+            let holds = |message: &Message| {
+                message.content.as_deref().is_some_and(|content| content.contains(&text))
+            };
+            let message = format!(
+                "the text becomes token {id} ({text:?}), and the model's embedding has tokens 0 to {}: \
+                 leave the text out, or use a model whose embedding fits its tokenizer",
+                rows.saturating_sub(1)
+            );
+            return self.problem(line, messages.iter().position(holds), None, message);
+        }
+        (self.each)(example);
     }
 }
 

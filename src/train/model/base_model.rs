@@ -220,14 +220,17 @@ fn compile(
     };
     let control: Vec<String> =
         tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect();
-    let template = ChatTemplate::new(source, &control, beginning, end)
+    let mut template = ChatTemplate::new(source, &control, beginning, end)
         .map_err(|error| LoadError::malformed(path, error.to_string()))?;
-    if let Some(text) = template.end_of_turn() {
-        let id = tokenizer.control_tokens().iter().find(|(token, _)| *token == text);
-        if let Some(id) = id.map(|(_, id)| *id) {
-            tokenizer.add_stop(id);
-        }
+    let added: Vec<(String, u32)> =
+        tokenizer.added_tokens().map(|(text, id)| (text.to_owned(), id)).collect();
+    let end_of_turn = template.end_of_turn(added.iter().map(|(text, _)| text.as_str()));
+    let id = end_of_turn.and_then(|end| added.iter().find(|(text, _)| text == end));
+    if let Some((_, id)) = id {
+        tokenizer.add_stop(*id);
     }
+    let stops = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.text_of(*id));
+    template.set_stops(stops.collect());
     Ok(Some(template))
 }
 

@@ -62,7 +62,8 @@ impl ReferenceLogits {
         };
         let mut left = (MOST_LOGITS / setup.vocabulary.max(1)).max(1);
         let mut rows = Vec::new();
-        for sequence in file.sequences.iter().take(ROWS) {
+        for sequence in file.examples.iter().filter_map(|example| example.views.first()).take(ROWS)
+        {
             let ids = &sequence.input_ids[..sequence.input_ids.len().min(TOKENS).min(left)];
             if ids.is_empty() {
                 break;

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use super::channels::Sink;
-use crate::dataset::MAX_LISTED_PROBLEMS;
-use crate::domain::job::EventLevel;
+use crate::dataset::{Diagnostics, MAX_LISTED_PROBLEMS};
+use crate::domain::job::{DataFile, EventLevel};
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::EncodedFile;
 use crate::train::engine::{BackendKind, Engine};
 use crate::train::model::trainable::Trainable;
 use crate::train::protocol::Progress;
+
+/// Warnings of a data file that an event says in full.
+const SHOWN: usize = 3;
 
 /// Says a sentence.
 pub(super) fn note(
@@ -45,10 +48,25 @@ pub(super) fn too_long(file: &EncodedFile, which: &str, context: usize, sink: &m
         "{} of {} {which} examples are longer than {context} tokens and are left out whole, none is \
          cut: lines {}{more}; the longest has {longest} tokens",
         file.too_long.len(),
-        file.too_long.len() + file.sequences.len(),
+        file.too_long.len() + file.examples.len(),
         lines.join(", ")
     );
     let data = serde_json::json!({"left_out": file.too_long.len(), "longest": longest});
+    note(sink, EventLevel::Warn, message, Some(data));
+}
+
+/// Says what the user should look at in a data file, though it can be used.
+pub(super) fn data_warnings(warnings: &Diagnostics, which: DataFile, sink: &mut Sink<'_>) {
+    if warnings.is_empty() {
+        return;
+    }
+    let first: Vec<String> = warnings.listed.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = match warnings.total - first.len() as u64 {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let message = format!("{}: {}{more}", which.param(), first.join("; "));
+    let data = serde_json::json!({"warnings": warnings.listed, "total": warnings.total});
     note(sink, EventLevel::Warn, message, Some(data));
 }
 
@@ -103,11 +121,11 @@ pub(super) fn statistics(training: &EncodedFile, engine: &dyn Engine, sink: &mut
     let message = format!(
         "{} training examples with {tokens} tokens, {supervised} of them ({:.0} %) supervised; \
          {trainable} of {total} parameters are trained",
-        training.sequences.len(),
+        training.examples.len(),
         100.0 * supervised as f64 / tokens.max(1) as f64
     );
     let data = serde_json::json!({
-        "examples": training.sequences.len(),
+        "examples": training.examples.len(),
         "tokens": tokens,
         "loss_tokens": supervised,
         "trainable_parameters": trainable,

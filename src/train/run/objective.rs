@@ -2,6 +2,7 @@
 //! (supervised or DPO), for training and for evaluation.
 
 use crate::train::backend::BackendError;
+use crate::train::data::example::EncodedExample;
 use crate::train::data::sequence::Sequence;
 use crate::train::data::tokenize::EncodedFile;
 use crate::train::engine::{Engine, LossSums, MicroBatch, PreferencePair, PreferenceRewards};
@@ -13,6 +14,14 @@ pub(super) struct Objective<'a> {
     flops: ModelFlops,
     /// For preferences.
     preferences: Option<References>,
+}
+
+/// What the engine computes as one: a view of an example, or a preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Item {
+    /// The example, by index.
+    pub example: usize,
+    view: usize,
 }
 
 /// What preferences are measured against.
@@ -93,9 +102,10 @@ impl<'a> Objective<'a> {
         let Some(beta) = beta else {
             return Ok(Self { file, flops: engine.cost(), preferences: None });
         };
-        let mut log_probabilities = Vec::with_capacity(file.sequences.len());
-        for pair in file.sequences.iter().zip(&file.rejected) {
-            let made = engine.log_probabilities(&[pair.0, pair.1], trained)?;
+        let mut log_probabilities = Vec::with_capacity(file.examples.len());
+        for example in &file.examples {
+            let answers: Vec<&Sequence> = example.sequences().collect();
+            let made = engine.log_probabilities(&answers, trained)?;
             log_probabilities.extend_from_slice(made.as_chunks::<2>().0);
         }
         let preferences = Some(References { beta, log_probabilities });
@@ -104,7 +114,7 @@ impl<'a> Objective<'a> {
 
     /// Number of examples.
     pub(super) fn len(&self) -> usize {
-        self.file.sequences.len()
+        self.file.examples.len()
     }
 
     /// The file that they are from.
@@ -117,11 +127,9 @@ impl<'a> Objective<'a> {
         self.preferences.is_some()
     }
 
-    /// Tokens of an example, of both answers where it has two.
+    /// Tokens of an example, of all its sequences.
     pub(super) fn tokens(&self, index: usize) -> usize {
-        let rejected = self.file.rejected.get(index);
-        let other = rejected.map_or(0, |sequence| sequence.input_ids.len());
-        self.file.sequences[index].input_ids.len() + other
+        self.file.examples[index].tokens()
     }
 
     /// Tokens of all examples.
@@ -132,9 +140,8 @@ impl<'a> Objective<'a> {
     /// Floating-point operations of a training step over an example, and those of them that the frozen
     /// blocks take.
     pub(super) fn flops(&self, index: usize) -> (f64, f64) {
-        let rejected = self.file.rejected.get(index);
         let (mut all, mut frozen) = (0.0, 0.0);
-        for sequence in std::iter::once(&self.file.sequences[index]).chain(rejected) {
+        for sequence in self.file.examples[index].sequences() {
             all += self.flops.of_training(sequence.length());
             frozen += self.flops.of_frozen(sequence.length());
         }
@@ -155,21 +162,21 @@ impl<'a> Objective<'a> {
     pub(super) fn units(&self, examples: &[usize]) -> u64 {
         match self.preferences {
             Some(_) => examples.len() as u64,
-            None => examples.iter().map(|index| self.file.sequences[*index].targets()).sum(),
+            None => examples.iter().map(|index| self.file.examples[*index].targets()).sum(),
         }
     }
 
-    /// Forward and backward over `examples`; the losses of each.
+    /// Forward and backward over `items`; the losses of each.
     pub(super) fn accumulate(
         &self,
         engine: &mut dyn Engine,
-        examples: &[usize],
+        items: &[Item],
         part: MicroBatch,
     ) -> Result<Vec<LossStatistics>, BackendError> {
         match &self.preferences {
-            None => Ok(into(engine.accumulate(&self.sequences(examples), part)?)),
+            None => Ok(into(engine.accumulate(&self.sequences(items), part)?)),
             Some(references) => {
-                let pairs = self.pairs(references, examples);
+                let pairs = self.pairs(references, items);
                 Ok(into(engine.accumulate_preferences(&pairs, references.beta, part)?))
             }
         }
@@ -181,45 +188,51 @@ impl<'a> Objective<'a> {
         engine: &mut dyn Engine,
     ) -> Result<Vec<LossStatistics>, BackendError> {
         let examples: Vec<usize> = (0..self.len()).collect();
-        let mut losses = Vec::with_capacity(examples.len());
-        for part in self.micro_batches(engine, &examples) {
-            losses.extend(match &self.preferences {
-                None => into(engine.evaluate(&self.sequences(part))?),
+        let mut losses = vec![LossStatistics::default(); examples.len()];
+        for items in self.micro_batches(engine, &examples) {
+            let made: Vec<LossStatistics> = match &self.preferences {
+                None => into(engine.evaluate(&self.sequences(&items))?),
                 Some(references) => {
-                    let pairs = self.pairs(references, part);
+                    let pairs = self.pairs(references, &items);
                     into(engine.evaluate_preferences(&pairs, references.beta)?)
                 }
-            });
+            };
+            for (item, one) in items.iter().zip(&made) {
+                losses[item.example].add(one);
+            }
         }
         Ok(losses)
     }
 
     /// Splits examples into the micro-batches that the engine takes at once.
-    pub(super) fn micro_batches<'b>(
-        &self,
-        engine: &dyn Engine,
-        examples: &'b [usize],
-    ) -> Vec<&'b [usize]> {
-        let file = self.file;
-        let both = |index: &usize| -> Vec<&Sequence> {
-            std::iter::once(&file.sequences[*index]).chain(file.rejected.get(*index)).collect()
-        };
-        let items: Vec<Vec<&Sequence>> = examples.iter().map(both).collect();
-        let items: Vec<&[&Sequence]> = items.iter().map(Vec::as_slice).collect();
-        engine.split_into_micro_batches(&items).into_iter().map(|run| &examples[run]).collect()
+    pub(super) fn micro_batches(&self, engine: &dyn Engine, examples: &[usize]) -> Vec<Vec<Item>> {
+        let mut items = Vec::with_capacity(examples.len());
+        let mut sequences: Vec<Vec<&Sequence>> = Vec::with_capacity(examples.len());
+        for &index in examples {
+            for (view, together) in self.file.examples[index].items().into_iter().enumerate() {
+                items.push(Item { example: index, view });
+                sequences.push(together);
+            }
+        }
+        let sequences: Vec<&[&Sequence]> = sequences.iter().map(Vec::as_slice).collect();
+        let parts = engine.split_into_micro_batches(&sequences).into_iter();
+        parts.map(|part| items[part].to_vec()).collect()
     }
 
-    fn sequences(&self, examples: &[usize]) -> Vec<&Sequence> {
-        examples.iter().map(|index| &self.file.sequences[*index]).collect()
+    fn sequences(&self, items: &[Item]) -> Vec<&'a Sequence> {
+        items.iter().map(|item| &self.file.examples[item.example].views[item.view]).collect()
     }
 
-    fn pairs(&self, references: &References, examples: &[usize]) -> Vec<PreferencePair<'a>> {
-        let pair = |index: &usize| PreferencePair {
-            chosen: &self.file.sequences[*index],
-            rejected: &self.file.rejected[*index],
-            reference: references.log_probabilities[*index],
+    fn pairs(&self, references: &References, items: &[Item]) -> Vec<PreferencePair<'a>> {
+        let pair = |item: &Item| {
+            let EncodedExample { views, rejected, .. } = &self.file.examples[item.example];
+            Some(PreferencePair {
+                chosen: views.first()?,
+                rejected: rejected.as_ref()?,
+                reference: references.log_probabilities[item.example],
+            })
         };
-        examples.iter().map(pair).collect()
+        items.iter().filter_map(pair).collect()
     }
 }
 

@@ -96,7 +96,7 @@ fn statistics(file: &EncodedFile) -> Value {
         .collect();
     json!({
         "sha256": file.digest,
-        "examples": file.sequences.len(),
+        "examples": file.examples.len(),
         "tokens": file.tokens(),
         "loss_tokens": supervised,
         "tokens_of_an_example": {"least": at(0.0), "median": at(0.5), "most": at(1.0)},
@@ -107,10 +107,10 @@ fn statistics(file: &EncodedFile) -> Value {
 /// The examples with the highest loss when they were last trained on, by line.
 fn worst(state: &RunState, training: &EncodedFile) -> Vec<Value> {
     let mut losses: Vec<(u64, f32)> = training
-        .lines
+        .examples
         .iter()
         .zip(&state.example_losses)
-        .filter_map(|(line, loss)| loss.map(|loss| (*line, loss)))
+        .filter_map(|(example, loss)| loss.map(|loss| (example.line, loss)))
         .collect();
     losses.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     losses.truncate(WORST);

@@ -95,7 +95,7 @@ pub(super) struct RunMemory {
 impl From<&EncodedFile> for DataTotals {
     fn from(file: &EncodedFile) -> Self {
         Self {
-            examples: file.sequences.len() as u64,
+            examples: file.examples.len() as u64,
             tokens: file.tokens() as u64,
             left_out: file.too_long.len() as u64,
         }
@@ -258,11 +258,13 @@ fn tokenize(
     let training = encode_file(&spec.training_file, base, *context)
         .map_err(|error| invalid_file(error, DataFile::Training))?;
     notices::too_long(&training, "training", *context, sink);
+    notices::data_warnings(&training.warnings, DataFile::Training, sink);
     let mut validation = None;
     if let Some(path) = &spec.validation_file {
         let file = encode_file(path, base, *context)
             .map_err(|error| invalid_file(error, DataFile::Validation))?;
         notices::too_long(&file, "validation", *context, sink);
+        notices::data_warnings(&file.warnings, DataFile::Validation, sink);
         validation = Some(file);
     }
     Ok((training, validation))
@@ -302,11 +304,12 @@ impl RunSetup {
     /// Prompts for the model to answer: the beginnings of `most` examples up to their first supervised
     /// token, spread over the file. No prompt comes twice.
     pub(super) fn prompts(&self, most: usize) -> Vec<&[u32]> {
-        let sequences = &self.training.sequences;
+        let examples = &self.training.examples;
         let indexes: BTreeSet<usize> =
-            (0..most).map(|number| number * sequences.len() / most.max(1)).collect();
+            (0..most).map(|number| number * examples.len() / most.max(1)).collect();
         let mut prompts: BTreeSet<&[u32]> = BTreeSet::new();
-        for sequence in indexes.into_iter().filter_map(|index| sequences.get(index)) {
+        let first = |index: usize| examples.get(index)?.views.first();
+        for sequence in indexes.into_iter().filter_map(first) {
             let supervised = sequence.loss_mask.iter().skip(1).position(|counts| *counts);
             if let Some(index) = supervised {
                 prompts.insert(&sequence.input_ids[..=index]);

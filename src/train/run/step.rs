@@ -1,5 +1,7 @@
 //! The parts of one optimiser step: gradients of its micro-batches, the update, its metrics.
 
+use std::collections::BTreeMap;
+
 use super::errors::{engine_failed, not_finite};
 use super::eta::Eta;
 use super::objective::LossStatistics;
@@ -41,19 +43,24 @@ impl Run<'_> {
         controls: &mut Controls<'_>,
     ) -> Result<Option<LossStatistics>, JobError> {
         let mut part = MicroBatch::whole(step, self.training.units(batch));
-        let mut sums = LossStatistics::default();
-        for examples in self.training.micro_batches(self.engine, batch) {
+        let mut losses: BTreeMap<usize, LossStatistics> = BTreeMap::new();
+        for items in self.training.micro_batches(self.engine, batch) {
             // A stop waits for the end of the step; a cancel does not.
             if part.first > 0 && self.requested(controls) == Some(Control::Cancel) {
                 return Ok(None);
             }
-            let losses =
-                self.training.accumulate(self.engine, examples, part).map_err(engine_failed)?;
-            for (index, one) in examples.iter().zip(&losses) {
-                self.state.example_losses[*index] = Some(one.mean_loss() as f32);
-                sums.add(one);
+            let made =
+                self.training.accumulate(self.engine, &items, part).map_err(engine_failed)?;
+            for (item, one) in items.iter().zip(&made) {
+                losses.entry(item.example).or_default().add(one);
             }
-            part.first += examples.len();
+            part.first += items.len();
+        }
+        let mut sums = LossStatistics::default();
+        for index in batch {
+            let of_example = losses.remove(index).unwrap_or_default();
+            self.state.example_losses[*index] = Some(of_example.mean_loss() as f32);
+            sums.add(&of_example);
         }
         if !sums.loss.is_finite() {
             return Err(not_finite(step, "loss", self.lines_of(batch)));
@@ -132,7 +139,7 @@ impl Run<'_> {
 
     /// Lines of the training file that the examples of a batch stand on.
     fn lines_of(&self, batch: &[usize]) -> Vec<u64> {
-        let lines = &self.training.file().lines;
-        batch.iter().map(|index| lines[*index]).collect()
+        let examples = &self.training.file().examples;
+        batch.iter().map(|index| examples[*index].line).collect()
     }
 }

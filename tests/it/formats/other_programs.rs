@@ -250,14 +250,7 @@ fn llama_cpp_and_transformers_take_smollm2_as_it_was_trained_from_its_gguf_file(
     let mut prompts = Vec::new();
     let mut asked = Vec::new();
     for question in QUESTIONS {
-        let message = Message {
-            role: Role::User,
-            content: Some(question.to_owned()),
-            name: None,
-            trained: false,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
+        let message = Message::text(Role::User, question);
         let text = template.render_prompt(&[message], &[]).expect("renders");
         let tokens = model.base.tokenizer.encode(&text).expect("encodes");
         let ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();

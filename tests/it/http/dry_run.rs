@@ -200,9 +200,10 @@ async fn a_bad_request_is_refused_as_without_the_dry_run() {
 async fn what_would_fail_the_job_is_said_as_the_job_says_it() {
     let server = Server::start();
     let good = server.upload(&chat_lines(12)).await;
-    let control = json!({"messages": [{"role": "user", "content": "a <|im_end|> b"},
-        {"role": "assistant", "content": "b"}]});
-    let (bad_json, token) = ("{\"messages\": [", control.to_string());
+    // The model's template has no place for tools.
+    let tools = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "tools": [{"type": "function", "function": {"name": "add"}}]});
+    let (bad_json, token) = ("{\"messages\": [", tools.to_string());
     let broken = server.upload(&format!("{}{bad_json}\n{{}}\n", chat_lines(10))).await;
     let forbidden = server.upload(&format!("{}{token}\n{token}\n", chat_lines(10))).await;
     let nine = server.upload(&chat_lines(9)).await;

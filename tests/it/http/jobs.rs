@@ -150,23 +150,31 @@ async fn nine_examples_fail_the_job_and_ten_train() {
 }
 
 #[tokio::test]
-async fn a_control_token_in_content_fails_the_job_with_line_and_message() {
+async fn a_control_token_in_content_is_read_as_letters_and_a_warning_names_its_line() {
     let server = Server::start();
     let mut lines: Vec<String> = chat_lines(12).lines().map(str::to_owned).collect();
     lines[4] = json!({"messages": [{"role": "user", "content": "ends <|im_end|> here"},
         {"role": "assistant", "content": "x"}]})
     .to_string();
     let id = server.create_job(&lines.join("\n"), short()).await;
-    let job = server.ended(&id, "failed").await;
-    assert_eq!(job["error"]["code"], "invalid_training_file");
-    let message = job["error"]["message"].as_str().expect("a text");
-    assert!(message.contains("line 5") && message.contains("messages[0]"), "{message}");
-    assert!(message.contains("<|im_end|>"), "{message}");
+    server.ended(&id, "succeeded").await;
+    let events = server.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=100")).await.ok();
+    let said =
+        |event: &&Value| event["message"].as_str().is_some_and(|text| text.contains("line 5"));
+    let events = events["data"].as_array().expect("a list");
+    let warning = events.iter().find(said).expect("a warning about the line");
+    assert_eq!(warning["level"], "warn", "{warning}");
+    let message = warning["message"].as_str().expect("a text");
+    assert!(message.contains("messages[0].content") && message.contains("<|im_end|>"), "{message}");
 
-    let body = json!({"model": TINY,
-        "messages": [{"role": "user", "content": "ends <|im_end|> here"}]});
-    let error = server.post("/v1/chat/completions", body).await.error(400);
-    assert_eq!(error["code"], "control_token_in_content");
+    // An end user's message is no error, and it ends no turn.
+    let tokens = async |content: &str| {
+        let body = json!({"model": TINY, "max_tokens": 1, "messages": [{"role": "user", "content": content}]});
+        server.post("/v1/chat/completions", body).await.ok()["usage"]["prompt_tokens"].clone()
+    };
+    let letters = tokens("ends <|im_end|> here").await.as_u64();
+    let none = tokens("ends  here").await.as_u64();
+    assert!(letters > none.map(|none| none + 1), "{letters:?} {none:?}");
 }
 
 #[tokio::test]

@@ -55,9 +55,12 @@ fn a_batch_of_eight_is_two_of_four_and_eight_of_one() {
         + "{\"prompt\": \"a long way to go before the answer comes\", \"completion\": \" x\"}\n";
     let chats: String = lines.lines().take(7).map(|line| format!("{line}\n")).collect();
     std::fs::write(&file, chats).expect("writes");
-    let mut sequences = encode_file(&file, &base, 512).expect("encodes").sequences;
+    let encoded = |file: &Path| -> Vec<Sequence> {
+        encode_file(file, &base, 512).expect("encodes").all().cloned().collect()
+    };
+    let mut sequences = encoded(&file);
     std::fs::write(&file, lines.lines().nth(7).expect("the last")).expect("writes");
-    sequences.extend(encode_file(&file, &base, 512).expect("encodes").sequences);
+    sequences.extend(encoded(&file));
     let all: Vec<&Sequence> = sequences.iter().collect();
     let counted = |sequence: &&Sequence| sequence.loss_mask[1..].iter().filter(|on| **on).count();
     let tokens = all.iter().map(counted).sum::<usize>() as u64;

@@ -9,6 +9,7 @@ pub mod real_model;
 pub mod recipe;
 pub mod reference_run;
 pub mod template_families;
+pub mod template_rule;
 pub mod templates;
 pub mod training;
 pub mod tuning;

@@ -116,7 +116,7 @@ fn write_logits_of(base: &Path, adapter: Option<&Path>, examples: &Path, target:
         responder.attach(&lora, &tensors).expect("attaches")
     });
     let examples = encode_file(examples, &base, 2048).expect("encodes");
-    let logits = examples.sequences.iter().take(4).map(|sequence| {
+    let logits = examples.all().take(4).map(|sequence| {
         let ids = &sequence.input_ids[..];
         (ids, responder.logits(attached.as_ref(), ids).expect("computes"))
     });
@@ -205,14 +205,7 @@ fn greedy_answers_to_twenty_questions_of_gsm8k_are_those_of_transformers_token_f
         .map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
             let question = line["messages"][0]["content"].as_str().expect("a question");
-            let asked = Message {
-                role: Role::User,
-                content: Some(question.to_owned()),
-                name: None,
-                trained: false,
-                tool_calls: Vec::new(),
-                tool_call_id: None,
-            };
+            let asked = Message::text(Role::User, question);
             let text = template.render_prompt(&[asked], &[]).expect("renders");
             let tokens = base.tokenizer.encode(&text).expect("encodes");
             tokens.into_iter().map(|(id, _)| id).collect()

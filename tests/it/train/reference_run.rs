@@ -20,7 +20,7 @@ use crate::train::real_model;
 /// Mean loss over loss-bearing tokens of a whole file.
 fn loss(engine: &mut dyn Engine, file: &EncodedFile) -> f64 {
     let (mut loss, mut tokens) = (0.0, 0);
-    for sequence in &file.sequences {
+    for sequence in file.all() {
         let sums = LossSums::total(&engine.evaluate(&[sequence]).expect("computes"));
         loss += sums.loss;
         tokens += sums.tokens;
@@ -61,7 +61,7 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
     let valid = encode_file(&valid, &base, 1024).expect("encodes");
     let ids: Vec<u32> =
         serde_json::from_value(reference["first_example"]["input_ids"].clone()).expect("token ids");
-    assert_eq!(training.sequences[0].input_ids, ids);
+    assert_eq!(training.examples[0].views[0].input_ids, ids);
 
     let (tolerance, end_tolerance) =
         if kind == BackendKind::Cpu { (0.02, 0.01) } else { (0.01, 0.005) };
@@ -72,7 +72,8 @@ fn sixty_steps_on_gsm8k_are_those_of_transformers_and_peft() {
 
     let mut worst: f64 = 0.0;
     for (index, wanted) in reference["steps"].as_array().expect("steps").iter().enumerate() {
-        let batch: Vec<&Sequence> = training.sequences[index * 8..][..8].iter().collect();
+        let batch: Vec<&Sequence> =
+            training.examples[index * 8..][..8].iter().map(|example| &example.views[0]).collect();
         let tokens = wanted["loss_tokens"].as_u64().expect("a number");
         let sums = engine
             .accumulate(&batch, MicroBatch::whole(index as u64 + 1, tokens))

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use hone::dataset::{Message, parse_messages};
-use hone::train::model::chat_template::{ChatTemplate, Rendered, TemplateError};
+use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ struct Family {
     /// `bos_token` and `eos_token`.
     borders: [&'static str; 2],
     control: &'static [&'static str],
+    /// What the template writes between a prompt and the answer, which the model has to write as well.
+    lead: &'static str,
     /// What ends the assistant's turn.
     end: &'static str,
     /// Whether messages lose the white space around them.
@@ -33,6 +35,7 @@ const PLAIN: Family = Family {
     name: "chatml",
     borders: ["", "<|im_end|>"],
     control: CHATML,
+    lead: "",
     end: "<|im_end|>",
     trims: false,
     takes_system: true,
@@ -41,13 +44,14 @@ const PLAIN: Family = Family {
 
 const FAMILIES: &[Family] = &[
     PLAIN,
-    Family { name: "marked", ..PLAIN },
+    Family { name: "marked", lead: "\n", ..PLAIN },
     Family { name: "qwen2", takes_tools: true, ..PLAIN },
-    Family { name: "qwen3", takes_tools: true, ..PLAIN },
+    Family { name: "qwen3", lead: "<think>\n\n</think>\n\n", takes_tools: true, ..PLAIN },
     Family {
         name: "llama2",
         borders: ["<s>", "</s>"],
         control: &["<s>", "</s>"],
+        lead: " ",
         end: " </s>",
         trims: true,
         ..PLAIN
@@ -81,8 +85,8 @@ const FAMILIES: &[Family] = &[
             "[TOOL_RESULTS]",
             "[/TOOL_RESULTS]",
         ],
+        lead: " ",
         end: "</s>",
-        takes_system: false,
         takes_tools: true,
         ..PLAIN
     },
@@ -128,13 +132,15 @@ impl Family {
             .unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    /// What the template makes of a text, the last of its conversation or an earlier one.
-    fn written<'a>(&self, text: &'a str, is_last: bool) -> &'a str {
-        if self.trims {
-            return text.trim();
-        }
-        // Qwen 3 writes its own line breaks between an answer's reasoning and what it says.
-        if self.name == "qwen3" && is_last { text.trim_start_matches('\n') } else { text }
+    /// What the model has to write to say a text.
+    fn turn(&self, text: &str) -> String {
+        let written = match self.name {
+            _ if self.trims => text.trim(),
+            // Qwen 3 writes its own line breaks between an answer's reasoning and what it says.
+            "qwen3" => text.trim_start_matches('\n'),
+            _ => text,
+        };
+        format!("{}{written}{}", self.lead, self.end)
     }
 }
 
@@ -146,8 +152,16 @@ fn messages(value: &Value) -> Vec<Message> {
     parse_messages(value).unwrap()
 }
 
-fn learnt(rendered: &Rendered) -> Vec<&str> {
-    rendered.supervised.iter().map(|span| &rendered.text[span.clone()]).collect()
+/// What is learnt, turn by turn.
+fn learnt(views: &[TrainingView]) -> Vec<&str> {
+    let spans = |view: &'_ TrainingView| view.supervised.clone();
+    views.iter().flat_map(|view| spans(view).into_iter().map(|span| &view.text[span])).collect()
+}
+
+/// The only text of a conversation.
+fn only(views: Vec<TrainingView>) -> TrainingView {
+    let [view] = <[TrainingView; 1]>::try_from(views).expect("one view");
+    view
 }
 
 #[test]
@@ -175,15 +189,25 @@ fn every_family_renders_to_the_text_that_transformers_renders() {
         let rendered = template.render_for_training(&conversation, &tools);
         match (rendered, case["text"].as_str()) {
             (Ok(rendered), Some(text)) => {
-                assert_eq!(rendered.text, text, "{name}");
+                // The last view is the whole conversation where that ends with an answer, but for a system message
+                // that serving puts before the last question alone.
+                let ends_with_answer = conversation.last().is_some_and(|message| message.trained);
+                let is_joined = family.name == "mistral" && case["name"] == "system";
+                if ends_with_answer && !is_joined {
+                    assert_eq!(rendered.last().unwrap().text, text, "{name}");
+                }
                 if let Some(marked) = case["marked"].as_array() {
-                    assert_eq!(learnt(&rendered), *marked, "{name}");
+                    // The mark begins behind what comes between the prompt and the answer.
+                    let marked = marked
+                        .iter()
+                        .map(|turn| format!("{}{}", family.lead, turn.as_str().unwrap()));
+                    assert_eq!(learnt(&rendered), marked.collect::<Vec<_>>(), "{name}");
                 }
                 compared += 1;
             }
             // transformers renders what loses a part of the conversation, too.
             (Err(_), _) => {}
-            (Ok(rendered), None) => panic!("{name}: {}", rendered.text),
+            (Ok(rendered), None) => panic!("{name}: {rendered:?}"),
         }
         if let Ok(prompt) = template.render_prompt(&conversation, &tools) {
             assert_eq!(Some(prompt.as_str()), case["prompt"].as_str(), "{name}");
@@ -198,8 +222,9 @@ fn every_family_renders_to_the_text_that_transformers_renders() {
 #[test]
 fn the_token_that_ends_a_turn_is_found_in_every_family() {
     for family in FAMILIES {
-        let found = family.template().end_of_turn();
-        assert_eq!(found.as_deref(), Some(family.end.trim()), "{}", family.name);
+        let template = family.template();
+        let found = template.end_of_turn(family.control.iter().copied());
+        assert_eq!(found, Some(family.end.trim()), "{}", family.name);
     }
 }
 
@@ -210,9 +235,13 @@ fn a_prompt_for_an_answer_is_the_beginning_of_the_conversation_with_it() {
         let whole = messages(&json!([{"role": "user", "content": "one"},
             {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"},
             {"role": "assistant", "content": "four"}]));
-        let text = template.render_for_training(&whole, &[]).unwrap().text;
-        let prompt = template.render_prompt(&whole[..3], &[]).unwrap();
-        assert!(text.starts_with(prompt.trim_end()), "{}\n{text}\n{prompt}", family.name);
+        for view in template.render_for_training(&whole, &[]).unwrap() {
+            for span in view.supervised {
+                let count = if view.text[span.clone()].contains("two") { 1 } else { 3 };
+                let prompt = template.render_prompt(&whole[..count], &[]).unwrap();
+                assert_eq!(view.text[..span.start], prompt, "{}", family.name);
+            }
+        }
     }
 }
 
@@ -221,7 +250,7 @@ fn any_text() -> impl Strategy<Value = String> {
     let parts = prop_oneof![
         4 => "[a-zA-Z0-9 .,!?]{1,12}",
         2 => any::<char>().prop_filter("reserved", |character| {
-            !('\u{e000}'..='\u{e003}').contains(character)
+            !('\u{e000}'..='\u{e006}').contains(character)
         }).prop_map(String::from),
         1 => prop::sample::select(vec![
             " ", "\n", "\n\n", "\t", "\"", "'", "\\", "{{ x }}", "{% if %}", "{# #}", "<b>", "&amp;",
@@ -251,12 +280,12 @@ proptest! {
                 list.push(json!({"role": "system", "content": system}));
             }
             let mut wanted = Vec::new();
-            for (number, (said, answer, is_learnt)) in turns.iter().enumerate() {
+            for (said, answer, is_learnt) in &turns {
                 list.push(json!({"role": "user", "content": said}));
                 let weight = u8::from(*is_learnt);
                 list.push(json!({"role": "assistant", "content": answer, "weight": weight}));
                 if *is_learnt {
-                    wanted.push(format!("{}{}", family.written(answer, number + 1 == turns.len()), family.end));
+                    wanted.push(family.turn(answer));
                 }
             }
             let conversation = messages(&json!(list));
@@ -264,17 +293,13 @@ proptest! {
                 .unwrap_or_else(|error| panic!("{}: {error}\n{list:?}", family.name));
             prop_assert_eq!(learnt(&rendered), wanted, "{}", family.name);
 
-            // And everything else stands around it.
-            let mut rest = String::new();
-            let mut from = 0;
-            for span in &rendered.supervised {
-                rest.push_str(&rendered.text[from..span.start]);
-                from = span.end;
-            }
-            rest.push_str(&rendered.text[from..]);
-            for message in conversation.iter().filter(|message| !message.trained) {
+            // And everything else that serving would send stands before it.
+            let Some(view) = rendered.last() else { continue };
+            let prompt = &view.text[..view.supervised.last().unwrap().start];
+            let last = conversation.iter().rposition(|message| message.trained).unwrap();
+            for message in &conversation[..last] {
                 let content = message.content.as_deref().unwrap().trim();
-                prop_assert!(rest.contains(content), "{} {content:?}", family.name);
+                prop_assert!(prompt.contains(content), "{} {content:?}", family.name);
             }
         }
     }
@@ -322,7 +347,10 @@ fn calls_of_tools_are_learnt_whole_where_the_template_writes_them() {
         };
         let end = family.end;
         // Some write a line break or a space before what the assistant says.
-        let found: Vec<&str> = learnt(&rendered).into_iter().map(str::trim_start).collect();
+        let found: Vec<&str> = learnt(&rendered)
+            .into_iter()
+            .map(|turn| turn.strip_prefix(family.lead).unwrap_or(turn).trim_start())
+            .collect();
         let wanted = [
             format!("{}{end}", written(1, 2)),
             format!("It is 3.{end}"),
@@ -330,7 +358,7 @@ fn calls_of_tools_are_learnt_whole_where_the_template_writes_them() {
             format!("It is 9.{end}"),
         ];
         assert_eq!(found, wanted, "{}", family.name);
-        assert!(rendered.text.contains("divide"), "{}", family.name);
+        assert!(rendered.iter().all(|view| view.text.contains("divide")), "{}", family.name);
     }
 }
 
@@ -374,18 +402,6 @@ fn a_message_that_a_template_would_leave_out_is_refused_by_its_number() {
         &with_calls(),
         "message 2: the model's chat template does not write the content of this tool message",
     );
-    // Mistral's style writes the system message only before an answer that is still to come.
-    let system = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"}]);
-    let mistral = family("mistral").template();
-    fails(
-        &mistral,
-        &system,
-        "message 0: the model's chat template does not write the content of this \
-                              system message",
-    );
-    let prompt = mistral.render_prompt(&messages(&system)[..2], &[]).unwrap();
-    assert!(prompt.contains("Be brief."), "{prompt}");
     // Mistral's writes a message with calls without its text.
     let mut both = with_calls();
     both[5]["content"] = "Let me see.".into();
@@ -401,35 +417,58 @@ fn a_system_message_that_a_template_refuses_is_said_to_be_one() {
     let conversation = messages(&json!([{"role": "system", "content": "Be brief."},
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]));
     let error = family("gemma2").template().render_for_training(&conversation, &[]).unwrap_err();
-    let (index, reason) = error.into_parts();
+    let (index, _, reason) = error.into_parts();
     assert_eq!(index, Some(0));
     for words in ["takes no system messages", "System role not supported", "first user message"] {
         assert!(reason.contains(words), "{reason}");
     }
-    // A refusal for another reason stays what it is.
+    // A refusal for another reason names the message that it is about.
     let twice =
         messages(&json!([{"role": "user", "content": "a"}, {"role": "user", "content": "b"},
         {"role": "assistant", "content": "c"}]));
     let error = family("gemma2").template().render_for_training(&twice, &[]).unwrap_err();
-    assert!(matches!(&error, TemplateError::Refused(why) if why.contains("take turns")), "{error}");
+    let (index, _, reason) = error.into_parts();
+    assert_eq!(index, Some(1));
+    assert!(reason.contains("take turns"), "{reason}");
 }
 
 #[test]
-fn reasoning_that_the_template_takes_apart_is_learnt_with_the_answer() {
-    let conversation = messages(&json!([{"role": "user", "content": "a"},
-        {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nb"}]));
-    let rendered = family("qwen3").template().render_for_training(&conversation, &[]).unwrap();
-    assert_eq!(learnt(&rendered), ["<think>\nHm.\n</think>\n\nb<|im_end|>"]);
-    // In an earlier turn the template drops the reasoning: what remains is not the message.
+fn reasoning_of_each_turn_is_learnt_in_a_text_of_its_own_where_the_template_drops_it_from_earlier_ones()
+ {
     let conversation = messages(&json!([{"role": "user", "content": "a"},
         {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nb"},
-        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]));
-    let error = family("qwen3").template().render_for_training(&conversation, &[]).unwrap_err();
-    assert!(error.to_string().starts_with("message 1: the chat template changes"), "{error}");
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "<think>Oh.</think>d"}]));
+    let views = family("qwen3").template().render_for_training(&conversation, &[]).unwrap();
+    assert_eq!(views.len(), 2);
+    assert_eq!(
+        learnt(&views),
+        ["<think>\nHm.\n</think>\n\nb<|im_end|>", "<think>\nOh.\n</think>\n\nd<|im_end|>"]
+    );
+    // As serving sends it, the history has no reasoning.
+    assert!(!views[1].text.contains("Hm."), "{}", views[1].text);
 }
 
 #[test]
-fn a_span_that_a_template_marks_is_learnt_through_the_end_of_its_turn() {
+fn a_system_message_that_stands_before_the_last_question_is_trained_where_serving_sends_it() {
+    let system = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"}]);
+    let mistral = family("mistral").template();
+    let views = mistral.render_for_training(&messages(&system), &[]).unwrap();
+    let texts: Vec<&str> = views.iter().map(|view| view.text.as_str()).collect();
+    assert_eq!(
+        texts,
+        [
+            "<s>[INST] Be brief.\n\na[/INST] b</s>",
+            "<s>[INST] a[/INST] b</s>[INST] Be brief.\n\nc[/INST] d</s>"
+        ]
+    );
+    assert_eq!(learnt(&views), [" b</s>", " d</s>"]);
+}
+
+#[test]
+fn a_template_that_marks_what_the_assistant_says_writes_the_same_text() {
     let conversation = messages(&json!([{"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"}]));
     let said = |source: &str| {
@@ -445,15 +484,14 @@ fn a_span_that_a_template_marks_is_learnt_through_the_end_of_its_turn() {
     };
     // Blocks take their own line with them, as Jinja's do.
     let inside =
-        said(&turn("{% generation %}\n{{ m.content }}<end>{% endgeneration %}\n")).unwrap();
-    assert_eq!((inside.text.as_str(), learnt(&inside)), ("a<end>\nb<end>\n", vec!["b<end>"]));
+        only(said(&turn("{% generation %}\n{{ m.content }}<end>{% endgeneration %}\n")).unwrap());
+    assert_eq!(inside.text, "a<end>\nb<end>\n");
+    assert_eq!(learnt(&[inside]), ["b<end>"]);
     let outside =
         said(&turn("{%- generation -%}{{ m.content }}{%- endgeneration -%}<end>")).unwrap();
     assert_eq!(learnt(&outside), ["b<end>"]);
     let never = said(&turn("{% generation %}{{ m.content }}{% endgeneration %}x")).unwrap_err();
     assert!(never.to_string().contains("no end-of-turn token follows"), "{never}");
-    let wrong = said(&turn("{{ m.content }}{% generation %}<end>{% endgeneration %}")).unwrap_err();
-    assert!(wrong.to_string().contains("does not hold the message"), "{wrong}");
 }
 
 #[test]

@@ -7,17 +7,18 @@
 use std::path::{Path, PathBuf};
 
 use hone::dataset::{Message, parse_messages};
-use hone::train::data::tokenize::{EncodeError, encode_file};
+use hone::train::data::sequence::Sequence;
+use hone::train::data::tokenize::encode_file;
 use hone::train::model::base_model::BaseModel;
-use hone::train::model::chat_template::{ChatTemplate, TemplateError};
+use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
 use serde_json::{Value, json};
 
 use crate::train::real_model;
 
 const CONTROL: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
-/// A case with control tokens inside of messages: transformers parses them, hone refuses.
-const REFUSED: &str = "special_token_text_inside";
+/// A case with control tokens inside of messages: transformers parses them, hone reads them as letters.
+const LETTERS: &str = "special_token_text_inside";
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -38,8 +39,17 @@ fn messages(value: &Value) -> Vec<Message> {
 
 /// What is learnt, as texts.
 fn learnt(template: &ChatTemplate, conversation: &Value) -> Result<Vec<String>, TemplateError> {
-    let rendered = template.render_for_training(&messages(conversation), &[])?;
-    Ok(rendered.supervised.iter().map(|span| rendered.text[span.clone()].to_owned()).collect())
+    let views = template.render_for_training(&messages(conversation), &[])?;
+    let turns = |view: &TrainingView| -> Vec<String> {
+        view.supervised.iter().map(|span| view.text[span.clone()].to_owned()).collect()
+    };
+    Ok(views.iter().flat_map(turns).collect())
+}
+
+/// The only text of a conversation.
+fn only(views: Vec<TrainingView>) -> TrainingView {
+    let [view] = <[TrainingView; 1]>::try_from(views).expect("one view");
+    view
 }
 
 #[test]
@@ -47,11 +57,13 @@ fn golden_conversations_render_to_the_text_and_spans_of_transformers() {
     let golden = golden();
     let template = template(golden["chat_template"].as_str().unwrap(), &CONTROL);
     for case in golden["cases"].as_array().unwrap() {
-        if case["name"] == REFUSED {
+        if case["name"] == LETTERS {
             continue;
         }
         let conversation = messages(&case["messages"]);
         let rendered = template.render_for_training(&conversation, &[]).unwrap();
+        // A conversation without a trained turn has no text to train on.
+        let Some(rendered) = rendered.last() else { continue };
         assert_eq!(rendered.text, case["text"].as_str().unwrap(), "{}", case["name"]);
         let trained = conversation.iter().filter(|message| message.trained);
         let wanted: Vec<String> = trained
@@ -66,7 +78,7 @@ fn golden_conversations_render_to_the_text_and_spans_of_transformers() {
         let prompt = template.render_prompt(&before, &[]).unwrap();
         assert_eq!(prompt, case["prompt_text"].as_str().unwrap(), "{}", case["name"]);
     }
-    assert_eq!(template.end_of_turn().as_deref(), Some("<|im_end|>"));
+    assert_eq!(template.end_of_turn(CONTROL.into_iter()), Some("<|im_end|>"));
 }
 
 #[test]
@@ -74,32 +86,52 @@ fn golden_conversations_become_the_tokens_and_masks_of_transformers() {
     let Some(models_dir) = real_model::models_dir() else { return };
     let base = BaseModel::open(&real_model::gguf(&models_dir)).unwrap();
     assert!(base.tokenizer.stop_ids().contains(&2));
+    let mut joined = 0;
     for case in golden()["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("one.jsonl");
         std::fs::write(&file, json!({"messages": case["messages"]}).to_string()).unwrap();
         let encoded = encode_file(&file, &base, 8192);
-        if name == REFUSED {
-            let error = encoded.unwrap_err();
-            let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
-            let text = problems.listed[0].to_string();
+        let mut encoded = encoded.unwrap();
+        let sequence = encoded.examples.remove(0).views.remove(0);
+        if name == LETTERS {
+            let text = encoded.warnings.listed[0].to_string();
             assert!(text.starts_with("line 1, message 0, key \"messages[0].content\""), "{text}");
+            let turns = case["messages"].as_array().unwrap().len();
+            let ends = sequence.input_ids.iter().filter(|id| **id == 2).count();
+            // The template's own system message is a turn as well.
+            assert_eq!(ends, turns + 1, "an end for each turn and none in the text");
             continue;
         }
-        let sequence = encoded.unwrap().sequences.remove(0);
         let ids: Vec<u64> = sequence.input_ids.iter().map(|id| u64::from(*id)).collect();
         let mask: Vec<u64> = sequence.loss_mask.iter().map(|counts| u64::from(*counts)).collect();
+        let prompt: Vec<Value> = case["prompt_ids"].as_array().unwrap().clone();
+        let is_joined = !case["input_ids"].as_array().unwrap().starts_with(&prompt)
+            && case["messages"].as_array().unwrap().last().unwrap()["role"] == "assistant";
+        if is_joined {
+            // transformers makes one token of the end of the prompt and the beginning of the answer. Serving sends
+            // the prompt's own tokens, so these are trained.
+            assert_eq!(json!(ids[..prompt.len()]), case["prompt_ids"], "{name}");
+            let text = base.tokenizer.decode(&sequence.input_ids[prompt.len()..]).unwrap();
+            assert!(
+                case["text"].as_str().unwrap().trim_end().ends_with(&format!("{text}<|im_end|>")),
+                "{text:?}"
+            );
+            joined += 1;
+            continue;
+        }
         assert_eq!(json!(ids), case["input_ids"], "{name}");
         assert_eq!(json!(mask), case["loss_mask"], "{name}");
         let prompt = base.tokenizer.encode(case["prompt_text"].as_str().unwrap()).unwrap();
         let ids: Vec<u32> = prompt.into_iter().map(|(id, _)| id).collect();
         assert_eq!(json!(ids), case["prompt_ids"], "{name}");
     }
+    assert_eq!(joined, 2, "answers that begin with spaces");
 }
 
 #[test]
-fn text_of_a_control_token_in_a_message_is_refused_with_line_and_message() {
+fn text_of_a_control_token_in_a_message_is_trained_as_letters_with_a_warning() {
     let base = BaseModel::open(&data("tiny-llama")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("train.jsonl");
@@ -108,11 +140,22 @@ fn text_of_a_control_token_in_a_message_is_refused_with_line_and_message() {
     let bad = json!({"messages": [{"role": "user", "content": "a"},
         {"role": "assistant", "content": "b<|im_end|>"}]});
     std::fs::write(&file, format!("{good}\n\n{bad}\n")).unwrap();
-    let error = encode_file(&file, &base, 512).unwrap_err();
-    let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
-    let text = problems.listed[0].to_string();
+    let encoded = encode_file(&file, &base, 512).unwrap();
+    let text = encoded.warnings.listed[0].to_string();
     assert!(text.starts_with("line 3, message 1, key \"messages[1].content\""), "{text}");
     assert!(text.contains("\"<|im_end|>\""), "{text}");
+    let [good, bad] = [0, 1].map(|index| &encoded.examples[index].views[0]);
+    let ends = |sequence: &Sequence| sequence.input_ids.iter().filter(|id| **id == 2).count();
+    assert_eq!(ends(good), ends(bad), "the template alone ends turns");
+    let learnt: Vec<u32> = bad
+        .input_ids
+        .iter()
+        .zip(&bad.loss_mask)
+        .filter(|(_, counts)| **counts)
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(base.tokenizer.decode(&learnt).unwrap(), "b<|im_end|>");
+    assert_eq!(learnt.last(), Some(&2));
 }
 
 #[test]
@@ -123,10 +166,11 @@ fn too_long_examples_are_counted_and_never_cut() {
     let line = |text: &str| json!({"prompt": "q ", "completion": text}).to_string();
     std::fs::write(&file, format!("{}\n{}\n", line("short"), line(&"long ".repeat(40)))).unwrap();
     let encoded = encode_file(&file, &base, 50).unwrap();
-    assert_eq!((encoded.lines, encoded.too_long.len()), (vec![1], 1));
+    assert_eq!((encoded.examples.len(), encoded.too_long.len()), (1, 1));
+    assert_eq!(encoded.examples[0].line, 1);
     assert_eq!(encoded.too_long[0].0, 2);
     assert!(encoded.too_long[0].1 > 50);
-    let sequence = &encoded.sequences[0];
+    let sequence = &encoded.examples[0].views[0];
     assert_eq!(sequence.input_ids.last(), Some(&2), "a completion ends with the end of text");
     let text: Vec<u32> = sequence
         .input_ids
@@ -163,10 +207,11 @@ fn spans_are_found_in_templates_of_every_kind() {
                   {%- generation -%}{{ m.content }}<end>{%- endgeneration %}{% else %}\
                   {{ '<u>' + m.content }}{% endif %}{% endfor %}";
     let marked = template(marked, &["<end>"]);
-    assert_eq!(learnt(&marked, &two_turns).unwrap(), [" first <end>", "second<end>"]);
+    // Serving's prompt does not write <a>: the model has to.
+    assert_eq!(learnt(&marked, &two_turns).unwrap(), ["<a> first <end>", "<a>second<end>"]);
     let mut half = two_turns.clone();
     half[1]["weight"] = 0.into();
-    assert_eq!(learnt(&marked, &half).unwrap(), ["second<end>"], "weight 0 is not learnt");
+    assert_eq!(learnt(&marked, &half).unwrap(), ["<a>second<end>"], "weight 0 is not learnt");
 }
 
 #[test]
@@ -207,14 +252,14 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
     let source = "{% for m in messages %}{{ '<m>' + m.content }}{% for c in m.tool_calls or [] %}\
                   {{ c.function | tojson }}{% endfor %}{{ '<end>' }}{% endfor %}";
     let joins = template(source, &["<end>"]);
-    let rendered = joins.render_for_training(&messages(&with_calls), &[]).unwrap();
+    let rendered = only(joins.render_for_training(&messages(&with_calls), &[]).unwrap());
     assert!(rendered.text.contains("<m>{\"name\": \"add\""), "{}", rendered.text);
     let source = "{% if tools %}{{ tools | tojson }}<end>{% endif %}{% for m in messages %}<m>{% if \
                   m.tool_calls %}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}\
                   {% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt \
                   %}<m>{% endif %}";
     let template = template(source, &["<end>"]);
-    let rendered = template.render_for_training(&messages(&with_calls), &tools).unwrap();
+    let rendered = only(template.render_for_training(&messages(&with_calls), &tools).unwrap());
     assert!(rendered.text.starts_with(
         "[{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]<end><m>a<end>"
     ));
@@ -228,5 +273,5 @@ fn an_endless_template_ends_as_an_error() {
     let source = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
     let conversation = json!([{"role": "user", "content": "a"}]);
     let error = template(source, &[]).render_prompt(&messages(&conversation), &[]).unwrap_err();
-    assert!(matches!(error, TemplateError::Refused(_)), "{error}");
+    assert!(matches!(error, TemplateError::Endless), "{error}");
 }

@@ -353,14 +353,7 @@ fn a_gguf_file_becomes_a_folder_that_reads_texts_alike() {
     assert_eq!(made.tokenizer.special().ends, base.tokenizer.special().ends);
     assert_eq!(made.tokenizer.special().beginning, base.tokenizer.special().beginning);
     let chat = |base: &BaseModel| {
-        let message = Message {
-            role: Role::User,
-            content: Some("hi".to_owned()),
-            name: None,
-            trained: false,
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-        };
+        let message = Message::text(Role::User, "hi");
         let template = base.template.as_ref().expect("a template");
         template.render_prompt(&[message], &[]).expect("renders")
     };

@@ -11,12 +11,17 @@ pub enum TemplateError {
     /// The template itself refuses or fails.
     #[error("the chat template refuses the conversation: {0}")]
     Refused(String),
+    /// The template takes too many steps.
+    #[error("the chat template does not come to an end with this conversation")]
+    Endless,
     /// A message cannot be used: the template leaves out a part of it, or the assistant's span or
     /// its end-of-turn token cannot be located.
     #[error("message {message_index}: {reason}")]
     Message {
         /// Which message.
         message_index: usize,
+        /// The key of the message that it is about, if it is about one.
+        key: Option<&'static str>,
         /// What was looked for and not found.
         reason: String,
     },
@@ -36,18 +41,20 @@ const NO_TOOL_CALLS: &str = "the model's chat template does not write tool calls
                              conversation out, or use another model";
 
 impl TemplateError {
-    /// The message that it is about, if it is about one, and what is said of it.
-    pub fn into_parts(self) -> (Option<usize>, String) {
+    /// The message that it is about, if it is about one, the key of it, and what is said of it.
+    pub fn into_parts(self) -> (Option<usize>, Option<&'static str>, String) {
         match self {
-            Self::Message { message_index, reason } => (Some(message_index), reason),
-            Self::NoToolCalls { message_index } => (Some(message_index), NO_TOOL_CALLS.to_owned()),
-            other => (None, other.to_string()),
+            Self::Message { message_index, key, reason } => (Some(message_index), key, reason),
+            Self::NoToolCalls { message_index } => {
+                (Some(message_index), Some("tool_calls"), NO_TOOL_CALLS.to_owned())
+            }
+            other => (None, None, other.to_string()),
         }
     }
 
     /// Something about one message.
     pub(super) fn message(message_index: usize, reason: impl Into<String>) -> Self {
-        Self::Message { message_index, reason: reason.into() }
+        Self::Message { message_index, key: None, reason: reason.into() }
     }
 }
 

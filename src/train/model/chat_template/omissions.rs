@@ -3,25 +3,27 @@
 use super::ChatTemplate;
 use super::error::TemplateError;
 use super::markers::{RESERVED, STAND_IN};
-use crate::dataset::{Message, Role};
+use super::reasoning;
+use crate::dataset::Message;
+use crate::train::model::tokenizer::escape;
 
 impl ChatTemplate {
-    /// Looks that the template writes every tool, every tool call and every message: the
+    /// Looks that the template writes every tool, every tool call and every message into a prompt: the
     /// conversation is rendered with stand-ins in their places, each of which must come out. Where
-    /// the template refuses the stand-ins, the texts themselves must stand in `text`.
+    /// the template refuses the stand-ins, the texts themselves must stand in `text`. Reasoning of earlier
+    /// turns may be left out: models do not see it again.
     pub(super) fn refuse_omissions(
         &self,
         messages: &[Message],
         tools: &[serde_json::Value],
-        add_generation_prompt: bool,
         text: &str,
     ) -> Result<(), TemplateError> {
         let probes = Probes::of(messages, tools);
-        let rendered = self.render(&probes.messages, &probes.tools, add_generation_prompt).ok();
+        let rendered = self.render(&probes.messages, &probes.tools, true).ok();
         for probe in probes.list {
             let is_written = match &rendered {
                 Some(rendered) => rendered.contains(&probe.stand_in),
-                None => text.contains(probe.original.trim()),
+                None => text.contains(escape(probe.original.trim(), &self.control).as_ref()),
             };
             if is_written {
                 continue;
@@ -87,13 +89,15 @@ impl Probes {
             }
         }
         for (index, message) in messages.iter_mut().enumerate() {
-            let has_calls = !message.tool_calls.is_empty();
             for call in &mut message.tool_calls {
                 replace(ProbedPart::Call(index), &mut call.name);
             }
-            // The assistant's plain messages are located one by one.
-            if (message.role != Role::Assistant || has_calls || !message.trained)
-                && let Some(content) = &mut message.content
+            message.content_parts.retain(|part| !part.trim().is_empty());
+            if !message.content_parts.is_empty() {
+                let parts = &mut message.content_parts;
+                parts.iter_mut().for_each(|part| replace(ProbedPart::Content(index), part));
+                message.content = Some(message.content_parts.concat());
+            } else if let Some(content) = &mut message.content
                 && !content.trim().is_empty()
             {
                 replace(ProbedPart::Content(index), content);
@@ -103,11 +107,56 @@ impl Probes {
     }
 }
 
+/// Looks that `answer`, what the template writes of a trained turn, holds all of the message.
+pub(super) fn refuse_incomplete_turn(
+    index: usize,
+    message: &Message,
+    answer: &str,
+    control: &[String],
+) -> Result<(), TemplateError> {
+    let holds = |text: &str| answer.contains(escape(text.trim(), control).as_ref());
+    if let Some(reasoning) = &message.reasoning
+        && !holds(reasoning)
+    {
+        return Err(TemplateError::Message {
+            message_index: index,
+            key: Some("reasoning_content"),
+            reason: "the model's chat template does not write the reasoning of this answer: it would be \
+                     lost. Leave it out, or use a model that reasons"
+                .to_owned(),
+        });
+    }
+    if message.tool_calls.iter().any(|call| !holds(&call.name)) {
+        return Err(TemplateError::NoToolCalls { message_index: index });
+    }
+    let content = message.content.as_deref().unwrap_or_default();
+    let is_whole = match reasoning::split(content) {
+        _ if holds(content) => true,
+        // Templates write lines of their own around reasoning.
+        Some((thought, rest)) => holds(thought) && holds(rest),
+        None => {
+            message.content_parts.iter().all(|part| holds(part))
+                && !message.content_parts.is_empty()
+        }
+    };
+    if is_whole {
+        return Ok(());
+    }
+    let reason = match message.tool_calls.is_empty() {
+        true => "the chat template changes the assistant's message itself",
+        false => {
+            "the model's chat template does not write the content of this assistant message beside its tool \
+             calls: it would be lost"
+        }
+    };
+    Err(TemplateError::message(index, reason))
+}
+
 /// Refuses texts with the characters that stand for something here.
 pub(super) fn refuse_reserved(messages: &[Message]) -> Result<(), TemplateError> {
     for (index, message) in messages.iter().enumerate() {
         let calls = message.tool_calls.iter().flat_map(|call| [&call.name, &call.arguments]);
-        for text in message.content.iter().chain(calls) {
+        for text in message.content.iter().chain(&message.reasoning).chain(calls) {
             if let Some(found) = text.chars().find(|character| RESERVED.contains(character)) {
                 let reason = format!(
                     "the text holds the private-use character U+{:04X}, which hone uses itself",

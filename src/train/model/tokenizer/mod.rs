@@ -1,16 +1,20 @@
 //! Text to tokens and back, whatever file the tokenizer comes from.
 
+mod boundary;
 mod bytes;
+mod encode_escaped;
+mod error;
+mod escape;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
+use self::boundary::{ceil_char_boundary, floor_char_boundary};
 use self::bytes::Spelling;
-
-/// What can be wrong with a tokenizer.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TokenizerError(pub String);
+pub use self::error::TokenizerError;
+use self::escape::LetterTokenizer;
+pub use self::escape::{ESCAPE, escape, unescape};
 
 /// Ids of the tokens with a meaning of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Tokenizer {
     spelling: Spelling,
     /// The token that the tokenizer's own file puts before every text.
     put_first: Option<u32>,
+    /// Made when a text first needs it.
+    letters: OnceLock<Result<LetterTokenizer, TokenizerError>>,
 }
 
 impl Tokenizer {
@@ -63,7 +69,8 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder().into_iter();
         let added = added.map(|(id, token)| (id, token.content)).collect();
         let spelling = Spelling::of(inner.get_decoder());
-        Ok(Self { inner, special, control, added, spelling, put_first })
+        let letters = OnceLock::new();
+        Ok(Self { inner, special, control, added, spelling, put_first, letters })
     }
 
     /// Token ids and the byte range of `text` that each stands for; tokens that share the bytes of
@@ -129,6 +136,11 @@ impl Tokenizer {
         &self.control
     }
 
+    /// Texts and ids of the tokens beside the vocabulary, control tokens among them, in no order.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.added.iter().map(|(id, text)| (text.as_str(), *id))
+    }
+
     /// The text of a token, as the vocabulary has it.
     pub fn text_of(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -167,18 +179,4 @@ fn put_first(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
         encoding.get_ids().first().copied()
     };
     first(true).filter(|id| Some(*id) != first(false))
-}
-
-fn floor_char_boundary(text: &str, mut index: usize) -> usize {
-    while !text.is_char_boundary(index) {
-        index -= 1;
-    }
-    index
-}
-
-fn ceil_char_boundary(text: &str, mut index: usize) -> usize {
-    while !text.is_char_boundary(index) {
-        index += 1;
-    }
-    index
 }

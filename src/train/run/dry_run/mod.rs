@@ -76,6 +76,10 @@ fn fill(
             report.notes.push(NewEvent { data, ..NewEvent::message(level, message) });
         }
     };
+    notices::data_warnings(&training.warnings, DataFile::Training, &mut note);
+    if let Some(validation) = &validation {
+        notices::data_warnings(&validation.warnings, DataFile::Validation, &mut note);
+    }
     let backend = notices::backend(&trainable, backend, &mut note);
     notices::tied_head(&trainable, model.tied, &mut note);
 

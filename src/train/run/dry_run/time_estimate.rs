@@ -4,6 +4,7 @@
 use super::flops::FlopEstimate;
 use super::token_count::TokenCount;
 use crate::train::backend::cpu::peak;
+use crate::train::data::example::EncodedExample;
 use crate::train::data::sequence::Sequence;
 use crate::train::decoder::pack::{PackedBatch, split_into_micro_batches};
 use crate::train::engine::{BackendKind, TOKENS_AT_ONCE, isa};
@@ -45,10 +46,13 @@ impl FlopEstimate {
     /// Share of the tokens that a pass really runs over: beginnings that several examples of a batch
     /// share stand in it once.
     fn unshared(&self, count: &TokenCount, batch_size: usize) -> f64 {
-        let examples: Vec<Vec<&Sequence>> = count.examples().take(BATCHES * batch_size).collect();
+        let examples = count.examples().iter().take(BATCHES * batch_size);
+        let examples: Vec<&EncodedExample> = examples.collect();
         let (mut packed, mut tokens) = (0, 0);
         for batch in examples.chunks(batch_size.max(1)) {
-            let items: Vec<&[&Sequence]> = batch.iter().map(Vec::as_slice).collect();
+            let items: Vec<Vec<&Sequence>> =
+                batch.iter().flat_map(|example| example.items()).collect();
+            let items: Vec<&[&Sequence]> = items.iter().map(Vec::as_slice).collect();
             for run in split_into_micro_batches(&items, TOKENS_AT_ONCE, self.is_sharing) {
                 let sequences = items[run].concat();
                 tokens += sequences.iter().map(|one| one.input_ids.len()).sum::<usize>();

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::flops::{FlopEstimate, SequenceFlops};
-use crate::dataset::MAX_LISTED_PROBLEMS;
+use crate::dataset::{Diagnostics, MAX_LISTED_PROBLEMS};
+use crate::train::data::example::EncodedExample;
 use crate::train::data::sequence::Sequence;
-use crate::train::data::tokenize::{EncodeError, EncodedExample, encode_each};
+use crate::train::data::tokenize::{EncodeError, encode_each};
 use crate::train::model::base_model::BaseModel;
 use crate::train::protocol::DataCount;
 use crate::train::run::setup::DataTotals;
@@ -19,11 +20,11 @@ pub(super) struct TokenCount {
     pub(super) data: DataCount,
     /// What one pass over it takes.
     pub(super) flops: SequenceFlops,
-    /// The first examples, those with two answers one after the other.
-    first: Vec<Sequence>,
+    /// What the user should look at, though the file can be used.
+    pub(super) warnings: Diagnostics,
+    /// The first examples.
+    first: Vec<EncodedExample>,
     first_tokens: usize,
-    /// Sequences of an example.
-    answers: usize,
 }
 
 impl TokenCount {
@@ -35,7 +36,8 @@ impl TokenCount {
         flops: Option<&FlopEstimate>,
     ) -> Result<Self, EncodeError> {
         let mut made = Self::new();
-        encode_each(path, base, &mut |example| made.take(example, context, flops))?;
+        let found = encode_each(path, base, &mut |example| made.take(example, context, flops))?;
+        made.warnings = found.warnings;
         Ok(made)
     }
 
@@ -44,7 +46,11 @@ impl TokenCount {
     pub(super) fn of(sequences: impl Iterator<Item = Sequence>) -> Self {
         let mut made = Self::new();
         for sequence in sequences {
-            made.take(EncodedExample { line: 1, sequence, rejected: None }, usize::MAX, None);
+            made.take(
+                EncodedExample { line: 1, views: vec![sequence], rejected: None },
+                usize::MAX,
+                None,
+            );
         }
         made
     }
@@ -53,15 +59,15 @@ impl TokenCount {
         Self {
             data: DataCount::default(),
             flops: SequenceFlops::default(),
+            warnings: Diagnostics::default(),
             first: Vec::new(),
             first_tokens: 0,
-            answers: 1,
         }
     }
 
     fn take(&mut self, example: EncodedExample, context: usize, flops: Option<&FlopEstimate>) {
         let data = &mut self.data;
-        let longer = example.tokens();
+        let longer = example.longest_sequence();
         if longer > context {
             data.left_out += 1;
             if data.left_out_lines.len() < MAX_LISTED_PROBLEMS {
@@ -70,20 +76,16 @@ impl TokenCount {
             return;
         }
         data.examples += 1;
-        let mut tokens = 0;
-        self.answers = 1 + usize::from(example.rejected.is_some());
-        for sequence in std::iter::once(example.sequence).chain(example.rejected) {
-            tokens += sequence.input_ids.len();
-            data.loss_tokens += sequence.targets();
-            if let Some(flops) = flops {
-                self.flops.add(&flops.of(&sequence));
-            }
-            if self.first_tokens < KEPT_TOKENS {
-                self.first.push(sequence);
-            }
-        }
+        let tokens = example.tokens();
+        data.loss_tokens += example.targets();
         data.tokens += tokens as u64;
-        data.longest = data.longest.max(tokens as u64);
+        data.longest = data.longest.max(example.tokens_at_once() as u64);
+        if let Some(flops) = flops {
+            example.sequences().for_each(|sequence| self.flops.add(&flops.of(sequence)));
+        }
+        if self.first_tokens < KEPT_TOKENS {
+            self.first.push(example);
+        }
         self.first_tokens += tokens;
     }
 
@@ -95,12 +97,12 @@ impl TokenCount {
 
     /// The sequences that are kept.
     pub(super) fn all(&self) -> impl Iterator<Item = &Sequence> {
-        self.first.iter()
+        self.first.iter().flat_map(EncodedExample::sequences)
     }
 
-    /// The examples that are kept, as lists of the sequences of each.
-    pub(super) fn examples(&self) -> impl Iterator<Item = Vec<&Sequence>> {
-        self.first.chunks(self.answers).map(|sequences| sequences.iter().collect())
+    /// The examples that are kept.
+    pub(super) fn examples(&self) -> &[EncodedExample] {
+        &self.first
     }
 }
 
@@ -120,7 +122,7 @@ mod tests {
         assert_eq!(count.data.tokens, 20 * LENGTH as u64);
         assert_eq!(count.data.loss_tokens, 5 * LENGTH as u64);
         assert_eq!(count.all().count(), KEPT_TOKENS / LENGTH);
-        assert_eq!(count.examples().count(), KEPT_TOKENS / LENGTH);
+        assert_eq!(count.examples().len(), KEPT_TOKENS / LENGTH);
     }
 
     #[test]
@@ -133,7 +135,7 @@ mod tests {
                 loss_mask: (0..tokens).map(|at| at > 2).collect(),
             };
             let rejected = Some(answer(tokens));
-            let example = EncodedExample { line, sequence: answer(3), rejected };
+            let example = EncodedExample { line, views: vec![answer(3)], rejected };
             count.take(example, 8, None);
         }
         let data = &count.data;
@@ -141,6 +143,6 @@ mod tests {
         assert_eq!((data.left_out, data.longest), (60, 8));
         assert_eq!(data.left_out_lines.len(), MAX_LISTED_PROBLEMS);
         assert_eq!(data.left_out_lines[..2], [(2, 9), (4, 9)]);
-        assert!(count.examples().all(|answers| answers.len() == 2));
+        assert!(count.examples().iter().all(|example| example.sequences().count() == 2));
     }
 }
