@@ -298,12 +298,11 @@ template <typename Operands> Operands &operands(Thread *lanes, unsigned lane) {
     return *static_cast<Operands *>(lanes[lane].operands);
 }
 
-// Whether 16 bytes, or fewer, from `pointer` on are the block's shared memory.
-inline void check_shared(const void *pointer, size_t bytes) {
-    const unsigned char *first = static_cast<const unsigned char *>(pointer);
-    const unsigned char *begin = block.shared.get();
-    if (first < begin || first + bytes > begin + block.shared_bytes) fail("an address outside of shared memory");
-    if ((first - begin) % ptrdiff_t(bytes) != 0) fail("an address in shared memory is not aligned");
+// So many bytes of the block's shared memory, aligned to their number.
+inline unsigned char *shared_bytes(unsigned offset, size_t bytes) {
+    if (offset + bytes > block.shared_bytes) fail("an offset beyond shared memory");
+    if (offset % bytes != 0) fail("an offset in shared memory is not aligned");
+    return block.shared.get() + offset;
 }
 
 inline float from_bf16(unsigned bits) { return std::bit_cast<float>((bits & 0xffffu) << 16); }

@@ -20,18 +20,16 @@ inline void shuffle_xor(Thread *lanes) {
 
 struct Matrices {
     unsigned *registers;
-    const void *row;
+    unsigned row;
     bool is_transposed;
 };
 
-// Lane l gives the address of row l % 8 of matrix l / 8, and gets two elements of each matrix: those in row
+// Lane l gives the offset of row l % 8 of matrix l / 8, and gets two elements of each matrix: those in row
 // l / 4 from column 2 (l % 4) on, or the same of the transposed matrix.
 inline void load_four_matrices(Thread *lanes) {
     uint16_t matrices[4][8][8];
     for (unsigned lane = 0; lane < LANES; lane++) {
-        const void *row = operands<Matrices>(lanes, lane).row;
-        check_shared(row, 16);
-        std::memcpy(matrices[lane / 8][lane % 8], row, 16);
+        std::memcpy(matrices[lane / 8][lane % 8], shared_bytes(operands<Matrices>(lanes, lane).row, 16), 16);
     }
     for (unsigned lane = 0; lane < LANES; lane++) {
         const Matrices &own = operands<Matrices>(lanes, lane);
@@ -83,8 +81,8 @@ inline void multiply_fragments(Thread *lanes) {
 }
 
 // The destination is NaN until the copy's group is waited for.
-inline void copy_async(void *shared, const void *global, size_t bytes, bool is_wanted) {
-    check_shared(shared, bytes);
+inline void copy_async(unsigned offset, const void *global, size_t bytes, bool is_wanted) {
+    unsigned char *shared = shared_bytes(offset, bytes);
     if (reinterpret_cast<uintptr_t>(global) % bytes != 0) fail("an address in global memory is not aligned");
     std::memset(shared, NAN_BYTE, bytes);
     current->copies.push_back({shared, global, bytes, is_wanted ? bytes : 0});
@@ -126,23 +124,23 @@ inline void multiply_accumulate(float (&sums)[4], const unsigned (&left)[4], uns
     emulator::together(emulator::multiply_fragments, &product, where);
 }
 
-inline void load_matrices(unsigned (&registers)[4], const void *row,
+inline void load_matrices(unsigned (&registers)[4], unsigned row,
                           const emulator::Location &where = emulator::Location::current()) {
     emulator::Matrices matrices = {registers, row, false};
     emulator::together(emulator::load_four_matrices, &matrices, where);
 }
 
-inline void load_matrices_transposed(unsigned (&registers)[4], const void *row,
+inline void load_matrices_transposed(unsigned (&registers)[4], unsigned row,
                                      const emulator::Location &where = emulator::Location::current()) {
     emulator::Matrices matrices = {registers, row, true};
     emulator::together(emulator::load_four_matrices, &matrices, where);
 }
 
-inline void copy_16_async(void *shared, const void *global, bool is_wanted) {
+inline void copy_16_async(unsigned shared, const void *global, bool is_wanted) {
     emulator::copy_async(shared, global, 16, is_wanted);
 }
 
-inline void copy_4_async(void *shared, const void *global, bool is_wanted) {
+inline void copy_4_async(unsigned shared, const void *global, bool is_wanted) {
     emulator::copy_async(shared, global, 4, is_wanted);
 }
 

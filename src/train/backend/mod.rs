@@ -10,6 +10,8 @@ mod attention;
 pub mod candle;
 #[expect(unsafe_code, reason = "vector instructions, each use with its SAFETY")]
 pub mod cpu;
+#[cfg(test)]
+mod cuda;
 mod decoding;
 mod error;
 mod layers;

@@ -54,51 +54,57 @@ struct Rows {
 // Two tiles, and two floats for each of their rows.
 __device__ __forceinline__ constexpr int stage_bytes(int width) { return 2 * TILE * width * 2 + 2 * TILE * 4; }
 
-// The tiles of a stage.
+// Where a stage's tiles and floats begin in shared memory, in bytes.
 template <int WIDTH> struct Stage {
-    unsigned char *first, *second;
-    float *log_sums, *means;
+    unsigned first, second, log_sums, means;
 
     __device__ __forceinline__ explicit Stage(int number) {
-        first = shared_memory() + number * stage_bytes(WIDTH);
+        first = number * stage_bytes(WIDTH);
         second = first + TILE * WIDTH * 2;
-        log_sums = reinterpret_cast<float *>(second + TILE * WIDTH * 2);
-        means = log_sums + TILE;
+        log_sums = second + TILE * WIDTH * 2;
+        means = log_sums + TILE * 4;
     }
 };
 
-// Vector `column` of a row of a tile. Eight rows that are read at once lie in different banks.
-template <int WIDTH> __device__ __forceinline__ unsigned char *vector_of(unsigned char *tile, int row, int column) {
-    return tile + (row * (WIDTH / 8) + (column ^ (row % 8))) * 16;
+__device__ __forceinline__ float float_at(unsigned offset, int index) {
+    return reinterpret_cast<const float *>(shared_memory() + offset)[index];
+}
+
+// Where vector `column` of a row of a tile is. Its place in the row is its number with the row's mixed in, so that
+// eight rows that are read at once lie in different banks. Rows begin at multiples of their length: the vector 2 k
+// further on is at this offset ^ 32 k.
+template <int WIDTH> __device__ __forceinline__ unsigned vector_at(unsigned tile, int row, int column) {
+    return tile + row * (WIDTH * 2) + (column ^ (row % 8)) * 16;
 }
 
 // Begins to copy rows into a tile; what is beyond the rows or the head becomes zero.
-template <int WIDTH> __device__ __forceinline__ void copy_rows(unsigned char *tile, const Rows &from, int head_dim) {
+template <int WIDTH> __device__ __forceinline__ void copy_rows(unsigned tile, const Rows &from, int head_dim) {
     for (int index = threadIdx.x; index < TILE * (WIDTH / 8); index += THREADS) {
         const int row = index / (WIDTH / 8), column = index % (WIDTH / 8);
         const bool is_wanted = row < from.rows && column * 8 < head_dim;
         const size_t start = static_cast<size_t>(from.row + row) * from.stride + from.column + column;
-        copy_16_async(vector_of<WIDTH>(tile, row, column), from.matrix + (is_wanted ? start : 0), is_wanted);
+        copy_16_async(vector_at<WIDTH>(tile, row, column), from.matrix + (is_wanted ? start : 0), is_wanted);
     }
 }
 
 // The warp's 16 rows of a tile as left operands, one for each 16 columns.
-template <int WIDTH> __device__ __forceinline__ void load_left(unsigned (&left)[WIDTH / 16][4], unsigned char *tile) {
+template <int WIDTH> __device__ __forceinline__ void load_left(unsigned (&left)[WIDTH / 16][4], unsigned tile) {
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
+    const unsigned start = vector_at<WIDTH>(tile, row, lane / 16);
 #pragma unroll
-    for (int k = 0; k < WIDTH / 16; k++) load_matrices(left[k], vector_of<WIDTH>(tile, row, 2 * k + lane / 16));
+    for (int k = 0; k < WIDTH / 16; k++) load_matrices(left[k], start ^ 32 * k);
 }
 
 // products[16 x 16] = left · the 16 rows of the tile from `row` on, transposed.
 template <int WIDTH>
 __device__ __forceinline__ void multiply_by_rows(float (&products)[2][4], const unsigned (&left)[WIDTH / 16][4],
-                                                 unsigned char *tile, int row) {
+                                                 unsigned tile, int row) {
     const int lane = threadIdx.x % 32;
-    row += lane % 8 + lane / 16 * 8;
+    const unsigned start = vector_at<WIDTH>(tile, row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int k = 0; k < WIDTH / 16; k++) {
         unsigned right[4];
-        load_matrices(right, vector_of<WIDTH>(tile, row, 2 * k + lane / 8 % 2));
+        load_matrices(right, start ^ 32 * k);
         multiply_accumulate(products[0], left[k], right[0], right[1]);
         multiply_accumulate(products[1], left[k], right[2], right[3]);
     }
@@ -107,12 +113,13 @@ __device__ __forceinline__ void multiply_by_rows(float (&products)[2][4], const 
 // sums[16 x WIDTH] += left [16 x 16] · the 16 rows of the tile from `row` on.
 template <int WIDTH>
 __device__ __forceinline__ void add_product(float (&sums)[WIDTH / 8][4], const unsigned (&left)[4],
-                                            unsigned char *tile, int row) {
+                                            unsigned tile, int row) {
     const int lane = threadIdx.x % 32;
+    const unsigned start = vector_at<WIDTH>(tile, row + lane % 16, lane / 16);
 #pragma unroll
     for (int column = 0; column < WIDTH / 16; column++) {
         unsigned right[4];
-        load_matrices_transposed(right, vector_of<WIDTH>(tile, row + lane % 16, 2 * column + lane / 16));
+        load_matrices_transposed(right, start ^ 32 * column);
         multiply_accumulate(sums[2 * column], left, right[0], right[1]);
         multiply_accumulate(sums[2 * column + 1], left, right[2], right[3]);
     }
@@ -225,8 +232,8 @@ __global__ void __launch_bounds__(THREADS, 2)
         const bool is_wanted = row < visit.rows;
         const size_t start = static_cast<size_t>(head) * shape.tokens + visit.row + (is_wanted ? row : 0);
         const bool is_first_half = threadIdx.x < TILE;
-        copy_4_async((is_first_half ? stage.log_sums : stage.means) + row, (is_first_half ? log_sums : means) + start,
-                     is_wanted);
+        copy_4_async((is_first_half ? stage.log_sums : stage.means) + 4 * row,
+                     (is_first_half ? log_sums : means) + start, is_wanted);
     };
 
     float key_sums[WIDTH / 8][4] = {}, value_sums[WIDTH / 8][4] = {};
@@ -250,15 +257,15 @@ __global__ void __launch_bounds__(THREADS, 2)
                 const int part = element / 4, number = element % 4;
                 const int key = lane / 4 + number / 2 * 8, column = part * 8 + lane % 4 * 2 + number % 2;
                 const int query = first_query + column;
-                const bool is_visible = query < visit.rows && sees(distance + column - key, shape);
-                score_backward(scores[part][number], pulls[part][number], stage.log_sums[query], stage.means[query],
-                               is_visible, shape);
+                // Queries beyond the visit's rows are zeros, their log-sum-exp and mean too: they add nothing.
+                score_backward(scores[part][number], pulls[part][number], float_at(stage.log_sums, query),
+                               float_at(stage.means, query), sees(distance + column - key, shape), shape);
             }
-            unsigned left[4];
-            as_left(left, scores);
-            add_product<WIDTH>(value_sums, left, stage.second, first_query);
-            as_left(left, pulls);
-            add_product<WIDTH>(key_sums, left, stage.first, first_query);
+            unsigned probabilities[4], score_gradients[4];
+            as_left(probabilities, scores);
+            as_left(score_gradients, pulls);
+            add_product<WIDTH>(value_sums, probabilities, stage.second, first_query);
+            add_product<WIDTH>(key_sums, score_gradients, stage.first, first_query);
         }
         __syncthreads();
     }
@@ -328,13 +335,14 @@ __global__ void __launch_bounds__(THREADS, 2)
             for (int element = 0; element < 8; element++) {
                 const int part = element / 4, number = element % 4;
                 const int query = lane / 4 + number / 2 * 8, column = part * 8 + lane % 4 * 2 + number % 2;
+                // Keys beyond the visit's rows are zeros, whose score may be far above the others.
                 const bool is_visible = first_key + column < visit.rows && sees(distance + query - column, shape);
                 score_backward(scores[part][number], pulls[part][number], row_log_sums[number / 2],
                                row_means[number / 2], is_visible, shape);
             }
-            unsigned left[4];
-            as_left(left, pulls);
-            add_product<WIDTH>(sums, left, stage.first, first_key);
+            unsigned score_gradients[4];
+            as_left(score_gradients, pulls);
+            add_product<WIDTH>(sums, score_gradients, stage.first, first_key);
         }
         __syncthreads();
     }

@@ -48,13 +48,13 @@ __device__ __forceinline__ void multiply_accumulate(float (&sums)[4], const unsi
         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right_low), "r"(right_high));
 }
 
-__device__ __forceinline__ unsigned shared_address(const void *pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+__device__ __forceinline__ unsigned shared_address(unsigned offset) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(shared_memory())) + offset;
 }
 
-// Four matrices of 8 x 8 bf16 from shared memory, by the whole warp: lane l gives the address of row l % 8 of
-// matrix l / 8. Register m gets the pair in row lane / 4 of matrix m, from column 2 (lane % 4) on.
-__device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void *row) {
+// Four matrices of 8 x 8 bf16 from shared memory, by the whole warp: lane l gives the offset of row l % 8 of
+// matrix l / 8, in bytes. Register m gets the pair in row lane / 4 of matrix m, from column 2 (lane % 4) on.
+__device__ __forceinline__ void load_matrices(unsigned (&registers)[4], unsigned row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                  : "r"(shared_address(row))
@@ -62,22 +62,23 @@ __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const vo
 }
 
 // The same of the transposed matrices.
-__device__ __forceinline__ void load_matrices_transposed(unsigned (&registers)[4], const void *row) {
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&registers)[4], unsigned row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                  : "r"(shared_address(row))
                  : "memory");
 }
 
-// Begins to copy 16 bytes from global to shared memory; zeros, and nothing is read, where they are not wanted.
-__device__ __forceinline__ void copy_16_async(void *shared, const void *global, bool is_wanted) {
+// Begins to copy 16 bytes from global to shared memory, at an offset in bytes; zeros, and nothing is read, where they
+// are not wanted.
+__device__ __forceinline__ void copy_16_async(unsigned shared, const void *global, bool is_wanted) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(is_wanted ? 16 : 0)
                  : "memory");
 }
 
 // The same with 4 bytes.
-__device__ __forceinline__ void copy_4_async(void *shared, const void *global, bool is_wanted) {
+__device__ __forceinline__ void copy_4_async(unsigned shared, const void *global, bool is_wanted) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(is_wanted ? 4 : 0)
                  : "memory");
