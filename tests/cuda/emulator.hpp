@@ -73,7 +73,9 @@ struct Copy {
 // Where a fiber goes on. The compiler's own jumps: those of the C library ask the kernel each time when the address
 // sanitizer is there. A jump and its target are in different functions.
 using JumpBuffer = void *[5];
-__attribute__((noinline, noreturn, no_sanitize("address"))) inline void jump(JumpBuffer &to) { __builtin_longjmp(to, 1); }
+__attribute__((noinline, noreturn, no_sanitize("address"))) inline void jump(JumpBuffer &to) {
+    __builtin_longjmp(to, 1);
+}
 
 struct Thread;
 // What the lanes of a warp do together, once all of them are there.

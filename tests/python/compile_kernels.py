@@ -79,12 +79,14 @@ for name, kernels in KERNELS.items():
             sys.exit(f"{name}: no {MMA} in the PTX")
         program = compile_source(name, f"sm_{architecture}")
         log = text(program, "ProgramLog").decode()
-        print(f"sm_{architecture} {name}: {len(text(program, 'CUBIN'))} bytes of machine code, {ptx.count(MMA)} mma.sync")
+        size = len(text(program, "CUBIN"))
+        print(f"sm_{architecture} {name}: {size} bytes of machine code, {ptx.count(MMA)} mma.sync")
         for kernel in kernels:
             part = log.split(f"entry function '{lowered(program, kernel)}'")[1]
             registers = re.search(r"Used (\d+) registers", part)[1]
             spilled = int(re.search(r"(\d+) bytes spill stores", part)[1])
             spills |= spilled > 0
-            print(f"sm_{architecture} {kernel}: {registers} registers, {f'{spilled} bytes spilled' if spilled else 'no spills'}")
+            said = f"{spilled} bytes spilled" if spilled else "no spills"
+            print(f"sm_{architecture} {kernel}: {registers} registers, {said}")
 if spills:
     sys.exit("a kernel spills registers")
