@@ -30,7 +30,7 @@ pub fn dropout_masks(
         .par_iter()
         .map(|(layer, columns)| dropped_bits(draws, *layer, *columns, rate))
         .collect();
-    let all = transfers.bytes(bits.concat())?;
+    let all = transfers.bytes(&bits.concat())?;
     let kept = |at: usize| if (at / 8) >> (at % 8) & 1 == 1 { 0.0 } else { 1.0 };
     let meaning: Vec<f32> = (0..256 * 8).map(kept).collect();
     let meaning = transfers.floats(&meaning, (256, 8))?;

@@ -198,3 +198,30 @@ fn rows_can_be_appended_to_none() {
     backend.append_rows(&mut matrix, &row).expect("appends");
     assert_eq!(backend.values(&matrix).expect("reads"), [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
 }
+
+#[test]
+fn no_tensor_without_elements_is_allocated() {
+    // A CUDA device refuses to allocate no bytes; a rope that turns nothing has such a table.
+    let transfers = HostTransfers::new(Device::Cpu);
+    let made = [
+        transfers.floats(&[], (7, 0)).expect("makes"),
+        transfers.indexes(&[]).expect("makes"),
+        transfers.bytes(&[]).expect("makes"),
+        transfers.zeros(0, 3).expect("makes"),
+        transfers.zeros(7, 0).expect("makes"),
+    ];
+    let shapes: Vec<&[usize]> = made.iter().map(candle_core::Tensor::dims).collect();
+    assert_eq!(shapes, [&[7, 0][..], &[0], &[0], &[0, 3], &[7, 0]]);
+    for tensor in &made {
+        let (storage, _layout) = tensor.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else { panic!("it lies on the CPU") };
+        let bytes = match storage {
+            candle_core::CpuStorage::F32(values) => 4 * values.len(),
+            candle_core::CpuStorage::U32(values) => 4 * values.len(),
+            candle_core::CpuStorage::U8(values) => values.len(),
+            other => panic!("{other:?}"),
+        };
+        assert!(bytes > 0, "{:?}", tensor.shape());
+    }
+    assert_eq!(transfers.counts(), TransferCounts::default(), "nothing was moved");
+}

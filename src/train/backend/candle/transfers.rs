@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
 use crate::train::backend::Outcome;
 
@@ -49,21 +49,25 @@ impl HostTransfers {
 
     /// Floats, row-major, to the device.
     pub fn floats(&self, values: &[f32], shape: impl Into<Shape>) -> Outcome<Tensor> {
-        self.count_to_device();
-        Ok(Tensor::from_slice(values, shape.into(), &self.device)?)
+        self.upload(values, shape.into())
     }
 
     /// Indexes to the device.
     pub fn indexes(&self, values: &[u32]) -> Outcome<Tensor> {
-        self.count_to_device();
-        Ok(Tensor::from_slice(values, values.len(), &self.device)?)
+        self.upload(values, values.len().into())
     }
 
     /// Bytes to the device.
-    pub fn bytes(&self, values: Vec<u8>) -> Outcome<Tensor> {
+    pub fn bytes(&self, values: &[u8]) -> Outcome<Tensor> {
+        self.upload(values, values.len().into())
+    }
+
+    fn upload<T: WithDType>(&self, values: &[T], shape: Shape) -> Outcome<Tensor> {
+        if values.is_empty() {
+            return self.zeros_of(shape.dims(), T::DTYPE);
+        }
         self.count_to_device();
-        let length = values.len();
-        Ok(Tensor::from_vec(values, length, &self.device)?)
+        Ok(Tensor::from_slice(values, shape, &self.device)?)
     }
 
     /// Floats to the host, row-major.
@@ -74,8 +78,16 @@ impl HostTransfers {
 
     /// Zeros, made on the device.
     pub fn zeros(&self, rows: usize, columns: usize) -> Outcome<Tensor> {
-        // A CUDA device does not allocate empty memory: no rows are a part of one row.
-        let made = Tensor::zeros((rows.max(1), columns), DType::F32, &self.device)?;
-        Ok(made.narrow(0, 0, rows)?)
+        self.zeros_of(&[rows, columns], DType::F32)
+    }
+
+    /// Zeros of a shape that may be empty. A CUDA device refuses to allocate no bytes: what is empty is a part
+    /// of something that is not.
+    fn zeros_of(&self, dims: &[usize], dtype: DType) -> Outcome<Tensor> {
+        if !dims.contains(&0) {
+            return Ok(Tensor::zeros(dims, dtype, &self.device)?);
+        }
+        let one = Tensor::zeros(1, dtype, &self.device)?;
+        Ok(one.narrow(0, 0, 0)?.reshape(dims)?)
     }
 }
