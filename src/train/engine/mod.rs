@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 pub use self::dpo::{PreferencePair, PreferenceRewards};
-pub use self::load::{load, load_for_training};
+pub use self::load::{OpenBackend, load, load_for_training, load_on};
 use super::backend::RowLoss;
 use super::backend::cpu::isa::Isa;
 use super::backend::{AdamWStep, BackendError};
@@ -44,6 +44,14 @@ impl BackendKind {
         match device {
             Device::Cpu => Self::Cpu,
             Device::Cuda(number) => Self::Cuda(number),
+        }
+    }
+
+    /// Where its tensors lie.
+    pub fn device(self) -> Device {
+        match self {
+            Self::Cuda(number) => Device::Cuda(number),
+            Self::Cpu | Self::CpuF32 | Self::Candle => Device::Cpu,
         }
     }
 }

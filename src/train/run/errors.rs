@@ -7,6 +7,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{DataFile, JobError};
 use crate::train::backend::BackendError;
 use crate::train::data::tokenize::EncodeError;
+use crate::train::device::DeviceError;
 use crate::train::model::error::LoadError;
 use crate::train::model::error::LoadModelError;
 
@@ -40,9 +41,17 @@ pub(super) fn cannot_load(error: LoadModelError) -> JobError {
     match error {
         LoadModelError::Model(error) => invalid_model(error),
         LoadModelError::Target(message) => no_such_target(message),
-        LoadModelError::Device(error) => internal(error.to_string()),
+        LoadModelError::Device(error) => cannot_open(error),
         LoadModelError::Engine(error) => engine_failed(error),
     }
+}
+
+pub(super) fn cannot_open(error: DeviceError) -> JobError {
+    let code = match error {
+        DeviceError::OutOfMemory { .. } => ErrorCode::OutOfMemory,
+        DeviceError::NotBuilt { .. } | DeviceError::Unusable { .. } => ErrorCode::InternalError,
+    };
+    JobError { code, message: error.to_string(), param: None }
 }
 
 pub(super) fn no_such_target(message: String) -> JobError {
@@ -101,5 +110,22 @@ pub(super) fn no_validation_example(context: usize) -> JobError {
         code: ErrorCode::InvalidValidationFile,
         message: format!("every validation example is longer than {context} tokens"),
         param: Some("validation_file".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+
+    #[test]
+    fn a_device_that_is_full_when_the_run_opens_it_is_out_of_memory_and_a_broken_one_is_not() {
+        let (device, reason) = (Device::Cuda(0), "CUDA_ERROR_OUT_OF_MEMORY".to_owned());
+        let full = DeviceError::OutOfMemory { device, reason: reason.clone() };
+        let error = cannot_load(LoadModelError::Device(full));
+        assert_eq!(error.code, ErrorCode::OutOfMemory);
+        assert!(error.message.contains("cuda:0") && error.message.contains(&reason), "{error:?}");
+        let broken = DeviceError::Unusable { device, reason: "CUDA_ERROR_NO_DEVICE".to_owned() };
+        assert_eq!(cannot_open(broken).code, ErrorCode::InternalError);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::channels::Sink;
 use super::checkpoint::Identity;
 use super::errors::{
-    cannot_load, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
+    cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
     too_few,
 };
 use super::export::TrainedModel;
@@ -22,8 +22,9 @@ use crate::domain::job::{
 };
 use crate::train::data::tokenize::{EncodedFile, encode_file};
 use crate::train::decoder::pack::longest_shared_prefix;
+use crate::train::device::DeviceError;
 use crate::train::engine::memory::{self, estimate::MemoryEstimate, estimate::Workload};
-use crate::train::engine::{BackendKind, Engine, load_for_training};
+use crate::train::engine::{BackendKind, Engine, OpenBackend, load_on};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
@@ -88,7 +89,7 @@ pub(super) struct RunMemory {
     pub need: MemoryEstimate,
     /// Where its tensors lie.
     device: Device,
-    /// Bytes that are free there; `None` where the device does not tell.
+    /// Bytes that are free there; `None` where the device does not tell, or was not asked.
     pub free: Option<u64>,
 }
 
@@ -141,7 +142,7 @@ impl BaseSetup {
         Ok(plan::resolve(&self.requested, &data, &self.size))
     }
 
-    /// What the run needs in memory, and what is free. `longest` is the longest example in tokens;
+    /// What the run needs in memory; what is free is not asked yet. `longest` is the longest example in tokens;
     /// `shared` computes the longest beginning that two of them share.
     pub(super) fn memory(
         &self,
@@ -161,12 +162,17 @@ impl BaseSetup {
             batch_size: plan.hyperparameters.batch_size as usize,
         };
         let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
-        let (device, free) = memory::free_for(backend);
-        Ok(RunMemory { need, device, free })
+        Ok(RunMemory { need, device: backend.device(), free: None })
     }
 }
 
 impl RunMemory {
+    /// The same beside what `backend` has free.
+    pub(super) fn beside(mut self, backend: &OpenBackend) -> Result<Self, DeviceError> {
+        self.free = backend.free_memory()?;
+        Ok(self)
+    }
+
     /// Refuses a run that does not fit, with the numbers.
     pub(super) fn check(&self) -> Result<(), JobError> {
         memory::check(&self.need, (self.device, self.free))
@@ -193,14 +199,15 @@ pub(super) fn prepare(
     let files = || [Some(&training), validation.as_ref()].into_iter().flatten();
     let longest = files().map(EncodedFile::longest).max().unwrap_or(0);
     let shared = || files().map(|file| longest_shared_prefix(file.all())).max().unwrap_or(0);
+    let open = OpenBackend::open(backend).map_err(cannot_open)?;
     let memory = setup.memory(&plan, backend, longest, shared)?;
+    let memory = memory.beside(&open).map_err(cannot_open)?;
     memory.check()?;
 
     let BaseSetup { base, model, initial_adapter, context, .. } = setup;
     let weights = base.weights.as_ref();
-    let mut engine =
-        load_for_training(&base.config, weights, &trainable, u64::from(spec.seed), backend)
-            .map_err(cannot_load)?;
+    let mut engine = load_on(open, &base.config, weights, &trainable, u64::from(spec.seed))
+        .map_err(cannot_load)?;
     // Candle's products round by what stands beside a row: a resumed run, whose cache is empty, would
     // come to other bytes.
     if matches!(backend, BackendKind::Cpu | BackendKind::CpuF32) {

@@ -7,19 +7,20 @@ pub mod estimate;
 
 use self::estimate::MemoryEstimate;
 use super::BackendKind;
+use super::load::OpenBackend;
 use crate::device::Device;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::JobError;
-use crate::train::device;
 
-/// The device of a run's tensors, and its free bytes; `None` where they are unknown.
+/// The device of a run's tensors, and its free bytes; `None` where they are unknown. It opens the device for the
+/// question: a run asks the backend that it has opened ([`OpenBackend::free_memory`]).
 pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
-    match backend {
-        BackendKind::Cuda(number) => (Device::Cuda(number), device::free_memory(number)),
-        BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => {
-            (Device::Cpu, device::memory::available())
-        }
-    }
+    let free = OpenBackend::open(backend).and_then(|open| open.free_memory());
+    let free = free.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the free memory is unknown");
+        None
+    });
+    (backend.device(), free)
 }
 
 /// Bytes that a run may use for caches: half of the `free` bytes that its estimate leaves, so that other processes

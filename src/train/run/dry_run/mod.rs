@@ -11,7 +11,7 @@ use std::path::Path;
 use self::flops::FlopEstimate;
 pub use self::time_estimate::MachineSpeed;
 use self::token_count::TokenCount;
-use super::errors::{invalid_file, invalid_model, no_such_target};
+use super::errors::{cannot_open, invalid_file, invalid_model, no_such_target};
 use super::notices;
 use super::plan::{self, DataSize};
 use super::setup::{BaseSetup, trainable};
@@ -20,7 +20,7 @@ use crate::domain::job::{DataFile, EventLevel, JobError, NewEvent};
 use crate::train::data::tokenize::EncodeError;
 use crate::train::decoder::check_tensors;
 use crate::train::decoder::pack::longest_shared_prefix;
-use crate::train::engine::BackendKind;
+use crate::train::engine::{BackendKind, OpenBackend};
 use crate::train::model::base_model::BaseModel;
 pub use crate::train::protocol::DataCount;
 use crate::train::protocol::{DryRun, MemoryNeed, PlannedRun, Progress, RunSpec};
@@ -87,7 +87,11 @@ fn fill(
     let longest = counts().map(|count| count.data.longest).max().unwrap_or(0) as usize;
     let shared = || counts().map(|count| longest_shared_prefix(count.all())).max().unwrap_or(0);
     let memory = setup.memory(&plan, backend, longest, shared)?;
-    let refused = memory.check().err();
+    let asked = OpenBackend::open(backend).and_then(|open| memory.beside(&open));
+    let (memory, refused) = match asked {
+        Ok(memory) => (memory, memory.check().err()),
+        Err(error) => (memory, Some(cannot_open(error))),
+    };
     report.memory = Some(MemoryNeed {
         total: memory.need.total(),
         weights: memory.need.weights,
