@@ -22,9 +22,9 @@ use crate::domain::job::{
 };
 use crate::train::data::tokenize::{EncodedFile, encode_file};
 use crate::train::decoder::pack::longest_shared_prefix;
-use crate::train::device::DeviceError;
+use crate::train::device::{self, DeviceError};
 use crate::train::engine::memory::{self, estimate::MemoryEstimate, estimate::Workload};
-use crate::train::engine::{BackendKind, Engine, OpenBackend, load_on};
+use crate::train::engine::{BackendKind, Engine, InferenceEngine, OpenBackend, load_on};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
@@ -91,6 +91,10 @@ pub(super) struct RunMemory {
     device: Device,
     /// Bytes that are free there; `None` where the device does not tell, or was not asked.
     pub free: Option<u64>,
+    /// Bytes of the machine's memory that it needs beside a device of its own.
+    host: Option<u64>,
+    /// Bytes that are free there.
+    host_free: Option<u64>,
 }
 
 impl From<&EncodedFile> for DataTotals {
@@ -162,7 +166,16 @@ impl BaseSetup {
             batch_size: plan.hyperparameters.batch_size as usize,
         };
         let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
-        Ok(RunMemory { need, device: backend.device(), free: None })
+        let device = backend.device();
+        let host = match device {
+            Device::Cpu => None,
+            Device::Cuda(_) => {
+                let (config, weights) = (&self.base.config, self.base.weights.as_ref());
+                let read_back = InferenceEngine::needed_bytes(config, weights);
+                Some(memory::estimate::host_bytes(&workload, read_back))
+            }
+        };
+        Ok(RunMemory { need, device, free: None, host, host_free: None })
     }
 }
 
@@ -170,12 +183,17 @@ impl RunMemory {
     /// The same beside what `backend` has free.
     pub(super) fn beside(mut self, backend: &OpenBackend) -> Result<Self, DeviceError> {
         self.free = backend.free_memory()?;
+        self.host_free = device::memory::available();
         Ok(self)
     }
 
     /// Refuses a run that does not fit, with the numbers.
     pub(super) fn check(&self) -> Result<(), JobError> {
-        memory::check(&self.need, (self.device, self.free))
+        memory::check(&self.need, (self.device, self.free))?;
+        match self.host {
+            Some(host) => memory::check_host(self.device, host, self.host_free),
+            None => Ok(()),
+        }
     }
 
     /// Bytes that the run may use for what only makes it faster.
@@ -323,5 +341,53 @@ impl RunSetup {
             }
         }
         prompts.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::error_code::ErrorCode;
+    use std::path::Path;
+
+    /// The memory of a run over tiny-llama on `backend`.
+    fn memory(backend: BackendKind) -> RunMemory {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = RunSpec {
+            base_model: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama"),
+            base_model_id: "tiny-llama".to_owned(),
+            continue_from: None,
+            training_file: folder.path().join("train.jsonl"),
+            validation_file: None,
+            work_dir: folder.path().to_owned(),
+            seed: 1,
+            hyperparameters: Hyperparameters::default(),
+        };
+        let setup = BaseSetup::open(&spec).expect("opens");
+        let data = DataTotals { examples: 20, tokens: 2000, left_out: 0 };
+        let plan = setup.plan(data, None).expect("plans");
+        setup.memory(&plan, backend, 100, || 0).expect("estimates")
+    }
+
+    #[test]
+    fn a_run_on_a_gpu_is_refused_where_the_machine_cannot_check_the_trained_model() {
+        let memory = memory(BackendKind::Cuda(3));
+        let need = memory.host.expect("it reads back");
+        let with_free = |free, host_free| RunMemory { free, host_free, ..memory };
+        for enough in [Some(need), None] {
+            with_free(Some(1 << 40), enough).check().expect("it fits");
+        }
+        let error = with_free(Some(1 << 40), Some(need - 1)).check().expect_err("the machine is full");
+        assert_eq!(error.code, ErrorCode::OutOfMemory);
+        assert!(error.message.contains("cuda:3 needs about"), "{}", error.message);
+        assert!(error.message.contains("machine's own memory"), "{}", error.message);
+        // The device is asked as well.
+        let error = with_free(Some(1), Some(1 << 40)).check().expect_err("the device is full");
+        assert!(!error.message.contains("machine's own memory"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_run_on_the_cpu_is_weighed_once() {
+        assert_eq!(memory(BackendKind::Cpu).host, None);
     }
 }

@@ -26,6 +26,9 @@ const BUFFER_SLACK: f64 = 1.2;
 /// Memory of threads, code and the allocator.
 const OTHER: u64 = 8 * 1024 * 1024;
 
+/// The same of the machine beside a device of its own: what the driver and CUDA's libraries take there.
+const HOST_OTHER: u64 = 256 * 1024 * 1024;
+
 /// Bytes of a float.
 const FLOAT: u64 = 4;
 
@@ -89,7 +92,7 @@ impl fmt::Display for MemoryEstimate {
 /// When the environment asks for instructions that this CPU does not have.
 pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError> {
     let Workload { model, tuning, backend, longest, shared, batch_size } = *workload;
-    let TrainableMemory { bytes: adapter, lowest, inner } = trainable_memory(model, tuning);
+    let TrainableMemory { bytes: adapter, lowest, inner, .. } = trainable_memory(model, tuning);
 
     let mut weights = 0;
     let mut reading_peak = 0;
@@ -137,10 +140,28 @@ pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError>
     Ok(MemoryEstimate { weights, adapter, activations, logits, reading })
 }
 
+/// Most bytes of the machine's memory that the run of `workload` takes on a device of its own, while it reads the
+/// model, writes a checkpoint, and reads the trained model back on the CPU, for which the model takes `read_back`
+/// bytes ([`InferenceEngine::needed_bytes`](crate::train::engine::InferenceEngine::needed_bytes)).
+pub fn host_bytes(workload: &Workload<'_>, read_back: u64) -> u64 {
+    let Workload { model, tuning, .. } = *workload;
+    let largest = shapes::matrices(model).iter().map(MatrixShape::elements).max().unwrap_or(0);
+    // The file's bytes, the floats that are made of them, and what goes to the device.
+    let reading = 3 * FLOAT * largest;
+    let trained = trainable_memory(model, tuning);
+    // Both moments, or what trains, and the file that is made of one of them.
+    let checkpoint = 3 * trained.bytes / trained.copies;
+    let adapter = if tuning.needs_weights() { 0 } else { trained.bytes / trained.copies };
+    let read_back = read_back + adapter + FLOAT * shapes::position_floats(model) + reading;
+    HOST_OTHER + read_back.max(checkpoint)
+}
+
 /// Memory of the trainable parameters.
 struct TrainableMemory {
     /// With gradients, moments and copies.
     bytes: u64,
+    /// How many times what trains is in them.
+    copies: u64,
     /// The lowest layer that the backward pass runs through.
     lowest: usize,
     /// Floats of x · aᵀ that LoRA saves of each token in each layer.
@@ -159,12 +180,14 @@ fn trainable_memory(model: &ModelConfig, tuning: &Trainable) -> TrainableMemory 
     let lora = match tuning {
         Trainable::Full => {
             let outer = table * if model.tied { 1 } else { 2 };
-            return TrainableMemory { bytes: own(in_blocks(0) + outer), lowest: 0, inner };
+            let bytes = own(in_blocks(0) + outer);
+            return TrainableMemory { bytes, copies: WEIGHT_COPIES, lowest: 0, inner };
         }
         Trainable::LastLayers(count) => {
             let lowest = model.layers.saturating_sub(*count);
             let head = if model.tied { 0 } else { table };
-            return TrainableMemory { bytes: own(in_blocks(lowest) + head), lowest, inner };
+            let bytes = own(in_blocks(lowest) + head);
+            return TrainableMemory { bytes, copies: WEIGHT_COPIES, lowest, inner };
         }
         Trainable::Lora(lora) => lora,
     };
@@ -178,5 +201,6 @@ fn trainable_memory(model: &ModelConfig, tuning: &Trainable) -> TrainableMemory 
         inner[module.layer as usize] += lora.rank;
     }
     let saved = own(lora.saved_modules.len() as u64 * table);
-    TrainableMemory { bytes: FLOAT * ADAPTER_COPIES * floats + saved, lowest, inner }
+    let bytes = FLOAT * ADAPTER_COPIES * floats + saved;
+    TrainableMemory { bytes, copies: WEIGHT_COPIES, lowest, inner }
 }

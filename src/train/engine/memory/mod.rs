@@ -49,3 +49,25 @@ pub fn check(need: &MemoryEstimate, (place, free): (Device, Option<u64>)) -> Res
         param: None,
     })
 }
+
+/// Refuses a run on `place`, a device of its own, whose machine has too little memory: `need` bytes, where `free`
+/// are free.
+///
+/// # Errors
+/// `out_of_memory`, with both numbers.
+pub fn check_host(place: Device, need: u64, free: Option<u64>) -> Result<(), JobError> {
+    let Some(free) = free.filter(|free| need > *free) else {
+        return Ok(());
+    };
+    Err(JobError {
+        code: ErrorCode::OutOfMemory,
+        message: format!(
+            "training on {place} needs about {} MiB of the machine's own memory too, to read the model \
+             and to check the trained one on the CPU, and {} MiB are free: choose a smaller base model or \
+             a machine with more memory",
+            need >> 20,
+            free >> 20
+        ),
+        param: None,
+    })
+}
