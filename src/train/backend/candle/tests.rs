@@ -225,3 +225,27 @@ fn no_tensor_without_elements_is_allocated() {
     }
     assert_eq!(transfers.counts(), TransferCounts::default(), "nothing was moved");
 }
+
+#[test]
+fn a_device_with_a_stream_for_each_thread_is_used_by_the_thread_that_loaded_the_model() {
+    let transfers = HostTransfers::of_this_thread(Device::Cpu);
+    let made = transfers.floats(&[1.0, 2.0], 2).expect("is the owner");
+    assert_eq!(transfers.read(&made).expect("is the owner"), [1.0, 2.0]);
+    let elsewhere = std::thread::spawn(move || {
+        [
+            transfers.read(&made).map(|_| ()),
+            transfers.floats(&[1.0], 1).map(|_| ()),
+            transfers.indexes(&[1]).map(|_| ()),
+            transfers.zeros(1, 1).map(|_| ()),
+        ]
+    });
+    for refused in elsewhere.join().expect("no panic") {
+        let error = refused.expect_err("another thread").to_string();
+        assert!(error.contains("load and train on one thread"), "{error}");
+    }
+    // A CPU has no streams.
+    let transfers = HostTransfers::new(Device::Cpu);
+    std::thread::spawn(move || transfers.zeros(1, 1).map(|_| ()).expect("any thread"))
+        .join()
+        .expect("no panic");
+}

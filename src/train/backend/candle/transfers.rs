@@ -5,10 +5,11 @@
 //! another (in `tests`) checks that no other file of this folder makes tensors of host values or reads one.
 
 use std::cell::Cell;
+use std::thread::ThreadId;
 
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
-use crate::train::backend::Outcome;
+use crate::train::backend::{BackendError, Outcome};
 
 /// Number of transfers in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,13 +23,37 @@ pub struct TransferCounts {
 /// A device and the transfers to and from it.
 pub struct HostTransfers {
     device: Device,
+    /// The only thread that may compute; `None` for all.
+    owner: Option<ThreadId>,
     counts: Cell<TransferCounts>,
 }
 
 impl HostTransfers {
-    /// Transfers to and from `device`.
+    /// Transfers to and from `device`; on a CUDA device by this thread alone.
     pub fn new(device: Device) -> Self {
-        Self { device, counts: Cell::default() }
+        match device.is_cuda() {
+            true => Self::of_this_thread(device),
+            false => Self { device, owner: None, counts: Cell::default() },
+        }
+    }
+
+    /// Transfers by this thread alone. A CUDA device gives each thread a stream of its own, and nothing orders
+    /// the streams of two threads: another thread would read what is not computed yet, and no error would say so.
+    pub fn of_this_thread(device: Device) -> Self {
+        Self { device, owner: Some(std::thread::current().id()), counts: Cell::default() }
+    }
+
+    /// Refuses threads that are not the owner. Each pass, update and read begins or ends with a transfer.
+    fn check_thread(&self) -> Outcome<()> {
+        if self.owner.is_none_or(|owner| owner == std::thread::current().id()) {
+            return Ok(());
+        }
+        Err(BackendError::Backend {
+            backend: "candle",
+            reason: "the model was loaded by another thread, and the work of two threads on a CUDA device is \
+                     not ordered: load and train on one thread"
+                .to_owned(),
+        })
     }
 
     /// Transfers so far.
@@ -63,6 +88,7 @@ impl HostTransfers {
     }
 
     fn upload<T: WithDType>(&self, values: &[T], shape: Shape) -> Outcome<Tensor> {
+        self.check_thread()?;
         if values.is_empty() {
             return self.zeros_of(shape.dims(), T::DTYPE);
         }
@@ -72,6 +98,7 @@ impl HostTransfers {
 
     /// Floats to the host, row-major.
     pub fn read(&self, tensor: &Tensor) -> Outcome<Vec<f32>> {
+        self.check_thread()?;
         self.count_to_host();
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
@@ -84,6 +111,7 @@ impl HostTransfers {
     /// Zeros of a shape that may be empty. A CUDA device refuses to allocate no bytes: what is empty is a part
     /// of something that is not.
     fn zeros_of(&self, dims: &[usize], dtype: DType) -> Outcome<Tensor> {
+        self.check_thread()?;
         if !dims.contains(&0) {
             return Ok(Tensor::zeros(dims, dtype, &self.device)?);
         }
