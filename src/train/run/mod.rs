@@ -41,7 +41,7 @@ use self::baseline::Baseline;
 use self::batches::BatchOrder;
 use self::certificate::ReferenceLogits;
 pub use self::channels::{Controls, Sink};
-use self::checkpoint::RunState;
+use self::checkpoint::{RunState, WorkDirLock};
 use self::errors::{checkpoint_failed, engine_failed};
 use self::learning_rate::learning_rate;
 use self::notices::note;
@@ -56,34 +56,56 @@ use crate::train::protocol::{Control, Progress, RunSpec};
 /// Runs `spec` to its end and says so: the last message is `Finished`, `Cancelled`, `Stopped` or
 /// `Failed`.
 pub fn run(spec: &RunSpec, backend: BackendKind, sink: &mut Sink<'_>, controls: &mut Controls<'_>) {
-    match try_run(spec, backend, sink, controls) {
-        Ok(last) => sink(last),
+    let (setup, mut engine) = match prepare(spec, backend, sink) {
+        Ok(prepared) => prepared,
+        Err(error) => return sink(Progress::Failed { error }),
+    };
+    // Outlives the certificate: another trainer must not write into the folder before the end.
+    let mut lock = None;
+    let ended = train(spec, &setup, engine.as_mut(), &mut lock, sink, controls);
+    let Some((last, reference)) = report_failure(engine, ended, sink) else { return };
+    let checked = match (&last, reference) {
+        (Progress::Finished { directory, .. }, Some(reference)) => {
+            certificate::issue(spec, &setup, &reference, directory).map(|_path| ())
+        }
+        _ => Ok(()),
+    };
+    match checked {
+        Ok(()) => sink(last),
         Err(error) => sink(Progress::Failed { error }),
     }
 }
 
-fn try_run(
+/// Drops the engine: the certificate loads the base again, and memory holds it once. A failure is reported before:
+/// after some faults of a device nothing of it can be released any more, and dropping panics.
+fn report_failure<E, T>(
+    engine: E,
+    ended: Result<T, JobError>,
+    sink: &mut Sink<'_>,
+) -> Option<T> {
+    let ended = ended.map_err(|error| sink(Progress::Failed { error })).ok();
+    drop(engine);
+    ended
+}
+
+/// Trains to the end of the run; its last message, and what the certificate compares.
+fn train(
     spec: &RunSpec,
-    backend: BackendKind,
+    setup: &RunSetup,
+    engine: &mut dyn Engine,
+    lock: &mut Option<WorkDirLock>,
     sink: &mut Sink<'_>,
     controls: &mut Controls<'_>,
-) -> Result<Progress, JobError> {
-    let (setup, mut engine) = prepare(spec, backend, sink)?;
-    let _lock = checkpoint::lock(&spec.work_dir, || {
+) -> Result<(Progress, Option<ReferenceLogits>), JobError> {
+    let locked = checkpoint::lock(&spec.work_dir, || {
         let message = "An earlier trainer of this job is ending; this one waits for it".to_owned();
         note(sink, EventLevel::Info, message, None);
-    })
-    .map_err(checkpoint_failed)?;
-    let mut run = Run::new(spec, &setup, engine.as_mut())?;
+    });
+    *lock = Some(locked.map_err(checkpoint_failed)?);
+    let mut run = Run::new(spec, setup, engine)?;
     run.resume(sink)?;
     let last = run.train(sink, controls)?;
-    let reference = run.reference.take();
-    if let (Progress::Finished { directory, .. }, Some(reference)) = (&last, reference) {
-        // The check loads the base again. The engine goes first, so that memory holds it once.
-        drop(engine);
-        certificate::issue(spec, &setup, &reference, directory)?;
-    }
-    Ok(last)
+    Ok((last, run.reference.take()))
 }
 
 /// A run under way.
@@ -169,5 +191,40 @@ impl<'a> Run<'a> {
             }
         }
         self.finish(sink)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::domain::error_code::ErrorCode;
+
+    /// As cuBLAS's handle after an illegal address: dropping it panics.
+    struct Broken<'a>(&'a Cell<bool>);
+
+    impl Drop for Broken<'_> {
+        fn drop(&mut self) {
+            assert!(self.0.get(), "dropped before the failure was reported");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_reported_before_the_engine_is_dropped() {
+        let is_reported = Cell::new(false);
+        let mut said = String::new();
+        let mut sink = |progress: Progress| {
+            let Progress::Failed { error } = progress else { panic!("{progress:?}") };
+            said = error.message;
+            is_reported.set(true);
+        };
+        let error = JobError {
+            code: ErrorCode::InternalError,
+            message: "CUDA_ERROR_ILLEGAL_ADDRESS".to_owned(),
+            param: None,
+        };
+        assert_eq!(report_failure::<_, ()>(Broken(&is_reported), Err(error), &mut sink), None);
+        assert_eq!(said, "CUDA_ERROR_ILLEGAL_ADDRESS");
     }
 }
