@@ -15,7 +15,8 @@ use crate::train::protocol::{Control, Progress, RunSpec};
 use crate::train::run::dry_run::{MachineSpeed, dry_run};
 use crate::train::run::run;
 
-/// How much lower than the server's the priority of a run is: the server answers first.
+/// How much lower than the server's the priority of a run on the CPU is: the server answers first. A run on a GPU
+/// has one busy thread, for which the GPU waits.
 const NICENESS: i32 = 5;
 
 /// The same of a dry run: a run goes first.
@@ -40,8 +41,8 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     if args.dry_run {
         return write_dry_run(args.device);
     }
-    if !args.keep_priority {
-        lower_priority(NICENESS);
+    if let Some(niceness) = niceness(args) {
+        lower_priority(niceness);
     }
     let spec = read_spec()?;
     let controls = read_controls()?;
@@ -87,6 +88,14 @@ fn write_dry_run(device: Device) -> anyhow::Result<()> {
         .context("writing the dry run for the supervisor")
 }
 
+/// How much lower than the server's the priority of the run is.
+fn niceness(args: &TrainerArgs) -> Option<i32> {
+    match args.device {
+        Device::Cpu if !args.keep_priority => Some(NICENESS),
+        Device::Cpu | Device::Cuda(_) => None,
+    }
+}
+
 fn lower_priority(niceness: i32) {
     if let Err(error) = rustix::process::nice(niceness) {
         tracing::debug!(%error, "the trainer keeps the server's priority");
@@ -127,4 +136,19 @@ fn read_controls() -> anyhow::Result<Receiver<Control>> {
         let _ended = sender.send(Control::Stop);
     })?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_goes_first_on_the_cpu_and_the_thread_that_a_gpu_waits_for_is_not_held_back() {
+        let of = |device, keep_priority| {
+            niceness(&TrainerArgs { device, keep_priority, dry_run: false })
+        };
+        assert_eq!(of(Device::Cpu, false), Some(NICENESS));
+        assert_eq!(of(Device::Cpu, true), None);
+        assert_eq!(of(Device::Cuda(0), false), None);
+    }
 }

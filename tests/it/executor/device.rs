@@ -70,3 +70,14 @@ async fn a_job_whose_device_is_gone_fails_and_names_it() {
     assert_eq!(error.code, ErrorCode::InternalError);
     assert!(error.message.contains("cuda:97") && error.message.contains("device cpu"), "{error:?}");
 }
+
+#[test]
+fn the_image_for_cuda_keeps_the_kernels_that_the_driver_compiles() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/Dockerfile.cuda");
+    let text = std::fs::read_to_string(path).expect("reads");
+    let cache = text.split_whitespace().find_map(|word| word.strip_prefix("CUDA_CACHE_PATH="));
+    let cache = cache.expect("the cache's folder is named");
+    let volumes = text.lines().find_map(|line| line.strip_prefix("VOLUME ")).expect("volumes");
+    let volumes: Vec<String> = serde_json::from_str(volumes).expect("a list");
+    assert!(volumes.iter().any(|volume| Path::new(cache).starts_with(volume)), "{cache}");
+}
