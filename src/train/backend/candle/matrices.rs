@@ -59,7 +59,7 @@ impl Matrices for CandleBackend {
             Some(bias) => Some(self.vector(bias)?),
             None => None,
         };
-        let weight = self.matrix(outputs, inputs, values)?.to_dtype(self.precision)?;
+        let weight = self.transfers.rounded(values, (outputs, inputs), self.precision)?;
         Ok(CandleWeight { weight, bias })
     }
 

@@ -249,3 +249,20 @@ fn a_device_with_a_stream_for_each_thread_is_used_by_the_thread_that_loaded_the_
         .join()
         .expect("no panic");
 }
+
+#[test]
+fn weights_go_up_in_the_precision_in_which_they_compute() {
+    let values = noise(16, 8, 5);
+    for (precision, bytes) in [(DType::F32, 4), (DType::BF16, 2)] {
+        let backend = CandleBackend::with_precision(Device::Cpu, precision);
+        let weight = backend.weight(16, 8, &values, None, true).expect("makes").weight;
+        assert_eq!(backend.transfer_counts().bytes_to_device, bytes * 16 * 8);
+        assert_eq!(weight.dtype(), precision);
+        // As the device would round them.
+        let there = backend.matrix(16, 8, &values).expect("makes");
+        let there = there.to_dtype(precision).and_then(|there| there.to_dtype(DType::F32));
+        let there = backend.values(&there.expect("rounds")).expect("reads");
+        let here = weight.to_dtype(DType::F32).expect("rounds");
+        assert_eq!(backend.values(&here).expect("reads"), there);
+    }
+}

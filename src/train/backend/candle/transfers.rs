@@ -8,16 +8,22 @@ use std::cell::Cell;
 use std::thread::ThreadId;
 
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
+use half::bf16;
+use rayon::prelude::*;
 
 use crate::train::backend::{BackendError, Outcome};
 
-/// Number of transfers in each direction.
+/// Transfers in each direction, and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TransferCounts {
     /// From the host to the device.
     pub to_device: u64,
     /// From the device to the host, which waits.
     pub to_host: u64,
+    /// Bytes to the device.
+    pub bytes_to_device: u64,
+    /// Bytes to the host.
+    pub bytes_to_host: u64,
 }
 
 /// A device and the transfers to and from it.
@@ -62,14 +68,18 @@ impl HostTransfers {
         self.counts.get()
     }
 
-    fn count_to_device(&self) {
-        let counts = self.counts.get();
-        self.counts.set(TransferCounts { to_device: counts.to_device + 1, ..counts });
+    fn count_to_device(&self, bytes: usize) {
+        let mut counts = self.counts.get();
+        counts.to_device += 1;
+        counts.bytes_to_device += bytes as u64;
+        self.counts.set(counts);
     }
 
-    fn count_to_host(&self) {
-        let counts = self.counts.get();
-        self.counts.set(TransferCounts { to_host: counts.to_host + 1, ..counts });
+    fn count_to_host(&self, bytes: usize) {
+        let mut counts = self.counts.get();
+        counts.to_host += 1;
+        counts.bytes_to_host += bytes as u64;
+        self.counts.set(counts);
     }
 
     /// Floats, row-major, to the device.
@@ -87,19 +97,34 @@ impl HostTransfers {
         self.upload(values, values.len().into())
     }
 
+    /// Floats to the device in `precision`. They are rounded on the way: half the bytes go up, and the device never
+    /// holds them in 32 bits.
+    pub fn rounded(
+        &self,
+        values: &[f32],
+        shape: impl Into<Shape>,
+        precision: DType,
+    ) -> Outcome<Tensor> {
+        if precision != DType::BF16 {
+            return Ok(self.floats(values, shape)?.to_dtype(precision)?);
+        }
+        let rounded: Vec<bf16> = values.par_iter().map(|value| bf16::from_f32(*value)).collect();
+        self.upload(&rounded, shape.into())
+    }
+
     fn upload<T: WithDType>(&self, values: &[T], shape: Shape) -> Outcome<Tensor> {
         self.check_thread()?;
         if values.is_empty() {
             return self.zeros_of(shape.dims(), T::DTYPE);
         }
-        self.count_to_device();
+        self.count_to_device(size_of_val(values));
         Ok(Tensor::from_slice(values, shape, &self.device)?)
     }
 
     /// Floats to the host, row-major.
     pub fn read(&self, tensor: &Tensor) -> Outcome<Vec<f32>> {
         self.check_thread()?;
-        self.count_to_host();
+        self.count_to_host(tensor.elem_count() * tensor.dtype().size_in_bytes());
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
