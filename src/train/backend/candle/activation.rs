@@ -19,8 +19,10 @@ pub fn value_and_derivative(activation: Activation, x: &Tensor) -> Outcome<(Tens
     match activation {
         Activation::Silu => {
             let sigmoid = candle_nn::ops::sigmoid(x)?;
-            let derivative = ((x * (1.0 - &sigmoid)?)? + 1.0)?.mul(&sigmoid)?;
-            Ok(((x * sigmoid)?, derivative))
+            let value = (x * &sigmoid)?;
+            // σ + x·σ·(1 - σ)
+            let derivative = ((&value * (1.0 - &sigmoid)?)? + sigmoid)?;
+            Ok((value, derivative))
         }
         Activation::GeluTanh => {
             let root = (2.0 / std::f64::consts::PI).sqrt();

@@ -1,21 +1,9 @@
-//! Attention over packed batches, segment by segment.
+//! Attention over packed batches, a group of segments at a time.
 
 use candle_core::Tensor;
 
 use super::CandleBackend;
 use crate::train::backend::{AttentionOps, AttentionShape, Outcome, Segment};
-
-/// The rows of a segment and of its prefix, in the order of the sequence.
-fn seen_rows(matrix: &Tensor, segment: &Segment) -> Outcome<Tensor> {
-    let mut parts = Vec::with_capacity(1 + segment.before.len());
-    for rows in segment.seen() {
-        parts.push(matrix.narrow(0, rows.start, rows.len())?);
-    }
-    match &parts[..] {
-        [only] => Ok(only.clone()),
-        _ => Ok(Tensor::cat(&parts, 0)?),
-    }
-}
 
 impl AttentionOps for CandleBackend {
     fn attention(
@@ -26,13 +14,22 @@ impl AttentionOps for CandleBackend {
         segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<(Tensor, Tensor)> {
-        let mut outputs = Vec::with_capacity(segments.len());
-        for segment in segments {
-            let queries = queries.narrow(0, segment.rows.start, segment.rows.len())?;
-            let parts = [&queries, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
-            outputs.push(self.attention.forward(&self.transfers, parts, shape)?);
+        let grouped = self.grouped(segments, shape)?;
+        let queries = grouped.queries(queries)?;
+        let (keys, values) = (grouped.keys(keys)?, grouped.keys(values)?);
+        let mut outputs = Vec::with_capacity(grouped.groups.len());
+        let mut next = (0, 0);
+        for group in &grouped.groups {
+            let (rows, seen) = (group.count * group.length, group.count * group.keys());
+            let parts = [
+                &queries.narrow(0, next.0, rows)?,
+                &keys.narrow(0, next.1, seen)?,
+                &values.narrow(0, next.1, seen)?,
+            ];
+            outputs.push(self.attention.forward(&self.transfers, parts, group.count, shape)?);
+            next = (next.0 + rows, next.1 + seen);
         }
-        let output = Tensor::cat(&outputs, 0)?;
+        let output = grouped.batch_of_queries(&outputs)?;
         // The way back wants nothing more.
         Ok((output.clone(), output))
     }
@@ -43,40 +40,48 @@ impl AttentionOps for CandleBackend {
         queries: &Tensor,
         keys: &Tensor,
         values: &Tensor,
-        _output: &Tensor,
+        output: &Tensor,
         _saved: &Tensor,
         segments: &[Segment],
         shape: &AttentionShape,
     ) -> Outcome<[Tensor; 3]> {
-        let mut query_gradients = Vec::with_capacity(segments.len());
-        // Gradients of each segment's own rows, which later segments that see them add to.
-        let mut others: Vec<[Tensor; 2]> = Vec::with_capacity(segments.len());
-        for segment in segments {
-            let own = |matrix: &Tensor| matrix.narrow(0, segment.rows.start, segment.rows.len());
-            let parts = [&own(queries)?, &seen_rows(keys, segment)?, &seen_rows(values, segment)?];
-            let gradient = own(gradient)?;
-            let [queries, keys, values] =
-                self.attention.backward(&self.transfers, &gradient, parts, shape)?;
-            query_gradients.push(queries);
-            let mut first = 0;
-            for rows in segment.seen() {
-                let part = |matrix: &Tensor| matrix.narrow(0, first, rows.len());
-                let made = [part(&keys)?, part(&values)?];
-                first += rows.len();
-                match segments[..others.len()].iter().position(|earlier| earlier.rows == rows) {
-                    Some(earlier) => {
-                        for (into, more) in others[earlier].iter_mut().zip(made) {
-                            *into = (&*into + more)?;
-                        }
-                    }
-                    None => others.push(made),
-                }
+        let grouped = self.grouped(segments, shape)?;
+        let along = along_output(gradient, output, shape)?;
+        let (gradient, along) = (grouped.queries(gradient)?, grouped.queries(&along)?);
+        let queries = grouped.queries(queries)?;
+        let (keys, values) = (grouped.keys(keys)?, grouped.keys(values)?);
+        let mut made: [Vec<Tensor>; 3] = Default::default();
+        let mut next = (0, 0);
+        for group in &grouped.groups {
+            let (rows, seen) = (group.count * group.length, group.count * group.keys());
+            let parts = [
+                &queries.narrow(0, next.0, rows)?,
+                &keys.narrow(0, next.1, seen)?,
+                &values.narrow(0, next.1, seen)?,
+            ];
+            let gradient = &gradient.narrow(0, next.0, rows)?;
+            let along = &along.narrow(0, next.0, rows)?;
+            let (device, gradients) = (&self.transfers, [gradient, along]);
+            let gradients =
+                self.attention.backward(device, gradients, parts, group.count, shape)?;
+            for (all, one) in made.iter_mut().zip(gradients) {
+                all.push(one);
             }
+            next = (next.0 + rows, next.1 + seen);
         }
-        let [keys, values] = [0, 1].map(|which| {
-            let parts: Vec<&Tensor> = others.iter().map(|two| &two[which]).collect();
-            Tensor::cat(&parts, 0)
-        });
-        Ok([Tensor::cat(&query_gradients, 0)?, keys?, values?])
+        let [queries, keys, values] = made;
+        Ok([
+            grouped.batch_of_queries(&queries)?,
+            grouped.batch_of_keys(&keys)?,
+            grouped.batch_of_keys(&values)?,
+        ])
     }
+}
+
+/// Σ gradient · output of each head, `[tokens, heads]`. It is the sum over the keys of probability times the
+/// probability's gradient, which softmax subtracts on its way back (Dao et al. 2022), without a matrix of scores.
+fn along_output(gradient: &Tensor, output: &Tensor, shape: &AttentionShape) -> Outcome<Tensor> {
+    let tokens = gradient.dim(0)?;
+    let product = (gradient * output)?.reshape((tokens, shape.heads, shape.head_dim))?;
+    Ok(product.sum(2)?)
 }

@@ -6,14 +6,14 @@ use super::transfers::HostTransfers;
 use super::weight::{CandleWeight, multiply, soft_capped};
 use crate::train::backend::{Outcome, RowLoss};
 
-/// Rows of logits that exist at once.
+/// Rows of logits that exist at once, where nothing else is asked for.
 pub const HEAD_CHUNK: usize = 256;
 
 /// Loss and whether the target has the largest logit (0 or 1) of each row, `[rows, 2]`; with
 /// `factors` the gradient of x too, and that of the head's weight is added to `head_gradient` where it
 /// is given.
 pub fn head_loss(
-    transfers: &HostTransfers,
+    (transfers, head_rows): (&HostTransfers, usize),
     x: &Tensor,
     head: &CandleWeight,
     targets: &Tensor,
@@ -29,8 +29,8 @@ pub fn head_loss(
     };
     let mut losses = Vec::new();
     let mut gradients = Vec::new();
-    for first in (0..rows).step_by(HEAD_CHUNK) {
-        let length = HEAD_CHUNK.min(rows - first);
+    for first in (0..rows).step_by(head_rows) {
+        let length = head_rows.min(rows - first);
         let targets = targets.narrow(0, first, length)?;
         let x = x.narrow(0, first, length)?;
         let logits = soft_capped(head.forward(&x)?, soft_cap)?;
@@ -39,14 +39,17 @@ pub fn head_loss(
         let sums = shifted.sum_keepdim(D::Minus1)?;
         let at_target = logits.gather(&targets, 1)?;
         let loss = ((sums.log()? + &most)? - &at_target)?;
-        let correct = logits.argmax_keepdim(D::Minus1)?.eq(&targets)?.to_dtype(DType::F32)?;
+        let correct = at_target.eq(&most)?.to_dtype(DType::F32)?;
         losses.push(Tensor::cat(&[loss, correct], 1)?);
         let Some(factors) = &factors else { continue };
-        let chosen = at_target.ones_like()?.neg()?;
-        let mut logit_gradients = shifted
-            .broadcast_div(&sums)?
-            .scatter_add(&targets, &chosen, 1)?
-            .broadcast_mul(&factors.narrow(0, first, length)?)?;
+        let probabilities = shifted.broadcast_div(&sums)?;
+        drop(shifted);
+        // In place: nothing else has this tensor.
+        let chosen = Tensor::full(-1.0f32, at_target.shape(), at_target.device())?;
+        probabilities.scatter_add_set(&targets, &chosen, 1)?;
+        let mut logit_gradients =
+            probabilities.broadcast_mul(&factors.narrow(0, first, length)?)?;
+        drop(probabilities);
         if let Some(cap) = soft_cap {
             logit_gradients = (logit_gradients * (1.0 - (logits / f64::from(cap))?.sqr()?)?)?;
         }

@@ -60,7 +60,7 @@ impl CandlePackedLora {
     /// scale · (x · aᵀ) · bᵀ.
     fn forward(&self, x: &Tensor) -> Outcome<Tensor> {
         let [a, b] = &self.pair;
-        Ok((multiply(&multiply(x, &a.t()?)?, &b.t()?)? * self.scale)?)
+        multiply(&(multiply(x, &a.t()?)? * self.scale)?, &b.t()?)
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) fn attend<'a>(
         let [keys, values] = cache.write(layer, [part(keys)?, part(values)?])?;
         let queries = part(queries)?;
         let inputs = [&queries, &keys, &values];
-        parts.push(attention.forward(transfers, inputs, shape)?);
+        parts.push(attention.forward(transfers, inputs, 1, shape)?);
     }
     match parts.len() {
         0 => transfers.zeros(0, shape.heads * shape.head_dim),

@@ -1,13 +1,15 @@
 //! Layers, forward and backward.
 
 use candle_core::{D, DType, Tensor};
+use candle_nn::rotary_emb::rope_thd;
 
 use super::dropout::{self, CandleDropoutMask};
-use super::norm::statistics;
-use super::weight::{CandleWeight, multiply};
+use super::norm::NormRows;
+use super::weight::{CandleWeight, RoundedOperand, multiply};
 use super::{CandleBackend, activation};
 use crate::train::backend::{
-    Activation, LayerOps, LoraPair, Matrices, Norm, NormKind, Outcome, RopeTable,
+    Activation, LayerOps, LoraLinear, LoraOutput, LoraPair, Matrices, Norm, NormKind, Outcome,
+    RopeTable,
 };
 use crate::train::rng::Stream;
 
@@ -16,7 +18,10 @@ impl LayerOps for CandleBackend {
 
     fn embed(&self, table: &CandleWeight, ids: &Tensor, scale: f32) -> Outcome<Tensor> {
         let rows = self.gather_rows(&table.weight, ids)?.to_dtype(DType::F32)?;
-        Ok((rows * f64::from(scale))?)
+        match scale {
+            1.0 => Ok(rows),
+            scale => Ok((rows * f64::from(scale))?),
+        }
     }
 
     fn linear(&self, x: &Tensor, weight: &CandleWeight) -> Outcome<Tensor> {
@@ -44,7 +49,8 @@ impl LayerOps for CandleBackend {
         y: &mut Tensor,
     ) -> Outcome<Tensor> {
         let inner = x.matmul(&pair.a.t()?)?;
-        *y = (&*y + (inner.matmul(&pair.b.t()?)? * f64::from(scale))?)?;
+        // The factor goes on the smaller side of the product.
+        *y = (&*y + (&inner * f64::from(scale))?.matmul(&pair.b.t()?)?)?;
         Ok(inner)
     }
 
@@ -68,6 +74,23 @@ impl LayerOps for CandleBackend {
         Ok(())
     }
 
+    fn linears<const COUNT: usize>(
+        &self,
+        x: &Tensor,
+        layers: [LoraLinear<'_, Self>; COUNT],
+        scale: f32,
+    ) -> [Outcome<LoraOutput<Self>>; COUNT] {
+        let mut rounded = RoundedOperand::new(x);
+        layers.map(|layer| {
+            let mut y = layer.weight.forward_rounded(&mut rounded)?;
+            let inner = match layer.pair {
+                Some(pair) => Some(self.lora(x, pair, scale, &mut y)?),
+                None => None,
+            };
+            Ok((y, inner))
+        })
+    }
+
     fn dropout_masks(
         &self,
         draws: &[Stream],
@@ -84,11 +107,20 @@ impl LayerOps for CandleBackend {
     fn norm(&self, x: &Tensor, norm: &Norm<Self>) -> Outcome<Tensor> {
         let dims = x.dims2()?;
         let x = x.reshape(((), norm.width))?;
-        let (mean, inverse) = statistics(&x, norm.kind == NormKind::Layer, norm.epsilon)?;
-        let y = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?.broadcast_mul(&norm.weight)?;
-        let y = match &norm.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
+        let y = match (norm.kind, &norm.bias) {
+            (NormKind::Rms | NormKind::RmsOnePlus, None) => {
+                candle_nn::ops::rms_norm(&x, &norm.weight, norm.epsilon)?
+            }
+            // Candle's layer norm subtracts the square of the mean from the mean of the squares, which loses what
+            // is left where the mean is large.
+            (_, bias) => {
+                let rows = NormRows::new(&x, norm.kind, norm.epsilon)?;
+                let y = rows.normalised()?.broadcast_mul(&norm.weight)?;
+                match bias {
+                    Some(bias) => y.broadcast_add(bias)?,
+                    None => y,
+                }
+            }
         };
         Ok(y.reshape(dims)?)
     }
@@ -96,15 +128,15 @@ impl LayerOps for CandleBackend {
     fn norm_backward(&self, gradient: Tensor, x: &Tensor, norm: &Norm<Self>) -> Outcome<Tensor> {
         let dims = x.dims2()?;
         let x = x.reshape(((), norm.width))?;
-        let (mean, inverse) = statistics(&x, norm.kind == NormKind::Layer, norm.epsilon)?;
-        let normalised = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?;
+        let NormRows { centred, inverse_variance, inverse_deviation } =
+            NormRows::new(&x, norm.kind, norm.epsilon)?;
         let gradient = gradient.reshape(((), norm.width))?.broadcast_mul(&norm.weight)?;
-        let along = (&gradient * &normalised)?.mean_keepdim(D::Minus1)?;
-        let mut made = (&gradient - normalised.broadcast_mul(&along)?)?;
+        let along = (&gradient * &centred)?.mean_keepdim(D::Minus1)?.mul(&inverse_variance)?;
+        let mut made = (&gradient - centred.broadcast_mul(&along)?)?;
         if norm.kind == NormKind::Layer {
             made = made.broadcast_sub(&gradient.mean_keepdim(D::Minus1)?)?;
         }
-        Ok(made.broadcast_mul(&inverse)?.reshape(dims)?)
+        Ok(made.broadcast_mul(&inverse_deviation)?.reshape(dims)?)
     }
 
     fn rotate(
@@ -118,23 +150,19 @@ impl LayerOps for CandleBackend {
         if table.half == 0 {
             return Ok(());
         }
-        let dims = x.dims2()?;
-        let heads = x.reshape((dims.0, dims.1 / head_dim, head_dim))?;
-        let cos = self.gather_rows(&table.cos, positions)?.unsqueeze(1)?;
-        let mut sin = self.gather_rows(&table.sin, positions)?.unsqueeze(1)?;
-        if backward {
-            sin = sin.neg()?;
-        }
-        let low = heads.narrow(2, 0, table.half)?;
-        let high = heads.narrow(2, table.half, table.half)?;
-        let new_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
-        let new_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-        let rest = head_dim - 2 * table.half;
-        let turned = match rest {
-            0 => Tensor::cat(&[new_low, new_high], 2)?,
-            _ => Tensor::cat(&[new_low, new_high, heads.narrow(2, 2 * table.half, rest)?], 2)?,
+        let (tokens, width) = x.dims2()?;
+        let heads = x.reshape((1, tokens, width / head_dim, head_dim))?;
+        let [cos, sin] = self.rotations.of([&table.cos, &table.sin], positions, backward)?;
+        let turning = 2 * table.half;
+        let turned = match head_dim - turning {
+            0 => rope_thd(&heads.contiguous()?, &cos, &sin)?,
+            rest => {
+                let first = heads.narrow(D::Minus1, 0, turning)?.contiguous()?;
+                let rest = heads.narrow(D::Minus1, turning, rest)?;
+                Tensor::cat(&[rope_thd(&first, &cos, &sin)?, rest], D::Minus1)?
+            }
         };
-        *x = turned.reshape(dims)?;
+        *x = turned.reshape((tokens, width))?;
         Ok(())
     }
 

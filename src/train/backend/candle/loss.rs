@@ -18,7 +18,8 @@ impl LossOps for CandleBackend {
         soft_cap: Option<f32>,
         factors: Option<&[f32]>,
     ) -> Outcome<(Tensor, Option<Tensor>)> {
-        cross_entropy::head_loss(&self.transfers, x, head, targets, soft_cap, factors, None)
+        let device = (&self.transfers, self.head_rows);
+        cross_entropy::head_loss(device, x, head, targets, soft_cap, factors, None)
     }
 
     fn row_losses(&self, losses: &Tensor) -> Outcome<Vec<RowLoss>> {

@@ -33,34 +33,87 @@ mod matrices;
 mod norm;
 mod optimiser;
 mod query_chunks;
+mod rotation;
+mod segment_groups;
 #[cfg(test)]
 mod tests;
 mod transfers;
 mod weight;
 mod weight_training;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device};
 
 use self::query_chunks::CandleAttention;
+use self::rotation::RotationCache;
+use self::segment_groups::{GroupCache, GroupedSegments};
 use self::transfers::HostTransfers;
 #[cfg(test)]
 pub use self::transfers::TransferCounts;
+use crate::train::backend::{AttentionShape, Outcome, Segment};
 
 /// Candle on one device.
 pub struct CandleBackend {
     transfers: HostTransfers,
     attention: CandleAttention,
+    groups: GroupCache,
+    rotations: RotationCache,
+    /// Rows of logits that exist at once.
+    head_rows: usize,
     /// Precision of the model's weights.
     precision: DType,
 }
 
+/// What decides on the temporary tensors of a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct PassShape {
+    /// Query heads.
+    pub heads: u64,
+    /// Tokens of the pass.
+    pub tokens: u64,
+    /// Tokens of its longest sequence.
+    pub longest: u64,
+    /// Tokens of the longest prefix that its sequences share.
+    pub shared: u64,
+    /// Size of the vocabulary.
+    pub vocabulary: u64,
+    /// Rows of logits that exist at once.
+    pub head_rows: u64,
+}
+
 /// Bytes of temporary tensors in a decoder layer or in the head, whichever needs more: about six tensors at
-/// once of attention scores, or of a chunk of logits.
-pub fn temporary_bytes(heads: u64, longest: u64, vocabulary: u64) -> u64 {
+/// once of attention scores, or of a chunk of logits; and the mask of attention.
+pub fn temporary_bytes(shape: &PassShape) -> u64 {
     const AT_ONCE: u64 = 6;
+    let PassShape { heads, tokens, longest, shared, vocabulary, head_rows } = *shape;
+    let max_scores = query_chunks::MAX_SCORES as u64;
     let of_a_row = heads * longest;
-    let scores = (of_a_row * longest).min((query_chunks::MAX_SCORES as u64).max(of_a_row));
-    AT_ONCE * 4 * scores.max(cross_entropy::HEAD_CHUNK as u64 * vocabulary)
+    let alone = (of_a_row * longest).min(max_scores.max(of_a_row));
+    // Filled up, the segments of a group are twice as long at most.
+    let filled = longest.min(segment_groups::MAX_FILLED as u64).next_power_of_two();
+    let grouped = (heads * 2 * tokens * (shared + filled)).min(max_scores);
+    let mask = longest.next_power_of_two().min(query_chunks::MAX_MASK_KEYS as u64).pow(2);
+    let scores = if tokens > longest { alone.max(grouped) } else { alone };
+    4 * (AT_ONCE * scores.max(head_rows * vocabulary) + mask)
+}
+
+/// Rows of logits that exist at once in passes of `tokens` tokens: as many for each token as on a CPU, and fewer
+/// where the vocabulary is so large that they would be more than the scores of attention.
+pub fn head_rows(tokens: usize, vocabulary: usize) -> usize {
+    let wanted = cross_entropy::HEAD_CHUNK * tokens / CPU_PASS;
+    let most = query_chunks::MAX_SCORES / vocabulary.max(1);
+    wanted.min(most).max(cross_entropy::HEAD_CHUNK)
+}
+
+/// Tokens of a pass for which [`cross_entropy::HEAD_CHUNK`] was chosen.
+const CPU_PASS: usize = 512;
+
+/// Whether products of 32-bit matrices (attention's and LoRA's) round their operands to TF32, 10 bits of mantissa,
+/// where weights are of `precision`. Beside bf16 weights, whose products round to 7, they do; who asks for weights in
+/// 32 bits gets all bits everywhere.
+fn computes_in_tf32(precision: DType) -> bool {
+    precision == DType::BF16
 }
 
 impl CandleBackend {
@@ -72,11 +125,33 @@ impl CandleBackend {
 
     /// Candle on `device` with frozen weights of `precision`.
     pub fn with_precision(device: Device, precision: DType) -> Self {
+        if device.is_cuda() {
+            let is_reduced = computes_in_tf32(precision);
+            candle_core::cuda::set_gemm_reduced_precision_f32(is_reduced);
+        }
         Self {
             transfers: HostTransfers::new(device),
             attention: CandleAttention::default(),
+            groups: GroupCache::default(),
+            rotations: RotationCache::default(),
+            head_rows: cross_entropy::HEAD_CHUNK,
             precision,
         }
+    }
+
+    /// The same with at most `rows` rows of logits at once.
+    pub fn with_head_rows(self, rows: usize) -> Self {
+        Self { head_rows: rows, ..self }
+    }
+
+    /// The segments of a pass in groups that attend together.
+    fn grouped(
+        &self,
+        segments: &[Segment],
+        shape: &AttentionShape,
+    ) -> Outcome<Arc<GroupedSegments>> {
+        let max_scores = self.attention.max_scores();
+        self.groups.of(&self.transfers, segments, shape.heads, max_scores)
     }
 
     /// Transfers so far.

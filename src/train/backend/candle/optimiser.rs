@@ -24,10 +24,12 @@ impl OptimiserOps for CandleBackend {
         let correction1 = 1.0 - step.beta1.powf(step.step as f64);
         let correction2 = 1.0 - step.beta2.powf(step.step as f64);
         for ParameterUpdate { parameter, gradient, first, second } in tensors {
-            let gradient = (gradient * gradient_factor)?;
-            *first = ((&*first * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
-            *second = ((&*second * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
-            let denominator = ((second.sqrt()? / correction2.sqrt())? + step.epsilon)?;
+            // The factors of the gradient are put together: each would be a kernel of its own.
+            let of_first = gradient_factor * (1.0 - step.beta1);
+            let of_second = gradient_factor.powi(2) * (1.0 - step.beta2);
+            *first = ((&*first * step.beta1)? + (gradient * of_first)?)?;
+            *second = ((&*second * step.beta2)? + (gradient.sqr()? * of_second)?)?;
+            let denominator = second.sqrt()?.affine(1.0 / correction2.sqrt(), step.epsilon)?;
             let update = ((&*first / denominator)? * (step.learning_rate / correction1))?;
             let kept = (&*parameter * (1.0 - step.learning_rate * step.weight_decay))?;
             *parameter = (kept - update)?;

@@ -1,10 +1,11 @@
-//! Attention of one segment, forward and backward, a chunk of queries at a time, with causal masks.
+//! Attention of sequences of one length, forward and backward, with causal masks; of one sequence a chunk of
+//! queries at a time.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::transfers::HostTransfers;
 use crate::train::backend::{AttentionShape, Outcome};
@@ -16,13 +17,13 @@ const UNSEEN: f32 = f32::NEG_INFINITY;
 /// Candle's kernels count elements in 31 bits, which long sequences would exceed.
 pub const MAX_SCORES: usize = 1 << 27;
 
-/// Most elements of all cached masks.
-const MAX_MASK_ELEMENTS: usize = 1 << 26;
+/// Most keys of a mask that is kept: 64 MiB for each window.
+pub const MAX_MASK_KEYS: usize = 1 << 12;
 
 /// Attention and its cache of masks.
 pub struct CandleAttention {
     max_scores: usize,
-    max_mask_elements: usize,
+    max_mask_keys: usize,
     masks: RefCell<MaskCache>,
 }
 
@@ -30,14 +31,13 @@ pub struct CandleAttention {
 struct MaskCache {
     /// 0, 1, 2 …, as floats.
     positions: Option<Tensor>,
-    /// By queries, keys and window.
-    known: HashMap<(usize, usize, Option<usize>), Tensor>,
-    elements: usize,
+    /// Square masks, by window.
+    squares: HashMap<Option<usize>, Tensor>,
 }
 
 impl Default for CandleAttention {
     fn default() -> Self {
-        Self::new(MAX_SCORES, MAX_MASK_ELEMENTS)
+        Self::new(MAX_SCORES, MAX_MASK_KEYS)
     }
 }
 
@@ -48,22 +48,36 @@ struct QueryChunk {
 }
 
 impl CandleAttention {
-    /// Attention with at most `max_scores` scores at once (those of one query at least) and cached masks of at
-    /// most `max_mask_elements` elements together (the newest at least).
-    pub fn new(max_scores: usize, max_mask_elements: usize) -> Self {
-        Self { max_scores, max_mask_elements, masks: RefCell::default() }
+    /// Attention with at most `max_scores` scores at once (those of one query at least), which keeps masks of at
+    /// most `max_mask_keys` keys.
+    pub fn new(max_scores: usize, max_mask_keys: usize) -> Self {
+        Self { max_scores, max_mask_keys, masks: RefCell::default() }
     }
 
-    /// Number of cached masks, and their elements.
+    /// Scores that exist at once.
+    pub fn max_scores(&self) -> usize {
+        self.max_scores
+    }
+
+    /// Elements of the masks that are kept.
     #[cfg(test)]
-    pub fn cached_masks(&self) -> (usize, usize) {
-        let masks = self.masks.borrow();
-        (masks.known.len(), masks.elements)
+    pub fn kept_mask_elements(&self) -> usize {
+        self.masks.borrow().squares.values().map(Tensor::elem_count).sum()
     }
 
-    /// The queries in chunks, in order; they are the last of the keys.
-    fn chunks(&self, queries: usize, keys: usize, heads: usize) -> Vec<QueryChunk> {
-        let at_once = (self.max_scores / (heads * keys).max(1)).clamp(1, queries.max(1));
+    /// The queries of a sequence in chunks, in order; they are the last of the keys. Several sequences are one
+    /// chunk: who puts them together sees to it that their scores fit.
+    fn chunks(
+        &self,
+        queries: usize,
+        keys: usize,
+        count: usize,
+        shape: &AttentionShape,
+    ) -> Vec<QueryChunk> {
+        if count > 1 {
+            return vec![QueryChunk { queries: 0..queries, keys }];
+        }
+        let at_once = (self.max_scores / (shape.heads * keys).max(1)).clamp(1, queries.max(1));
         let mut chunks = Vec::with_capacity(queries.div_ceil(at_once));
         for start in (0..queries).step_by(at_once) {
             let end = (start + at_once).min(queries);
@@ -72,65 +86,64 @@ impl CandleAttention {
         chunks
     }
 
-    /// Output of queries that are the last of the keys, in rows.
+    /// Output of queries that are the last of the keys, in rows; of `count` sequences of one length, one after the
+    /// other.
     pub fn forward(
         &self,
         transfers: &HostTransfers,
         [queries, keys, values]: [&Tensor; 3],
+        count: usize,
         shape: &AttentionShape,
     ) -> Outcome<Tensor> {
         let mut outputs = Vec::new();
-        for chunk in self.chunks(queries.dim(0)?, keys.dim(0)?, shape.heads) {
-            let rows = queries.narrow(0, chunk.queries.start, chunk.queries.len())?;
-            let rows = heads(&rows, shape.heads, shape.head_dim)?;
-            let dims = rows.dims3()?;
-            let rows = grouped(&rows, shape)?;
-            let keys = heads(&keys.narrow(0, 0, chunk.keys)?, shape.kv_heads, shape.head_dim)?;
-            let values = heads(&values.narrow(0, 0, chunk.keys)?, shape.kv_heads, shape.head_dim)?;
-            let (probabilities, _) = self.probabilities(transfers, &rows, &keys, shape)?;
-            let output = probabilities.matmul(&values)?.reshape(dims)?;
-            outputs.push(rows_of_heads(&output)?);
+        for chunk in self.chunks(queries.dim(0)? / count, keys.dim(0)? / count, count, shape) {
+            let [queries, keys, values] =
+                self.heads_of_chunk(&chunk, [queries, keys, values], count, shape)?;
+            let (probabilities, _) = self.probabilities(transfers, &queries, &keys, shape)?;
+            outputs.push(rows_of_heads(&probabilities.matmul(&values)?, count, shape.heads)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    /// Gradients of queries, keys and values of one segment, in rows.
+    /// Gradients of queries, keys and values, in rows, of `count` sequences of one length. `along` is Σ gradient ·
+    /// output of each query and head.
     pub fn backward(
         &self,
         transfers: &HostTransfers,
-        gradient: &Tensor,
+        [gradient, along]: [&Tensor; 2],
         [queries, keys, values]: [&Tensor; 3],
+        count: usize,
         shape: &AttentionShape,
     ) -> Outcome<[Tensor; 3]> {
+        let scale = f64::from(shape.scale);
         let mut query_gradients = Vec::new();
         let mut others: Option<[Tensor; 2]> = None;
         // The last chunk sees every key; the gradients of the others are added to those of their keys.
-        for chunk in self.chunks(queries.dim(0)?, keys.dim(0)?, shape.heads).iter().rev() {
-            let rows = |matrix: &Tensor| -> Outcome<Tensor> {
-                let part = matrix.narrow(0, chunk.queries.start, chunk.queries.len())?;
-                heads(&part, shape.heads, shape.head_dim)
+        let chunks = self.chunks(queries.dim(0)? / count, keys.dim(0)? / count, count, shape);
+        for chunk in chunks.iter().rev() {
+            let of_queries = |rows: &Tensor, width: usize| -> Outcome<Tensor> {
+                let rows = chunk.rows_of_queries(rows, count)?;
+                heads(&rows, count, shape.heads, width, shape.kv_heads)
             };
-            let query_heads = rows(queries)?;
-            let dims = query_heads.dims3()?;
-            let queries = grouped(&query_heads, shape)?;
-            let gradient = grouped(&rows(gradient)?, shape)?;
-            let keys = heads(&keys.narrow(0, 0, chunk.keys)?, shape.kv_heads, shape.head_dim)?;
-            let values = heads(&values.narrow(0, 0, chunk.keys)?, shape.kv_heads, shape.head_dim)?;
+            let gradient = of_queries(gradient, shape.head_dim)?;
+            let along = of_queries(along, 1)?;
+            let [queries, keys, values] =
+                self.heads_of_chunk(chunk, [queries, keys, values], count, shape)?;
             let (probabilities, cap_derivative) =
                 self.probabilities(transfers, &queries, &keys, shape)?;
-            // Softmax: the score's gradient is p · (dp - Σ p · dp).
-            let score_gradients = gradient.matmul(&values.t()?)?;
-            let mean = (&probabilities * &score_gradients)?.sum_keepdim(D::Minus1)?;
-            let mut score_gradients = (&probabilities * score_gradients.broadcast_sub(&mean)?)?;
+            let value_gradient = probabilities.t()?.matmul(&gradient)?;
+            let score_gradients = gradient.matmul(&values.t()?)?.broadcast_sub(&along)?;
+            let mut score_gradients = (probabilities * score_gradients)?;
             if let Some(cap_derivative) = cap_derivative {
                 score_gradients = (score_gradients * cap_derivative)?;
             }
-            let score_gradients = (score_gradients * f64::from(shape.scale))?;
-            let query_gradient = score_gradients.matmul(&keys)?.reshape(dims)?;
-            query_gradients.push(rows_of_heads(&query_gradient)?);
+            // The queries have the scale in them.
+            let key_gradient = score_gradients.t()?.matmul(&queries)?;
+            let query_gradient = (score_gradients.matmul(&keys)? * scale)?;
+            query_gradients.push(rows_of_heads(&query_gradient, count, shape.heads)?);
             let made = [
-                rows_of_heads(&score_gradients.t()?.matmul(&queries)?)?,
-                rows_of_heads(&probabilities.t()?.matmul(&gradient)?)?,
+                rows_of_heads(&key_gradient, count, shape.kv_heads)?,
+                rows_of_heads(&value_gradient, count, shape.kv_heads)?,
             ];
             others = Some(match others {
                 None => made,
@@ -147,8 +160,28 @@ impl CandleAttention {
         Ok([Tensor::cat(&query_gradients, 0)?, keys, values])
     }
 
-    /// Probabilities `[kv_heads, group · queries, keys]`, and the derivative of the soft cap where
-    /// there is one. `queries` is `[kv_heads, group · queries, head_dim]`.
+    /// Queries (with the scale), keys and values of a chunk, `[count · kv_heads, group · queries or keys,
+    /// head_dim]`.
+    fn heads_of_chunk(
+        &self,
+        chunk: &QueryChunk,
+        [queries, keys, values]: [&Tensor; 3],
+        count: usize,
+        shape: &AttentionShape,
+    ) -> Outcome<[Tensor; 3]> {
+        let AttentionShape { heads: query_heads, kv_heads, head_dim, .. } = *shape;
+        let queries = chunk.rows_of_queries(queries, count)?;
+        let queries = heads(&queries, count, query_heads, head_dim, kv_heads)?;
+        let of_keys = |rows: &Tensor| -> Outcome<Tensor> {
+            heads(&chunk.rows_of_keys(rows, count)?, count, kv_heads, head_dim, kv_heads)
+        };
+        // The scale goes on the queries: they are fewer numbers than the scores.
+        let queries = (queries * f64::from(shape.scale))?;
+        Ok([queries, of_keys(keys)?, of_keys(values)?])
+    }
+
+    /// Probabilities `[count · kv_heads, group · queries, keys]`, and the derivative of the soft cap where
+    /// there is one. `queries` is `[count · kv_heads, group · queries, head_dim]` and has the scale in it.
     fn probabilities(
         &self,
         transfers: &HostTransfers,
@@ -159,7 +192,7 @@ impl CandleAttention {
         let group = shape.heads / shape.kv_heads;
         let (kv_heads, grouped, _) = queries.dims3()?;
         let (tokens, all) = (grouped / group, keys.dim(1)?);
-        let mut scores = (queries.matmul(&keys.t()?)? * f64::from(shape.scale))?;
+        let mut scores = queries.matmul(&keys.t()?)?;
         let mut cap_derivative = None;
         if let Some(cap) = shape.soft_cap {
             let tanh = (scores / f64::from(cap))?.tanh()?;
@@ -167,13 +200,14 @@ impl CandleAttention {
             scores = (tanh * f64::from(cap))?;
         }
         let mask = self.mask(transfers, tokens, all, shape.window)?;
-        let scores = scores.reshape((kv_heads, group, tokens, all))?.broadcast_add(&mask)?;
-        let probabilities = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?;
+        scores = scores.reshape((kv_heads, group, tokens, all))?.broadcast_add(&mask)?;
+        let probabilities = candle_nn::ops::softmax_last_dim(&scores)?;
         Ok((probabilities.reshape((kv_heads, grouped, all))?, cap_derivative))
     }
 
     /// What keys a query sees, added to scores: 0 or -∞, `[queries, keys]`; the queries are the
-    /// last of the keys. Made on the device from positions, once for each shape.
+    /// last of the keys. It is a part of one square mask for each window, which is made on the device; only masks
+    /// of more keys than that has are made anew.
     pub fn mask(
         &self,
         transfers: &HostTransfers,
@@ -182,28 +216,43 @@ impl CandleAttention {
         window: Option<usize>,
     ) -> Outcome<Tensor> {
         let masks = &mut *self.masks.borrow_mut();
-        if let Some(mask) = masks.known.get(&(queries, keys, window)) {
-            return Ok(mask.clone());
+        if keys > self.max_mask_keys {
+            let positions = masks.positions(transfers, keys)?;
+            return made_mask(&positions, queries, keys, window);
         }
-        let positions = masks.positions(transfers, keys)?;
-        let rows = positions.narrow(0, keys - queries, queries)?.unsqueeze(1)?;
-        let columns = positions.narrow(0, 0, keys)?.unsqueeze(0)?;
-        let back = rows.broadcast_sub(&columns)?;
-        let seen = back.zeros_like()?;
-        let unseen = Tensor::full(UNSEEN, back.shape(), back.device())?;
-        let mut mask = back.ge(&seen)?.where_cond(&seen, &unseen)?;
-        if let Some(window) = window {
-            let reach = Tensor::full(window as f32, back.shape(), back.device())?;
-            mask = back.lt(&reach)?.where_cond(&mask, &unseen)?;
-        }
-        if masks.elements + mask.elem_count() > self.max_mask_elements {
-            masks.known.clear();
-            masks.elements = 0;
-        }
-        masks.elements += mask.elem_count();
-        masks.known.insert((queries, keys, window), mask.clone());
-        Ok(mask)
+        let known = masks.squares.get(&window).filter(|mask| mask.elem_count() >= keys * keys);
+        let square = match known {
+            Some(square) => square.clone(),
+            None => {
+                let size = keys.next_power_of_two().min(self.max_mask_keys);
+                let positions = masks.positions(transfers, size)?;
+                let square = made_mask(&positions, size, size, window)?;
+                masks.squares.insert(window, square.clone());
+                square
+            }
+        };
+        Ok(square.narrow(0, keys - queries, queries)?.narrow(1, 0, keys)?)
     }
+}
+
+/// A mask from `positions`, see [`CandleAttention::mask`].
+fn made_mask(
+    positions: &Tensor,
+    queries: usize,
+    keys: usize,
+    window: Option<usize>,
+) -> Outcome<Tensor> {
+    let rows = positions.narrow(0, keys - queries, queries)?.unsqueeze(1)?;
+    let columns = positions.narrow(0, 0, keys)?.unsqueeze(0)?;
+    let back = rows.broadcast_sub(&columns)?;
+    let seen = back.zeros_like()?;
+    let unseen = Tensor::full(UNSEEN, back.shape(), back.device())?;
+    let mut mask = back.ge(&seen)?.where_cond(&seen, &unseen)?;
+    if let Some(window) = window {
+        let reach = Tensor::full(window as f32, back.shape(), back.device())?;
+        mask = back.lt(&reach)?.where_cond(&mask, &unseen)?;
+    }
+    Ok(mask)
 }
 
 impl MaskCache {
@@ -222,23 +271,42 @@ impl MaskCache {
     }
 }
 
-/// Rows of one segment as `[heads, tokens, head_dim]`.
-fn heads(rows: &Tensor, heads: usize, head_dim: usize) -> Outcome<Tensor> {
-    let tokens = rows.dim(0)?;
-    Ok(rows.reshape((tokens, heads, head_dim))?.transpose(0, 1)?.contiguous()?)
+impl QueryChunk {
+    /// The chunk's rows of queries, or of what belongs to them.
+    fn rows_of_queries(&self, rows: &Tensor, count: usize) -> Outcome<Tensor> {
+        let Range { start, end } = self.queries;
+        // Several sequences are one chunk.
+        let rows = if count > 1 { rows.clone() } else { rows.narrow(0, start, end - start)? };
+        Ok(rows)
+    }
+
+    /// The chunk's rows of keys or values.
+    fn rows_of_keys(&self, rows: &Tensor, count: usize) -> Outcome<Tensor> {
+        let rows = if count > 1 { rows.clone() } else { rows.narrow(0, 0, self.keys)? };
+        Ok(rows)
+    }
 }
 
-/// `[heads, tokens, head_dim]` back to rows.
-fn rows_of_heads(heads: &Tensor) -> Outcome<Tensor> {
-    let (count, tokens, width) = heads.dims3()?;
-    Ok(heads.transpose(0, 1)?.reshape((tokens, count * width))?)
+/// Rows of `count` sequences with `heads` heads of `width` columns as `[count · kv_heads, heads / kv_heads · tokens,
+/// width]`: heads that share keys are one after the other.
+fn heads(
+    rows: &Tensor,
+    count: usize,
+    heads: usize,
+    width: usize,
+    kv_heads: usize,
+) -> Outcome<Tensor> {
+    let tokens = rows.dim(0)? / count;
+    let split = rows.reshape((count, tokens, heads, width))?.transpose(1, 2)?.contiguous()?;
+    Ok(split.reshape((count * kv_heads, heads / kv_heads * tokens, width))?)
 }
 
-/// Splits the heads of queries by the key head that they share.
-fn grouped(queries: &Tensor, shape: &AttentionShape) -> Outcome<Tensor> {
-    let (heads, tokens, width) = queries.dims3()?;
-    let group = heads / shape.kv_heads;
-    Ok(queries.reshape((shape.kv_heads, group * tokens, width))?)
+/// The heads of `count` sequences back to rows.
+fn rows_of_heads(made: &Tensor, count: usize, heads: usize) -> Outcome<Tensor> {
+    let width = made.dim(2)?;
+    let tokens = made.elem_count() / (count * heads * width);
+    let split = made.reshape((count, heads, tokens, width))?.transpose(1, 2)?;
+    Ok(split.reshape((count * tokens, heads * width))?)
 }
 
 /// Adds `more` to as many of the first rows.

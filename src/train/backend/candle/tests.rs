@@ -5,7 +5,9 @@ use std::path::Path;
 use super::*;
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::backend::cpu::isa::Isa;
-use crate::train::backend::{AttentionShape, BackendError, LayerOps, Matrices};
+use crate::train::backend::{
+    AttentionOps, AttentionShape, BackendError, LayerOps, Matrices, Segment,
+};
 use crate::train::rng::Stream;
 
 fn candle() -> CandleBackend {
@@ -78,10 +80,14 @@ fn attention_in_blocks_of_queries_is_attention() {
         let (queries, keys, values) = (matrix(24, 1), matrix(12, 2), matrix(12, 3));
         let gradient = matrix(24, 4);
         let run = |max_scores: usize| {
-            let attention = CandleAttention::new(max_scores, 1 << 20);
+            // Masks of most blocks are made anew, of the first ones they are kept.
+            let attention = CandleAttention::new(max_scores, 4);
             let inputs = [&queries, &keys, &values];
-            let output = attention.forward(&transfers, inputs, &shape).expect("computes");
-            let gradients = attention.backward(&transfers, &gradient, inputs, &shape);
+            let output = attention.forward(&transfers, inputs, 1, &shape).expect("computes");
+            let along = (&gradient * &output).expect("computes");
+            let along = along.reshape((tokens, 4, 6)).and_then(|along| along.sum(2));
+            let of_output = [&gradient, &along.expect("computes")];
+            let gradients = attention.backward(&transfers, of_output, inputs, 1, &shape);
             let mut all = vec![output];
             all.extend(gradients.expect("computes"));
             all.iter().map(|one| transfers.read(one).expect("reads")).collect::<Vec<_>>()
@@ -100,8 +106,8 @@ fn attention_in_blocks_of_queries_is_attention() {
 }
 
 #[test]
-fn masks_of_attention_are_made_once_for_each_shape_and_given_up_when_they_are_many() {
-    let attention = CandleAttention::new(1 << 20, 100);
+fn one_mask_of_attention_serves_all_shapes_and_only_large_ones_are_made_anew() {
+    let attention = CandleAttention::new(1 << 20, 8);
     let transfers = HostTransfers::new(Device::Cpu);
     let mask = |queries, keys, window| {
         let mask = attention.mask(&transfers, queries, keys, window).expect("makes");
@@ -111,17 +117,69 @@ fn masks_of_attention_are_made_once_for_each_shape_and_given_up_when_they_are_ma
     let all = [0.0, no, no, 0.0, 0.0, no, 0.0, 0.0, 0.0];
     assert_eq!(mask(3, 3, None), all);
     assert_eq!(mask(2, 3, None), all[3..]);
+    assert_eq!(attention.kept_mask_elements(), 16);
     assert_eq!(mask(3, 3, Some(1)), [0.0, no, no, no, 0.0, no, no, no, 0.0]);
     assert_eq!(mask(1, 4, Some(2)), [no, no, 0.0, 0.0]);
-    assert_eq!(mask(3, 3, None), all);
+    assert_eq!(attention.kept_mask_elements(), 3 * 16, "one for each window");
     assert_eq!(transfers.counts().to_device, 1, "four positions serve all of them");
-    assert_eq!(attention.cached_masks(), (4, 9 + 6 + 9 + 4));
-    mask(8, 8, None);
-    assert_eq!(attention.cached_masks(), (5, 92));
-    mask(3, 3, Some(2));
-    assert_eq!(attention.cached_masks(), (1, 9));
-    mask(11, 11, None);
-    assert_eq!(attention.cached_masks(), (1, 121), "the newest is kept whatever its size");
+    assert_eq!(mask(2, 5, None), [0.0, 0.0, 0.0, 0.0, no, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_eq!(attention.kept_mask_elements(), 2 * 16 + 64, "one has grown");
+    assert_eq!(mask(1, 9, Some(2)), [no, no, no, no, no, no, no, 0.0, 0.0]);
+    assert_eq!(attention.kept_mask_elements(), 2 * 16 + 64, "a larger one is not kept");
+}
+
+#[test]
+fn segments_that_attend_together_come_to_the_same_as_alone() {
+    let prefix = Segment::alone(0..18);
+    let behind = |rows, second: Option<std::ops::Range<usize>>| Segment {
+        rows,
+        before: std::iter::once(0..18).chain(second).collect(),
+    };
+    // Sequences behind a prefix, some of them behind a second one, and some without.
+    let segments = [
+        prefix,
+        behind(18..24, None),
+        behind(24..40, None),
+        behind(40..45, Some(24..40)),
+        behind(45..51, Some(24..40)),
+        behind(51..56, None),
+        Segment::alone(56..61),
+        Segment::alone(61..66),
+    ];
+    let tokens = 66;
+    let (heads, kv_heads, head_dim) = (4, 2, 6);
+    for (window, soft_cap) in [(None, None), (Some(7), Some(1.5))] {
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.7, window, soft_cap };
+        let run = |max_scores: usize| {
+            let mut backend = candle();
+            backend.attention = CandleAttention::new(max_scores, 1 << 10);
+            let matrix = |columns: usize, seed: u64| {
+                backend.matrix(tokens, columns, &noise(tokens, columns, seed)).expect("makes")
+            };
+            let (queries, keys, values) = (matrix(24, 1), matrix(12, 2), matrix(12, 3));
+            let gradient = matrix(24, 4);
+            let (output, saved) =
+                backend.attention(&queries, &keys, &values, &segments, &shape).expect("computes");
+            let gradients = backend
+                .attention_backward(
+                    &gradient, &queries, &keys, &values, &output, &saved, &segments, &shape,
+                )
+                .expect("computes");
+            let groups = backend.grouped(&segments, &shape).expect("groups").groups.len();
+            let mut all = vec![backend.values(&output).expect("reads")];
+            all.extend(gradients.iter().map(|made| backend.values(made).expect("reads")));
+            (groups, all)
+        };
+        let (groups, together) = run(1 << 27);
+        let (alone_groups, alone) = run(0);
+        assert_eq!((groups, alone_groups), (5, 8));
+        for (together, alone) in together.iter().zip(&alone) {
+            assert_eq!(together.len(), alone.len());
+            for (together, alone) in together.iter().zip(alone) {
+                assert!((together - alone).abs() < 1e-5, "{window:?}: {together} {alone}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -170,11 +228,36 @@ fn an_error_of_the_device_is_one_line_and_full_memory_is_told_from_other_faults(
 
 #[test]
 fn scores_of_long_texts_take_no_more_memory_than_a_block_of_queries() {
-    assert_eq!(temporary_bytes(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000);
-    assert_eq!(temporary_bytes(8, 10, 50_000), 6 * 4 * 256 * 50_000, "the head takes more");
-    let most = 6 * 4 * (1 << 27);
-    assert_eq!(temporary_bytes(32, 1 << 16, 50_000), most);
-    assert_eq!(temporary_bytes(32, 1 << 17, 50_000), most);
+    let alone = |heads, longest, vocabulary| {
+        let tokens = longest;
+        let shape = PassShape { heads, tokens, longest, shared: 0, vocabulary, head_rows: 256 };
+        temporary_bytes(&shape)
+    };
+    let mask = 4 * 1024 * 1024;
+    assert_eq!(alone(8, 1000, 1000), 6 * 4 * 8 * 1000 * 1000 + mask);
+    assert_eq!(alone(8, 16, 50_000), 6 * 4 * 256 * 50_000 + 4 * 256, "the head takes more");
+    let most = 6 * 4 * (1 << 27) + 4 * 4096 * 4096;
+    assert_eq!(alone(32, 1 << 16, 50_000), most);
+    assert_eq!(alone(32, 1 << 17, 50_000), most);
+    let (heads, tokens, longest, vocabulary) = (8, 4096, 100, 1000);
+    let shape = PassShape { heads, tokens, longest, shared: 20, vocabulary, head_rows: 256 };
+    let filled = 6 * 4 * 8 * 2 * 4096 * (20 + 128) + 4 * 128 * 128;
+    assert_eq!(temporary_bytes(&shape), filled, "many short ones attend together");
+}
+
+#[test]
+fn a_larger_pass_has_more_rows_of_logits_at_once_up_to_what_attention_has_of_scores() {
+    assert_eq!(head_rows(512, 128_256), 256);
+    assert_eq!(head_rows(2048, 128_256), 1024);
+    assert_eq!(head_rows(8192, 128_256), (1 << 27) / 128_256);
+    assert_eq!(head_rows(4096, 49_152), 2048);
+    assert_eq!(head_rows(64, 49_152), 256);
+}
+
+#[test]
+fn products_beside_bf16_weights_may_round_and_those_beside_32_bit_weights_do_not() {
+    assert!(computes_in_tf32(DType::BF16));
+    assert!(!computes_in_tf32(DType::F32));
 }
 
 #[test]

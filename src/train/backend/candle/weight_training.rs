@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use super::CandleBackend;
 use super::cross_entropy;
-use super::norm::statistics;
+use super::norm::NormRows;
 use super::weight::CandleWeight;
-use crate::train::backend::{Norm, NormKind, Outcome, WeightTrainingOps};
+use crate::train::backend::{Norm, Outcome, WeightTrainingOps};
 
 impl WeightTrainingOps for CandleBackend {
     fn trains_weights(&self) -> bool {
@@ -32,8 +32,7 @@ impl WeightTrainingOps for CandleBackend {
         into: &mut Tensor,
     ) -> Outcome<()> {
         let x = x.reshape(((), norm.width))?;
-        let (mean, inverse) = statistics(&x, norm.kind == NormKind::Layer, norm.epsilon)?;
-        let normalised = x.broadcast_sub(&mean)?.broadcast_mul(&inverse)?;
+        let normalised = NormRows::new(&x, norm.kind, norm.epsilon)?.normalised()?;
         let gradient = gradient.reshape(((), norm.width))?;
         *into = (&*into + (gradient * normalised)?.sum_keepdim(0)?)?;
         Ok(())
@@ -61,7 +60,8 @@ impl WeightTrainingOps for CandleBackend {
         into: &mut Tensor,
     ) -> Outcome<(Tensor, Option<Tensor>)> {
         let factors = Some(factors);
-        cross_entropy::head_loss(&self.transfers, x, head, targets, soft_cap, factors, Some(into))
+        let device = (&self.transfers, self.head_rows);
+        cross_entropy::head_loss(device, x, head, targets, soft_cap, factors, Some(into))
     }
 
     fn replace_weight(

@@ -29,6 +29,11 @@ const OTHER: u64 = 8 * 1024 * 1024;
 /// The same of the machine beside a device of its own: what the driver and CUDA's libraries take there.
 const HOST_OTHER: u64 = 256 * 1024 * 1024;
 
+/// What CUDA's libraries take of a device's memory after it has been asked what is free: the workspace of cuBLAS (32
+/// MiB on an H100) and kernels, which are loaded when they are first used. An estimate; no device has been
+/// asked.
+const CUDA_LIBRARIES: u64 = 256 * 1024 * 1024;
+
 /// Bytes of a float.
 const FLOAT: u64 = 4;
 
@@ -64,12 +69,17 @@ pub struct MemoryEstimate {
     pub logits: u64,
     /// What reading the tensors takes beyond all weights, before there is anything else.
     pub reading: u64,
+    /// What the libraries of a device take of its memory.
+    pub libraries: u64,
 }
 
 impl MemoryEstimate {
     /// All of it.
     pub fn total(&self) -> u64 {
-        OTHER + self.weights + self.reading.max(self.adapter + self.activations + self.logits)
+        OTHER
+            + self.libraries
+            + self.weights
+            + self.reading.max(self.adapter + self.activations + self.logits)
     }
 }
 
@@ -86,11 +96,22 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
-/// Estimates the peak memory of `workload`.
+/// Estimates the peak memory of `workload`, in passes of [`TOKENS_AT_ONCE`] tokens.
 ///
 /// # Errors
 /// When the environment asks for instructions that this CPU does not have.
 pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError> {
+    estimate_for(workload, TOKENS_AT_ONCE)
+}
+
+/// The same in passes of `pass_tokens` tokens.
+///
+/// # Errors
+/// As [`estimate`].
+pub fn estimate_for(
+    workload: &Workload<'_>,
+    pass_tokens: usize,
+) -> Result<MemoryEstimate, BackendError> {
     let Workload { model, tuning, backend, longest, shared, batch_size } = *workload;
     let TrainableMemory { bytes: adapter, lowest, inner, .. } = trainable_memory(model, tuning);
 
@@ -113,13 +134,13 @@ pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError>
     }
     weights += FLOAT * shapes::position_floats(model);
 
-    let in_a_pass = (TOKENS_AT_ONCE.max(shared) + shared).min(longest.saturating_mul(batch_size));
+    let in_a_pass = (pass_tokens.max(shared) + shared).min(longest.saturating_mul(batch_size));
     let tokens = longest.max(in_a_pass) as u64;
     let kept: u64 =
         (lowest..model.layers).map(|layer| shapes::saved_floats(model, inner[layer])).sum();
     let working = shapes::working_floats(model);
     // Texts of the general-text evaluation fill a pass, however short the examples are.
-    let measured = TOKENS_AT_ONCE.min(model.context_length) as u64;
+    let measured = pass_tokens.min(model.context_length) as u64;
     let floats = (tokens * (kept + working)).max(measured * working);
     let activations = (BUFFER_SLACK * (FLOAT * floats) as f64) as u64;
     let logits = match backend {
@@ -127,17 +148,25 @@ pub fn estimate(workload: &Workload<'_>) -> Result<MemoryEstimate, BackendError>
         BackendKind::Cpu | BackendKind::CpuF32 => {
             FLOAT * 3 / 2 * (HEAD_CHUNK.min(tokens as usize) * model.vocabulary) as u64
         }
-        BackendKind::Candle | BackendKind::Cuda(_) => {
-            let (heads, vocabulary) = (model.heads as u64, model.vocabulary as u64);
-            candle::temporary_bytes(heads, longest as u64, vocabulary)
-        }
+        BackendKind::Candle | BackendKind::Cuda(_) => candle::temporary_bytes(&candle::PassShape {
+            heads: model.heads as u64,
+            tokens,
+            longest: longest as u64,
+            shared: shared as u64,
+            vocabulary: model.vocabulary as u64,
+            head_rows: candle::head_rows(pass_tokens, model.vocabulary) as u64,
+        }),
     };
     // The machine's memory reads for a device of its own.
     let reading = match backend {
         BackendKind::Cuda(_) => 0,
         _ => reading_peak.saturating_sub(weights),
     };
-    Ok(MemoryEstimate { weights, adapter, activations, logits, reading })
+    let libraries = match backend {
+        BackendKind::Cuda(_) => CUDA_LIBRARIES,
+        _ => 0,
+    };
+    Ok(MemoryEstimate { weights, adapter, activations, logits, reading, libraries })
 }
 
 /// Most bytes of the machine's memory that the run of `workload` takes on a device of its own, while it reads the

@@ -139,9 +139,10 @@ fn a_step_moves_its_batch_up_and_its_losses_and_norm_down_whatever_trains_in_how
             let backend = CandleBackend::new(candle_core::Device::Cpu);
             let mut engine = engine(family, layers, &tuning, backend);
             let first = moved(&mut engine, |engine| step(engine, 1));
-            // Token ids, positions, loss rows, targets and factors; once also the positions that
-            // masks of attention are made of.
-            assert_eq!(numbers(first), (6, 2), "{family} {layers} {tuning:?}");
+            // Token ids, positions, loss rows, targets and factors; once also the positions that the mask of
+            // attention is made of, and the four lists of rows of segments that attend together, which the
+            // second pass has in common with the first.
+            assert_eq!(numbers(first), (10, 2), "{family} {layers} {tuning:?}");
             let second = moved(&mut engine, |engine| step(engine, 2));
             assert_eq!(numbers(second), (5, 2), "{family} {layers} {tuning:?}");
         }
