@@ -67,8 +67,8 @@ pub fn choose(setting: DeviceSetting) -> Result<Device, DeviceError> {
 /// A CUDA device that is open. Candle gives each thread a stream of its own (the per-thread default stream),
 /// and nothing orders the streams of two threads: what is made on the device belongs to the thread that made it.
 pub struct OpenDevice {
-    number: usize,
-    device: candle_core::Device,
+    device: Device,
+    candle: candle_core::Device,
 }
 
 /// The memory of a device, in bytes.
@@ -91,14 +91,19 @@ impl OpenDevice {
             return Err(DeviceError::NotBuilt { device });
         }
         match candle_core::Device::new_cuda(number) {
-            Ok(device) => Ok(Self { number, device }),
+            Ok(candle) => Ok(Self { device, candle }),
             Err(error) => Err(cannot_open(device, error_message(&error))),
         }
     }
 
+    /// Which device.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The device as candle knows it.
     pub fn candle(&self) -> &candle_core::Device {
-        &self.device
+        &self.candle
     }
 
     /// Its memory; `None` where it does not tell.
@@ -108,12 +113,12 @@ impl OpenDevice {
     #[cfg(feature = "cuda")]
     pub fn memory(&self) -> Result<Option<DeviceMemory>, DeviceError> {
         let ask = || -> candle_core::Result<DeviceMemory> {
-            let stream = self.device.as_cuda_device()?.cuda_stream();
+            let stream = self.candle.as_cuda_device()?.cuda_stream();
             let (free, total) =
                 stream.context().mem_get_info().map_err(candle_core::Error::wrap)?;
             Ok(DeviceMemory { free: free as u64, total: total as u64 })
         };
-        ask().map(Some).map_err(|error| failed(Device::Cuda(self.number), error_message(&error)))
+        ask().map(Some).map_err(|error| failed(self.device, error_message(&error)))
     }
 
     /// Its memory; `None` where it does not tell.

@@ -1,8 +1,8 @@
 //! Loading a model for training, on the backend of a kind.
 
 use super::training::TrainingEngine;
-use super::{BackendKind, Engine, isa};
-use crate::train::backend::candle::CandleBackend;
+use super::{BackendKind, Engine, TOKENS_AT_ONCE, isa};
+use crate::train::backend::candle::{self, CandleBackend};
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::device::{DeviceError, DeviceMemory, OpenDevice, memory};
 use crate::train::model::config::ModelConfig;
@@ -16,6 +16,7 @@ use crate::train::model::weights::WeightSource;
 pub struct OpenBackend {
     kind: BackendKind,
     cuda: Option<OpenDevice>,
+    pass_tokens: usize,
 }
 
 impl OpenBackend {
@@ -28,7 +29,7 @@ impl OpenBackend {
             BackendKind::Cuda(number) => Some(OpenDevice::open(number)?),
             BackendKind::Cpu | BackendKind::CpuF32 | BackendKind::Candle => None,
         };
-        Ok(Self { kind, cuda })
+        Ok(Self { kind, cuda, pass_tokens: TOKENS_AT_ONCE })
     }
 
     /// Which backend.
@@ -36,14 +37,19 @@ impl OpenBackend {
         self.kind
     }
 
-    /// Bytes that are free where its tensors lie; `None` where they are unknown.
+    /// The same with passes of at most so many tokens. A GPU computes large passes faster.
+    pub fn with_pass_tokens(self, pass_tokens: usize) -> Self {
+        Self { pass_tokens, ..self }
+    }
+
+    /// Free and total bytes of the memory where its tensors lie; `None` where they are unknown.
     ///
     /// # Errors
     /// The device's driver fails.
-    pub fn free_memory(&self) -> Result<Option<u64>, DeviceError> {
+    pub fn memory(&self) -> Result<Option<DeviceMemory>, DeviceError> {
         match &self.cuda {
-            Some(device) => Ok(device.memory()?.map(|DeviceMemory { free, .. }| free)),
-            None => Ok(memory::available()),
+            Some(device) => device.memory(),
+            None => Ok(memory::available().map(|free| DeviceMemory { free, total: free })),
         }
     }
 }
@@ -88,15 +94,19 @@ pub fn load_on(
     seed: u64,
 ) -> Result<Box<dyn Engine>, LoadModelError> {
     let config = ModelConfig::read(config)?;
-    let OpenBackend { kind, cuda } = backend;
+    let OpenBackend { kind, cuda, pass_tokens } = backend;
     if let Some(device) = cuda {
-        let backend = CandleBackend::new(device.candle().clone());
-        return Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?));
+        let backend = CandleBackend::new(device.candle().clone())
+            .with_head_rows(candle::head_rows(pass_tokens, config.vocabulary));
+        let engine = TrainingEngine::load(backend, config, weights, tuning, seed)?;
+        return Ok(Box::new(engine.with_pass_tokens(pass_tokens)));
     }
     if kind == BackendKind::Candle {
         let backend = CandleBackend::new(candle_core::Device::Cpu);
-        return Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?));
+        let engine = TrainingEngine::load(backend, config, weights, tuning, seed)?;
+        return Ok(Box::new(engine.with_pass_tokens(pass_tokens)));
     }
     let backend = CpuBackend::new(isa(kind)?);
-    Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
+    let engine = TrainingEngine::load(backend, config, weights, tuning, seed)?;
+    Ok(Box::new(engine.with_pass_tokens(pass_tokens)))
 }

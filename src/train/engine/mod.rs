@@ -123,7 +123,8 @@ pub struct FrozenCache {
 /// Gradients add up over [`Engine::accumulate`] and are spent by [`Engine::step`].
 pub trait Engine: Send {
     /// Splits items of one or more sequences into micro-batches that the device computes in one pass each: of at
-    /// most [`TOKENS_AT_ONCE`] tokens beside a shared prefix, and of at least one item.
+    /// most as many tokens as a pass has ([`OpenBackend::with_pass_tokens`]) beside a shared prefix, and of at
+    /// least one item.
     fn split_into_micro_batches(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>>;
 
     /// Runs forward and backward over `batch` and adds the gradients of (sum of the losses) /
@@ -256,6 +257,6 @@ pub fn precision(kind: BackendKind) -> Result<&'static str, BackendError> {
     Ok(if isa(kind)? == Isa::Bf16 { "bf16" } else { "f32" })
 }
 
-/// Most tokens of a micro-batch, beside a shared prefix. Longer batches run in several passes, whose gradients add
-/// up to the same.
+/// Most tokens of a micro-batch, beside a shared prefix, where nothing else is asked for. Longer batches run in
+/// several passes, whose gradients add up to the same.
 pub const TOKENS_AT_ONCE: usize = 512;

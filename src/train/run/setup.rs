@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use super::channels::Sink;
 use super::checkpoint::Identity;
 use super::errors::{
-    cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target, no_validation_example,
-    too_few,
+    cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target,
+    no_validation_example, too_few,
 };
 use super::export::TrainedModel;
 use super::initial_adapter::InitialAdapter;
@@ -22,7 +22,7 @@ use crate::domain::job::{
 };
 use crate::train::data::tokenize::{EncodedFile, encode_file};
 use crate::train::decoder::pack::longest_shared_prefix;
-use crate::train::device::{self, DeviceError};
+use crate::train::device;
 use crate::train::engine::memory::{self, estimate::MemoryEstimate, estimate::Workload};
 use crate::train::engine::{BackendKind, Engine, InferenceEngine, OpenBackend, load_on};
 use crate::train::model::base_model::BaseModel;
@@ -87,6 +87,8 @@ pub(super) struct DataTotals {
 pub(super) struct RunMemory {
     /// What it needs at its peak.
     pub need: MemoryEstimate,
+    /// Most tokens of a pass.
+    pass_tokens: usize,
     /// Where its tensors lie.
     device: Device,
     /// Bytes that are free there; `None` where the device does not tell, or was not asked.
@@ -146,12 +148,13 @@ impl BaseSetup {
         Ok(plan::resolve(&self.requested, &data, &self.size))
     }
 
-    /// What the run needs in memory; what is free is not asked yet. `longest` is the longest example in tokens;
-    /// `shared` computes the longest beginning that two of them share.
+    /// What the run needs in memory on `backend`, and what is free where it is `open`. `longest` is the longest
+    /// example in tokens; `shared` computes the longest beginning that two of them share.
     pub(super) fn memory(
         &self,
         plan: &Plan,
         backend: BackendKind,
+        open: Option<&OpenBackend>,
         longest: usize,
         shared: impl FnOnce() -> usize,
     ) -> Result<RunMemory, JobError> {
@@ -165,7 +168,9 @@ impl BaseSetup {
             shared: if trainable.dropout() > 0.0 { 0 } else { shared() },
             batch_size: plan.hyperparameters.batch_size as usize,
         };
-        let need = memory::estimate::estimate(&workload).map_err(engine_failed)?;
+        let found = open.map(OpenBackend::memory).transpose().map_err(cannot_open)?.flatten();
+        let pass_tokens = memory::pass_tokens(&workload, found).map_err(engine_failed)?;
+        let need = memory::estimate::estimate_for(&workload, pass_tokens).map_err(engine_failed)?;
         let device = backend.device();
         let host = match device {
             Device::Cpu => None,
@@ -175,18 +180,13 @@ impl BaseSetup {
                 Some(memory::estimate::host_bytes(&workload, read_back))
             }
         };
-        Ok(RunMemory { need, device, free: None, host, host_free: None })
+        let free = found.map(|memory| memory.free);
+        let host_free = device::memory::available();
+        Ok(RunMemory { need, pass_tokens, device, free, host, host_free })
     }
 }
 
 impl RunMemory {
-    /// The same beside what `backend` has free.
-    pub(super) fn beside(mut self, backend: &OpenBackend) -> Result<Self, DeviceError> {
-        self.free = backend.free_memory()?;
-        self.host_free = device::memory::available();
-        Ok(self)
-    }
-
     /// Refuses a run that does not fit, with the numbers.
     pub(super) fn check(&self) -> Result<(), JobError> {
         memory::check(&self.need, (self.device, self.free))?;
@@ -218,9 +218,9 @@ pub(super) fn prepare(
     let longest = files().map(EncodedFile::longest).max().unwrap_or(0);
     let shared = || files().map(|file| longest_shared_prefix(file.all())).max().unwrap_or(0);
     let open = OpenBackend::open(backend).map_err(cannot_open)?;
-    let memory = setup.memory(&plan, backend, longest, shared)?;
-    let memory = memory.beside(&open).map_err(cannot_open)?;
+    let memory = setup.memory(&plan, backend, Some(&open), longest, shared)?;
     memory.check()?;
+    let open = open.with_pass_tokens(memory.pass_tokens);
 
     let BaseSetup { base, model, initial_adapter, context, .. } = setup;
     let weights = base.weights.as_ref();
@@ -366,7 +366,7 @@ mod tests {
         let setup = BaseSetup::open(&spec).expect("opens");
         let data = DataTotals { examples: 20, tokens: 2000, left_out: 0 };
         let plan = setup.plan(data, None).expect("plans");
-        setup.memory(&plan, backend, 100, || 0).expect("estimates")
+        setup.memory(&plan, backend, None, 100, || 0).expect("estimates")
     }
 
     #[test]
@@ -377,7 +377,8 @@ mod tests {
         for enough in [Some(need), None] {
             with_free(Some(1 << 40), enough).check().expect("it fits");
         }
-        let error = with_free(Some(1 << 40), Some(need - 1)).check().expect_err("the machine is full");
+        let error =
+            with_free(Some(1 << 40), Some(need - 1)).check().expect_err("the machine is full");
         assert_eq!(error.code, ErrorCode::OutOfMemory);
         assert!(error.message.contains("cuda:3 needs about"), "{}", error.message);
         assert!(error.message.contains("machine's own memory"), "{}", error.message);

@@ -5,23 +5,52 @@
 
 pub mod estimate;
 
-use self::estimate::MemoryEstimate;
-use super::BackendKind;
+use self::estimate::{MemoryEstimate, Workload};
 use super::load::OpenBackend;
+use super::{BackendKind, TOKENS_AT_ONCE};
 use crate::device::Device;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::JobError;
+use crate::train::backend::BackendError;
+use crate::train::device::DeviceMemory;
 
 /// The device of a run's tensors, and its free bytes; `None` where they are unknown. It opens the device for the
-/// question: a run asks the backend that it has opened ([`OpenBackend::free_memory`]).
+/// question: a run asks the backend that it has opened ([`OpenBackend::memory`]).
 pub fn free_for(backend: BackendKind) -> (Device, Option<u64>) {
-    let free = OpenBackend::open(backend).and_then(|open| open.free_memory());
-    let free = free.unwrap_or_else(|error| {
+    let memory = OpenBackend::open(backend).and_then(|open| open.memory());
+    let memory = memory.unwrap_or_else(|error| {
         tracing::warn!(%error, "the free memory is unknown");
         None
     });
-    (backend.device(), free)
+    (backend.device(), memory.map(|memory| memory.free))
 }
+
+/// Tokens of a pass over `workload`: the most that the device's memory allows, with a quarter of it to spare. They
+/// follow from all of the memory and not from what happens to be free, since they decide on how sums are
+/// rounded; only where these do not fit they are as few as on a CPU.
+///
+/// # Errors
+/// As [`estimate`](estimate::estimate).
+pub fn pass_tokens(
+    workload: &Workload<'_>,
+    memory: Option<DeviceMemory>,
+) -> Result<usize, BackendError> {
+    let (BackendKind::Cuda(_), Some(memory)) = (workload.backend, memory) else {
+        return Ok(TOKENS_AT_ONCE);
+    };
+    let mut tokens = MAX_PASS_TOKENS;
+    while tokens > TOKENS_AT_ONCE {
+        let need = estimate::estimate_for(workload, tokens)?.total();
+        if need <= memory.total / 4 * 3 {
+            return Ok(if need <= memory.free { tokens } else { TOKENS_AT_ONCE });
+        }
+        tokens /= 2;
+    }
+    Ok(TOKENS_AT_ONCE)
+}
+
+/// Most tokens of a pass on a GPU.
+const MAX_PASS_TOKENS: usize = 8192;
 
 /// Bytes that a run may use for caches: half of the `free` bytes that its estimate leaves, so that other processes
 /// find memory too; zero where the free bytes are unknown.
@@ -70,4 +99,48 @@ pub fn check_host(place: Device, need: u64, free: Option<u64>) -> Result<(), Job
         ),
         param: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::train::model::config::ModelConfig;
+    use crate::train::model::lora::LoraSettings;
+    use crate::train::model::trainable::Trainable;
+
+    #[test]
+    fn passes_follow_from_the_memory_of_the_device_and_not_from_what_is_free() {
+        // The shape of Llama 3.1 8B.
+        let config = json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+        });
+        let model = ModelConfig::read(&config).expect("a configuration");
+        let tuning = Trainable::Lora(LoraSettings::new(16, 32.0));
+        let of = |backend, total: u64, free: u64| {
+            let workload = Workload {
+                model: &model,
+                tuning: &tuning,
+                backend,
+                longest: 512,
+                shared: 0,
+                batch_size: 64,
+            };
+            let memory = DeviceMemory { total: total << 30, free: free << 30 };
+            pass_tokens(&workload, Some(memory)).expect("estimates")
+        };
+        let cuda = BackendKind::Cuda(0);
+        let (small, large) = (of(cuda, 40, 40), of(cuda, 80, 80));
+        assert!(TOKENS_AT_ONCE < small && small < large, "{small} {large}");
+        assert_eq!(of(cuda, 141, 141), MAX_PASS_TOKENS);
+        assert_eq!(of(cuda, 24, 24), TOKENS_AT_ONCE);
+        // Sums round by the pass: what else uses the device must not decide on it, unless it must.
+        assert_eq!(of(cuda, 80, 70), large);
+        assert_eq!(of(cuda, 80, 24), TOKENS_AT_ONCE);
+        assert_eq!(of(BackendKind::Candle, 80, 80), TOKENS_AT_ONCE);
+    }
 }

@@ -26,6 +26,8 @@ use crate::train::model::weights::WeightSource;
 use crate::train::rng::Stream;
 
 mod gradient_clip;
+#[cfg(all(test, feature = "cuda"))]
+mod on_the_stand_in;
 #[cfg(test)]
 mod transfers;
 
@@ -39,6 +41,8 @@ pub(super) struct TrainingEngine<B: Backend> {
     first_moments: TrainableState<B>,
     second_moments: TrainableState<B>,
     frozen: FrozenLayerCache,
+    /// Most tokens of a pass beside a shared prefix.
+    pass_tokens: usize,
     /// Whether the model's own weights are no longer the base's.
     has_moved: bool,
 }
@@ -74,8 +78,14 @@ impl<B: Backend> TrainingEngine<B> {
             first_moments,
             second_moments,
             frozen,
+            pass_tokens: TOKENS_AT_ONCE,
             has_moved,
         })
+    }
+
+    /// The same with passes of at most so many tokens.
+    pub(super) fn with_pass_tokens(self, pass_tokens: usize) -> Self {
+        Self { pass_tokens, ..self }
     }
 
     /// Refuses to run the base model when its own weights have been trained.
@@ -144,7 +154,7 @@ impl<B: Backend> TrainingEngine<B> {
 
 impl<B: Backend> Engine for TrainingEngine<B> {
     fn split_into_micro_batches(&self, items: &[&[&Sequence]]) -> Vec<Range<usize>> {
-        pack::split_into_micro_batches(items, TOKENS_AT_ONCE, self.tuning.dropout() == 0.0)
+        pack::split_into_micro_batches(items, self.pass_tokens, self.tuning.dropout() == 0.0)
     }
 
     fn accumulate(

@@ -86,12 +86,12 @@ fn fill(
     let counts = || [Some(&training), validation.as_ref()].into_iter().flatten();
     let longest = counts().map(|count| count.data.longest).max().unwrap_or(0) as usize;
     let shared = || counts().map(|count| longest_shared_prefix(count.all())).max().unwrap_or(0);
-    let memory = setup.memory(&plan, backend, longest, shared)?;
-    let asked = OpenBackend::open(backend).and_then(|open| memory.beside(&open));
-    let (memory, refused) = match asked {
-        Ok(memory) => (memory, memory.check().err()),
-        Err(error) => (memory, Some(cannot_open(error))),
+    let (open, full) = match OpenBackend::open(backend) {
+        Ok(open) => (Some(open), None),
+        Err(error) => (None, Some(cannot_open(error))),
     };
+    let memory = setup.memory(&plan, backend, open.as_ref(), longest, shared)?;
+    let refused = full.or_else(|| memory.check().err());
     report.memory = Some(MemoryNeed {
         total: memory.need.total(),
         weights: memory.need.weights,
