@@ -4,6 +4,7 @@ mod machine;
 mod peak;
 mod serve;
 mod train;
+mod work;
 
 use clap::{Args, Subcommand};
 
@@ -16,7 +17,7 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
-    /// Take training steps and say how long they took: LoRA with r=8 on all linear layers, AdamW.
+    /// Take training steps and say how long they took: LoRA on all linear layers, AdamW.
     Train(train::BenchTrainArgs),
     /// Say how fast a model reads prompts and writes answers.
     Serve(serve::BenchServeArgs),

@@ -3,7 +3,7 @@
 //! The fields of `--json` are those that a PyTorch training loop's script would print of itself
 //! (`tokens_per_s`, `peak_rss_gb`, `losses` …), so that both can be read by the same program.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -11,29 +11,22 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::machine::{Precision, cpu, rounded, set_threads, status};
+use super::work::{BenchMode, batch_of_file, chat_sequences, random_batch, tokenised_sequences};
+use crate::device::Device;
 use crate::train::backend::AdamWStep;
 use crate::train::backend::cpu::isa::Isa;
 use crate::train::data::sequence::Sequence;
-use crate::train::data::tokenize::encode_file;
 use crate::train::decoder::pack::longest_shared_prefix;
 use crate::train::engine::memory;
 use crate::train::engine::memory::estimate::{Workload, estimate};
-use crate::train::engine::{BackendKind, Engine, LossSums, MicroBatch, load, on_compute_thread};
+use crate::train::engine::{
+    BackendKind, Engine, LossSums, MicroBatch, load, load_in_f32, on_compute_thread,
+};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::flops::ModelFlops;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
 use crate::train::model::trainable::Trainable;
-use crate::train::rng::Stream;
-
-/// The work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum BenchMode {
-    /// Random tokens, as many in every sequence, all of them supervised.
-    Dense,
-    /// Chat examples of a file, in its order.
-    Chat,
-}
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,6 +35,8 @@ enum BackendName {
     Cpu,
     /// Plain candle operations.
     Candle,
+    /// Candle on the first CUDA device; `CUDA_VISIBLE_DEVICES` makes another one the first.
+    Cuda,
 }
 
 /// The arguments of `hone bench train`.
@@ -53,13 +48,16 @@ pub(super) struct BenchTrainArgs {
     /// The work.
     #[arg(long, value_enum, default_value = "dense")]
     mode: BenchMode,
-    /// Training file of chat mode (JSONL).
-    #[arg(long, value_name = "FILE", required_if_eq("mode", "chat"))]
+    /// Training file of the modes chat and tokens (JSONL).
+    #[arg(long, value_name = "FILE",
+        required_if_eq_any([("mode", "chat"), ("mode", "tokens")]))]
     data: Option<PathBuf>,
-    /// Examples in a step.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
-    batch: u32,
-    /// Tokens of a sequence in dense mode, most tokens of an example in chat mode.
+    /// Examples in a step. With several numbers (1,2) the steps are taken and reported for each of them, from the
+    /// same beginning, and the model is loaded once.
+    #[arg(long, default_value = "4", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: Vec<u32>,
+    /// Tokens of a sequence in dense mode, most tokens of an example in the other modes.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=131_072))]
     seq: u32,
     /// Steps.
@@ -77,6 +75,9 @@ pub(super) struct BenchTrainArgs {
     /// Precision of the frozen weights.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: Precision,
+    /// Rank of the LoRA matrices; alpha is twice as much.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    rank: u32,
     /// Adapts the last so many blocks alone.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     lora_layers: Option<u32>,
@@ -111,43 +112,65 @@ struct StepMeasurement {
     flops: f64,
 }
 
-#[expect(clippy::print_stdout, reason = "the command's product")]
 pub(super) fn train(args: &BenchTrainArgs) -> anyhow::Result<()> {
     let threads = set_threads(args.threads)?;
-    let kind = backend(args.backend, args.dtype)?;
+    // All of it on one thread: on a CUDA device each thread has a stream of its own, and nothing orders what is
+    // loaded on one before what is computed on another.
+    on_compute_thread(|| train_with(args, threads))
+}
+
+fn train_with(args: &BenchTrainArgs, threads: usize) -> anyhow::Result<()> {
     let base = BaseModel::open(&args.model)?;
     let config = ModelConfig::read(&base.config)?;
     let lora = settings(args, &config)?;
-    let examples = match &args.data {
-        Some(path) if args.mode == BenchMode::Chat => examples(path, &base, args.seq as usize)?,
-        _ => Vec::new(),
+    let sequences = match (&args.data, args.mode) {
+        (Some(path), BenchMode::Chat) => chat_sequences(path, &base, args.seq as usize)?,
+        (Some(path), BenchMode::Tokens) => tokenised_sequences(path, args.seq as usize)?,
+        (None, _) | (Some(_), BenchMode::Dense) => Vec::new(),
     };
-    let spare = spare(args, &config, &lora, kind, &examples)?;
-    let mut engine = load(&base.config, base.weights.as_ref(), &lora, 0, kind)?;
-    engine.set_frozen_cache_budget(spare);
+    let mut engine = open_engine(args, &base, &config, &lora, &sequences)?;
     let setup = BenchSetup {
         backend: engine.backend_name(),
-        dtype: if engine.backend_name().contains("bf16") { "bf16" } else { "fp32" },
+        dtype: match (args.backend, args.dtype) {
+            (BackendName::Cuda, Precision::Auto | Precision::Bf16) => "bf16",
+            _ if engine.backend_name().contains("bf16") => "bf16",
+            _ => "fp32",
+        },
         threads,
         rss_after_load: status("VmRSS")?,
         loaded: process_age()?,
         trainable: engine.parameter_counts().0,
     };
-    let cost = engine.cost();
+    let beginning = engine.trainable_tensors()?;
+    let (first_moment, second_moment) = engine.moments()?;
+    for (index, &batch_size) in args.batch.iter().enumerate() {
+        if index > 0 {
+            engine.set_trainable_tensors(&beginning)?;
+            engine.set_moments(&first_moment, &second_moment)?;
+        }
+        let records = take_steps(args, engine.as_mut(), &config, &sequences, batch_size)?;
+        print_report(args, &report(args, batch_size, &records, &setup)?);
+    }
+    Ok(())
+}
 
+/// The measurements of each step with batches of `batch_size`.
+#[expect(clippy::print_stdout, reason = "the command's product")]
+fn take_steps(
+    args: &BenchTrainArgs,
+    engine: &mut dyn Engine,
+    config: &ModelConfig,
+    sequences: &[Sequence],
+    batch_size: u32,
+) -> anyhow::Result<Vec<StepMeasurement>> {
+    let cost = engine.cost();
     let mut records = Vec::new();
     for step in 0..u64::from(args.steps) {
         let batch = match args.mode {
-            BenchMode::Dense => random_batch(args, config.vocabulary, step),
-            BenchMode::Chat => examples
-                .iter()
-                .cycle()
-                .skip(step as usize * args.batch as usize % examples.len())
-                .take(args.batch as usize)
-                .cloned()
-                .collect(),
+            BenchMode::Dense => random_batch(batch_size, args.seq, config.vocabulary, step),
+            BenchMode::Chat | BenchMode::Tokens => batch_of_file(sequences, batch_size, step),
         };
-        let record = on_compute_thread(|| take_step(engine.as_mut(), &batch, step + 1, &cost))?;
+        let record = take_step(engine, &batch, step + 1, &cost)?;
         if !args.json {
             println!(
                 "step {}: loss {:.5}, norm {:.4}, {:.3} s, {:.1} tokens/s",
@@ -160,10 +183,14 @@ pub(super) fn train(args: &BenchTrainArgs) -> anyhow::Result<()> {
         }
         records.push(record);
     }
-    let report = report(args, &records, &setup)?;
+    Ok(records)
+}
+
+#[expect(clippy::print_stdout, reason = "the command's product")]
+fn print_report(args: &BenchTrainArgs, report: &Value) {
     if args.json {
         println!("{report}");
-        return Ok(());
+        return;
     }
     println!(
         "{} tokens/s, {} of them supervised; a step takes {} s; {:.1} GFLOP/s; peak memory {} GB; {} s from \
@@ -175,7 +202,26 @@ pub(super) fn train(args: &BenchTrainArgs) -> anyhow::Result<()> {
         report["peak_rss_gb"],
         report["load_s"],
     );
-    Ok(())
+}
+
+/// The model with a fresh adapter, on what is asked for.
+fn open_engine(
+    args: &BenchTrainArgs,
+    base: &BaseModel,
+    config: &ModelConfig,
+    lora: &LoraSettings,
+    sequences: &[Sequence],
+) -> anyhow::Result<Box<dyn Engine>> {
+    let weights = base.weights.as_ref();
+    if (args.backend, args.dtype) == (BackendName::Cuda, Precision::F32) {
+        let tuning = Trainable::Lora(lora.clone());
+        return Ok(load_in_f32(&base.config, weights, &tuning, 0, Device::Cuda(0))?);
+    }
+    let kind = backend(args.backend, args.dtype)?;
+    let spare = spare(args, config, lora, kind, sequences)?;
+    let mut engine = load(&base.config, weights, lora, 0, kind)?;
+    engine.set_frozen_cache_budget(spare);
+    Ok(engine)
 }
 
 fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKind> {
@@ -184,6 +230,7 @@ fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKin
             bail!("the candle backend computes in 32-bit floats on the CPU: leave --dtype out")
         }
         (BackendName::Candle, _) => BackendKind::Candle,
+        (BackendName::Cuda, _) => BackendKind::Cuda(0),
         (BackendName::Cpu, Precision::F32) => BackendKind::CpuF32,
         (BackendName::Cpu, Precision::Auto) => BackendKind::Cpu,
         (BackendName::Cpu, Precision::Bf16) => match Isa::choose().map_err(anyhow::Error::msg)? {
@@ -198,7 +245,7 @@ fn backend(name: BackendName, precision: Precision) -> anyhow::Result<BackendKin
 }
 
 fn settings(args: &BenchTrainArgs, config: &ModelConfig) -> anyhow::Result<LoraSettings> {
-    let mut lora = LoraSettings::new(8, 16.0);
+    let mut lora = LoraSettings::new(args.rank as usize, f64::from(2 * args.rank));
     if let Some(count) = args.lora_layers {
         let layers = config.layers as u32;
         if count > layers {
@@ -210,29 +257,13 @@ fn settings(args: &BenchTrainArgs, config: &ModelConfig) -> anyhow::Result<LoraS
     Ok(lora)
 }
 
-fn examples(path: &Path, base: &BaseModel, most: usize) -> anyhow::Result<Vec<Sequence>> {
-    let file =
-        encode_file(path, base, most).with_context(|| format!("reading {}", path.display()))?;
-    if file.examples.is_empty() {
-        bail!("{} holds no example of up to {most} tokens", path.display());
-    }
-    if !file.too_long.is_empty() {
-        let (left_out, all) = (file.too_long.len(), file.too_long.len() + file.examples.len());
-        tracing::warn!(
-            file = %path.display(),
-            "{left_out} of {all} examples are longer than {most} tokens and left out: raise --seq"
-        );
-    }
-    Ok(file.examples.into_iter().flat_map(|example| example.views).collect())
-}
-
 /// Memory for the outputs of frozen layers, as in a job. Random sequences never repeat.
 fn spare(
     args: &BenchTrainArgs,
     config: &ModelConfig,
     lora: &LoraSettings,
     kind: BackendKind,
-    examples: &[Sequence],
+    sequences: &[Sequence],
 ) -> anyhow::Result<u64> {
     if args.mode == BenchMode::Dense {
         return Ok(0);
@@ -242,22 +273,10 @@ fn spare(
         tuning: &Trainable::Lora(lora.clone()),
         backend: kind,
         longest: args.seq as usize,
-        shared: longest_shared_prefix(examples.iter()),
-        batch_size: args.batch as usize,
+        shared: longest_shared_prefix(sequences.iter()),
+        batch_size: args.batch.iter().copied().max().unwrap_or(1) as usize,
     })?;
     Ok(memory::spare(&need, memory::free_for(kind).1))
-}
-
-fn random_batch(args: &BenchTrainArgs, vocabulary: usize, step: u64) -> Vec<Sequence> {
-    let stream = Stream::new(0, "bench", step);
-    let token = |index: u64| (stream.bits(index) % vocabulary as u64) as u32;
-    let length = u64::from(args.seq);
-    (0..u64::from(args.batch))
-        .map(|row| Sequence {
-            input_ids: (row * length..(row + 1) * length).map(token).collect(),
-            loss_mask: vec![true; args.seq as usize],
-        })
-        .collect()
 }
 
 fn take_step(
@@ -304,6 +323,7 @@ fn take_step(
 /// The measurements, in the fields of the PyTorch script and a few of hone's own.
 fn report(
     args: &BenchTrainArgs,
+    batch_size: u32,
     records: &[StepMeasurement],
     setup: &BenchSetup,
 ) -> anyhow::Result<Value> {
@@ -318,12 +338,13 @@ fn report(
     let losses: Vec<f64> = records.iter().map(|record| rounded(record.loss, 6)).collect();
     let is_dense = args.mode == BenchMode::Dense;
     Ok(json!({
-        "mode": if is_dense { "dense" } else { "chat" },
+        "mode": args.mode.name(),
         "backend": setup.backend,
         "dtype": setup.dtype,
         "adapter_dtype": "fp32",
         "threads": setup.threads,
-        "batch": args.batch,
+        "batch": batch_size,
+        "lora_r": args.rank,
         "seq_len": is_dense.then_some(args.seq),
         "max_len": (!is_dense).then_some(args.seq),
         "steps": records.len(),

@@ -1,7 +1,10 @@
 //! Loading a model for training, on the backend of a kind.
 
+use candle_core::DType;
+
 use super::training::TrainingEngine;
 use super::{BackendKind, Engine, TOKENS_AT_ONCE, isa};
+use crate::device::Device;
 use crate::train::backend::candle::{self, CandleBackend};
 use crate::train::backend::cpu::backend::CpuBackend;
 use crate::train::device::{DeviceError, DeviceMemory, OpenDevice, memory};
@@ -109,4 +112,22 @@ pub fn load_on(
     let backend = CpuBackend::new(isa(kind)?);
     let engine = TrainingEngine::load(backend, config, weights, tuning, seed)?;
     Ok(Box::new(engine.with_pass_tokens(pass_tokens)))
+}
+
+/// Loads a base model as [`load_for_training`] does, for candle on `device` with all weights in 32-bit floats. Jobs
+/// train in bfloat16 on a CUDA device; this is what its rounding is compared with.
+pub fn load_in_f32(
+    config: &serde_json::Value,
+    weights: &dyn WeightSource,
+    tuning: &Trainable,
+    seed: u64,
+    device: Device,
+) -> Result<Box<dyn Engine>, LoadModelError> {
+    let config = ModelConfig::read(config)?;
+    let device = match device {
+        Device::Cpu => candle_core::Device::Cpu,
+        Device::Cuda(number) => OpenDevice::open(number)?.candle().clone(),
+    };
+    let backend = CandleBackend::with_precision(device, DType::F32);
+    Ok(Box::new(TrainingEngine::load(backend, config, weights, tuning, seed)?))
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 pub use self::dpo::{PreferencePair, PreferenceRewards};
-pub use self::load::{OpenBackend, load, load_for_training, load_on};
+pub use self::load::{OpenBackend, load, load_for_training, load_in_f32, load_on};
 use super::backend::RowLoss;
 use super::backend::cpu::isa::Isa;
 use super::backend::{AdamWStep, BackendError};

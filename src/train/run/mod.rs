@@ -78,11 +78,7 @@ pub fn run(spec: &RunSpec, backend: BackendKind, sink: &mut Sink<'_>, controls: 
 
 /// Drops the engine: the certificate loads the base again, and memory holds it once. A failure is reported before:
 /// after some faults of a device nothing of it can be released any more, and dropping panics.
-fn report_failure<E, T>(
-    engine: E,
-    ended: Result<T, JobError>,
-    sink: &mut Sink<'_>,
-) -> Option<T> {
+fn report_failure<E, T>(engine: E, ended: Result<T, JobError>, sink: &mut Sink<'_>) -> Option<T> {
     let ended = ended.map_err(|error| sink(Progress::Failed { error })).ok();
     drop(engine);
     ended

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use hone::train::backend::cpu::isa::Isa;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::server::chat_lines;
 
@@ -69,6 +69,58 @@ fn bench_train_says_speed_memory_and_losses_on_random_and_on_real_text() {
         json(&train(&arguments))["losses"][2].as_f64().expect("a loss")
     });
     assert!((backends[0] - backends[1]).abs() < 1e-4, "the same work: {backends:?}");
+}
+
+#[test]
+fn bench_train_takes_tokens_as_they_are_and_several_batches_from_the_same_beginning() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("tokens.jsonl");
+    let line = |start: usize, count: usize| {
+        let input_ids: Vec<usize> = (start..start + count).collect();
+        let loss_mask: Vec<bool> = (0..count).map(|index| index >= 4).collect();
+        json!({"input_ids": input_ids, "loss_mask": loss_mask}).to_string() + "\n"
+    };
+    let lines: String = (0..6).map(|number| line(5 + 3 * number, 10 + number)).collect();
+    std::fs::write(&data, &lines).expect("writes");
+    let data = data.to_str().expect("UTF-8");
+    let work = ["--mode", "tokens", "--data", data, "--rank", "4", "--dtype", "f32", "--json"];
+    let output = train(&[&work[..], &["--batch", "2,3"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let reports: Vec<Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(reports.len(), 2, "{said}");
+    let three = json(&train(&[&work[..], &["--batch", "3"]].concat()));
+    assert_eq!((&reports[0]["batch"], &reports[1]["batch"]), (&2.into(), &3.into()));
+    assert_eq!(reports[1]["losses"], three["losses"], "the second batch begins anew");
+    assert_ne!(reports[0]["losses"], three["losses"]);
+    // Steps 2 and 3 with three sequences each: 13 + 14 + 15 tokens, then 10 + 11 + 12.
+    assert_eq!((&three["mode"], &three["lora_r"]), (&"tokens".into(), &4.into()));
+    assert_eq!((&three["timed_tokens"], &three["timed_loss_tokens"]), (&75.into(), &51.into()));
+
+    for (bad, wanted) in [
+        ("{\"input_ids\": [1, 2], \"loss_mask\": [true]}", "2 tokens have a loss mask of 1"),
+        ("{\"input_ids\": [1, 2], \"loss_mask\": [true, false]}", "no token is supervised"),
+        ("{\"input_ids\": [1]}", "missing field `loss_mask`"),
+        ("{\"input_ids\": [1, 999], \"loss_mask\": [false, true]}", "999"),
+    ] {
+        std::fs::write(data, format!("{}{bad}\n", line(5, 10))).expect("writes");
+        let output = train(&work);
+        assert!(!output.status.success(), "{bad}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(wanted), "{bad}: {said}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn bench_train_on_a_gpu_says_that_this_build_has_none() {
+    for dtype in ["auto", "f32"] {
+        let output = train(&["--backend", "cuda", "--dtype", dtype]);
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("built without CUDA"), "{said}");
+    }
 }
 
 #[test]
