@@ -17,9 +17,9 @@ use hone::train::model::weights::safetensors;
 use serde_json::Value;
 
 /// Cross entropy, relative. float64 and float32 differ by 1e-7 relative in transformers itself.
-const LOSS: f64 = 1e-5;
+pub const LOSS: f64 = 1e-5;
 /// Gradient tensors: norm of the difference, relative to the tensor's norm.
-const GRADIENT: f64 = 1e-4;
+pub const GRADIENT: f64 = 1e-4;
 /// Losses of the optimiser steps, relative: ten steps of rounding at a large learning rate.
 const STEP_LOSS: f64 = 1e-4;
 /// The same, relative to the loss of the first step: a loss that falls from 10 to 0.01 keeps the
@@ -29,13 +29,13 @@ const STEP_LOSS_OF_FIRST: f64 = 2e-6;
 /// in that case: some seeds make rounding grow from step to step, for every engine.
 const FLOAT64_DIFFERENCES: f64 = 4.0;
 /// Global gradient norms of the steps, relative.
-const STEP_NORM: f64 = 1e-3;
+pub const STEP_NORM: f64 = 1e-3;
 /// Logits, relative to the largest: float64 and float32 differ by up to 1e-6 in transformers.
-const LOGITS: f64 = 1e-5;
+pub const LOGITS: f64 = 1e-5;
 /// Final adapter, relative to the tensor's norm. Adam divides by the root of the second moment, so
 /// where a gradient is near zero its rounding decides the direction; `case.json` shows 3e-5 absolute
 /// between float32 and float64.
-const FINAL: f64 = 5e-3;
+pub const FINAL: f64 = 5e-3;
 
 /// One case folder.
 pub struct Case {
@@ -43,7 +43,7 @@ pub struct Case {
     pub name: String,
     /// Where it lies.
     pub folder: PathBuf,
-    description: Value,
+    pub description: Value,
     tensors: BTreeMap<String, (Vec<usize>, Tensor)>,
 }
 
@@ -93,14 +93,16 @@ pub fn read_json(path: &Path) -> Value {
 }
 
 impl Case {
-    fn floats(&self, name: &str) -> &[f32] {
+    /// The values of a tensor of floats.
+    pub fn floats(&self, name: &str) -> &[f32] {
         match &self.tensors[name].1 {
             Tensor::Floats(values) => values,
             Tensor::Integers(_) => panic!("{name} holds integers"),
         }
     }
 
-    fn integers(&self, name: &str) -> Vec<Vec<i64>> {
+    /// The rows of a tensor of integers.
+    pub fn integers(&self, name: &str) -> Vec<Vec<i64>> {
         let (shape, Tensor::Integers(values)) = &self.tensors[name] else {
             panic!("{name} holds floats")
         };
@@ -108,7 +110,7 @@ impl Case {
     }
 
     /// The tensors under `prefix`, by their PEFT keys.
-    fn named(&self, prefix: &str) -> NamedTensors {
+    pub fn named(&self, prefix: &str) -> NamedTensors {
         let found = self.tensors.iter().filter_map(|(name, (shape, tensor))| {
             let (Some(key), Tensor::Floats(values)) = (name.strip_prefix(prefix), tensor) else {
                 return None;
@@ -134,12 +136,14 @@ impl Case {
         rows
     }
 
-    fn lora(&self) -> LoraSettings {
+    /// The adapter that was trained.
+    pub fn lora(&self) -> LoraSettings {
         let lora = &self.description["lora"];
         LoraSettings::new(lora["r"].as_u64().unwrap() as usize, lora["alpha"].as_f64().unwrap())
     }
 
-    fn optimiser(&self, step: u64) -> AdamWStep {
+    /// The optimiser of a step, counted from 1.
+    pub fn optimiser(&self, step: u64) -> AdamWStep {
         let optimiser = &self.description["optimizer"];
         let number = |key: &str| optimiser[key].as_f64().unwrap();
         AdamWStep {
@@ -156,7 +160,7 @@ impl Case {
     /// How far a value of `tensor` after the first step may lie from `want`: by the share `relative`,
     /// or by a few times the distance of transformers' float32 from its float64, where the case
     /// tells.
-    fn allowance(&self, tensor: &str, relative: f64, want: f64) -> f64 {
+    pub fn allowance(&self, tensor: &str, relative: f64, want: f64) -> f64 {
         let known = &self.description["float64_differences"][tensor]["max_abs_diff"];
         (relative * want.abs()).max(FLOAT64_DIFFERENCES * known.as_f64().unwrap_or(0.0))
     }
@@ -175,7 +179,7 @@ impl Case {
     }
 
     /// How far the loss `want` of a later step may be missed.
-    fn loss_allowance(&self, want: f64) -> f64 {
+    pub fn loss_allowance(&self, want: f64) -> f64 {
         let of_first = STEP_LOSS_OF_FIRST * f64::from(self.floats("step_losses")[0]);
         self.allowance("step_losses", STEP_LOSS, want).max(of_first)
     }
@@ -200,7 +204,7 @@ impl Case {
 }
 
 /// Norm of the difference over the norm of what is wanted.
-fn distance(got: &[f32], want: &[f32]) -> f64 {
+pub fn distance(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let (mut difference, mut norm) = (0.0, 1e-30);
     for (got, want) in got.iter().zip(want) {
@@ -210,14 +214,20 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     (difference / norm).sqrt()
 }
 
-fn relative(got: f64, want: f64) -> f64 {
+/// Difference over what is wanted.
+pub fn relative(got: f64, want: f64) -> f64 {
     (got - want).abs() / want.abs().max(1e-30)
+}
+
+/// Logits of the real (not padded) positions of a row, which has `count` of them.
+pub fn wanted_logits<'a>(case: &'a Case, wanted: &str, row: usize, count: usize) -> &'a [f32] {
+    let (shape, _) = &case.tensors[wanted];
+    &case.floats(wanted)[row * shape[1] * shape[2]..][..count]
 }
 
 /// Largest difference of real (not padded) positions over the largest logit.
 fn check_logits(case: &Case, wanted: &str, row: usize, got: &[f32]) {
-    let (shape, _) = &case.tensors[wanted];
-    let want = &case.floats(wanted)[row * shape[1] * shape[2]..][..got.len()];
+    let want = wanted_logits(case, wanted, row, got.len());
     let most = want.iter().fold(0.0f64, |most, x| most.max(f64::from(x.abs())));
     for (index, (got, want)) in got.iter().zip(want).enumerate() {
         let difference = f64::from((got - want).abs()) / most;

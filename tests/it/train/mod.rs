@@ -4,6 +4,7 @@ pub mod allocations;
 pub mod bench;
 pub mod frozen;
 pub mod golden;
+pub mod golden_differences;
 pub mod gradients;
 pub mod real_model;
 pub mod recipe;
