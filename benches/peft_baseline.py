@@ -192,6 +192,21 @@ def build_model(args):
     return model
 
 
+def take_step(run, params, opt, parts, bearing, clip):
+    """One optimiser step over parts that each run at once; the mean loss, and the norm before clipping."""
+    loss = 0.0
+    for part in parts:
+        # The mean over a part, weighed to the mean over the step.
+        share = int((part["labels"][:, 1:] != IGNORE).sum()) / bearing
+        part_loss = run(**part).loss * share
+        part_loss.backward()
+        loss = loss + part_loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(params, clip)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    return loss, norm
+
+
 @torch.no_grad()
 def evaluate(model, examples, batch, pad_id):
     """Mean loss over all loss-bearing tokens of the set, and their number."""
@@ -299,16 +314,7 @@ def main():
     for step in range(args.steps):
         data, rows, real, bearing = next_batch(step)
         begin = time.perf_counter()
-        loss = torch.zeros(())
-        for part in data:
-            # The mean over a part, weighed to the mean over the step.
-            share = int((part["labels"][:, 1:] != IGNORE).sum()) / bearing
-            part_loss = run(**part).loss * share
-            part_loss.backward()
-            loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(params, args.clip)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
+        loss, norm = take_step(run, params, opt, data, bearing, args.clip)
         took = time.perf_counter() - begin
         records.append({"loss": float(loss.detach()), "grad_norm": float(norm), "seconds": took,
                         "rows": rows, "tokens": real, "loss_tokens": bearing})

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod frozen;
 pub mod golden;
 pub mod golden_differences;
+pub mod gpu_bench;
 pub mod gradients;
 pub mod real_model;
 pub mod recipe;
