@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::train::backend::candle::{self, CandleBackend};
-use crate::train::device::OpenDevice;
+use crate::train::device::{DeviceError, OpenDevice};
 use crate::train::engine::BackendKind;
 use crate::train::engine::memory::estimate::{Workload, estimate_for};
 use crate::train::model::error::LoadError;
@@ -91,26 +91,39 @@ impl StandIn {
     }
 }
 
+fn lora(rank: usize) -> Trainable {
+    Trainable::Lora(LoraSettings::new(rank, 2.0 * rank as f64))
+}
+
+/// What the plan says that training `model` over sequences of these lengths takes.
+fn planned(model: &Zeros, rank: usize, pass_tokens: usize, lengths: &[usize]) -> u64 {
+    let workload = Workload {
+        model: &ModelConfig::read(&model.config).expect("a configuration"),
+        tuning: &lora(rank),
+        backend: BackendKind::Cuda(0),
+        longest: lengths.iter().copied().max().expect("one"),
+        shared: 0,
+        batch_size: lengths.len(),
+    };
+    estimate_for(&workload, pass_tokens).expect("estimates").total()
+}
+
 /// A model's training on the device.
 struct Training {
     stand_in: StandIn,
     engine: TrainingEngine<CandleBackend>,
-    config: ModelConfig,
-    tuning: Trainable,
-    pass_tokens: usize,
 }
 
 impl Training {
     fn load(model: &Zeros, rank: usize, pass_tokens: usize) -> Self {
         let stand_in = StandIn::open();
         let config = ModelConfig::read(&model.config).expect("a configuration");
-        let tuning = Trainable::Lora(LoraSettings::new(rank, 2.0 * rank as f64));
         let backend = CandleBackend::new(stand_in.device.candle().clone())
             .with_head_rows(candle::head_rows(pass_tokens, config.vocabulary));
-        let engine = TrainingEngine::load(backend, config.clone(), model, &tuning, 1)
+        let engine = TrainingEngine::load(backend, config, model, &lora(rank), 1)
             .expect("loads")
             .with_pass_tokens(pass_tokens);
-        Self { stand_in, engine, config, tuning, pass_tokens }
+        Self { stand_in, engine }
     }
 
     /// A step over sequences of these lengths, all of whose tokens count.
@@ -144,16 +157,7 @@ impl Training {
         self.stand_in.counted();
         self.step(lengths, 2);
         let counted = self.stand_in.counted();
-        let workload = Workload {
-            model: &self.config,
-            tuning: &self.tuning,
-            backend: BackendKind::Cuda(0),
-            longest: lengths.iter().copied().max().expect("one"),
-            shared: 0,
-            batch_size: lengths.len(),
-        };
-        let planned = estimate_for(&workload, self.pass_tokens).expect("estimates");
-        summary(&counted, lengths, planned.total())
+        summary(&counted, lengths)
     }
 }
 
@@ -188,7 +192,7 @@ fn class(kernel: &str) -> Option<(&'static str, u64)> {
     Some((class, if broadcast { bytes - 4 } else { bytes }))
 }
 
-fn summary(counted: &Value, lengths: &[usize], planned: u64) -> Value {
+fn summary(counted: &Value, lengths: &[usize]) -> Value {
     let mut classes: BTreeMap<String, [u64; 2]> = BTreeMap::new();
     let (mut launches, mut moved) = (0, 0);
     let mut flops = serde_json::Map::new();
@@ -233,7 +237,6 @@ fn summary(counted: &Value, lengths: &[usize], planned: u64) -> Value {
         "allocations": of("allocate")[0],
         "events": of("event")[0],
         "peak_bytes": counted["peak"],
-        "planned_bytes": planned,
     })
 }
 
@@ -246,32 +249,133 @@ fn counts_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cuda_counts.json")
 }
 
+/// Everything that a run does with an engine.
+fn exercise(engine: &mut TrainingEngine<CandleBackend>) {
+    transfers::step(engine, 1);
+    let sequences = transfers::sequences();
+    let batch: Vec<&Sequence> = sequences.iter().collect();
+    engine.evaluate(&batch).expect("launches");
+    engine.log_probabilities(&batch, true).expect("launches");
+    engine.logits(&sequences[0].input_ids).expect("launches");
+    engine.generate_greedily(&sequences[1].input_ids, 3, &[], true).expect("launches");
+    // Both answers to one prompt, which they share.
+    let prompt: Vec<u32> = (0..30).collect();
+    let answer = |own: u32| Sequence {
+        input_ids: prompt.iter().copied().chain([own, own + 1]).collect(),
+        loss_mask: (0..32).map(|at| at >= 30).collect(),
+    };
+    let (chosen, rejected) = (answer(50), answer(60));
+    let pair = PreferencePair { chosen: &chosen, rejected: &rejected, reference: [-1.0, -1.0] };
+    engine.accumulate_preferences(&[pair], 0.1, MicroBatch::whole(2, 1)).expect("launches");
+    let (first, second) = engine.moments().expect("reads");
+    engine.set_moments(&first, &second).expect("fits");
+    let trained = engine.trainable_tensors().expect("reads");
+    engine.set_trainable_tensors(&trained).expect("fits");
+    assert_eq!(engine.gradients().expect("reads").len(), trained.len());
+}
+
+#[test]
+fn every_family_and_method_launches_what_a_device_takes() {
+    let stand_in = StandIn::open();
+    let backend = || CandleBackend::new(stand_in.device.candle().clone());
+    let families = [
+        "llama",
+        "llama3_rope",
+        "mistral",
+        "gemma2",
+        "gemma3_text",
+        "qwen2",
+        "qwen3",
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+    ];
+    for family in families {
+        for tuning in
+            [transfers::lora(0.0), transfers::lora(0.1), Trainable::Full, Trainable::LastLayers(1)]
+        {
+            println!("{family} {tuning:?}");
+            exercise(&mut transfers::engine(family, 2, &tuning, backend()));
+        }
+    }
+    // A rope that turns nothing has an empty table.
+    let tuning = transfers::lora(0.0);
+    let nothing = |config: &mut Value| config["rotary_pct"] = json!(0.01);
+    exercise(&mut transfers::changed_engine("gpt_neox", 2, &tuning, backend(), nothing));
+}
+
+#[test]
+fn a_full_device_is_out_of_memory_when_it_is_opened_and_when_it_computes() {
+    let stand_in = StandIn::open();
+    let floats = |bytes: u64| {
+        let elements = (bytes / 4) as usize;
+        candle_core::Tensor::zeros(elements, candle_core::DType::F32, stand_in.device.candle())
+    };
+    let memory = stand_in.device.memory().expect("tells").expect("a number");
+    let error = BackendError::from(floats(memory.free + 4096).expect_err("too much"));
+    assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");
+    // What is left is too little for the handle of cuBLAS.
+    let held = floats(memory.free - (1 << 20)).expect("it fits");
+    match OpenDevice::open(0) {
+        Err(DeviceError::OutOfMemory { .. }) => drop(held),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it was opened"),
+    }
+    OpenDevice::open(0).expect("there is room again");
+}
+
+/// What a model of `layers` layers takes, from what models of two and of four take: each layer takes the same.
+fn scaled(two: &Value, four: &Value, layers: u64) -> Value {
+    match (two, four) {
+        (Value::Object(two), Value::Object(four)) => {
+            let scaled = four.iter().map(|(key, four)| {
+                let two = two.get(key).unwrap_or_else(|| panic!("{key} is in one of them"));
+                (key.clone(), scaled(two, four, layers))
+            });
+            Value::Object(scaled.collect())
+        }
+        (Value::Array(two), Value::Array(four)) => {
+            two.iter().zip(four).map(|(two, four)| scaled(two, four, layers)).collect()
+        }
+        _ => {
+            let [two, four] = [two, four].map(|value| value.as_u64().expect("a number"));
+            json!(two + (layers - 2) * (four - two) / 2)
+        }
+    }
+}
+
 #[test]
 fn the_counts_of_a_step_are_those_of_the_page() {
-    let eight = [4096, 14336, 32, 8, 128_256];
-    let one = [2048, 8192, 32, 8, 128_256];
-    let small = [576, 1536, 9, 3, 49_152];
-    let chats = chats(64);
+    let small = ("135M", 30, [576, 1536, 9, 3, 49_152], true);
+    let one = ("1.2B", 16, [2048, 8192, 32, 8, 128_256], true);
+    let eight = ("8B", 32, [4096, 14336, 32, 8, 128_256], false);
+    let cases: [(_, usize, &str, Vec<usize>); 8] = [
+        (small, 512, "64 chats in passes of 512", chats(64)),
+        (small, 4096, "64 chats in passes of 4096", chats(64)),
+        (one, 512, "64 chats in passes of 512", chats(64)),
+        (one, 4096, "64 chats in passes of 4096", chats(64)),
+        (eight, 4096, "64 chats in passes of 4096", chats(64)),
+        (eight, 512, "1 x 512", vec![512]),
+        (eight, 4096, "1 x 4096", vec![4096]),
+        (eight, 4096, "2 x 4096", vec![4096, 4096]),
+    ];
     let mut all = serde_json::Map::new();
-    let mut add = |name: &str, training: &mut Training, lengths: &[usize]| {
-        let counted = training.second_step(lengths);
+    for ((model, layers, shape, tied), pass_tokens, what, lengths) in cases {
+        let name = format!("{model}, {what}");
+        let [two, three, four] = [2, 3, 4].map(|layers| {
+            Training::load(&llama(layers, shape, tied), 16, pass_tokens).second_step(&lengths)
+        });
+        assert_eq!(scaled(&two, &four, 3), three, "{name}: a layer takes what the last one took");
+        let mut counted = scaled(&two, &four, layers);
+        let model = llama(layers as usize, shape, tied);
+        counted["planned_bytes"] = json!(planned(&model, 16, pass_tokens, &lengths));
         println!("{name}: {counted:#}");
         let (peak, planned) = (&counted["peak_bytes"], &counted["planned_bytes"]);
         let ratio = planned.as_f64().expect("planned") / peak.as_f64().expect("peak");
+        println!("{name}: planned {ratio:.2} of what was taken");
         assert!((1.0..2.0).contains(&ratio), "{name}: planned {planned}, taken {peak}");
-        all.insert(name.to_owned(), counted);
-    };
-    for (tokens, name) in [(512, "in passes of 512"), (4096, "in passes of 4096")] {
-        let mut training = Training::load(&llama(30, small, true), 16, tokens);
-        add(&format!("135M, 64 chats, {name}"), &mut training, &chats);
-        let mut training = Training::load(&llama(16, one, true), 16, tokens);
-        add(&format!("1.2B, 64 chats, {name}"), &mut training, &chats);
+        all.insert(name, counted);
     }
-    let mut training = Training::load(&llama(32, eight, false), 16, 4096);
-    add("8B, 1 x 4096", &mut training, &[4096]);
-    add("8B, 2 x 4096", &mut training, &[4096, 4096]);
-    add("8B, 1 x 512", &mut training, &[512]);
-    add("8B, 64 chats, in passes of 4096", &mut training, &chats);
 
     let all = Value::Object(all);
     if std::env::var_os("UPDATE_COUNTS").is_some() {

@@ -53,19 +53,31 @@ impl WeightSource for Repeated {
     }
 }
 
-fn golden(family: &str) -> PathBuf {
+pub(super) fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(family)
 }
 
 /// A model of `family` with so many layers, on candle.
-fn engine(
+pub(super) fn engine(
     family: &str,
     layers: usize,
     tuning: &Trainable,
     backend: CandleBackend,
 ) -> TrainingEngine<CandleBackend> {
+    changed_engine(family, layers, tuning, backend, |_config| ())
+}
+
+/// The same with another configuration.
+pub(super) fn changed_engine(
+    family: &str,
+    layers: usize,
+    tuning: &Trainable,
+    backend: CandleBackend,
+    change: impl FnOnce(&mut Value),
+) -> TrainingEngine<CandleBackend> {
     let text = std::fs::read(golden(family).join("config.json")).expect("reads");
     let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    change(&mut config);
     let key = if config["n_layer"].is_null() { "num_hidden_layers" } else { "n_layer" };
     config[key] = json!(layers);
     if let Value::Array(types) = &config["layer_types"] {
@@ -77,11 +89,11 @@ fn engine(
     TrainingEngine::load(backend, config, &weights, tuning, 1).expect("loads")
 }
 
-fn lora(dropout: f64) -> Trainable {
+pub(super) fn lora(dropout: f64) -> Trainable {
     Trainable::Lora(LoraSettings { dropout, ..LoraSettings::new(4, 8.0) })
 }
 
-fn sequences() -> Vec<Sequence> {
+pub(super) fn sequences() -> Vec<Sequence> {
     let of = |length: u32| Sequence {
         input_ids: (0..length).map(|at| (at * 31 + length) % 320).collect(),
         loss_mask: (0..length).map(|at| at > 2).collect(),
@@ -110,7 +122,7 @@ fn numbers(counts: TransferCounts) -> (u64, u64) {
     (counts.to_device, counts.to_host)
 }
 
-fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
+pub(super) fn step(engine: &mut TrainingEngine<CandleBackend>, number: u64) {
     let sequences = sequences();
     let batch: Vec<&Sequence> = sequences.iter().collect();
     engine.accumulate(&batch, MicroBatch::whole(number, 77)).expect("computes");
