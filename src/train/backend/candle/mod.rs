@@ -5,16 +5,16 @@
 //!
 //! The model's weights are bf16, also where they train; the optimiser updates an f32 copy of them. Products
 //! with weights take both operands in bf16, accumulate in f32 and round their result to bf16, as
-//! `torch.autocast` does. The residual stream, norms, attention, LoRA, gradients and Adam's moments are f32.
-//! On a CPU everything is.
+//! `torch.autocast` does. The residual stream, norms, attention, LoRA, gradients and Adam's moments are f32;
+//! products of f32 matrices round their operands to TF32 (10 bits of mantissa). On a CPU everything is f32.
 //!
 //! The host launches work and never waits for it within a pass: see `transfers.rs`. The numbers of the batch
-//! (token ids, positions, loss rows, targets, factors, and with dropout its masks as bits) go to the device
-//! once a pass, whatever the number of layers. The losses come back once a pass, after the whole backward
+//! (token ids, positions, loss rows, targets, factors, the rows of segments that attend together, and with
+//! dropout its masks as bits) go to the device once a pass, whatever the number of layers. The losses come back once a pass, after the whole backward
 //! pass has been launched (before it where losses decide on factors, as for preferences), and the norm of
-//! the gradients once a step. Attention masks are made on the device. Not counted is what candle itself
-//! hands to a kernel: shape and strides of tensors that are not contiguous, a few dozen bytes to the device,
-//! for which nothing waits.
+//! the gradients once a step. Attention masks are made on the device. Not counted there is what candle itself
+//! hands to a kernel: shape and strides of tensors that are not contiguous or are summed, a few dozen bytes,
+//! for which nothing waits. `tests/cuda/run` counts them, with all launches.
 //!
 //! Nothing here adds with atomics: candle's sums, `index_add` and `scatter_add` run in a fixed order, and
 //! cuBLAS is reproducible on one kind of device, one version and one stream. So the same job should give the

@@ -14,7 +14,7 @@ use crate::train::backend::{AttentionShape, Outcome};
 const UNSEEN: f32 = f32::NEG_INFINITY;
 
 /// Scores that exist at once: 512 MiB of them, and a few times that while they become probabilities.
-/// Candle's kernels count elements in 31 bits, which long sequences would exceed.
+/// Candle's softmax counts elements in 31 bits, which long sequences would exceed.
 pub const MAX_SCORES: usize = 1 << 27;
 
 /// Most keys of a mask that is kept: 64 MiB for each window.
