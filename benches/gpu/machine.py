@@ -19,13 +19,13 @@ LIBRARY_FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linu
                    "/usr/local/cuda/extras/CUPTI/lib64", "/usr/lib/x86_64-linux-gnu")
 
 ASK_TORCH = """
-import json, sys
+import importlib.metadata, json, sys
 found = {"python": sys.version.split()[0]}
 for name in ("torch", "transformers", "peft"):
     try:
-        found[name] = __import__(name).__version__
-    except Exception as error:
-        found[name + "_missing"] = f"{type(error).__name__}: {error}"
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
 print(json.dumps(found))
 """
 
@@ -88,6 +88,9 @@ class Machine:
             folders += filter(None, [variables.get("LD_LIBRARY_PATH")])
             variables["LD_LIBRARY_PATH"] = ":".join(folders)
             variables["CUDA_CACHE_PATH"] = str(self.work / "kernel-cache")
+        else:
+            # Tiny sizes: threads would wait for each other more than they compute.
+            variables["RAYON_NUM_THREADS"] = "1"
         return variables | {key: str(value) for key, value in more.items()}
 
     def library(self, name):

@@ -66,7 +66,7 @@ def measured(machine, report):
     kept = ("tokens_per_s", "median_step_s", "first_step_s", "load_s", "peak_rss_gb", "device_memory_gb", "dtype",
             "backend", "trainable_params", "timed_steps", "losses")
     found = {key: report.get(key) for key in kept}
-    found["tflops_per_s"] = round(report["gflops_per_s"] / 1e3, 4)
+    found["tflops_per_s"] = round(report["gflops_per_s"] / 1e3, 7)
     found["gflop_per_token"] = report["gflops_per_s"] / report["tokens_per_s"]
     found["share_of_peak"] = share(machine, found["tflops_per_s"], report["dtype"])
     return found
@@ -74,7 +74,7 @@ def measured(machine, report):
 
 def share(machine, tflops, dtype):
     peak = (machine.peaks or {}).get("bf16" if dtype == "bf16" else "f32")
-    return round(tflops / peak, 4) if peak else None
+    return round(tflops / peak, 6) if peak else None
 
 
 def variants(work, compiles):
@@ -127,7 +127,7 @@ def beside(machine, row, report):
     """A report of PyTorch, with the arithmetic that hone counts for the same work."""
     per_token = row.get("hone", {}).get("gflop_per_token")
     if per_token and "tokens_per_s" in report:
-        report["tflops_per_s"] = round(report["tokens_per_s"] * per_token / 1e3, 4)
+        report["tflops_per_s"] = round(report["tokens_per_s"] * per_token / 1e3, 7)
         report["share_of_peak"] = share(machine, report["tflops_per_s"], report["dtype"])
     ours, theirs = (found.get("losses") for found in (row.get("hone", {}), report))
     if ours and theirs:

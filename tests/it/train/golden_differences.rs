@@ -73,12 +73,15 @@ struct LargestDifference {
     of_allowed: f64,
 }
 
+/// The larger one. A number that is not one must show, and `max` would pass over it.
+fn worse(now: f64, new: f64) -> f64 {
+    if new.is_nan() || new > now { new } else { now }
+}
+
 impl Differences {
     /// A relative difference, and how large a one the golden tests allow.
     fn add(&mut self, what: &'static str, relative: f64, allowed: f64) {
         let largest = self.0.entry(what).or_default();
-        // A number that is not one must show, and `max` would pass over it.
-        let worse = |now: f64, new: f64| if new.is_nan() || new > now { new } else { now };
         largest.relative = worse(largest.relative, relative);
         largest.of_allowed = worse(largest.of_allowed, relative / allowed);
     }
@@ -90,9 +93,11 @@ impl Differences {
 
     fn add_logits(&mut self, what: &'static str, got: &[f32], want: &[f32]) {
         let most = want.iter().fold(0.0f64, |most, x| most.max(f64::from(x.abs())));
+        let mut largest = 0.0;
         for (got, want) in got.iter().zip(want) {
-            self.add(what, f64::from((got - want).abs()) / most, LOGITS);
+            largest = worse(largest, f64::from((got - want).abs()) / most);
         }
+        self.add(what, largest, LOGITS);
     }
 
     fn add_tensors(
