@@ -1,6 +1,7 @@
 //! Splits a JSONL file into lines while its bytes arrive, in constant memory.
 
 use super::MAX_LINE_BYTES;
+use super::file_form::{FileFault, FileForm};
 
 /// What is wrong with a line before it is parsed as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +27,11 @@ impl std::fmt::Display for LineFault {
 /// end of line.
 pub type LineCallback<'a> = dyn FnMut(u64, Result<&str, LineFault>) + 'a;
 
-/// Splits bytes into lines. Accepts a byte-order mark, CRLF and blank lines.
+/// Splits bytes into lines. Accepts a byte-order mark, CRLF and blank lines. Recognises a file that has no lines
+/// of JSON at all.
 #[derive(Debug, Default)]
 pub struct LineSplitter {
+    form: FileForm,
     lines_done: u64,
     pending: Vec<u8>,
     is_too_long: bool,
@@ -37,6 +40,10 @@ pub struct LineSplitter {
 impl LineSplitter {
     /// Adds the next bytes and emits the lines that end in them.
     pub fn feed(&mut self, mut bytes: &[u8], each: &mut LineCallback<'_>) {
+        self.form.feed(bytes);
+        if self.form.is_fault() {
+            return;
+        }
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let line = &bytes[..end];
             bytes = &bytes[end + 1..];
@@ -53,11 +60,15 @@ impl LineSplitter {
         self.buffer(bytes);
     }
 
-    /// Emits the last line, if the file does not end with an end of line.
-    pub fn finish(&mut self, each: &mut LineCallback<'_>) {
-        if !self.pending.is_empty() || self.is_too_long {
+    /// Emits the last line, if the file does not end with an end of line. Returns what the whole file is instead
+    /// of JSONL; what was emitted of such a file means nothing.
+    #[must_use]
+    pub fn finish(&mut self, each: &mut LineCallback<'_>) -> Option<FileFault> {
+        let fault = self.form.finish();
+        if fault.is_none() && (!self.pending.is_empty() || self.is_too_long) {
             self.end_line(each);
         }
+        fault
     }
 
     fn buffer(&mut self, bytes: &[u8]) {
@@ -105,7 +116,7 @@ mod tests {
         for part in bytes.chunks(chunk) {
             splitter.feed(part, &mut each);
         }
-        splitter.finish(&mut each);
+        assert_eq!(splitter.finish(&mut each), None);
         found
     }
 

@@ -4,11 +4,13 @@
 //! So both apply the same rules to a line.
 
 pub mod example;
+mod file_form;
 pub mod lines;
 pub mod parse;
 pub mod validation_report;
 
 pub use example::{Example, Format, Message, Role, ToolCall};
+pub use file_form::FileFault;
 pub use lines::{LineFault, LineSplitter};
 pub use parse::{parse_example, parse_messages, plain_format};
 pub use validation_report::{Diagnostic, Diagnostics, ValidationReport};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Format, MAX_LISTED_PROBLEMS};
+use super::{FileFault, Format, MAX_LISTED_PROBLEMS};
 
 /// One thing that is wrong, with its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,13 @@ impl std::fmt::Display for Diagnostic {
             write!(f, ", key {key:?}")?;
         }
         write!(f, ": {}", self.message)
+    }
+}
+
+impl From<FileFault> for Diagnostic {
+    /// A problem of the whole file, which its first line stands for.
+    fn from(fault: FileFault) -> Self {
+        Self { line: 1, message_index: None, key: None, message: fault.to_string() }
     }
 }
 
@@ -68,4 +75,13 @@ pub struct ValidationReport {
     /// Warnings about a file that can be used: unknown keys, a byte-order mark, a last message that is not
     /// the assistant's.
     pub warnings: Diagnostics,
+}
+
+impl ValidationReport {
+    /// Of a file that is no JSONL: it has no examples and one problem.
+    pub fn of_fault(fault: FileFault) -> Self {
+        let mut report = Self::default();
+        report.problems.push(fault.into());
+        report
+    }
 }

@@ -39,7 +39,10 @@ impl DataFileChecker {
     /// The report of the whole file.
     pub fn finish(mut self) -> ValidationReport {
         let examples = &mut self.examples;
-        self.splitter.finish(&mut |number, line| examples.line(number, line));
+        let fault = self.splitter.finish(&mut |number, line| examples.line(number, line));
+        if let Some(fault) = fault {
+            return ValidationReport::of_fault(fault);
+        }
         let mut report = self.examples.report;
         report.format = match (self.examples.first, self.examples.is_mixed) {
             (Some((format, _)), false) => Some(format),
@@ -215,6 +218,18 @@ mod tests {
             assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
             assert!(error.message.contains(wanted), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_no_jsonl_has_one_problem_however_many_lines_it_has() {
+        let list = format!("[{}]", [GOOD; 12].join(",\n"));
+        let report = validate(&list);
+        assert_eq!((report.examples, report.problems.total, report.warnings.total), (0, 1, 0));
+        let error =
+            job_error_for(&report, DataFile::Training, Method::Supervised).expect("an error");
+        assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
+        let wanted = "line 1: the file is one JSON list of 12 examples: JSONL has one example a line";
+        assert!(error.message.contains(wanted), "{}", error.message);
     }
 
     #[test]

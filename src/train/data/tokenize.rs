@@ -111,7 +111,11 @@ pub fn encode_each(
         Ok(())
     };
     digest.read_all(&mut file, feed).map_err(io_error)?;
-    splitter.finish(&mut |number, line| encoder.line(number, line));
+    if let Some(fault) = splitter.finish(&mut |number, line| encoder.line(number, line)) {
+        let mut problems = Diagnostics::default();
+        problems.push(fault.into());
+        return Err(EncodeError::Diagnostics(problems));
+    }
     if encoder.needs_template {
         return Err(EncodeError::NoTemplate);
     }
