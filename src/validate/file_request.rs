@@ -3,17 +3,29 @@
 use super::Refusal;
 use crate::domain::file::FilePurpose;
 
-/// Longest file name; the rest is cut off.
+/// Longest file name, without folders.
 const MAX_NAME_CHARS: usize = 255;
 
 /// Range of `expires_after`'s seconds.
 const LIFETIME_SECONDS: std::ops::RangeInclusive<i64> = 3600..=2_592_000;
 
-/// The file name without folders. It is shown, and never used as a path.
-pub fn base_name(name: &str) -> String {
+/// The file name without folders. It is shown, and never used as a path. `param` is the field that it came in.
+///
+/// # Errors
+/// When it is too long.
+pub fn base_name(name: &str, param: &str) -> Result<String, Refusal> {
     let base = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let base: String = base.chars().filter(|c| !c.is_control()).take(MAX_NAME_CHARS).collect();
-    if base.is_empty() || base == "." || base == ".." { "upload".to_owned() } else { base }
+    let base: String = base.chars().filter(|c| !c.is_control()).collect();
+    let length = base.chars().count();
+    if length > MAX_NAME_CHARS {
+        let message = format!(
+            "the file's name has {length} characters: it may have {MAX_NAME_CHARS}, so send the file \
+             under a shorter one"
+        );
+        return Err(Refusal::new(param, message));
+    }
+    let is_none = base.is_empty() || base == "." || base == "..";
+    Ok(if is_none { "upload".to_owned() } else { base })
 }
 
 /// The purpose of an uploaded file.
@@ -75,9 +87,17 @@ mod tests {
             (".", "upload"),
             ("..hidden", "..hidden"),
         ] {
-            assert_eq!(base_name(name), want);
+            assert_eq!(base_name(name, "file").as_deref(), Ok(want));
         }
-        assert_eq!(base_name(&"x".repeat(10_000)).len(), MAX_NAME_CHARS);
+    }
+
+    #[test]
+    fn a_name_has_255_characters_at_most_without_its_folders() {
+        let longest = "ä".repeat(255);
+        assert_eq!(base_name(&format!("folder/{longest}"), "file"), Ok(longest.clone()));
+        let refusal = base_name(&format!("{longest}x"), "file").expect_err("too long");
+        assert_eq!(refusal.param, "file");
+        assert!(refusal.message.contains("has 256 characters: it may have 255"), "{refusal:?}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn read(body: &Map<String, Value>) -> Result<UploadRequest, Refusal> {
     // OpenAI requires it. hone does not use it.
     fields.required_text("mime_type")?;
     Ok(UploadRequest {
-        filename: file_request::base_name(&filename),
+        filename: file_request::base_name(&filename, "filename")?,
         purpose,
         bytes,
         file_lifetime: file_lifetime(fields.get("expires_after"))?,

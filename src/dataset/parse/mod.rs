@@ -2,6 +2,7 @@
 
 mod messages;
 mod plain;
+mod schema_nulls;
 
 use serde::Deserialize;
 // Objects of a line are read once and have few keys, so they are lists of borrowed keys, not maps.
@@ -11,6 +12,7 @@ use super::{Diagnostic, Diagnostics, Example, Message, Role};
 use crate::util::duplicate_key::{self, DuplicateKey};
 
 pub use plain::plain_format;
+pub use schema_nulls::drop_schema_nulls;
 
 /// Parses one line. Errors go to `problems`, warnings to `warnings`, each with line, message index and key.
 /// `None` when the line cannot be used.
@@ -243,7 +245,7 @@ impl ExampleParser<'_> {
             Some(Value::Array(list)) => {
                 for (index, tool) in list.iter().enumerate() {
                     if tool.get("function").get("name").is_string() {
-                        tools.push(tool.into());
+                        tools.push(self.tool(tool.into(), &format!("tools[{index}]")));
                         continue;
                     }
                     let message = "a tool needs \"type\": \"function\" and a \"function\" with a \
@@ -260,8 +262,8 @@ impl ExampleParser<'_> {
         match object.get("functions") {
             None | Some(Value::Null) => {}
             Some(Value::Array(list)) => {
-                for function in list {
-                    let function = serde_json::Value::from(function);
+                for (index, function) in list.iter().enumerate() {
+                    let function = self.tool(function.into(), &format!("functions[{index}]"));
                     tools.push(serde_json::json!({"type": "function", "function": function}));
                 }
             }
@@ -271,6 +273,20 @@ impl ExampleParser<'_> {
             }
         }
         tools
+    }
+
+    /// A tool without the nulls that mean nothing, which one warning names.
+    fn tool(&mut self, mut tool: serde_json::Value, path: &str) -> serde_json::Value {
+        let dropped = drop_schema_nulls(&mut tool, path);
+        if let Some(first) = dropped.first() {
+            let more = match dropped.len() - 1 {
+                0 => String::new(),
+                more => format!(", and so are {more} more of this tool's nulls"),
+            };
+            let message = format!("the null means nothing in a schema and is left out{more}");
+            self.warning(None, Some(first.clone()), message);
+        }
+        tool
     }
 }
 

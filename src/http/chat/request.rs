@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::dataset::parse_messages;
+use crate::dataset::{drop_schema_nulls, parse_messages};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::generation::fields::{GenerationFields, unsupported, wrong};
 use crate::serve::{Prompt, Request};
@@ -111,7 +111,14 @@ fn tools(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
         }
     }
     let is_shown = is_shown(fields, "tool_choice")?;
-    Ok(if is_shown { tools.to_vec() } else { Vec::new() })
+    Ok(if is_shown { tools.iter().map(without_nulls).collect() } else { Vec::new() })
+}
+
+/// A tool as training shows it to the model.
+fn without_nulls(tool: &Value) -> Value {
+    let mut tool = tool.clone();
+    drop_schema_nulls(&mut tool, "tools");
+    tool
 }
 
 /// The tools in the older spelling.
@@ -126,7 +133,8 @@ fn functions(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
     if !is_shown(fields, "function_call")? {
         return Ok(Vec::new());
     }
-    Ok(functions.iter().map(|one| json!({"type": "function", "function": one})).collect())
+    let tools = functions.iter().map(without_nulls);
+    Ok(tools.map(|one| json!({"type": "function", "function": one})).collect())
 }
 
 fn list<'a>(fields: &GenerationFields<'a>, key: &str) -> ApiResult<&'a [Value]> {

@@ -69,6 +69,8 @@ pub async fn create(
     let Some(received) = form.file else {
         return Err(ApiError::field("file", "the form has no field \"file\" with the bytes"));
     };
+    let filename =
+        file_request::base_name(received.filename.as_deref().unwrap_or_default(), file_field.name)?;
     let lifetime = file_request::lifetime(field(ANCHOR), field(SECONDS), [ANCHOR, SECONDS])?;
     let digest = upload_digest.finish().await?;
     let created_at = state.clock.now();
@@ -79,7 +81,7 @@ pub async fn create(
         bytes: received.bytes as i64,
         created_at,
         expires_at: lifetime.map(|seconds| created_at.saturating_add(seconds)),
-        filename: file_request::base_name(received.filename.as_deref().unwrap_or_default()),
+        filename,
         purpose,
         sha256: digest.sha256,
         report: (purpose == FilePurpose::FineTune).then_some(digest.report),

@@ -1,6 +1,7 @@
 //! A multipart form with one file field, whose bytes are staged in the blob store as they arrive and are never
 //! held in memory.
 
+mod file_name;
 pub mod form_limit;
 pub mod upload_digest;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
+use axum::http::header;
 
 use self::form_limit::{BufferedBytes, limit_buffer};
 use self::upload_digest::UploadDigest;
@@ -108,7 +110,8 @@ async fn receive(
     buffered: &BufferedBytes,
     mut digest: Option<&mut UploadDigest>,
 ) -> ApiResult<ReceivedFile> {
-    let filename = field.file_name().map(str::to_owned);
+    let disposition = field.headers().get(header::CONTENT_DISPOSITION);
+    let filename = disposition.and_then(|value| file_name::file_name(value.as_bytes()));
     let mut staged = state.blobs.stage(file.key).await?;
     let mut bytes = 0;
     while let Some(chunk) = field.chunk().await.map_err(broken)? {

@@ -193,12 +193,17 @@ async fn a_bad_form_is_refused_with_the_field_at_fault() {
 
 /// Uploads one byte under a name in quotes, exactly as it is given.
 async fn upload_named(server: &Server, name: &[u8]) -> Reply {
+    upload_with(server, &[b"filename=\"", name, b"\""].concat()).await
+}
+
+/// Uploads one byte with these parameters in its header.
+async fn upload_with(server: &Server, parameters: &[u8]) -> Reply {
     let mut body =
         b"--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nevals\r\n--b\r\n\
-        content-disposition: form-data; name=\"file\"; filename=\""
+        content-disposition: form-data; name=\"file\"; "
             .to_vec();
-    body.extend_from_slice(name);
-    body.extend_from_slice(b"\"\r\n\r\nx\r\n--b--\r\n");
+    body.extend_from_slice(parameters);
+    body.extend_from_slice(b"\r\n\r\nx\r\n--b--\r\n");
     let request = server
         .client
         .post(format!("{}/v1/files", server.base))
@@ -210,14 +215,12 @@ async fn upload_named(server: &Server, name: &[u8]) -> Reply {
 #[tokio::test]
 async fn a_hostile_name_is_only_ever_shown() {
     let server = Server::start();
-    let long = "x".repeat(10_000);
     for (name, shown) in [
         ("../../etc/passwd", "passwd"),
         ("..", "upload"),
         (r"..\..\boot.ini", "boot.ini"),
         ("%2e%2e%2fx", "%2e%2e%2fx"),
         ("日本語 ä; filename=y", "日本語 ä; filename=y"),
-        (&long, &long[..255]),
     ] {
         let file = upload_named(&server, name.as_bytes()).await.ok();
         assert_eq!(file["filename"], shown);
@@ -239,6 +242,30 @@ async fn a_hostile_name_is_only_ever_shown() {
             reply.error(400);
         }
     }
+}
+
+#[tokio::test]
+async fn a_file_is_called_what_its_client_calls_it_in_every_spelling() {
+    let server = Server::start();
+    for (parameters, shown) in [
+        (
+            "filename=\"=?utf-8?B?6K6t57uDLmpzb25s?=\"; filename*=utf-8''%E8%AE%AD%E7%BB%83.jsonl",
+            "训练.jsonl",
+        ),
+        ("filename*=utf-8''%E8%AE%AD%E7%BB%83.jsonl", "训练.jsonl"),
+        ("filename*=utf-8''folder%2Fa.jsonl; filename=\"b.jsonl\"", "a.jsonl"),
+        ("filename=\"=?utf-8?B?w7/Dvw==?=\"", "ÿÿ"),
+        ("filename=\"=?utf-8?Q?folder/=E8=AE=AD.jsonl?=\"", "训.jsonl"),
+        ("filename=\"训练.jsonl\"", "训练.jsonl"),
+    ] {
+        let file = upload_with(&server, parameters.as_bytes()).await.ok();
+        assert_eq!(file["filename"], shown, "{parameters}");
+    }
+    let error = upload_named(&server, "x".repeat(256).as_bytes()).await.error(400);
+    assert_eq!(error["param"], "file");
+    assert!(error["message"].as_str().expect("a text").contains("256 characters"), "{error}");
+    let list = server.get("/v1/files").await.ok();
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(6), "nothing of the refused is kept");
 }
 
 const EXPIRE: &str = "UPDATE files SET expires_at = 1 WHERE id = $1";
