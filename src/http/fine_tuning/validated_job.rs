@@ -139,10 +139,11 @@ impl StartingModel {
             }
         }
         let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);
-        if state.base_models.find(base_model).map_err(ApiError::internal)?.is_none() {
+        let Some(entry) = state.base_models.find(base_model).map_err(ApiError::internal)? else {
             return Err(no_such_model(state, caller, base_model).await?);
-        }
-        let base_model = base_model.to_owned();
+        };
+        // It may have been named by its repository on the Hub.
+        let base_model = entry.id;
         Ok(Self { base_model, continue_from: tuned.map(|tuned| tuned.id) })
     }
 }

@@ -11,6 +11,7 @@ use super::error::LoadError;
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{WeightSource, folder, gguf};
 use crate::artifacts::model::COMPANIONS;
+use crate::base_models::RECORD_FILE;
 use crate::util::file_digest::StreamDigest;
 
 /// Everything that one base model's folder or `.gguf` file holds.
@@ -92,7 +93,7 @@ impl BaseModel {
         let template = compile(source.as_deref(), &mut tokenizer, &beginning, &end, folder)?;
         Ok(Self {
             weights: folder::open(folder)?,
-            digest: digest_of(&files_of(folder)?)?,
+            digest: digest_of(&model_files_of(folder)?)?,
             path: folder.to_owned(),
             config,
             tokenizer: Arc::new(tokenizer),
@@ -244,6 +245,13 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
         }
     }
     files.sort();
+    Ok(files)
+}
+
+/// The files of a folder that are the model, by name: where it comes from is no part of it.
+fn model_files_of(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let mut files = files_of(folder)?;
+    files.retain(|path| path.file_name().is_none_or(|name| name != RECORD_FILE));
     Ok(files)
 }
 

@@ -18,7 +18,7 @@ fn tiny_llama() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama")
 }
 
-/// A hub with one repository, `Someone/Tiny`.
+/// A hub with two repositories of one name, `Someone/Tiny` and `Other/Tiny`.
 async fn hub() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     format!("http://{}", hub_behind(listener))
@@ -29,7 +29,9 @@ fn hub_behind(listener: impl Listener<Addr = SocketAddr>) -> SocketAddr {
     let files = get(file).head(file);
     let routes = Router::new()
         .route("/api/models/Someone/Tiny/revision/main", get(listing))
-        .route("/Someone/Tiny/resolve/main/{name}", files);
+        .route("/api/models/Other/Tiny/revision/main", get(listing))
+        .route("/Someone/Tiny/resolve/main/{name}", files.clone())
+        .route("/Other/Tiny/resolve/main/{name}", files);
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, routes).await });
     address
@@ -92,23 +94,62 @@ async fn a_repository_is_pulled_listed_and_removed() {
     let output = models(folder.path(), &hub, "", &["pull", "Someone/Tiny"]).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-        let pulled = std::fs::read(folder.path().join("tiny").join(name)).expect("it is there");
+        let pulled =
+            std::fs::read(folder.path().join("someone--tiny").join(name)).expect("it is there");
         assert!(pulled == std::fs::read(tiny_llama().join(name)).expect("reads"), "{name}");
     }
-    assert!(!folder.path().join("tiny/notes.txt").exists(), "only what hone reads");
+    assert!(!folder.path().join("someone--tiny/notes.txt").exists(), "only what hone reads");
     assert!(!folder.path().join(".downloads").exists(), "nothing is left over");
+
+    let record =
+        std::fs::read_to_string(folder.path().join("someone--tiny/hub.json")).expect("reads");
+    let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!(record, json!({"repository": "Someone/Tiny", "revision": "c0ffee"}));
 
     let output = models(folder.path(), NOBODY, "", &["pull", "Someone/Tiny"]).await;
     assert!(text(&output.stdout).contains("there already"), "it is not fetched again");
     let output = models(folder.path(), &hub, "", &["list"]).await;
-    assert!(text(&output.stdout).starts_with("tiny\tsafetensors\t"), "{}", text(&output.stdout));
-    let output = models(folder.path(), &hub, "", &["remove", "tiny"]).await;
+    assert!(
+        text(&output.stdout).starts_with("someone--tiny\tsafetensors\t"),
+        "{}",
+        text(&output.stdout)
+    );
+    let output = models(folder.path(), &hub, "", &["remove", "Someone/Tiny"]).await;
     assert!(output.status.success());
-    assert!(!folder.path().join("tiny").exists());
+    assert!(!folder.path().join("someone--tiny").exists());
     let output = models(folder.path(), &hub, "", &["list"]).await;
     assert!(text(&output.stdout).contains("hone models pull smollm2-135m-instruct"));
-    let output = models(folder.path(), &hub, "", &["remove", "tiny"]).await;
+    let output = models(folder.path(), &hub, "", &["remove", "Someone/Tiny"]).await;
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn models_of_one_name_and_two_owners_stay_apart_and_older_names_keep_working() {
+    let (folder, hub) = (tempfile::tempdir().expect("a folder"), hub().await);
+    // As an earlier hone called it: nobody knows whose it is.
+    let older = folder.path().join("tiny");
+    std::fs::create_dir(&older).expect("makes");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(tiny_llama().join(name), older.join(name)).expect("copies");
+    }
+    for name in ["Someone/Tiny", "Other/Tiny"] {
+        let output = models(folder.path(), &hub, "", &["pull", name]).await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said = text(&output.stdout);
+        assert!(said.contains("downloaded") && !said.contains("there already"), "{said}");
+    }
+    let output = models(folder.path(), &hub, "", &["list"]).await;
+    let ids: Vec<&str> =
+        text(&output.stdout).lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(ids, ["other--tiny", "someone--tiny", "tiny"]);
+    let output = models(folder.path(), &hub, "", &["remove", "tiny"]).await;
+    assert!(output.status.success());
+    // A folder that was renamed is still known by its record.
+    let renamed = folder.path().join("mine");
+    std::fs::rename(folder.path().join("other--tiny"), &renamed).expect("renames");
+    let output = models(folder.path(), NOBODY, "", &["pull", "other/tiny"]).await;
+    let said = text(&output.stdout);
+    assert!(said.contains("there already as \"mine\""), "{said}");
 }
 
 #[tokio::test]
@@ -124,7 +165,7 @@ async fn a_hub_in_a_companys_network_is_trusted_by_the_companys_authority() {
     trusting.env("SSL_CERT_FILE", company.file(folder.path()));
     let output = output_of(trusting).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(folder.path().join("tiny/model.safetensors").exists());
+    assert!(folder.path().join("someone--tiny/model.safetensors").exists());
 }
 
 #[tokio::test]
