@@ -191,7 +191,7 @@ impl<'a> RequestEncoder<'a> {
         };
         if ids.is_empty() {
             // A new text begins as training texts do: after the end of another one.
-            ids.extend(special.beginning.or(special.ends.first().copied()));
+            ids.extend(special.before_first());
             before_text = ids.len();
         }
         if ids.is_empty() {

@@ -263,6 +263,10 @@ impl<'a> Encoder<'a> {
         if special.adds_beginning {
             sequence.input_ids.extend(special.beginning);
         }
+        if prompt.is_empty() && sequence.input_ids.is_empty() {
+            // As an empty prompt is answered: the first token of the completion has something to follow.
+            sequence.input_ids.extend(special.before_first());
+        }
         sequence.loss_mask.resize(sequence.input_ids.len(), false);
         for (id, range) in tokens {
             sequence.input_ids.push(id);

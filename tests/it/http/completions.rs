@@ -37,6 +37,22 @@ async fn a_completion_has_openais_shape_and_defaults() {
 }
 
 #[tokio::test]
+async fn an_empty_prompt_is_answered_by_what_an_empty_prompt_was_trained_with() {
+    let server = Server::start();
+    let line = json!({"prompt": "", "completion": "Yes, it is."});
+    let values = json!({"n_epochs": 30, "batch_size": 2, "learning_rate": 1e-2});
+    let id = server.create_job(&format!("{line}\n").repeat(10), values).await;
+    let job = server.ended(&id, "succeeded").await;
+    let body = json!({"model": job["fine_tuned_model"], "prompt": "", "temperature": 0});
+    let reply = server.post(PATH, body).await.ok();
+    let choice = &reply["choices"][0];
+    assert_eq!(
+        (&choice["text"], &choice["finish_reason"]),
+        (&json!("Yes, it is."), &json!("stop"))
+    );
+}
+
+#[tokio::test]
 async fn prompts_are_texts_or_tokens_one_or_many() {
     let server = Server::start();
     let echoed = async |prompt: Value, n: u32| {

@@ -27,6 +27,13 @@ pub struct SpecialIds {
     pub adds_beginning: bool,
 }
 
+impl SpecialIds {
+    /// What a text follows that has nothing before it: the beginning of a text, or the end of another one.
+    pub fn before_first(&self) -> Option<u32> {
+        self.beginning.or(self.ends.first().copied())
+    }
+}
+
 /// A base model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
