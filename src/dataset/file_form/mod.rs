@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn objects_over_several_lines_are_counted() {
-        let pretty = |end: &str| LINE.replace('{', &format!("{{{end}  ")).replace(',', &format!(",{end}"));
+        let pretty =
+            |end: &str| LINE.replace('{', &format!("{{{end}  ")).replace(',', &format!(",{end}"));
         // A comma in a text is no place for an end of line.
         let pretty = |end: &str| pretty(end).replace(&format!("a,{end} b"), "a, b");
         let spread = |objects| Some(FileFault::SpreadObjects { objects });

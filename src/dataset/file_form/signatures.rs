@@ -85,10 +85,7 @@ fn of_zip(head: &[u8]) -> FileFault {
     let office: [&[u8]; 6] =
         [b"[Content_Types].xml", b"_rels/", b"xl/", b"docProps/", b"word/", b"mimetype"];
     if office.iter().any(|first| name.starts_with(first)) {
-        return FileFault::Foreign {
-            kind: "of an office program (such as .xlsx)",
-            remedy: EXPORT,
-        };
+        return FileFault::Foreign { kind: "of an office program (such as .xlsx)", remedy: EXPORT };
     }
     FileFault::Foreign { kind: "a zip archive", remedy: UNPACK }
 }

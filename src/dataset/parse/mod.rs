@@ -279,11 +279,11 @@ impl ExampleParser<'_> {
     fn tool(&mut self, mut tool: serde_json::Value, path: &str) -> serde_json::Value {
         let dropped = drop_schema_nulls(&mut tool, path);
         if let Some(first) = dropped.first() {
-            let more = match dropped.len() - 1 {
-                0 => String::new(),
-                more => format!(", and so are {more} more of this tool's nulls"),
+            let all = match dropped.len() {
+                1 => String::new(),
+                count => format!(", as {count} nulls of this tool are"),
             };
-            let message = format!("the null means nothing in a schema and is left out{more}");
+            let message = format!("the null means nothing in a schema and is left out{all}");
             self.warning(None, Some(first.clone()), message);
         }
         tool
@@ -470,6 +470,27 @@ mod tests {
             let found = problems_of(&text);
             assert!(found[0].starts_with(want), "{text}\n  {found:?}\n  {want}");
         }
+    }
+
+    #[test]
+    fn nulls_in_the_schema_of_a_tool_are_left_out_and_said_by_line() {
+        let text = r#"{"messages":[{"role":"user","content":"a","name":null,"tool_calls":null},
+            {"role":"assistant","content":"b","weight":null}],
+            "tools":[{"type":"function","function":{"name":"f","strict":null,"parameters":
+             {"type":"object","properties":{"a":{"type":"string","default":null},"b":null}}}}]}"#;
+        let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
+        let example = parse_example(7, text, &mut problems, &mut warnings).expect("it is good");
+        let Example::Chat { tools, .. } = example else { panic!("a chat") };
+        let properties = &tools[0]["function"]["parameters"]["properties"];
+        assert_eq!(properties.to_string(), r#"{"a":{"type":"string","default":null}}"#);
+        let said: Vec<String> = warnings.listed.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "line 7, key \"tools[0].function.strict\": the null means nothing in a schema and is left \
+              out, as 2 nulls of this tool are"
+            ]
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `/v1/fine_tuning/jobs`: what a client sees of a job, from its creation to its model.
 
+use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 use crate::support::server::{Server, TINY, chat_lines};
@@ -485,6 +486,50 @@ async fn a_bad_file_lists_every_problem_with_line_message_and_key() {
     let job = server.ended(&id, "failed").await;
     assert_eq!(job["error"]["code"], "invalid_training_file");
     insta::assert_snapshot!(job["error"]["message"].as_str().expect("a text"));
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_jsonl_is_named_in_one_sentence_with_what_to_do() {
+    let server = Server::start();
+    let good = chat_lines(12);
+    let lines: Vec<&str> = good.lines().collect();
+    let utf16 = |mark: &str| {
+        let text = format!("{mark}{good}");
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()
+    };
+    let pretty: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            serde_json::to_string_pretty(&line).expect("JSON")
+        })
+        .collect();
+    for (content, wanted) in [
+        (utf16("\u{feff}"), "the file is UTF-16LE, and JSONL is UTF-8: save it as UTF-8"),
+        (utf16(""), "the file is UTF-16LE, and JSONL is UTF-8: save it as UTF-8"),
+        (format!("[{}]", lines.join(", ")).into_bytes(), "one JSON list of 12 examples: JSONL has"),
+        (format!("[\n{}\n]\n", lines.join(",\n")).into_bytes(), "one JSON list of 12 examples"),
+        (
+            pretty.join("\n").into_bytes(),
+            "12 JSON objects over several lines: JSONL has one object",
+        ),
+        (good.replace('\n', "\r").into_bytes(), "the lines of the file end in CR alone"),
+        (b"prompt,completion\na,b\nc,d\n".to_vec(), "a table with the separator ',' (CSV)"),
+        (b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), "packed with gzip: unpack it"),
+        (b"PK\x03\x04".to_vec(), "a zip archive: unpack it"),
+        (b"PAR1....".to_vec(), "a Parquet table: write its rows as JSONL"),
+    ] {
+        let part = Part::bytes(content).file_name("train.jsonl");
+        let form = Form::new().text("purpose", "fine-tune").part("file", part);
+        let file = server.form(form).await.ok();
+        let body = json!({"model": TINY, "training_file": file["id"]});
+        let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+        let job = server.ended(job["id"].as_str().expect("an id"), "failed").await;
+        assert_eq!(job["error"]["code"], "invalid_training_file");
+        let message = job["error"]["message"].as_str().expect("a text");
+        assert!(message.starts_with("there is a problem in the file:\nline 1: "), "{message}");
+        assert!(message.contains(wanted) && message.lines().count() == 2, "{message}");
+    }
 }
 
 #[tokio::test]
