@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use clap::ValueEnum;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -35,20 +37,85 @@ pub const COMPANIONS: &[&str] = &[
     "NOTICE",
 ];
 
-/// Writes tensors of 32-bit floats, by name, as one safetensors file; durable when this returns.
+/// The type of the elements of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightType {
+    /// 16 bits: the range of float32, 8 bits of precision.
+    Bfloat16,
+    /// 16 bits: up to 65504, 11 bits of precision.
+    Float16,
+    /// 32 bits.
+    Float32,
+}
+
+impl WeightType {
+    /// Every type.
+    pub const ALL: &'static [WeightType] = &[Self::Bfloat16, Self::Float16, Self::Float32];
+
+    /// The spelling in requests, on the command line and in `config.json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
+            Self::Float32 => "float32",
+        }
+    }
+
+    /// The first value that is a number and becomes none in this type.
+    pub fn first_beyond(self, values: &[f32]) -> Option<f32> {
+        let is_beyond = |value: &&f32| match self {
+            Self::Bfloat16 => value.is_finite() && !bf16::from_f32(**value).is_finite(),
+            Self::Float16 => value.is_finite() && !f16::from_f32(**value).is_finite(),
+            Self::Float32 => false,
+        };
+        values.iter().find(is_beyond).copied()
+    }
+
+    /// Bytes of an element.
+    fn width(self) -> usize {
+        match self {
+            Self::Bfloat16 | Self::Float16 => 2,
+            Self::Float32 => 4,
+        }
+    }
+
+    /// The name in a safetensors file.
+    fn stored(self) -> Dtype {
+        match self {
+            Self::Bfloat16 => Dtype::BF16,
+            Self::Float16 => Dtype::F16,
+            Self::Float32 => Dtype::F32,
+        }
+    }
+
+    /// Writes elements, rounded to the nearest.
+    fn write(self, values: &[f32], file: &mut impl Write) -> io::Result<()> {
+        for value in values {
+            match self {
+                Self::Bfloat16 => file.write_all(&bf16::from_f32(*value).to_le_bytes())?,
+                Self::Float16 => file.write_all(&f16::from_f32(*value).to_le_bytes())?,
+                Self::Float32 => file.write_all(&value.to_le_bytes())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes tensors, by name, as one safetensors file with elements of this type; durable when this returns.
 /// `values` returns the elements of each tensor, one after the other.
 pub fn write_weights<E: From<io::Error>>(
     path: &Path,
     shapes: &[(String, Vec<usize>)],
+    weight_type: WeightType,
     mut values: impl FnMut(&str) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
     let mut infos = Vec::with_capacity(shapes.len());
     let mut end = 0;
     for (name, shape) in shapes {
         let start = end;
-        end += 4 * shape.iter().product::<usize>();
-        let info =
-            TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, end) };
+        end += weight_type.width() * shape.iter().product::<usize>();
+        let dtype = weight_type.stored();
+        let info = TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) };
         infos.push((name.clone(), info));
     }
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -66,9 +133,7 @@ pub fn write_weights<E: From<io::Error>>(
             let message = format!("{name:?} has {} elements, not those of {shape:?}", values.len());
             return Err(io::Error::other(message).into());
         }
-        for value in values {
-            file.write_all(&value.to_le_bytes())?;
-        }
+        weight_type.write(&values, &mut file)?;
     }
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(file.sync_all()?)
@@ -90,13 +155,39 @@ mod tests {
                 _ => vec![7.0],
             })
         };
-        write_weights(&path, &shapes, values).expect("it writes");
+        write_weights(&path, &shapes, WeightType::Float32, values).expect("it writes");
         let read = peft::deserialise(&std::fs::read(&path).expect("reads")).expect("safetensors");
         for (name, shape) in shapes {
             assert_eq!(read[&name], (shape, values(&name).expect("values")));
         }
         let short = |_: &str| Ok::<_, io::Error>(vec![1.0]);
-        let error = write_weights(&path, &[("b".to_owned(), vec![2])], short);
+        let error = write_weights(&path, &[("b".to_owned(), vec![2])], WeightType::Float32, short);
         assert!(error.expect_err("one is missing").to_string().contains("\"b\" has 1 elements"));
+    }
+
+    #[test]
+    fn weights_in_16_bits_are_the_nearest_and_what_they_cannot_hold_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(WEIGHTS_FILE);
+        let values = [1.0f32, -1.003, 65504.0, 1e-6, 0.1];
+        for weight_type in [WeightType::Bfloat16, WeightType::Float16] {
+            let each = |_: &str| Ok::<_, io::Error>(values.to_vec());
+            write_weights(&path, &[("a".to_owned(), vec![5])], weight_type, each).expect("writes");
+            let bytes = std::fs::read(&path).expect("reads");
+            let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            let tensor = file.tensor("a").expect("is there");
+            assert_eq!(tensor.dtype(), weight_type.stored());
+            let wanted: Vec<u8> = match weight_type {
+                WeightType::Bfloat16 => {
+                    values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+                }
+                _ => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            };
+            assert_eq!(tensor.data(), wanted);
+        }
+        let large = [1.0, f32::NAN, f32::INFINITY, -7e4];
+        assert_eq!(WeightType::Float16.first_beyond(&large), Some(-7e4));
+        assert_eq!(WeightType::Bfloat16.first_beyond(&large), None);
+        assert_eq!(WeightType::Bfloat16.first_beyond(&[f32::MAX]), Some(f32::MAX));
     }
 }

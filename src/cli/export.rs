@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
+use crate::artifacts::model::WeightType;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
 use crate::config::Folders;
 use crate::export::fetch::{self, ExportSources};
-use crate::export::{ExportFormat, Quantization};
+use crate::export::{ExportFormat, ExportOptions, Quantization};
 use crate::store::Store;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::util::atomic_file;
@@ -30,6 +31,14 @@ pub struct ExportArgs {
     /// How the matrices of a GGUF model are stored; f16 unless it says otherwise.
     #[arg(long, value_enum)]
     quantization: Option<Quantization>,
+    /// The type of merged weights; that of the base model unless it says otherwise, and float32 of a model that
+    /// was trained in whole.
+    #[arg(long, value_enum)]
+    dtype: Option<WeightType>,
+    /// The base model's name in an adapter of PEFT, such as its repository on the Hugging Face Hub; the one that
+    /// hone knows unless it says otherwise.
+    #[arg(long, value_name = "NAME")]
+    base_model_name: Option<String>,
     /// Folder for the files; it must not be there yet, or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -45,12 +54,14 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
         "there is no database in {}: name the server's folder with --data-dir",
         data_dir.display()
     );
-    let quantization = args.format.quantization(args.quantization)?;
+    let base_model_name = args.base_model_name.clone();
+    let options =
+        ExportOptions::requested(args.format, args.quantization, args.dtype, base_model_name)?;
     require_empty(&args.out)?;
     let runtime = tokio::runtime::Runtime::new().context("starting the async runtime")?;
     runtime.block_on(async {
         let store = sqlite::open_beside_a_server(data_dir, Arc::new(SystemClock)).await?;
-        let done = write(args, quantization, &store).await;
+        let done = write(args, &options, &store).await;
         store.close().await;
         done
     })
@@ -76,7 +87,7 @@ fn require_empty(out: &Path) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the command's product")]
 async fn write(
     args: &ExportArgs,
-    quantization: Quantization,
+    options: &ExportOptions,
     store: &SqliteStore,
 ) -> anyhow::Result<()> {
     let Some(model) = fetch::find(store, &args.job).await? else {
@@ -90,13 +101,16 @@ async fn write(
     // Beside the target, so that the finished folder moves there at once.
     let work = tempfile::Builder::new().prefix(".hone-export-").tempdir_in(parent)?;
     let sources = ExportSources { store, blobs: &blobs, base_models: &base_models };
-    let made = fetch::export(sources, &model, args.format, quantization, work.path()).await?;
-    std::fs::rename(&made, &out)
+    let made = fetch::export(sources, &model, options, work.path()).await?;
+    std::fs::rename(&made.folder, &out)
         .with_context(|| format!("putting the files into {}", out.display()))?;
     atomic_file::sync_folder(parent)?;
     println!("{}: exported as {} to {}", model.id, args.format.as_str(), args.out.display());
     for name in names_in(&out)? {
         println!("{}", args.out.join(name).display());
+    }
+    for remark in made.remarks {
+        println!("note: {remark}");
     }
     Ok(())
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::Semaphore;
 
+use super::base_name;
 use super::error::ExportError;
-use super::format::{ExportFormat, Quantization};
+use super::format::{ExportFormat, ExportOptions};
 use super::opened_model::OpenedModel;
 use crate::artifacts::certificate;
+use crate::artifacts::model::WeightType;
 use crate::base_models::Catalog;
 use crate::blobs::{BlobError, Blobs};
 use crate::domain::file::FileRecord;
@@ -67,24 +69,40 @@ pub async fn find(store: &dyn Store, job_or_name: &str) -> Result<Option<TunedMo
     }
 }
 
-/// Exports `model` into a new folder below `work`, which must exist and be empty. That folder contains the
-/// files of the format and nothing else.
+/// An export.
+pub struct Exported {
+    /// The folder with the files of the format and nothing else.
+    pub folder: PathBuf,
+    /// What whoever takes the files should know, a sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// Exports `model` into a new folder below `work`, which must exist and be empty.
 pub async fn export(
     sources: ExportSources<'_>,
     model: &TunedModel,
-    format: ExportFormat,
-    quantization: Quantization,
+    options: &ExportOptions,
     work: &Path,
-) -> Result<PathBuf, FetchError> {
+) -> Result<Exported, FetchError> {
+    let format = options.format;
     let (fetched, exported) = (work.join("fetched"), work.join("exported"));
     tokio::fs::create_dir(&exported).await?;
     // The job has published this format already, and its certificate covers these bytes.
-    if format == model_format(model) {
+    if is_published(model, options) {
         fetch_files(sources.store, sources.blobs, model, &exported).await?;
         if let Some(file) = certificate_of(sources.store, model).await? {
             sources.blobs.fetch_to(&file.blob_key, &exported.join(certificate::FILE_NAME)).await?;
         }
-        return Ok(exported);
+        let mut remarks = Vec::new();
+        if !model.is_whole {
+            let mut name = options.base_model_name.clone();
+            if name.is_none() {
+                let entry = sources.base_models.find(&model.base_model)?;
+                name = entry.and_then(|entry| entry.hub_name());
+            }
+            remarks = base_name::write(&exported, name.as_deref())?;
+        }
+        return Ok(Exported { folder: exported, remarks });
     }
     if model.is_whole && !format.is_whole() {
         return Err(ExportError::no_adapter(&model.id, format).into());
@@ -98,20 +116,24 @@ pub async fn export(
     }
     tokio::fs::create_dir(&fetched).await?;
     fetch_files(sources.store, sources.blobs, model, &fetched).await?;
-    let (name, folder) = (model.id.clone(), exported.clone());
+    let (name, folder, options) = (model.id.clone(), exported.clone(), options.clone());
     let _permit = CONVERSIONS.acquire().await.map_err(io::Error::other)?;
     let written = tokio::task::spawn_blocking(move || {
         let model = OpenedModel::open(&name, &base, adapter.as_deref())?;
-        super::write(&model, format, quantization, &folder)
+        super::write(&model, &options, &folder)
     });
-    written.await.unwrap_or_else(|panic| Err(ExportError::Io(panic.into())))?;
+    let remarks = written.await.unwrap_or_else(|panic| Err(ExportError::Io(panic.into())))?;
     tokio::fs::remove_dir_all(&fetched).await?;
-    Ok(exported)
+    Ok(Exported { folder: exported, remarks })
 }
 
-/// The format in which the job published the model.
-fn model_format(model: &TunedModel) -> ExportFormat {
-    if model.is_whole { ExportFormat::Merged } else { ExportFormat::Peft }
+/// Whether the job has published what is requested: an adapter, or a whole model in 32-bit floats.
+fn is_published(model: &TunedModel, options: &ExportOptions) -> bool {
+    if !model.is_whole {
+        return options.format == ExportFormat::Peft;
+    }
+    let weight_type = options.weight_type.unwrap_or(WeightType::Float32);
+    options.format == ExportFormat::Merged && weight_type == WeightType::Float32
 }
 
 /// Fetches the files of `model`, as its job published them, into `folder`.

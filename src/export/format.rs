@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use crate::artifacts::gguf::GgufType;
+use crate::artifacts::model::WeightType;
 
 /// A format in which a model can be exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,26 +37,7 @@ impl ExportFormat {
     pub fn is_whole(self) -> bool {
         matches!(self, Self::Merged | Self::Gguf)
     }
-
-    /// The quantization of an export: the requested one, or the default.
-    ///
-    /// # Errors
-    /// When a quantization is requested for a format without a choice.
-    pub fn quantization(
-        self,
-        requested: Option<Quantization>,
-    ) -> Result<Quantization, UnsupportedQuantization> {
-        match requested {
-            Some(_) if self != Self::Gguf => Err(UnsupportedQuantization(self)),
-            requested => Ok(requested.unwrap_or(Quantization::F16)),
-        }
-    }
 }
-
-/// The format has no choice of quantization.
-#[derive(Debug, thiserror::Error)]
-#[error("quantization is of the format \"gguf\" alone, and the format is {:?}", .0.as_str())]
-pub struct UnsupportedQuantization(ExportFormat);
 
 /// How the matrices of a GGUF model are stored. Norms and biases are always 32-bit floats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,4 +68,57 @@ impl Quantization {
             Self::Q8_0 => GgufType::Q8_0,
         }
     }
+}
+
+/// How a model is exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// The format.
+    pub format: ExportFormat,
+    /// How the matrices of a GGUF model are stored.
+    pub quantization: Quantization,
+    /// The type of merged weights; `None` for the base's.
+    pub weight_type: Option<WeightType>,
+    /// The name of the base model in PEFT's adapter; `None` for the one that hone knows.
+    pub base_model_name: Option<String>,
+}
+
+impl ExportOptions {
+    /// A format with its defaults.
+    pub fn new(format: ExportFormat) -> Self {
+        Self { format, quantization: Quantization::F16, weight_type: None, base_model_name: None }
+    }
+
+    /// A format with what is requested of it.
+    ///
+    /// # Errors
+    /// When something is requested that belongs to another format.
+    pub fn requested(
+        format: ExportFormat,
+        quantization: Option<Quantization>,
+        weight_type: Option<WeightType>,
+        base_model_name: Option<String>,
+    ) -> Result<Self, UnsupportedOption> {
+        for (option, is_requested, owner) in [
+            ("quantization", quantization.is_some(), ExportFormat::Gguf),
+            ("dtype", weight_type.is_some(), ExportFormat::Merged),
+            ("base_model_name", base_model_name.is_some(), ExportFormat::Peft),
+        ] {
+            if is_requested && format != owner {
+                return Err(UnsupportedOption { option, owner, format });
+            }
+        }
+        let quantization = quantization.unwrap_or(Quantization::F16);
+        Ok(Self { format, quantization, weight_type, base_model_name })
+    }
+}
+
+/// The format does not have this option.
+#[derive(Debug, thiserror::Error)]
+#[error("{option} is of the format {:?} alone, and the format is {:?}", .owner.as_str(), .format.as_str())]
+pub struct UnsupportedOption {
+    /// The option, as requests spell it.
+    pub option: &'static str,
+    owner: ExportFormat,
+    format: ExportFormat,
 }

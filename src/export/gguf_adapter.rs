@@ -16,8 +16,8 @@ use crate::util::atomic_file;
 /// Name of the adapter.
 pub(super) const FILE_NAME: &str = "adapter.gguf";
 
-/// Writes the adapter and an Ollama Modelfile beside it.
-pub(super) fn write(model: &OpenedModel, folder: &Path) -> Result<(), ExportError> {
+/// Writes the adapter and an Ollama Modelfile beside it; what is to be done by hand, a sentence each.
+pub(super) fn write(model: &OpenedModel, folder: &Path) -> Result<Vec<String>, ExportError> {
     let adapter = model.adapter(ExportFormat::GgufLora)?;
     let full: Vec<&str> = adapter.full_tensors().collect();
     if !full.is_empty() {
@@ -58,7 +58,8 @@ pub(super) fn write(model: &OpenedModel, folder: &Path) -> Result<(), ExportErro
     let take = |index: usize| Ok::<_, ExportError>(std::mem::take(&mut matrices[index]));
     gguf::write(&folder.join(FILE_NAME), &metadata, &tensors, take)?;
     let modelfile = modelfile::of_adapter(model, FILE_NAME);
-    Ok(atomic_file::write(&folder.join(modelfile::FILE_NAME), modelfile.as_bytes())?)
+    atomic_file::write(&folder.join(modelfile::FILE_NAME), modelfile.text.as_bytes())?;
+    Ok(modelfile.remarks)
 }
 
 /// llama.cpp's architecture does not have this tensor.

@@ -29,12 +29,12 @@ const PROBE_TEXTS: &[&str] = &[
     " leading and trailing ",
 ];
 
-/// Writes the model and an Ollama Modelfile beside it.
+/// Writes the model and an Ollama Modelfile beside it; what is to be done by hand, a sentence each.
 pub(super) fn write(
     model: &OpenedModel,
     quantization: Quantization,
     folder: &Path,
-) -> Result<(), ExportError> {
+) -> Result<Vec<String>, ExportError> {
     let layout = GgufLayout::of(&model.config);
     let architecture = layout.architecture();
     let expected = expected(&model.config);
@@ -81,7 +81,8 @@ pub(super) fn write(
     })?;
     check(model, &expected, &path)?;
     let modelfile = modelfile::of_model(model, FILE_NAME);
-    Ok(atomic_file::write(&folder.join(modelfile::FILE_NAME), modelfile.as_bytes())?)
+    atomic_file::write(&folder.join(modelfile::FILE_NAME), modelfile.text.as_bytes())?;
+    Ok(modelfile.remarks)
 }
 
 /// Vectors and learned position embeddings stay in 32 bits, rows that are no whole number of blocks in 16.

@@ -7,11 +7,13 @@ use rayon::prelude::*;
 
 use super::error::ExportError;
 use super::format::ExportFormat;
+use crate::artifacts::model::WeightType;
 use crate::artifacts::peft::{self, AdapterConfig, AdapterTensors};
 use crate::train::decoder::{FileTensor, tensors_of};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::lora::LoraSettings;
+use crate::train::model::weights::TensorData;
 
 /// The prefix of module paths in PEFT's keys.
 const PREFIX: &str = "base_model.model.";
@@ -74,6 +76,20 @@ impl OpenedModel {
     /// The adapter; an error for a whole model.
     pub(super) fn adapter(&self, format: ExportFormat) -> Result<&OpenedAdapter, ExportError> {
         self.adapter.as_ref().ok_or_else(|| ExportError::no_adapter(&self.name, format))
+    }
+
+    /// The type of the base model's weights: that of its largest tensor. Of a quantised GGUF file it is float32,
+    /// which holds each value as it is.
+    pub(super) fn weight_type(&self) -> Result<WeightType, ExportError> {
+        let size = |tensor: &&FileTensor| tensor.shape.iter().product::<usize>();
+        let Some(largest) = self.tensors.iter().max_by_key(size) else {
+            return Ok(WeightType::Float32);
+        };
+        Ok(match self.base.weights.tensor(&largest.stored)?.data {
+            TensorData::F32(_) => WeightType::Float32,
+            TensorData::Bf16(_) => WeightType::Bfloat16,
+            TensorData::F16(_) => WeightType::Float16,
+        })
     }
 
     /// The elements of a tensor in the base model's layout, merged with the adapter: plus scale · B · A in

@@ -228,7 +228,8 @@ mod tests {
         let error =
             job_error_for(&report, DataFile::Training, Method::Supervised).expect("an error");
         assert_eq!(error.code, ErrorCode::InvalidTrainingFile);
-        let wanted = "line 1: the file is one JSON list of 12 examples: JSONL has one example a line";
+        let wanted =
+            "line 1: the file is one JSON list of 12 examples: JSONL has one example a line";
         assert!(error.message.contains(wanted), "{}", error.message);
     }
 

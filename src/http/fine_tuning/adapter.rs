@@ -14,11 +14,12 @@ use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
 use crate::artifacts::archive;
+use crate::artifacts::model::WeightType;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{Job, JobStatus};
 use crate::domain::model::checkpoint_name;
 use crate::export::fetch::{self, ExportSources, FetchError};
-use crate::export::{ExportError, ExportFormat, Quantization};
+use crate::export::{ExportError, ExportFormat, ExportOptions, Quantization};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{PathId, Query};
 use crate::http::middleware::authenticate::Caller;
@@ -48,6 +49,16 @@ const CHUNK: usize = 1024 * 1024;
             description = "how the matrices of gguf are stored, f16 or q8_0; f16 without it"
         ),
         (
+            "dtype" = Option<String>, Query,
+            description = "type of the weights of merged: bfloat16, float16 or float32; without it that of the \
+                           base model, and float32 of a model that was trained in whole"
+        ),
+        (
+            "base_model_name" = Option<String>, Query,
+            description = "`base_model_name_or_path` of peft, such as the base model's repository on the \
+                           Hugging Face Hub; without it the one that hone knows"
+        ),
+        (
             "step" = Option<u64>, Query,
             description = "`step_number` of a checkpoint, whose model it is then; without it that of the \
                            finished job"
@@ -65,7 +76,8 @@ pub async fn adapter(
     query: Query,
 ) -> ApiResult<Response> {
     let job = super::find(&state, &caller, &id).await?;
-    let (format, quantization) = format(&query)?;
+    let options = options(&query)?;
+    let format = options.format;
     let step = step(query.get("step"))?;
     if job.makes_whole_model() && !format.is_whole() {
         return Err(export_error(ExportError::no_adapter(&job.model_name(), format).into()));
@@ -84,9 +96,12 @@ pub async fn adapter(
         blobs: &state.blobs,
         base_models: &state.base_models,
     };
-    let exported = fetch::export(sources, &model, format, quantization, work.path()).await;
-    let files =
-        open(&exported.map_err(export_error)?).await.map_err(|error| export_error(error.into()))?;
+    let exported = fetch::export(sources, &model, &options, work.path()).await;
+    let exported = exported.map_err(export_error)?;
+    for remark in &exported.remarks {
+        tracing::info!(job.id = %id, model = %model.id, %remark, "a model was exported");
+    }
+    let files = open(&exported.folder).await.map_err(|error| export_error(error.into()))?;
 
     let length = archive::length(files.iter().map(|file| file.size));
     let mut pieces = Vec::with_capacity(files.len() + 1);
@@ -112,35 +127,30 @@ pub async fn adapter(
     Ok(response)
 }
 
-/// The requested format, and the quantization of a GGUF model.
-fn format(query: &Query) -> ApiResult<(ExportFormat, Quantization)> {
-    let requested = |name: &str| query.get(name).filter(|text| !text.is_empty());
-    let format = match requested("format") {
-        None => ExportFormat::Peft,
-        Some(text) => {
-            let found = ExportFormat::ALL.iter().copied().find(|format| format.as_str() == text);
-            found.ok_or_else(|| {
-                let known: Vec<&str> =
-                    ExportFormat::ALL.iter().map(|format| format.as_str()).collect();
-                unknown("format", text, &known)
-            })?
-        }
-    };
-    let quantization = match requested("quantization") {
-        None => None,
-        Some(text) => {
-            let all = Quantization::ALL;
-            let found = all.iter().copied().find(|one| one.as_str() == text);
-            Some(found.ok_or_else(|| {
-                let known: Vec<&str> = all.iter().map(|one| one.as_str()).collect();
-                unknown("quantization", text, &known)
-            })?)
-        }
-    };
-    let quantization = format
-        .quantization(quantization)
-        .map_err(|error| ApiError::field("quantization", error.to_string()))?;
-    Ok((format, quantization))
+/// What is requested of the export.
+fn options(query: &Query) -> ApiResult<ExportOptions> {
+    let format = one_of(query, "format", ExportFormat::ALL, ExportFormat::as_str)?;
+    let format = format.unwrap_or(ExportFormat::Peft);
+    let quantization = one_of(query, "quantization", Quantization::ALL, Quantization::as_str)?;
+    let dtype = one_of(query, "dtype", WeightType::ALL, WeightType::as_str)?;
+    let name = query.get("base_model_name").filter(|name| !name.is_empty()).map(str::to_owned);
+    ExportOptions::requested(format, quantization, dtype, name)
+        .map_err(|error| ApiError::field(error.option, error.to_string()))
+}
+
+/// The value of a field that has names; `None` without one.
+fn one_of<T: Copy>(
+    query: &Query,
+    field: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> ApiResult<Option<T>> {
+    let Some(text) = query.get(field).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let found = all.iter().copied().find(|one| name(*one) == text);
+    found.map(Some).ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+        unknown(field, text, &known)
+    })
 }
 
 fn unknown(field: &str, text: &str, known: &[&str]) -> ApiError {

@@ -7,6 +7,7 @@ pub mod config;
 pub mod error;
 pub mod flops;
 pub mod lora;
+pub mod model_files;
 pub mod modules;
 pub mod tensors;
 pub mod tokenizer;

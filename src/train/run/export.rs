@@ -4,15 +4,18 @@
 use std::path::Path;
 
 use super::checkpoint_error::CheckpointError;
-use crate::artifacts::model::{self, CONFIG_FILE, FOLDER, WEIGHTS_FILE};
+use crate::artifacts::model::{self, FOLDER, WEIGHTS_FILE, WeightType};
 use crate::artifacts::peft::{self, AdapterConfig};
 use crate::train::engine::Engine;
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::config;
 use crate::train::model::error::LoadError;
+use crate::train::model::model_files::ModelFiles;
 use crate::train::model::tensors::NamedTensors;
 use crate::train::model::weights;
 use crate::util::atomic_file;
+
+/// The type of the weights of a model that was trained itself: the one in which it trains.
+pub const WEIGHT_TYPE: WeightType = WeightType::Float32;
 
 /// What a run trains, ready for use.
 pub enum TrainedModel<'a> {
@@ -40,7 +43,7 @@ impl TrainedModel<'_> {
     }
 }
 
-/// Writes configuration, companions and every tensor, those that did not train as the base has them.
+/// Writes the files beside the weights and every tensor, those that did not train as the base has them.
 fn write_model(
     folder: &Path,
     base: &BaseModel,
@@ -52,16 +55,11 @@ fn write_model(
     };
     std::fs::create_dir(folder).map_err(io_error(folder))?;
     let mut names = Vec::new();
-    for (name, bytes) in base.companions()? {
+    for (name, bytes) in ModelFiles::of(base, WEIGHT_TYPE)?.files {
         let path = folder.join(&name);
         atomic_file::write(&path, &bytes).map_err(io_error(&path))?;
         names.push(name);
     }
-    let path = folder.join(CONFIG_FILE);
-    let mut config = serde_json::to_vec_pretty(&config_of(base))
-        .map_err(|error| CheckpointError::Damaged(error.to_string()))?;
-    config.push(b'\n');
-    atomic_file::write(&path, &config).map_err(io_error(&path))?;
 
     let mut trained = engine.trainable_tensors()?;
     let tensors = engine.tensors();
@@ -69,7 +67,7 @@ fn write_model(
         tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape())).collect();
     let mut stored = tensors.iter().map(|tensor| &tensor.stored);
     let path = folder.join(WEIGHTS_FILE);
-    model::write_weights(&path, &shapes, |name| {
+    model::write_weights(&path, &shapes, WEIGHT_TYPE, |name| {
         let stored = stored.next().map_or(name, |stored| stored);
         match trained.remove(name) {
             Some((_, values)) => Ok(values),
@@ -80,7 +78,7 @@ fn write_model(
         WriteError::Io(source) => io_error(&path)(source),
         WriteError::Load(error) => error.into(),
     })?;
-    names.extend([CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned));
+    names.push(WEIGHTS_FILE.to_owned());
     Ok(names.into_iter().map(|name| format!("{FOLDER}/{name}")).collect())
 }
 
@@ -100,29 +98,6 @@ impl From<LoadError> for WriteError {
     fn from(error: LoadError) -> Self {
         Self::Load(error)
     }
-}
-
-/// The base's configuration with the type of the weights that are written, so that whoever loads
-/// them in the type that it names computes what was trained; and with the name of the class, which a
-/// GGUF file does not have and vLLM asks for.
-pub fn config_of(base: &BaseModel) -> serde_json::Value {
-    let mut config = base.config.clone();
-    let Some(keys) = config.as_object_mut() else { return config };
-    for key in ["dtype", "torch_dtype"] {
-        if let Some(value) = keys.get_mut(key) {
-            *value = "float32".into();
-        }
-    }
-    if !keys.contains_key("dtype") && !keys.contains_key("torch_dtype") {
-        keys.insert("dtype".to_owned(), "float32".into());
-    }
-    if !keys.contains_key("architectures") {
-        let kind = keys.get("model_type").and_then(serde_json::Value::as_str);
-        if let Some(class) = kind.and_then(config::class_of) {
-            keys.insert("architectures".to_owned(), serde_json::json!([class]));
-        }
-    }
-    config
 }
 
 /// The tensors of a checkpoint that train, which are those that its moments name.

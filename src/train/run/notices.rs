@@ -84,6 +84,13 @@ pub(super) fn backend(tuning: &Trainable, wanted: BackendKind, sink: &mut Sink<'
     BackendKind::Candle
 }
 
+/// Says what the files of a whole model leave out of the base's, a sentence each.
+pub(super) fn omissions(sentences: &[String], sink: &mut Sink<'_>) {
+    for sentence in sentences {
+        warn(sink, format!("In the trained model's {sentence}"));
+    }
+}
+
 /// Says that the head does not train, where one could think that it does.
 pub(super) fn tied_head(tuning: &Trainable, is_tied: bool, sink: &mut Sink<'_>) {
     if !is_tied || !matches!(tuning, Trainable::LastLayers(_)) {

@@ -10,11 +10,12 @@ use super::errors::{
     cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target,
     no_validation_example, too_few,
 };
-use super::export::TrainedModel;
+use super::export::{TrainedModel, WEIGHT_TYPE};
 use super::initial_adapter::InitialAdapter;
 use super::notices;
 use super::plan::{self, DataSize, ModelSize, Plan};
 use crate::artifacts::peft::AdapterConfig;
+use crate::base_models::hub_name;
 use crate::dataset::MIN_EXAMPLES;
 use crate::device::Device;
 use crate::domain::job::{
@@ -28,6 +29,7 @@ use crate::train::engine::{BackendKind, Engine, InferenceEngine, OpenBackend, lo
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
 use crate::train::model::lora::{LoraSettings, LoraTarget};
+use crate::train::model::model_files::ModelFiles;
 use crate::train::model::trainable::Trainable;
 use crate::train::protocol::RunSpec;
 
@@ -232,6 +234,10 @@ pub(super) fn prepare(
         engine.set_frozen_cache_budget(memory.spare());
     }
     notices::tied_head(&trainable, model.tied, sink);
+    if !matches!(trainable, Trainable::Lora(_)) {
+        let files = ModelFiles::of(&base, WEIGHT_TYPE).map_err(invalid_model)?;
+        notices::omissions(&files.omissions, sink);
+    }
     if let Some(adapter) = &initial_adapter {
         engine.set_trainable_tensors(&adapter.tensors).map_err(engine_failed)?;
     }
@@ -250,12 +256,15 @@ pub(super) fn prepare(
     if let Trainable::Lora(lora) = &trainable {
         let is_gpt2 = base.config["model_type"] == "gpt2";
         let modules = engine.adapted_modules();
+        // By the Hub's name PEFT finds the base on any machine.
+        let hub_name = hub_name(&spec.base_model_id, &spec.base_model);
+        let base_name = hub_name.unwrap_or_else(|| spec.base_model_id.clone());
         adapter = Some(AdapterConfig {
             lora_dropout: lora.dropout,
             layers_to_transform: lora.target.layers.clone(),
             use_rslora: lora.is_rank_stabilised,
             modules_to_save: plan.hyperparameters.modules_to_save.clone(),
-            ..AdapterConfig::new(&spec.base_model_id, lora.rank, lora.alpha, &modules, is_gpt2)
+            ..AdapterConfig::new(&base_name, lora.rank, lora.alpha, &modules, is_gpt2)
         });
     }
     let setup = RunSetup {

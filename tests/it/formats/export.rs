@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
+use hone::artifacts::model::WeightType;
 use hone::artifacts::peft;
-use hone::export::{ExportFormat, OpenedModel, Quantization, write};
+use hone::export::{ExportFormat, ExportOptions, OpenedModel, Quantization, write};
 use hone::train::engine::{BackendKind, InferenceEngine};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::lora::LoraSettings;
@@ -69,8 +70,23 @@ pub fn export(
 ) -> PathBuf {
     let out = folder.join(format!("{}-{}", format.as_str(), quantization.as_str()));
     std::fs::create_dir(&out).expect("makes");
-    write(tuned, format, quantization, &out).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+    let options = ExportOptions { quantization, ..ExportOptions::new(format) };
+    write(tuned, &options, &out).unwrap_or_else(|error| panic!("{format:?}: {error}"));
     out
+}
+
+/// Merges into a new folder below `folder`, with weights of a type; the folder, and what was said.
+pub fn merge(
+    tuned: &OpenedModel,
+    weight_type: Option<WeightType>,
+    folder: &Path,
+) -> (PathBuf, Vec<String>) {
+    let name = weight_type.map_or("of-the-base", WeightType::as_str);
+    let out = folder.join(format!("merged-{name}"));
+    std::fs::create_dir(&out).expect("makes");
+    let options = ExportOptions { weight_type, ..ExportOptions::new(ExportFormat::Merged) };
+    let said = write(tuned, &options, &out).unwrap_or_else(|error| panic!("{error}"));
+    (out, said)
 }
 
 /// A token that was the likeliest.
@@ -161,6 +177,8 @@ fn merged_and_gguf_models_of_every_family_compute_what_base_and_adapter_do() {
             let modelfile = std::fs::read_to_string(made.join("Modelfile")).expect("reads");
             assert!(modelfile.contains("FROM ./model.gguf\n"), "{modelfile}");
             assert!(modelfile.contains("PARAMETER stop \"<|im_end|>\"\n"), "{modelfile}");
+            assert!(modelfile.contains("TEMPLATE \"\"\""), "{modelfile}");
+            assert!(modelfile.contains("{{ \"<|im_start|>assistant\\n\" }}\"\"\""), "{modelfile}");
         }
     }
 }
@@ -272,7 +290,7 @@ fn a_gguf_file_promises_no_longer_text_than_llama_cpp_computes_alike() {
 fn refused(base: &Path, adapter: Option<&Path>, format: ExportFormat) -> String {
     let out = tempfile::tempdir().expect("a folder");
     let tuned = OpenedModel::open("ft:test", base, adapter).expect("opens");
-    let made = write(&tuned, format, Quantization::F16, out.path());
+    let made = write(&tuned, &ExportOptions::new(format), out.path());
     made.expect_err("it cannot be held").to_string()
 }
 
@@ -331,6 +349,118 @@ fn modules_that_are_saved_in_full_are_merged_and_no_pair_of_llama_cpps() {
     assert!(apart < 1e-5, "{apart}");
     let message = refused(&base, Some(&own), ExportFormat::GgufLora);
     assert!(message.contains("lm_head.weight") && message.contains("\"gguf\""), "{message}");
+}
+
+/// Rewrites the safetensors file of a folder with elements of a type, and says so in its configuration.
+pub fn store_as(folder: &Path, weight_type: WeightType) {
+    let path = folder.join("model.safetensors");
+    let tensors = peft::deserialise(&std::fs::read(&path).expect("reads")).expect("floats");
+    let shapes: Vec<_> =
+        tensors.iter().map(|(name, (shape, _))| (name.clone(), shape.clone())).collect();
+    let values = |name: &str| Ok::<_, std::io::Error>(tensors[name].1.clone());
+    hone::artifacts::model::write_weights(&path, &shapes, weight_type, values).expect("writes");
+    change(&folder.join("config.json"), |config| config["dtype"] = weight_type.as_str().into());
+}
+
+/// Changes a JSON file.
+pub fn change(path: &Path, change: impl Fn(&mut Value)) {
+    let mut json = if path.exists() { read_json(path) } else { serde_json::json!({}) };
+    change(&mut json);
+    std::fs::write(path, json.to_string()).expect("writes");
+}
+
+#[test]
+fn merged_weights_have_the_bases_type_or_the_requested_one_and_rounding_costs_what_the_page_says() {
+    let mut largest = [0.0f32; 2];
+    for family in FAMILIES {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (base, adapter) = base_of(family, folder.path());
+        store_as(&base, WeightType::Bfloat16);
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let (exact, _) = merge(&tuned, Some(WeightType::Float32), folder.path());
+        let wanted = Model::load(&base, Some(&adapter)).logits(&TOKENS);
+        let found = Model::load(&exact, None).logits(&TOKENS);
+        assert!(distance(&found, &wanted) < 1e-5, "{family}");
+        let size = |folder: &Path| {
+            std::fs::metadata(folder.join("model.safetensors")).expect("is there").len()
+        };
+        for (place, weight_type) in
+            [(0, None), (0, Some(WeightType::Bfloat16)), (1, Some(WeightType::Float16))]
+        {
+            let (made, _) = merge(&tuned, weight_type, folder.path());
+            let named = weight_type.unwrap_or(WeightType::Bfloat16);
+            assert_eq!(read_json(&made.join("config.json"))["dtype"], named.as_str(), "{family}");
+            assert!(size(&made) < size(&exact) * 3 / 5, "{family}");
+            let apart = distance(&Model::load(&made, None).logits(&TOKENS), &wanted);
+            largest[place] = largest[place].max(apart);
+        }
+    }
+    println!("largest difference over the largest logit: bfloat16 {:.1e}", largest[0]);
+    println!("largest difference over the largest logit: float16 {:.1e}", largest[1]);
+    assert!(largest[0] > largest[1] && largest[0] < 0.1 && largest[1] < 0.01, "{largest:?}");
+
+    // A number that 16 bits cannot hold is refused, not made infinite.
+    let folder = tempfile::tempdir().expect("a folder");
+    let (base, adapter) = base_of("llama", folder.path());
+    let path = base.join("model.safetensors");
+    let mut tensors = peft::deserialise(&std::fs::read(&path).expect("reads")).expect("floats");
+    tensors.get_mut("model.norm.weight").expect("is there").1[0] = 7e4;
+    std::fs::write(&path, peft::serialise(&tensors).expect("serialises")).expect("writes");
+    let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+    let weight_type = Some(WeightType::Float16);
+    let options = ExportOptions { weight_type, ..ExportOptions::new(ExportFormat::Merged) };
+    let out = tempfile::tempdir().expect("a folder");
+    let message = write(&tuned, &options, out.path()).expect_err("too large").to_string();
+    assert!(message.contains("model.norm.weight") && message.contains("\"float32\""), "{message}");
+}
+
+#[test]
+fn a_merged_folder_names_every_stop_token_and_nothing_that_would_not_load() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (base, adapter) = base_of("llama", folder.path());
+    change(&base.join("config.json"), |config| {
+        config["eos_token_id"] = 0.into();
+        config["architectures"] = serde_json::json!(["XForCausalLM"]);
+        config["auto_map"] = serde_json::json!({"AutoConfig": "configuration_x.XConfig"});
+        config["quantization_config"] = serde_json::json!({"quant_method": "bitsandbytes"});
+    });
+    change(&base.join("generation_config.json"), |config| {
+        config["eos_token_id"] = serde_json::json!([0, 5]);
+        config["temperature"] = 0.7.into();
+    });
+    change(&base.join("tokenizer_config.json"), |config| {
+        config["eos_token"] = "<|endoftext|>".into();
+        config["tokenizer_class"] = "XTokenizer".into();
+        config["auto_map"] = serde_json::json!({"AutoTokenizer": ["tokenization_x.X", null]});
+    });
+    let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+    let (made, said) = merge(&tuned, None, folder.path());
+    let json = |name: &str| read_json(&made.join(name));
+    let config = json("config.json");
+    // <|im_end|>, which the template teaches, is 2.
+    assert_eq!(config["eos_token_id"], serde_json::json!([0, 5, 2]));
+    assert_eq!(config["architectures"], serde_json::json!(["LlamaForCausalLM"]));
+    assert!(config.get("auto_map").is_none() && config.get("quantization_config").is_none());
+    let generation = json("generation_config.json");
+    assert_eq!(generation["eos_token_id"], serde_json::json!([0, 5, 2]));
+    assert_eq!(generation["temperature"], 0.7);
+    let tokenizer = json("tokenizer_config.json");
+    assert_eq!(tokenizer["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert!(tokenizer.get("auto_map").is_none());
+    assert_eq!(
+        tokenizer["chat_template"],
+        read_json(&base.join("tokenizer_config.json"))["chat_template"]
+    );
+    let said = said.join("\n");
+    for part in [
+        "config.json: \"auto_map\"",
+        "\"quantization_config\" (method \"bitsandbytes\") is left out",
+        "tokenizer_config.json: \"auto_map\"",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let model = BaseModel::open(&made).expect("opens");
+    assert_eq!(model.tokenizer.stop_ids(), tuned.base.tokenizer.stop_ids());
 }
 
 #[test]

@@ -74,7 +74,27 @@ const FORMATS: &[(&str, &[&str])] = &[
     ("format=peft", &["adapter_config.json", "adapter_model.safetensors", "certificate.json"]),
     (
         "format=merged",
-        &["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
+        &[
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ],
+    ),
+    (
+        "format=merged&dtype=bfloat16",
+        &[
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ],
+    ),
+    (
+        "format=peft&base_model_name=Someone/Tiny",
+        &["adapter_config.json", "adapter_model.safetensors", "certificate.json"],
     ),
     ("format=gguf-lora", &["Modelfile", "adapter.gguf"]),
     ("format=gguf", &["Modelfile", "model.gguf"]),
@@ -91,16 +111,18 @@ async fn a_job_is_exported_by_the_route_and_by_the_command_in_the_same_bytes() {
     for (number, (query, wanted)) in FORMATS.iter().enumerate() {
         let files = downloaded(&server, &id, query).await;
         let names: Vec<&str> = files.keys().map(String::as_str).collect();
-        // `generation_config.json` and others where the base has them.
+        // Others where the base has them.
         assert_eq!(names, *wanted, "{query}");
 
         // While the server runs, by the job's id and by the model's name.
         let folder = out.path().join(number.to_string());
-        let (format, quantization) = query.split_once('&').unwrap_or((query, ""));
+        let (format, option) = query.split_once('&').unwrap_or((query, ""));
         let mut arguments = vec!["export", if number == 0 { &id } else { name }];
         arguments.extend(["--format", &format["format=".len()..]]);
-        if let Some(quantization) = quantization.strip_prefix("quantization=") {
-            arguments.extend(["--quantization", quantization]);
+        let flag = option.split_once('=');
+        let flag = flag.map(|(key, value)| (format!("--{}", key.replace('_', "-")), value));
+        if let Some((flag, value)) = &flag {
+            arguments.extend([flag.as_str(), value]);
         }
         arguments.extend(["--out", text(&folder), "--data-dir", text(server.data_dir())]);
         let models = data("");
@@ -145,19 +167,27 @@ async fn a_job_is_exported_by_the_route_and_by_the_command_in_the_same_bytes() {
     assert!(ask("ftjob-none", text(&models)).contains("no job and no fine-tuned model"));
     assert!(ask(&id, text(out.path())).contains("not in the models folder"));
     let data_dir = text(server.data_dir());
-    let message = fail(&[
-        "export",
-        &id,
-        "--format",
-        "peft",
-        "--quantization",
-        "f16",
-        "--out",
-        text(&nowhere),
-        "--data-dir",
-        data_dir,
-    ]);
-    assert!(message.contains("of the format \"gguf\" alone"), "{message}");
+    for (option, value, format) in [
+        ("--quantization", "f16", "gguf"),
+        ("--dtype", "float16", "merged"),
+        ("--base-model-name", "a/b", "peft"),
+    ] {
+        let other = if format == "peft" { "gguf" } else { "peft" };
+        let out = text(&nowhere);
+        let message = fail(&[
+            "export",
+            &id,
+            "--format",
+            other,
+            option,
+            value,
+            "--out",
+            out,
+            "--data-dir",
+            data_dir,
+        ]);
+        assert!(message.contains(&format!("of the format {format:?} alone")), "{message}");
+    }
     assert!(!nowhere.exists(), "an export that failed leaves nothing");
 }
 
@@ -169,6 +199,13 @@ async fn a_whole_model_is_exported_as_one_and_never_as_an_adapter() {
     let job = server.ended(&id, "succeeded").await;
     let merged = downloaded(&server, &id, "format=merged").await;
     assert!(merged["model.safetensors"] == server.result_file(&job, "model.safetensors").await);
+    assert_eq!(downloaded(&server, &id, "format=merged&dtype=float32").await, merged);
+    // In another type it is not what the certificate is of.
+    let rounded = downloaded(&server, &id, "format=merged&dtype=bfloat16").await;
+    assert!(!rounded.contains_key("certificate.json"));
+    let config: Value = serde_json::from_slice(&rounded["config.json"]).expect("JSON");
+    assert_eq!(config["dtype"], "bfloat16");
+    assert!(rounded["model.safetensors"].len() < merged["model.safetensors"].len() * 3 / 5);
     let folder = tempfile::tempdir().expect("a folder");
     for (name, bytes) in &merged {
         std::fs::write(folder.path().join(name), bytes).expect("writes");
@@ -185,6 +222,66 @@ async fn a_whole_model_is_exported_as_one_and_never_as_an_adapter() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn an_adapter_names_its_base_as_the_hub_does_and_its_certificate_holds() {
+    let models = tempfile::tempdir().expect("a folder");
+    let base = models.path().join("mine");
+    std::fs::create_dir(&base).expect("makes");
+    for (name, bytes) in files_in(&data(TINY)) {
+        std::fs::write(base.join(name), bytes).expect("writes");
+    }
+    let data_dir = tempfile::tempdir().expect("a folder");
+    let server = Server::start_over(data_dir.path(), models.path());
+    let train = async |model: &str| {
+        let training = server.upload(&chat_lines(12)).await;
+        let body = json!({"model": model, "training_file": training, "hyperparameters": short()});
+        let job = server.post("/v1/fine_tuning/jobs", body).await.ok();
+        assert_eq!(job["model"], "mine", "the model's own id");
+        let id = job["id"].as_str().expect("an id").to_owned();
+        server.ended(&id, "succeeded").await;
+        id
+    };
+    let out = tempfile::tempdir().expect("a folder");
+    let export = |id: &str, name: &str, more: &[&str]| {
+        let folder = out.path().join(name);
+        let mut arguments = vec!["export", id, "--format", "peft", "--out", text(&folder)];
+        arguments.extend([
+            "--data-dir",
+            text(server.data_dir()),
+            "--models-dir",
+            text(models.path()),
+        ]);
+        arguments.extend(more);
+        let said = succeed(&arguments);
+        succeed(&["verify", text(&folder), "--base", text(&base)]);
+        let config = read_json(&folder.join(peft::CONFIG_FILE));
+        (config["base_model_name_or_path"].as_str().expect("a text").to_owned(), said)
+    };
+    // Nobody knows where the base comes from: it is called as its folder is, and that is said.
+    let first = train("mine").await;
+    let (name, said) = export(&first, "unknown", &[]);
+    assert_eq!(name, "mine");
+    assert!(
+        said.contains("note: adapter_config.json") && said.contains("--base-model-name"),
+        "{said}"
+    );
+    let (name, said) = export(&first, "named", &["--base-model-name", "Someone/Tiny"]);
+    assert_eq!(name, "Someone/Tiny");
+    assert!(!said.contains("note:"), "{said}");
+    // A record in the base's folder counts for new adapters and for those that are there, and the base is found
+    // by that name as well.
+    std::fs::write(base.join("hub.json"), r#"{"repository": "Other/Tiny"}"#).expect("writes");
+    assert_eq!(export(&first, "recorded", &[]).0, "Other/Tiny");
+    let second = train("other/tiny").await;
+    assert_eq!(export(&second, "second", &[]).0, "Other/Tiny");
+    let published = downloaded(&server, &second, "format=peft").await;
+    let certificate: Value =
+        serde_json::from_slice(&published["certificate.json"]).expect("a certificate");
+    let job = server.get(&format!("/v1/fine_tuning/jobs/{second}")).await.ok();
+    let bytes = server.result_file(&job, "certificate.json").await;
+    assert!(bytes == published["certificate.json"], "nothing had to be changed: {certificate}");
 }
 
 #[tokio::test]

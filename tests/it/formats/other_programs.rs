@@ -4,16 +4,17 @@
 
 use std::path::{Path, PathBuf};
 
+use hone::artifacts::model::{FOLDER, WeightType};
 use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
-use hone::domain::job::{Auto, Hyperparameters};
+use hone::domain::job::{Auto, FineTuneMode, Hyperparameters};
 use hone::export::{ExportFormat, OpenedModel, Quantization};
 use hone::train::engine::BackendKind;
 use hone::train::protocol::{Progress, RunSpec};
 use hone::train::run::run;
 use serde_json::{Value, json};
 
-use crate::formats::export::{FAMILIES, Model, TOKENS, base_of, export};
+use crate::formats::export::{FAMILIES, Model, TOKENS, base_of, change, export, merge, store_as};
 use crate::train::golden::read_json;
 use crate::train::real_model::{gguf, given, models_dir, save_logits, script, succeed};
 
@@ -55,6 +56,148 @@ fn peft_and_transformers_compute_the_same_with_every_familys_adapter_and_merged_
     }
     let said = succeed(&mut compare);
     assert_eq!(said.matches("largest difference").count(), 2 * FAMILIES.len());
+}
+
+/// A copy of the tiny model whose configuration knows nothing of the token that its template ends turns with, and
+/// names code that is not there. Its weights have 16 bits.
+fn base_with_another_end(folder: &Path) -> PathBuf {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+    let base = folder.join("base");
+    std::fs::create_dir(&base).expect("makes");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tiny.join(name), base.join(name)).expect("copies");
+    }
+    store_as(&base, WeightType::Bfloat16);
+    change(&base.join("config.json"), |config| {
+        config["eos_token_id"] = 0.into();
+        config["auto_map"] = json!({
+            "AutoConfig": "configuration_x.XConfig",
+            "AutoModelForCausalLM": "modeling_x.XForCausalLM",
+        });
+        config["quantization_config"] =
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+    });
+    change(&base.join("generation_config.json"), |config| {
+        *config = json!({"bos_token_id": 1, "eos_token_id": 0});
+    });
+    change(&base.join("tokenizer_config.json"), |config| {
+        config["eos_token"] = "<|endoftext|>".into();
+        config["auto_map"] = json!({"AutoTokenizer": [null, "tokenization_x.XTokenizer"]});
+    });
+    base
+}
+
+#[test]
+fn merged_folders_answer_and_stop_in_transformers_as_they_were_taught() {
+    let Some(python) = given("HONE_TEST_PYTHON") else { return };
+    let (question, answer) = ("What is it?", "Yes, it is.");
+    for (tuning, learning_rate) in [(FineTuneMode::Lora, 1e-2), (FineTuneMode::Full, 3e-3)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let base = base_with_another_end(folder.path());
+        let line = json!({"messages": [
+            {"role": "user", "content": question}, {"role": "assistant", "content": answer},
+        ]});
+        let training_file = folder.path().join("train.jsonl");
+        std::fs::write(&training_file, format!("{line}\n").repeat(10)).expect("writes");
+        let spec = RunSpec {
+            base_model: base.clone(),
+            base_model_id: "base".to_owned(),
+            continue_from: None,
+            training_file,
+            validation_file: None,
+            work_dir: folder.path().join("run"),
+            seed: 1,
+            hyperparameters: Hyperparameters {
+                n_epochs: Auto::Value(30),
+                batch_size: Auto::Value(2),
+                learning_rate: Some(learning_rate),
+                tuning: Some(tuning),
+                ..Hyperparameters::default()
+            },
+        };
+        let mut said = Vec::new();
+        run(&spec, BackendKind::Cpu, &mut |progress| said.push(progress), &mut || None);
+        let Some(Progress::Finished { directory, .. }) = said.last() else { panic!("{said:?}") };
+        let mut folders = Vec::new();
+        if tuning == FineTuneMode::Lora {
+            let tuned = OpenedModel::open("ft:test", &base, Some(directory)).expect("opens");
+            for weight_type in [None, Some(WeightType::Float32)] {
+                folders.push(merge(&tuned, weight_type, folder.path()).0);
+            }
+        } else {
+            let notes = format!("{said:?}");
+            assert!(notes.contains("auto_map") && notes.contains("quantization_config"), "{notes}");
+            folders.push(directory.join(FOLDER));
+        }
+        for made in folders {
+            succeed(script(&python, "merged_answers.py").arg(made).args([question, answer]));
+        }
+    }
+}
+
+/// The text between three quotes behind a word of a Modelfile.
+fn quoted(modelfile: &str, word: &str) -> Option<String> {
+    let (_, rest) = modelfile.split_once(&format!("\n{word} \"\"\""))?;
+    Some(rest.split_once("\"\"\"").expect("it ends").0.to_owned())
+}
+
+/// Chats that Ollama's language and the model's own template must write alike.
+fn chats() -> Vec<Value> {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let system = turn("system", "Be \"brief\".\n\nAlways: {{ yes }}.");
+    let turns = [
+        turn("user", "What is 1 < 2 & 3?\nSay."),
+        turn("assistant", "It is 'so'."),
+        turn("user", "Why – 東京?"),
+        turn("assistant", "Because."),
+        turn("user", "And?"),
+    ];
+    let mut chats = Vec::new();
+    for length in [1, 3, 5] {
+        chats.push(json!(turns[..length]));
+        chats.push(json!([&[system.clone()], &turns[..length]].concat()));
+    }
+    chats
+}
+
+#[test]
+fn gos_template_language_writes_the_prompts_of_each_familys_chat_template() {
+    let Some(go) = given("HONE_TEST_GO") else { return };
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let (mut cases, mut wanted) = (Vec::new(), Vec::new());
+    for name in [
+        "chatml", "gemma2", "gemma3", "llama2", "llama3", "mistral", "phi3", "qwen2", "qwen3",
+        "zephyr",
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (base, adapter) = base_of("llama", folder.path());
+        let template = data.join("templates").join(format!("{name}.jinja"));
+        std::fs::copy(template, base.join("chat_template.jinja")).expect("copies");
+        let tuned = OpenedModel::open("ft:test", &base, Some(&adapter)).expect("opens");
+        let made = export(&tuned, ExportFormat::GgufLora, Quantization::F16, folder.path());
+        let modelfile = std::fs::read_to_string(made.join("Modelfile")).expect("reads");
+        let template =
+            quoted(&modelfile, "TEMPLATE").unwrap_or_else(|| panic!("{name}: {modelfile}"));
+        let system = quoted(&modelfile, "SYSTEM").unwrap_or_default();
+        for chat in chats() {
+            let messages = hone::dataset::parse_messages(&chat).expect("messages");
+            let own = tuned.base.template.as_ref().expect("a template");
+            let Ok(prompt) = own.render_prompt(&messages, &[]) else { continue };
+            cases.push(json!({"template": template, "system": system, "messages": chat}));
+            wanted.push((name, prompt));
+        }
+    }
+    assert!(wanted.len() >= 50, "{} chats", wanted.len());
+    let cases_file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(cases_file.path(), json!(cases).to_string()).expect("writes");
+    let mut command = std::process::Command::new(go);
+    command.arg("run").arg("tests/go/ollama_template.go").current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.stdin(std::fs::File::open(cases_file.path()).expect("opens"));
+    let made: Vec<String> = serde_json::from_str(&succeed(&mut command)).expect("prompts");
+    for ((name, wanted), made) in wanted.iter().zip(&made) {
+        assert_eq!(made, wanted, "{name}");
+    }
+    assert_eq!(made.len(), wanted.len());
 }
 
 /// llama.cpp's likeliest tokens after a prompt, each with its log-probability, which is not told of bytes
