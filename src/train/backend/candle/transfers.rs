@@ -9,6 +9,7 @@ use std::thread::ThreadId;
 
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::train::backend::{BackendError, Outcome};
@@ -108,7 +109,12 @@ impl HostTransfers {
         if precision != DType::BF16 {
             return Ok(self.floats(values, shape)?.to_dtype(precision)?);
         }
-        let rounded: Vec<bf16> = values.par_iter().map(|value| bf16::from_f32(*value)).collect();
+        const PART: usize = 1 << 16;
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        rounded
+            .par_chunks_mut(PART)
+            .zip(values.par_chunks(PART))
+            .for_each(|(into, from)| into.convert_from_f32_slice(from));
         self.upload(&rounded, shape.into())
     }
 
