@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// The file's name among the result files.
 pub const FILE_NAME: &str = "certificate.json";
@@ -22,8 +24,14 @@ pub struct Certificate {
     pub base_model: CertifiedBaseModel,
     /// The training data.
     pub data: CertifiedData,
-    /// SHA-256 of the chat template's text; null without one.
+    /// SHA-256 of the chat template's text or, of several, of a JSON object of them by name; null without one.
     pub template_sha256: Option<String>,
+    /// Variables that the job gave to the chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_kwargs: Option<Map<String, Value>>,
+    /// The day that the chat template wrote in training, if it writes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<NaiveDate>,
     /// SHA-256 of the weights of the initial model, if the job continued one.
     pub continued_from_sha256: Option<String>,
     /// Seed of everything random.

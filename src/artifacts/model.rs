@@ -20,6 +20,12 @@ pub const CONFIG_FILE: &str = "config.json";
 /// Name of the weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 
+/// Name of the chat template, beside a model or an adapter.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// Name of the settings of the chat template.
+pub const TEMPLATE_SETTINGS_FILE: &str = "chat_template_settings.json";
+
 /// The files of a base model beside configuration and weights, which a model trained from it has as well:
 /// tokenizer, chat template, generation settings, licence.
 pub const COMPANIONS: &[&str] = &[
@@ -28,7 +34,8 @@ pub const COMPANIONS: &[&str] = &[
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
+    TEMPLATE_SETTINGS_FILE,
     "vocab.json",
     "merges.txt",
     "tokenizer.model",

@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use super::model::{TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::util::atomic_file;
 
 /// Name of the configuration.
@@ -16,6 +17,9 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 
 /// Name of the weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The files that an adapter has beside these two: the chat template that it was trained with.
+pub const COMPANIONS: &[&str] = &[TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE];
 
 /// The tensors of an adapter under PEFT's keys: shape and row-major values.
 pub type AdapterTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;

@@ -24,7 +24,7 @@ pub struct TunedModel {
     pub config_file: String,
     /// File id of `model.safetensors`, or of `adapter_model.safetensors`.
     pub weights_file: String,
-    /// File ids of what else a whole model has, its tokenizer for one.
+    /// File ids of what else it has: a whole model's tokenizer, the chat template that it was trained with.
     pub other_files: Vec<String>,
     /// Whether it is a checkpoint: those resolve by name and are not listed.
     pub is_checkpoint: bool,

@@ -135,9 +135,8 @@ impl Publisher<'_> {
             false => (directory.to_owned(), vec![peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
             true => (directory.join(model::FOLDER), vec![model::CONFIG_FILE, model::WEIGHTS_FILE]),
         };
-        if is_whole {
-            names.extend(model::COMPANIONS.iter().filter(|name| folder.join(name).is_file()));
-        }
+        let others = if is_whole { model::COMPANIONS } else { peft::COMPANIONS };
+        names.extend(others.iter().filter(|name| folder.join(name).is_file()));
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             files.push(self.store_file(&folder.join(name), &format!("{prefix}/{name}")).await?);

@@ -113,6 +113,8 @@ impl Staging<'_> {
             work_dir,
             seed: job.seed,
             hyperparameters: job.hyperparameters.clone(),
+            chat_template: job.chat_template.clone(),
+            training_date: job.training_date(),
         })
     }
 

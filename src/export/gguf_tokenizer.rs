@@ -10,7 +10,8 @@ use super::error::ExportError;
 use super::gguf_metadata::text;
 use crate::artifacts::gguf::GgufMetadata;
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::weights::gguf::pre_tokenizer;
+use crate::train::model::chat_template::DEFAULT;
+use crate::train::model::weights::gguf::{TEMPLATE_KEY, pre_tokenizer};
 
 /// Values of `tokenizer.ggml.token_type`.
 const NORMAL: i32 = 1;
@@ -80,10 +81,26 @@ pub(super) fn metadata(base: &BaseModel, rows: usize) -> Result<GgufMetadata, Ex
     set("add_bos_token", Value::Bool(special.adds_beginning));
     set("tokens", Value::Array(vocabulary.tokens.into_iter().map(Value::String).collect()));
     set("token_type", Value::Array(vocabulary.kinds.into_iter().map(Value::I32).collect()));
-    if let Some(template) = &base.template_source {
-        keys.push(("tokenizer.chat_template".to_owned(), text(template)));
-    }
+    keys.extend(templates(base));
     Ok(keys)
+}
+
+/// The chat templates, the default one under a key of its own and others by their names.
+fn templates(base: &BaseModel) -> GgufMetadata {
+    let mut keys = GgufMetadata::new();
+    let mut names = Vec::new();
+    for (name, template) in base.templates.iter() {
+        if name == DEFAULT {
+            keys.push((TEMPLATE_KEY.to_owned(), text(template)));
+        } else {
+            names.push(text(name));
+            keys.push((format!("{TEMPLATE_KEY}.{name}"), text(template)));
+        }
+    }
+    if !names.is_empty() {
+        keys.push(("tokenizer.chat_templates".to_owned(), Value::Array(names)));
+    }
+    keys
 }
 
 fn unsupported(what: &str) -> ExportError {

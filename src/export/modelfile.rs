@@ -5,6 +5,8 @@ use std::fmt::Write;
 use super::ollama_template::OllamaTemplate;
 use super::opened_model::OpenedModel;
 
+use crate::train::model::chat_template::STRFTIME_NOW;
+
 /// Name of the file.
 pub(super) const FILE_NAME: &str = "Modelfile";
 
@@ -62,7 +64,7 @@ fn template(model: &OpenedModel, text: &mut String, remarks: &mut Vec<String>) {
         return;
     };
     text.push_str("# It writes messages as the model's chat template does; tools are not in it.\n");
-    if model.base.template_source.as_ref().is_some_and(|source| source.contains("strftime_now")) {
+    if model.base.template.as_ref().is_some_and(|template| template.reads(STRFTIME_NOW)) {
         text.push_str("# The date in it, if there is one, is that of the export.\n");
     }
     if !found.takes_system {

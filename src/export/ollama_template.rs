@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::dataset::{Message, parse_messages};
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::chat_template::ChatTemplate;
 
 /// Texts that stand for messages, found again in what is rendered. No template changes them.
 const SYSTEM: &str = "Kestrel4571";
@@ -91,9 +90,10 @@ impl PromptFormat {
         }
         let mut shared = shared_end(&first, &to_question, control);
         // The end of the turn before it belongs to that one, though every user's turn may follow one.
-        let end_of_turn = base.template.as_ref().and_then(ChatTemplate::end_of_turn);
+        let tokens = base.tokenizer.added_tokens().map(|(text, _)| text);
+        let end_of_turn = base.template.as_ref().and_then(|template| template.end_of_turn(tokens));
         let shared_text = &first[first.len() - shared..];
-        if let Some((_, rest)) = end_of_turn.and_then(|end| shared_text.rsplit_once(end.as_str())) {
+        if let Some((_, rest)) = end_of_turn.and_then(|end| shared_text.rsplit_once(end)) {
             shared = rest.trim_start_matches('\n').len();
         }
         let before_user = first[first.len() - shared..].to_owned();

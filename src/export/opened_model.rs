@@ -12,6 +12,7 @@ use crate::artifacts::peft::{self, AdapterConfig, AdapterTensors};
 use crate::train::decoder::{FileTensor, tensors_of};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::config::ModelConfig;
+use crate::train::model::kept_template::KeptTemplate;
 use crate::train::model::lora::LoraSettings;
 use crate::train::model::weights::TensorData;
 
@@ -58,12 +59,16 @@ pub struct AdapterPair<'a> {
 
 impl OpenedModel {
     /// Opens the model `name`. `base` is the base model's folder or file, `adapter` the folder
-    /// of an adapter in PEFT's layout; without one the base is the whole model.
+    /// of an adapter in PEFT's layout; without one the base is the whole model. Its chat template is the one
+    /// that it was trained with.
     ///
     /// # Errors
     /// Files that cannot be read, tensors that do not match.
     pub fn open(name: &str, base: &Path, adapter: Option<&Path>) -> Result<Self, ExportError> {
-        let base = BaseModel::open(base)?;
+        let mut base = BaseModel::open(base)?;
+        if let Some(folder) = adapter {
+            base.use_kept(KeptTemplate::of_adapter(folder)?)?;
+        }
         let config = ModelConfig::read(&base.config)?;
         let tensors = tensors_of(&config, base.weights.as_ref())?;
         let adapter = match adapter {

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 
 use super::error::ServeError;
+use super::model_template::ModelTemplate;
 use super::source::AdapterSource;
 use crate::artifacts::peft;
 use crate::domain::error_code::ErrorCode;
 use crate::train::engine::{AttachedAdapter, InferenceEngine};
 use crate::train::model::base_model::BaseModel;
+use crate::train::model::fingerprint::Fingerprint;
+use crate::train::model::kept_template::KeptTemplate;
 use crate::train::model::lora::LoraSettings;
 
 /// The adapters of a model may together take the model's bytes divided by this; beyond it the least
@@ -25,20 +28,36 @@ pub(super) struct NamedAdapter {
     /// The fine-tuned model's or checkpoint's name.
     pub id: String,
     pub attached: Arc<AttachedAdapter>,
+    /// The chat template that it was trained with; adapters of earlier versions keep none.
+    pub template: Option<Arc<ModelTemplate>>,
 }
 
 /// One model in memory.
 pub(super) struct LoadedModel {
     id: String,
     model: BaseModel,
-    responder: InferenceEngine,
+    /// The state that its files had when it was read.
+    fingerprint: Fingerprint,
+    responder: Arc<InferenceEngine>,
     /// The most recently used one last.
     adapters: Mutex<Vec<NamedAdapter>>,
 }
 
 impl LoadedModel {
-    pub fn new(id: &str, model: BaseModel, responder: InferenceEngine) -> Self {
-        Self { id: id.to_owned(), model, responder, adapters: Mutex::new(Vec::new()) }
+    /// A model that was read when its files had this fingerprint.
+    pub fn new(
+        id: &str,
+        model: BaseModel,
+        fingerprint: Fingerprint,
+        responder: Arc<InferenceEngine>,
+    ) -> Self {
+        let adapters = Mutex::new(Vec::new());
+        Self { id: id.to_owned(), model, fingerprint, responder, adapters }
+    }
+
+    /// The state that its files had when it was read.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     pub fn id(&self) -> &str {
@@ -50,7 +69,7 @@ impl LoadedModel {
         &self.model
     }
 
-    pub fn responder(&self) -> &InferenceEngine {
+    pub fn responder(&self) -> &Arc<InferenceEngine> {
         &self.responder
     }
 
@@ -78,7 +97,16 @@ impl LoadedModel {
         let lora = LoraSettings::of_peft(&config);
         let attached = self.responder.attach(&lora, &tensors);
         let attached = Arc::new(attached.map_err(|error| cannot(error.to_string()))?);
-        let adapter = NamedAdapter { id: source.id, attached };
+        let kept =
+            KeptTemplate::from_files(bytes.template.as_deref(), bytes.template_settings.as_deref());
+        let template = match kept.map_err(|error| cannot(error.to_string()))? {
+            Some(kept) => {
+                let template = ModelTemplate::kept(&self.model, kept);
+                Some(Arc::new(template.map_err(|error| cannot(error.to_string()))?))
+            }
+            None => None,
+        };
+        let adapter = NamedAdapter { id: source.id, attached, template };
         let mut adapters = self.lock();
         // Another request may have attached it meanwhile.
         adapters.retain(|known| known.id != adapter.id);

@@ -5,7 +5,8 @@
 //! 1. [`request`]: a request, with the [`source`] of its model, comes to the [`ModelServer`] and waits in the
 //!    queue of the [`inference_thread`];
 //! 2. [`request_preparer`]: the model comes from the [`model_cache`] (a [`loaded_model`] with its adapters),
-//!    and the [`request_encoder`] tokenizes the prompts: one [`sequence_group`] for each;
+//!    and the [`request_encoder`] renders conversations with the [`model_template`] and tokenizes the
+//!    prompts: one [`sequence_group`] for each;
 //! 3. [`scheduler`]: the sequences are admitted, from what is in the [`prefix_cache`], and run;
 //! 4. [`step`]: the model computes tokens of many sequences together;
 //! 5. [`sequence`] and [`sequence_output`]: logits become the next token ([`sample`]), text
@@ -18,6 +19,7 @@ mod events;
 mod inference_thread;
 mod loaded_model;
 mod model_cache;
+mod model_template;
 mod prefix_cache;
 mod reasoning_parser;
 mod request;
@@ -43,7 +45,7 @@ use tokio::sync::mpsc;
 pub use self::error::ServeError;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
 use self::inference_thread::{MAX_WAITING_REQUESTS, ThreadContext};
-pub use self::request::{Prompt, Request, Sampling, TextPrompt};
+pub use self::request::{Prompt, Request, Sampling, TemplateOverrides, TextPrompt};
 use self::request_preparer::QueuedRequest;
 pub use self::serving_load::ServingLoad;
 pub use self::source::{AdapterBytes, AdapterSource, BaseSource, ModelSource};

@@ -14,6 +14,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::train::device::memory;
 use crate::train::engine::{BackendKind, InferenceEngine};
 use crate::train::model::base_model::BaseModel;
+use crate::train::model::fingerprint::Fingerprint;
 
 /// How long a model waits for memory that is in use, before its client is told to come back later.
 const MEMORY_WAIT: Duration = Duration::from_secs(3);
@@ -43,7 +44,8 @@ impl ModelCache {
         Self { budget, loaded: Mutex::new(Vec::new()), loading: Mutex::new(()) }
     }
 
-    /// The model of `source`, loaded if it is not yet. `runtime` runs the future that fetches its files.
+    /// The model of `source`, loaded if it is not yet, and again after its files have changed. `runtime`
+    /// runs the future that fetches the files of a fine-tuned model.
     ///
     /// # Errors
     /// A model that cannot be used, that is larger than the budget, or for which there is no memory
@@ -53,25 +55,27 @@ impl ModelCache {
         source: BaseSource,
         runtime: &Handle,
     ) -> Result<Arc<LoadedModel>, ServeError> {
-        let id = match &source {
-            BaseSource::Entry(entry) => entry.id.clone(),
-            BaseSource::FineTuned { id, .. } => id.clone(),
+        let (id, now) = match &source {
+            BaseSource::Entry(entry) => (entry.id.clone(), Some(Fingerprint::of(&entry.path))),
+            // What a job has made never changes.
+            BaseSource::FineTuned { id, .. } => (id.clone(), None),
         };
-        if let Some(model) = self.find(&id) {
+        if let Some(model) = self.find(&id, now.as_ref()) {
             return Ok(model);
         }
         let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = self.find(&id) {
+        if let Some(model) = self.find(&id, now.as_ref()) {
             return Ok(model);
         }
+        let outdated = self.take(&id);
         let model = match source {
-            BaseSource::Entry(entry) => self.load(&id, &entry.path)?,
+            BaseSource::Entry(entry) => self.load(&id, &entry.path, outdated)?,
             BaseSource::FineTuned { load, .. } => {
                 let folder = runtime.block_on(load).map_err(|reason| {
                     let message = format!("the files of {id:?} cannot be fetched: {reason}");
                     ServeError::new(ErrorCode::InternalError, message)
                 })?;
-                self.load(&id, folder.path())?
+                self.load(&id, folder.path(), None)?
             }
         };
         self.lock().push(Arc::clone(&model));
@@ -100,27 +104,54 @@ impl ModelCache {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, id: &str) -> Option<Arc<LoadedModel>> {
+    /// The model, if it is in memory as its files are `now`.
+    fn find(&self, id: &str, now: Option<&Fingerprint>) -> Option<Arc<LoadedModel>> {
+        let is_current = |model: &LoadedModel| now.is_none_or(|now| model.fingerprint() == now);
         let mut loaded = self.lock();
-        let index = loaded.iter().position(|model| model.id() == id)?;
+        let index = loaded.iter().position(|model| model.id() == id && is_current(model))?;
         let model = loaded.remove(index);
         loaded.push(Arc::clone(&model));
         Some(model)
     }
 
-    fn load(&self, id: &str, path: &Path) -> Result<Arc<LoadedModel>, ServeError> {
+    /// Takes the model out of the cache. Sequences that it runs go on with it.
+    fn take(&self, id: &str) -> Option<Arc<LoadedModel>> {
+        let mut loaded = self.lock();
+        let index = loaded.iter().position(|model| model.id() == id)?;
+        Some(loaded.remove(index))
+    }
+
+    /// Loads a model. The weights of `outdated`, which is the model as its files were before, are taken
+    /// where they are still the same.
+    fn load(
+        &self,
+        id: &str,
+        path: &Path,
+        outdated: Option<Arc<LoadedModel>>,
+    ) -> Result<Arc<LoadedModel>, ServeError> {
         let cannot = |reason: String| {
             let message = format!("the model {id:?} cannot be used: {reason}");
             ServeError::about("model", ErrorCode::InvalidModel, message)
         };
+        // Before the files are read: what changes meanwhile is read at the next request.
+        let fingerprint = Fingerprint::of(path);
         let model = BaseModel::open(path).map_err(|error| cannot(error.to_string()))?;
+        let with_same_weights = outdated.filter(|outdated| {
+            outdated.fingerprint().has_weights_of(&fingerprint)
+                && outdated.model().config == model.config
+        });
+        if let Some(outdated) = with_same_weights {
+            tracing::info!(model = id, "the model's files have changed, and were read again");
+            let responder = Arc::clone(outdated.responder());
+            return Ok(Arc::new(LoadedModel::new(id, model, fingerprint, responder)));
+        }
         let needs = InferenceEngine::needed_bytes(&model.config, model.weights.as_ref());
         self.make_room(id, needs)?;
         let responder =
             InferenceEngine::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
                 .map_err(|error| cannot(error.to_string()))?;
         tracing::info!(model = id, bytes = responder.memory_use(), "model loaded for serving");
-        Ok(Arc::new(LoadedModel::new(id, model, responder)))
+        Ok(Arc::new(LoadedModel::new(id, model, fingerprint, Arc::new(responder))))
     }
 
     /// Unloads models without sequences until there are `needs` bytes.

@@ -1,5 +1,8 @@
 //! A request to a model. The HTTP handlers have checked the ranges of its fields.
 
+use chrono::NaiveDate;
+use serde_json::{Map, Value};
+
 use crate::dataset::Message;
 
 /// A request for one or more outputs.
@@ -32,12 +35,26 @@ pub enum Prompt {
         /// In order.
         messages: Vec<Message>,
         /// JSON schemas of tools, for templates that support them.
-        tools: Vec<serde_json::Value>,
+        tools: Vec<Value>,
         /// Whether one output may call several tools.
         parallel_tool_calls: bool,
+        /// How it is rendered, where the request says so.
+        template: TemplateOverrides,
     },
     /// Plain texts, each with its own outputs.
     Texts(Vec<TextPrompt>),
+}
+
+/// What a request says of the chat template. It goes before what the model's job has set.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TemplateOverrides {
+    /// The name of the template, where the model has several.
+    pub name: Option<String>,
+    /// Variables of the template, each in the place of the job's of that name.
+    pub kwargs: Map<String, Value>,
+    /// The day that `strftime_now` writes; `Some(None)`: that of the request, `None`: that of the job if it
+    /// sets one, else that of the request.
+    pub date: Option<Option<NaiveDate>>,
 }
 
 impl Prompt {

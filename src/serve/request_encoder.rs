@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::error::ServeError;
 use super::events::{Event, EventSender};
-use super::loaded_model::LoadedModel;
+use super::loaded_model::{LoadedModel, NamedAdapter};
+use super::model_template::ModelTemplate;
 use super::reasoning_parser::ReasoningParser;
 use super::request::{Prompt, Request, TextPrompt};
 use super::sample::Sampler;
@@ -15,14 +16,16 @@ use super::tool_format::ToolFormat;
 use crate::dataset::Message;
 use crate::domain::error_code::ErrorCode;
 use crate::train::model::base_model::BaseModel;
-use crate::train::model::chat_template::{ReasoningTags, TemplateError};
+use crate::train::model::chat_template::{ChatTemplate, ReasoningTags, TemplateError};
 
 /// Encodes requests to one model.
 pub(super) struct RequestEncoder<'a> {
     /// The model's name.
     id: &'a str,
-    /// Its tokenizer and template.
+    /// Its tokenizer.
     model: &'a BaseModel,
+    /// The chat template, that of the adapter where it keeps one.
+    template: ModelTemplate,
     /// Longest sequence in tokens.
     context_length: usize,
     /// Number of tokens in the vocabulary.
@@ -39,11 +42,16 @@ struct EncodedPrompt {
 }
 
 impl<'a> RequestEncoder<'a> {
-    /// For requests to this model.
-    pub fn new(model: &'a LoadedModel) -> Self {
+    /// For requests to this model, or to the adapter beside it.
+    pub fn new(model: &'a LoadedModel, adapter: Option<&NamedAdapter>) -> Self {
+        let kept = adapter.and_then(|adapter| adapter.template.as_ref());
         Self {
             id: model.id(),
             model: model.model(),
+            template: kept.map_or_else(
+                || ModelTemplate::of_model(model.model()),
+                |kept| kept.as_ref().clone(),
+            ),
             context_length: model.responder().context_length(),
             vocabulary: model.responder().vocabulary(),
         }
@@ -67,8 +75,15 @@ impl<'a> RequestEncoder<'a> {
             }
         }
         let starts_new_text = matches!(request.prompt, Prompt::Chat { .. });
+        let mut tool_format = None;
         let prompts = match &request.prompt {
-            Prompt::Chat { messages, tools, .. } => vec![self.encode_chat(messages, tools)?],
+            Prompt::Chat { messages, tools, parallel_tool_calls, template } => {
+                let template = self.template.for_request(template)?;
+                let most = if *parallel_tool_calls { usize::MAX } else { 1 };
+                let format = template.as_ref().filter(|_| !tools.is_empty());
+                tool_format = format.and_then(ToolFormat::of).map(|format| (format, most));
+                vec![self.encode_chat(template.as_ref(), messages, tools)?]
+            }
             Prompt::Texts(texts) => {
                 let encoded: Result<Vec<EncodedPrompt>, ServeError> =
                     texts.iter().map(|text| self.encode_text(text)).collect();
@@ -76,7 +91,6 @@ impl<'a> RequestEncoder<'a> {
             }
         };
         let seed = request.seed.unwrap_or_else(random_seed);
-        let tool_format = self.tool_format(&request.prompt);
         let mut outputs = Vec::with_capacity(prompts.len());
         let mut index = 0;
         for prompt in &prompts {
@@ -95,6 +109,7 @@ impl<'a> RequestEncoder<'a> {
                     echo: request.echo,
                     max_tokens,
                     stop: request.stop.clone(),
+                    stop_tokens: Arc::clone(&self.template.stop_tokens),
                     log_probabilities: request.log_probabilities,
                 };
                 let sampler = Sampler::new(request.sampling.clone(), seed, index);
@@ -113,18 +128,6 @@ impl<'a> RequestEncoder<'a> {
         let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len() as u64).sum();
         events.send(Event::Started { prompt_tokens });
         Ok(outputs)
-    }
-
-    /// In which format outputs may call tools, and how often.
-    fn tool_format(&self, prompt: &Prompt) -> Option<(ToolFormat, usize)> {
-        let Prompt::Chat { tools, parallel_tool_calls, .. } = prompt else {
-            return None;
-        };
-        if tools.is_empty() {
-            return None;
-        }
-        let format = ToolFormat::of(self.model.template.as_ref()?)?;
-        Some((format, if *parallel_tool_calls { usize::MAX } else { 1 }))
     }
 
     /// Most tokens to generate after a prompt of this length, or why the context has no room for one.
@@ -147,10 +150,11 @@ impl<'a> RequestEncoder<'a> {
     /// Tokenizes a conversation, up to where the answer begins.
     fn encode_chat(
         &self,
+        template: Option<&ChatTemplate>,
         messages: &[Message],
         tools: &[serde_json::Value],
     ) -> Result<EncodedPrompt, ServeError> {
-        let Some(template) = &self.model.template else {
+        let Some(template) = template else {
             let message = format!(
                 "the base model {:?} has no chat template: /v1/completions continues plain texts",
                 self.id
@@ -163,6 +167,10 @@ impl<'a> RequestEncoder<'a> {
                 ServeError::about("tools", ErrorCode::Unsupported, error.to_string())
             }
             TemplateError::NoToolCalls { .. } => refused(ErrorCode::Unsupported, error.to_string()),
+            TemplateError::NoDefault { .. } => {
+                let code = ErrorCode::InvalidRequest;
+                ServeError::about("chat_template", code, error.to_string())
+            }
             _ => refused(ErrorCode::InvalidRequest, error.to_string()),
         })?;
         let tokens = self.model.tokenizer.encode_escaped(&text);

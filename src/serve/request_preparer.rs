@@ -90,7 +90,7 @@ fn prepare(
         Some(adapter) => Some(model.attach(adapter, runtime)?),
         None => None,
     };
-    let prompts = RequestEncoder::new(&model).encode(request, events)?;
+    let prompts = RequestEncoder::new(&model, adapter.as_ref()).encode(request, events)?;
     let groups = prompts.into_iter().map(|outputs| SequenceGroup {
         model: Arc::clone(&model),
         adapter: adapter.clone(),

@@ -33,6 +33,8 @@ pub(super) struct OutputParameters {
     pub max_tokens: usize,
     /// Stop strings.
     pub stop: Vec<String>,
+    /// Tokens beside the tokenizer's that end the output.
+    pub stop_tokens: Arc<[u32]>,
     /// As [`super::Request::log_probabilities`].
     pub log_probabilities: Option<usize>,
 }
@@ -131,7 +133,8 @@ impl SequenceOutput {
                 return None;
             }
         };
-        let is_end = self.tokenizer.stop_ids().contains(&token);
+        let is_end = self.tokenizer.stop_ids().contains(&token)
+            || self.parameters.stop_tokens.contains(&token);
         if let Some(logits) = &model_logits {
             self.score(token, Some(logits), is_end);
         }

@@ -13,6 +13,10 @@ pub struct AdapterBytes {
     pub config: Bytes,
     /// `adapter_model.safetensors`.
     pub weights: Bytes,
+    /// `chat_template.jinja`, the chat template that it was trained with.
+    pub template: Option<Bytes>,
+    /// `chat_template_settings.json`.
+    pub template_settings: Option<Bytes>,
 }
 
 /// An adapter by name. Its bytes are fetched only when it is not attached yet.

@@ -7,9 +7,11 @@
 
 use std::path::PathBuf;
 
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Diagnostics;
+use crate::domain::chat_template::ChatTemplateSettings;
 use crate::domain::job::{
     EventLevel, Hyperparameters, JobError, NewEvent, ResolvedHyperparameters, StepMetrics,
 };
@@ -34,6 +36,12 @@ pub struct RunSpec {
     pub seed: u32,
     /// What the client asked for.
     pub hyperparameters: Hyperparameters,
+    /// How conversations are rendered.
+    #[serde(default)]
+    pub chat_template: ChatTemplateSettings,
+    /// The day that `strftime_now` writes; without one the day on which it is called.
+    #[serde(default)]
+    pub training_date: Option<NaiveDate>,
 }
 
 /// What the supervisor tells a running trainer.

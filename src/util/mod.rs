@@ -7,3 +7,4 @@ pub mod error_source;
 pub mod fail_point;
 pub mod file_digest;
 pub mod hex;
+pub mod strftime;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::fields::BodyFields;
-use super::{Refusal, integrations, method};
+use super::{Refusal, chat_template, integrations, method};
+use crate::domain::chat_template::ChatTemplateSettings;
 use crate::domain::job::Hyperparameters;
 
 /// A request that is valid by itself.
@@ -25,6 +26,8 @@ pub struct JobRequest {
     pub hyperparameters: Hyperparameters,
     /// The client's metadata.
     pub metadata: Option<BTreeMap<String, String>>,
+    /// How conversations are rendered.
+    pub chat_template: ChatTemplateSettings,
     /// Paths of fields that hone does not use. An event names them; they are no error.
     pub unknown_fields: Vec<String>,
 }
@@ -40,6 +43,9 @@ pub const FIELDS: &[&str] = &[
     "hyperparameters",
     "integrations",
     "metadata",
+    "chat_template",
+    "chat_template_kwargs",
+    "chat_template_date",
 ];
 
 const MAX_SUFFIX_CHARS: usize = 64;
@@ -63,6 +69,7 @@ pub fn read(body: &Map<String, Value>) -> Result<JobRequest, Refusal> {
         seed: seed(fields.get("seed"))?,
         hyperparameters: method.hyperparameters,
         metadata: metadata(fields.get("metadata"))?,
+        chat_template: chat_template::of_job(&fields)?,
         unknown_fields,
     })
 }
@@ -139,7 +146,8 @@ mod tests {
     #[test]
     fn an_explicit_null_is_the_same_as_absence() {
         let nulls = json!({"validation_file": null, "suffix": null, "seed": null, "method": null,
-            "hyperparameters": null, "integrations": null, "metadata": null});
+            "hyperparameters": null, "integrations": null, "metadata": null,
+            "chat_template": null, "chat_template_kwargs": null, "chat_template_date": null});
         assert_eq!(read_json(nulls), read_json(json!({})));
         assert!(read_json(json!({"integrations": []})).is_ok());
     }
@@ -169,9 +177,37 @@ mod tests {
             (json!({"integrations": [{"type": "wandb"}]}), "integrations[0].wandb"),
             (json!({"metadata": {"a": 1}}), "metadata.a"),
             (json!({"hyperparameters": 3}), "hyperparameters"),
+            (json!({"chat_template": 3}), "chat_template"),
+            (json!({"chat_template": ""}), "chat_template"),
+            (json!({"chat_template": "{% for m in messages %}"}), "chat_template"),
+            (
+                json!({"chat_template": format!("{{{{ {} }}}}", "x".repeat(300_000))}),
+                "chat_template",
+            ),
+            (json!({"chat_template_kwargs": "nonsense"}), "chat_template_kwargs"),
+            (json!({"chat_template_kwargs": [1]}), "chat_template_kwargs"),
+            (json!({"chat_template_kwargs": {"tools": []}}), "chat_template_kwargs.tools"),
+            (json!({"chat_template_kwargs": {"bos_token": ""}}), "chat_template_kwargs.bos_token"),
+            (json!({"chat_template_kwargs": {"a": "x".repeat(70_000)}}), "chat_template_kwargs"),
+            (json!({"chat_template_date": 20240726}), "chat_template_date"),
+            (json!({"chat_template_date": "2024-7-26"}), "chat_template_date"),
+            (json!({"chat_template_date": "2024-02-30"}), "chat_template_date"),
+            (json!({"chat_template_date": "today"}), "chat_template_date"),
         ] {
             assert_eq!(read_json(body.clone()).expect_err("it is wrong").param, param, "{body}");
         }
+    }
+
+    #[test]
+    fn a_job_may_bring_a_template_with_variables_and_a_date() {
+        let body = json!({"chat_template": "{{ messages[0].content }}",
+            "chat_template_kwargs": {"enable_thinking": false, "documents": [{"text": "a"}]},
+            "chat_template_date": "2024-07-26"});
+        let read = read_json(body.clone()).expect("it is valid").chat_template;
+        assert_eq!(serde_json::to_value(&read).expect("it is stored"), body);
+        let stored: ChatTemplateSettings = serde_json::from_value(body).expect("it is read back");
+        assert_eq!(stored, read);
+        assert!(read_json(json!({})).expect("it is valid").chat_template.is_default());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Stage 2: is a request valid? Pure functions, which `http` calls while it reads a request.
 
+pub mod chat_template;
 pub mod data_file;
 pub mod fields;
 pub mod file_request;

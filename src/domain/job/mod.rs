@@ -4,11 +4,13 @@ mod hyperparameters;
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, NaiveDate};
 use serde::{Deserialize, Serialize};
 
 pub use self::hyperparameters::{
     Auto, FineTuneMode, Hyperparameters, LoraLayers, Method, ResolvedHyperparameters, Schedule,
 };
+use crate::domain::chat_template::ChatTemplateSettings;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::ids;
 use crate::domain::model::tuned_model_name;
@@ -142,6 +144,8 @@ pub struct NewJob {
     pub suffix: Option<String>,
     /// The client's own notes.
     pub metadata: Option<BTreeMap<String, String>>,
+    /// How its conversations are rendered.
+    pub chat_template: ChatTemplateSettings,
 }
 
 /// One fine-tuning job.
@@ -184,6 +188,8 @@ pub struct Job {
     pub suffix: Option<String>,
     /// The client's own notes.
     pub metadata: Option<BTreeMap<String, String>>,
+    /// How its conversations are rendered, where the client said so.
+    pub chat_template: ChatTemplateSettings,
     /// Optimiser steps done.
     pub trained_steps: u64,
     /// Optimiser steps in all; `None` until resolved.
@@ -211,6 +217,7 @@ impl Job {
             seed,
             suffix,
             metadata,
+            chat_template,
         } = requested;
         Self {
             id: ids::new_job_id(),
@@ -231,6 +238,7 @@ impl Job {
             seed,
             suffix,
             metadata,
+            chat_template,
             trained_steps: 0,
             total_steps: None,
             estimated_finish: None,
@@ -250,6 +258,13 @@ impl Job {
     pub fn model_name(&self) -> String {
         let id = ids::model_suffix(&self.id);
         tuned_model_name(&self.model, self.suffix.as_deref(), &id)
+    }
+
+    /// The day that `strftime_now` writes in its training, the same for every attempt: the client's, or the
+    /// one on which the job was created, in UTC.
+    pub fn training_date(&self) -> Option<NaiveDate> {
+        let created = DateTime::from_timestamp(self.created_at, 0);
+        self.chat_template.defaults.date.or(created.map(|time| time.date_naive()))
     }
 
     /// Whether the job makes a model of its own, and no adapter.

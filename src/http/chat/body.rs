@@ -68,6 +68,17 @@ pub struct CreateChatCompletion {
     response_format: Option<ResponseFormat>,
     /// A list of `text`; other modalities are refused.
     modalities: Option<Value>,
+    /// Extension of hone: which of the model's chat templates, by its name; transformers' choice without it.
+    chat_template: Option<String>,
+    /// Extension of hone, and of vLLM and SGLang: variables of the chat template, such as
+    /// `{"enable_thinking": false}`. Each goes before the one of that name of the job that made the model.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Value>,
+    /// Extension of hone: the day that a template writes as today's, `YYYY-MM-DD` or `today`; without it the
+    /// day that the job set, else today.
+    chat_template_date: Option<String>,
+    /// Handed to the chat template as `reasoning_effort`.
+    reasoning_effort: Option<String>,
 }
 
 /// A message; more in OpenAI's reference.

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use crate::dataset::{drop_schema_nulls, parse_messages};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::generation::fields::{GenerationFields, unsupported, wrong};
-use crate::serve::{Prompt, Request};
+use crate::serve::{Prompt, Request, TemplateOverrides};
+use crate::validate::chat_template;
 
 /// The fields of the body.
 pub(in crate::http) const FIELDS: &[&str] = &[
@@ -32,7 +33,14 @@ pub(in crate::http) const FIELDS: &[&str] = &[
     "function_call",
     "response_format",
     "modalities",
+    "chat_template",
+    "chat_template_kwargs",
+    "chat_template_date",
+    "reasoning_effort",
 ];
+
+/// The field for how long a model reasons, and the variable of templates.
+const REASONING_EFFORT: &str = "reasoning_effort";
 
 /// Most alternatives of a token that `top_logprobs` may request.
 const MOST_LIKELIEST: u64 = 20;
@@ -79,7 +87,12 @@ pub(super) fn read(fields: &GenerationFields<'_>) -> ApiResult<(Request, ChatRep
     let options = ChatReplyOptions { has_logprobs: log_probabilities.is_some(), is_function };
     let tools = if is_function { functions(fields)? } else { tools };
     let request = Request {
-        prompt: Prompt::Chat { messages, tools, parallel_tool_calls },
+        prompt: Prompt::Chat {
+            messages,
+            tools,
+            parallel_tool_calls,
+            template: template_overrides(fields)?,
+        },
         sampling: fields.sampling()?,
         max_tokens: newer.or(older).map(|most| most as u32),
         seed: fields.seed()?,
@@ -89,6 +102,20 @@ pub(super) fn read(fields: &GenerationFields<'_>) -> ApiResult<(Request, ChatRep
         log_probabilities,
     };
     Ok((request, options))
+}
+
+/// What the request says of the chat template.
+fn template_overrides(fields: &GenerationFields<'_>) -> ApiResult<TemplateOverrides> {
+    let mut kwargs = chat_template::kwargs(&fields.0)?;
+    // OpenAI's field: templates read it under its own name.
+    if let Some(effort) = fields.0.text(REASONING_EFFORT)? {
+        kwargs.entry(REASONING_EFFORT).or_insert(effort.into());
+    }
+    Ok(TemplateOverrides {
+        name: fields.0.text("chat_template")?,
+        kwargs,
+        date: chat_template::date_of_request(&fields.0)?,
+    })
 }
 
 fn log_probabilities(fields: &GenerationFields<'_>) -> ApiResult<Option<usize>> {

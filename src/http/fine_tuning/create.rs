@@ -132,4 +132,14 @@ struct CreateJob {
     /// Up to 16 pairs of texts.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Value>,
+    /// Extension of hone: a chat template (Jinja) in the place of the model's, or the name of one of the
+    /// model's.
+    chat_template: Option<String>,
+    /// Extension of hone: variables of the chat template, in training and for the answers of the model,
+    /// such as `{"enable_thinking": false}`.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Value>,
+    /// Extension of hone: the day that a template writes as today's, `YYYY-MM-DD`, in training and for
+    /// answers; without it the day on which the job was created, and for answers the day of the request.
+    chat_template_date: Option<String>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::domain::job::{
@@ -56,12 +56,23 @@ pub struct JobObject {
     trained_steps: u64,
     /// Optimiser steps in all; null until resolved.
     total_steps: Option<u64>,
+    /// As the request had it; absent without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template: Option<String>,
+    /// As the request had it; absent without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
+    /// As the request had it; absent without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template_date: Option<String>,
 }
 
 impl From<&Job> for JobObject {
     fn from(job: &Job) -> Self {
         let (hyperparameters, method) = hyperparameters(job);
         let error = job.error.as_ref().map(job_error);
+        let template = &job.chat_template.defaults;
         Self {
             id: job.id.clone(),
             object: "fine_tuning.job",
@@ -87,6 +98,11 @@ impl From<&Job> for JobObject {
             shared_with_openai: false,
             trained_steps: job.trained_steps,
             total_steps: job.total_steps,
+            chat_template: job.chat_template.chat_template.clone(),
+            chat_template_kwargs: Some(&template.kwargs)
+                .filter(|kwargs| !kwargs.is_empty())
+                .cloned(),
+            chat_template_date: template.date.map(|day| day.to_string()),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
+use crate::train::model::template_sources::{TemplateSources, is_jinja};
 use crate::validate::data_file::job_error_for;
 use crate::validate::job_request::{self, JobRequest};
 
@@ -53,6 +54,7 @@ impl ValidatedJob {
         let request = job_request::read(body)?;
         let mode = request.hyperparameters.tuning.unwrap_or_default();
         let model = StartingModel::find(state, &caller, &request.model, mode).await?;
+        model.check_template(state, request.chat_template.chat_template.as_deref())?;
         let files = JobFiles::find(state, &caller, &request).await?;
         let error = files.error(request.hyperparameters.method);
         let unused = unused_fields(&request.unknown_fields);
@@ -67,6 +69,7 @@ impl ValidatedJob {
                 seed: request.seed.unwrap_or_else(random_seed),
                 suffix: request.suffix,
                 metadata: request.metadata,
+                chat_template: request.chat_template,
             },
             state.clock.now(),
         );
@@ -145,6 +148,24 @@ impl StartingModel {
         // It may have been named by its repository on the Hub.
         let base_model = entry.id;
         Ok(Self { base_model, continue_from: tuned.map(|tuned| tuned.id) })
+    }
+}
+
+impl StartingModel {
+    /// Refuses a chat template that is no Jinja and no name of one of the base model's. A fine-tuned model
+    /// has its own templates, which its job looks into.
+    fn check_template(&self, state: &AppState, chat_template: Option<&str>) -> ApiResult<()> {
+        let (Some(text), None) = (chat_template, &self.continue_from) else { return Ok(()) };
+        let base = state.base_models.find(&self.base_model).map_err(ApiError::internal)?;
+        let Some(base) = base.filter(|base| base.path.is_dir() && !is_jinja(text)) else {
+            return Ok(());
+        };
+        // A folder that cannot be read is the job's to say.
+        let Ok(templates) = TemplateSources::of_folder(&base.path) else { return Ok(()) };
+        match templates.choose(text) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(ApiError::field("chat_template", error.to_string())),
+        }
     }
 }
 

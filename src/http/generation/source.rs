@@ -1,8 +1,11 @@
 //! Resolves the name of a model: a base model, a fine-tuned one or a checkpoint.
 
+use std::collections::HashMap;
+
 use futures_util::FutureExt;
 use tempfile::TempDir;
 
+use crate::artifacts::model::{TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::base_models::BaseModelEntry;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::model::TunedModel;
@@ -58,10 +61,17 @@ async fn load(state: AppState, model: TunedModel) -> Result<AdapterBytes, String
     let bytes = async |id: &str| {
         let file = state.store.file(id).await.map_err(|error| error.to_string())?;
         let file = file.ok_or_else(|| format!("its file {id:?} is gone"))?;
-        state.blobs.bytes(&file.blob_key).await.map_err(|error| error.to_string())
+        let bytes = state.blobs.bytes(&file.blob_key).await.map_err(|error| error.to_string())?;
+        Ok::<_, String>((file.filename, bytes))
     };
+    let mut others = HashMap::new();
+    for id in &model.other_files {
+        others.extend([bytes(id).await?]);
+    }
     Ok(AdapterBytes {
-        config: bytes(&model.config_file).await?,
-        weights: bytes(&model.weights_file).await?,
+        config: bytes(&model.config_file).await?.1,
+        weights: bytes(&model.weights_file).await?.1,
+        template: others.remove(TEMPLATE_FILE),
+        template_settings: others.remove(TEMPLATE_SETTINGS_FILE),
     })
 }

@@ -30,14 +30,15 @@ pub(super) async fn insert(
     }
     let total_steps =
         job.total_steps.map(|steps| rows::to_integer("jobs.total_steps", steps)).transpose()?;
+    let chat_template = Some(&job.chat_template).filter(|settings| !settings.is_default());
     sqlx::query(
         "INSERT INTO jobs (id, created_at, finished_at, model, fine_tuned_model, status,
                            training_file, validation_file, result_files, trained_tokens,
                            hyperparameters, resolved, error, seed, suffix, metadata,
                            trained_steps, total_steps, estimated_finish, attempt, continue_from,
-                           project)
+                           project, chat_template)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                 $19, $20, $21, $22)",
+                 $19, $20, $21, $22, $23)",
     )
     .bind(&job.id)
     .bind(job.created_at)
@@ -61,6 +62,7 @@ pub(super) async fn insert(
     .bind(i64::from(job.attempt))
     .bind(&job.continue_from)
     .bind(job.project.as_str())
+    .bind(rows::to_optional_json("jobs.chat_template", chat_template)?)
     .execute(&mut *connection)
     .await?;
     webhook_outbox::job_ended(connection, &job.id, job.status, now).await

@@ -55,14 +55,11 @@ pub(super) async fn by_id(
     Ok(Some(model))
 }
 
-/// Reads what else a whole model has.
+/// Reads what else there is: a whole model's tokenizer, an adapter's chat template.
 async fn add_other_files(
     connection: &mut SqliteConnection,
     model: &mut TunedModel,
 ) -> Result<(), StoreError> {
-    if !model.is_whole {
-        return Ok(());
-    }
     let found =
         sqlx::query("SELECT file_id FROM model_files WHERE model_name = $1 ORDER BY position")
             .bind(&model.id)

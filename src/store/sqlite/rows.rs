@@ -160,6 +160,8 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         seed: to_count("jobs.seed", row.try_get("seed")?)?,
         suffix: row.try_get("suffix")?,
         metadata: from_optional_json("jobs.metadata", row.try_get("metadata")?)?,
+        chat_template: from_optional_json("jobs.chat_template", row.try_get("chat_template")?)?
+            .unwrap_or_default(),
         trained_steps: to_count("jobs.trained_steps", row.try_get("trained_steps")?)?,
         total_steps: total_steps.map(|steps| to_count("jobs.total_steps", steps)).transpose()?,
         estimated_finish: row.try_get("estimated_finish")?,

@@ -8,11 +8,16 @@ use serde_json::Value;
 
 use super::chat_template::ChatTemplate;
 use super::error::LoadError;
+use super::kept_template::{self, KeptTemplate};
+use super::template_sources::{self, TemplateSources, TemplateTokens};
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{WeightSource, folder, gguf};
-use crate::artifacts::model::COMPANIONS;
+use crate::artifacts::model::{COMPANIONS, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::base_models::RECORD_FILE;
+use crate::domain::chat_template::TemplateDefaults;
 use crate::util::file_digest::StreamDigest;
+
+const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// Everything that one base model's folder or `.gguf` file holds.
 pub struct BaseModel {
@@ -24,8 +29,12 @@ pub struct BaseModel {
     pub tokenizer: Arc<Tokenizer>,
     /// How conversations become text; `None` when the model brings no template.
     pub template: Option<ChatTemplate>,
-    /// The template as the model brings it.
-    pub template_source: Option<String>,
+    /// The texts of the templates.
+    pub templates: TemplateSources,
+    /// Settings of the template that the model brings, as one that a job trained does.
+    pub template_defaults: TemplateDefaults,
+    /// What its tokenizer says to templates.
+    template_tokens: TemplateTokens,
     /// SHA-256 over the model's files, lower-case hex.
     pub digest: String,
     /// The folder or `.gguf` file.
@@ -60,7 +69,7 @@ impl BaseModel {
 
     fn open_folder(folder: &Path) -> Result<Self, LoadError> {
         let config = read_json(&folder.join("config.json"))?;
-        let tokenizer_config = read_json_if_there(&folder.join("tokenizer_config.json"))?;
+        let tokenizer_config = read_json_if_there(&folder.join(TOKENIZER_CONFIG_FILE))?;
         let generation = read_json_if_there(&folder.join("generation_config.json"))?;
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
@@ -87,47 +96,118 @@ impl BaseModel {
         for id in named.into_iter().chain(ends) {
             tokenizer.add_stop(id);
         }
-        let source = template_source(folder, &tokenizer_config)?;
-        let beginning = token_text("bos_token").unwrap_or_default();
-        let end = token_text("eos_token").unwrap_or_default();
-        let template = compile(source.as_deref(), &mut tokenizer, &beginning, &end, folder)?;
-        Ok(Self {
+        let template_tokens = TemplateTokens {
+            control: control_texts(&tokenizer),
+            beginning: token_text("bos_token").unwrap_or_default(),
+            end: token_text("eos_token").unwrap_or_default(),
+        };
+        let mut model = Self {
             weights: folder::open(folder)?,
             digest: digest_of(&model_files_of(folder)?)?,
             path: folder.to_owned(),
             config,
             tokenizer: Arc::new(tokenizer),
-            template,
-            template_source: source,
-        })
+            template: None,
+            templates: TemplateSources::default(),
+            template_defaults: kept_template::defaults_of(folder)?,
+            template_tokens,
+        };
+        model.use_templates(TemplateSources::read(folder, &tokenizer_config)?)?;
+        Ok(model)
     }
 
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
         let opened = gguf::open(path)?;
-        let mut tokenizer = Tokenizer::from_json(&opened.tokenizer_json, opened.special)
+        let tokenizer = Tokenizer::from_json(&opened.tokenizer_json, opened.special)
             .map_err(|error| LoadError::malformed(path, error.to_string()))?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.text_of(id)).unwrap_or_default();
-        let beginning = text(tokenizer.special().beginning);
-        let end = text(tokenizer.special().ends.first().copied());
-        let template = compile(opened.template.as_deref(), &mut tokenizer, &beginning, &end, path)?;
-        Ok(Self {
+        let template_tokens = TemplateTokens {
+            control: control_texts(&tokenizer),
+            beginning: text(tokenizer.special().beginning),
+            end: text(tokenizer.special().ends.first().copied()),
+        };
+        let mut model = Self {
             config: opened.config,
             weights: opened.weights,
             tokenizer: Arc::new(tokenizer),
-            template,
-            template_source: opened.template,
+            template: None,
+            templates: TemplateSources::default(),
+            template_defaults: TemplateDefaults::default(),
+            template_tokens,
             digest: digest_of(&[path.to_owned()])?,
             path: path.to_owned(),
-        })
+        };
+        model.use_templates(opened.templates)?;
+        Ok(model)
+    }
+
+    /// Renders conversations with these templates from now on, and lets generation stop where they end a
+    /// turn.
+    ///
+    /// # Errors
+    /// The template is no valid Jinja.
+    pub fn use_templates(&mut self, templates: TemplateSources) -> Result<(), LoadError> {
+        self.template = self.compile(&templates)?;
+        self.templates = templates;
+        let stops = self.template.as_ref().map(|template| self.stops_of(template));
+        if let (Some(stops), Some(tokenizer)) = (stops, Arc::get_mut(&mut self.tokenizer)) {
+            stops.into_iter().for_each(|id| tokenizer.add_stop(id));
+        }
+        Ok(())
+    }
+
+    /// Renders conversations as a model that was trained from this one does: its kept template takes the
+    /// place of the base's. An adapter of an earlier version has none.
+    pub fn use_kept(&mut self, kept: Option<KeptTemplate>) -> Result<(), LoadError> {
+        let Some(KeptTemplate { templates, defaults }) = kept else {
+            return Ok(());
+        };
+        self.template_defaults = defaults;
+        self.use_templates(templates)
+    }
+
+    /// What a model that is trained from this one keeps of how its conversations are rendered.
+    pub fn kept_template(&self) -> KeptTemplate {
+        KeptTemplate { templates: self.templates.clone(), defaults: self.template_defaults.clone() }
+    }
+
+    /// Compiles templates for this model's tokenizer.
+    pub fn compile(&self, templates: &TemplateSources) -> Result<Option<ChatTemplate>, LoadError> {
+        let compiled = templates
+            .compile(&self.template_tokens)
+            .map_err(|error| LoadError::malformed(&self.path, error.to_string()))?;
+        let Some(mut template) = compiled else { return Ok(None) };
+        let mut stops = self.stops_of(&template);
+        stops.extend(self.tokenizer.stop_ids());
+        let texts = stops.iter().filter_map(|id| self.tokenizer.text_of(*id));
+        template.set_stops(texts.collect());
+        Ok(Some(template))
+    }
+
+    /// The tokens with which a template ends a turn.
+    pub fn stops_of(&self, template: &ChatTemplate) -> Vec<u32> {
+        let added: Vec<(&str, u32)> = self.tokenizer.added_tokens().collect();
+        let named = template.names().into_iter().filter_map(|name| template.named(name).ok());
+        let end = |template: ChatTemplate| {
+            let end = template.end_of_turn(added.iter().map(|(text, _)| *text))?;
+            added.iter().find(|(text, _)| *text == end).map(|(_, id)| *id)
+        };
+        named.filter_map(end).collect()
     }
 
     /// The files that a model made of this one has beside its configuration and weights, by name.
     pub fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
-        if self.path.is_file() {
-            return self.companions_from_gguf();
-        }
+        let mut files = match self.path.is_file() {
+            true => self.companions_from_gguf()?,
+            false => self.companions_of_folder()?,
+        };
+        self.put_templates(&mut files)?;
+        Ok(files)
+    }
+
+    fn companions_of_folder(&self) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
         let mut files = Vec::new();
-        for name in COMPANIONS {
+        for name in COMPANIONS.iter().filter(|name| **name != TEMPLATE_SETTINGS_FILE) {
             let path = self.path.join(name);
             if path.is_file() {
                 let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
@@ -135,6 +215,33 @@ impl BaseModel {
             }
         }
         Ok(files)
+    }
+
+    /// Puts the templates and their settings in, unless the files say the same already.
+    fn put_templates(&self, files: &mut Vec<(String, Vec<u8>)>) -> Result<(), LoadError> {
+        let bytes_of = |name: &str| {
+            let found = files.iter().find(|(other, _)| other == name);
+            found.map(|(_, bytes)| bytes.as_slice())
+        };
+        let config = bytes_of(TOKENIZER_CONFIG_FILE).map_or(Ok(Value::Null), |bytes| {
+            serde_json::from_slice(bytes)
+                .map_err(|error| LoadError::malformed(&self.path, error.to_string()))
+        })?;
+        let found = TemplateSources::in_files(bytes_of(TEMPLATE_FILE), &config);
+        files.extend(self.kept_template().settings_file()?.map(owned));
+        if found == self.templates {
+            return Ok(());
+        }
+        let mut config = if config.is_object() { config } else { serde_json::json!({}) };
+        config[template_sources::KEY] = self.templates.in_tokenizer_config();
+        let config = serde_json::to_vec_pretty(&config)
+            .map_err(|error| LoadError::malformed(&self.path, error.to_string()))?;
+        files.retain(|(name, _)| name != TEMPLATE_FILE && name != TOKENIZER_CONFIG_FILE);
+        files.push((TOKENIZER_CONFIG_FILE.to_owned(), config));
+        if let Some(text) = self.templates.single_text() {
+            files.push((TEMPLATE_FILE.to_owned(), text.as_bytes().to_vec()));
+        }
+        Ok(())
     }
 
     /// What the one file says of tokens, template and stops, in Hugging Face's files.
@@ -161,10 +268,10 @@ impl BaseModel {
         let mut files = vec![
             ("generation_config.json".to_owned(), json(&generation)?),
             ("tokenizer.json".to_owned(), opened.tokenizer_json),
-            ("tokenizer_config.json".to_owned(), json(&tokenizer_config)?),
+            (TOKENIZER_CONFIG_FILE.to_owned(), json(&tokenizer_config)?),
         ];
-        if let Some(template) = opened.template {
-            files.push(("chat_template.jinja".to_owned(), template.into_bytes()));
+        if let Some(text) = opened.templates.single_text() {
+            files.push((TEMPLATE_FILE.to_owned(), text.as_bytes().to_vec()));
         }
         Ok(files)
     }
@@ -189,50 +296,13 @@ fn ids(value: &Value) -> Vec<u32> {
     }
 }
 
-/// The chat template: a file of its own, or a key of `tokenizer_config.json` (a text, or a list of
-/// named ones, of which `default` is meant).
-fn template_source(folder: &Path, config: &Value) -> Result<Option<String>, LoadError> {
-    let path = folder.join("chat_template.jinja");
-    if path.exists() {
-        let text = std::fs::read_to_string(&path).map_err(|error| LoadError::io(&path, error))?;
-        return Ok(Some(text));
-    }
-    Ok(match &config["chat_template"] {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(list) => list
-            .iter()
-            .find(|named| named["name"] == "default")
-            .and_then(|named| named["template"].as_str())
-            .map(str::to_owned),
-        _ => None,
-    })
+/// Texts of the control tokens.
+fn control_texts(tokenizer: &Tokenizer) -> Vec<String> {
+    tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect()
 }
 
-/// Compiles the template, and lets generation stop at its end-of-turn token.
-fn compile(
-    source: Option<&str>,
-    tokenizer: &mut Tokenizer,
-    beginning: &str,
-    end: &str,
-    path: &Path,
-) -> Result<Option<ChatTemplate>, LoadError> {
-    let Some(source) = source else {
-        return Ok(None);
-    };
-    let control: Vec<String> =
-        tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect();
-    let mut template = ChatTemplate::new(source, &control, beginning, end)
-        .map_err(|error| LoadError::malformed(path, error.to_string()))?;
-    let added: Vec<(String, u32)> =
-        tokenizer.added_tokens().map(|(text, id)| (text.to_owned(), id)).collect();
-    let end_of_turn = template.end_of_turn(added.iter().map(|(text, _)| text.as_str()));
-    let id = end_of_turn.and_then(|end| added.iter().find(|(text, _)| text == end));
-    if let Some((_, id)) = id {
-        tokenizer.add_stop(*id);
-    }
-    let stops = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.text_of(*id));
-    template.set_stops(stops.collect());
-    Ok(Some(template))
+fn owned((name, bytes): (&str, Vec<u8>)) -> (String, Vec<u8>) {
+    (name.to_owned(), bytes)
 }
 
 /// The files of a folder, by name.

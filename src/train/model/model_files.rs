@@ -10,7 +10,6 @@ use crate::artifacts::model::{CONFIG_FILE, WeightType};
 
 const GENERATION_FILE: &str = "generation_config.json";
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
-const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// A tokenizer class that reads any `tokenizer.json`.
 const TOKENIZER_CLASS: &str = "PreTrainedTokenizerFast";
@@ -50,7 +49,7 @@ impl ModelFiles {
                 made.omit_code(&mut changed, name);
                 set_ends(&mut changed, base);
             } else {
-                made.tokenizer_config(&mut changed, base);
+                made.tokenizer_config(&mut changed);
             }
             match changed == keys {
                 true => made.files.push((name.clone(), bytes.clone())),
@@ -67,7 +66,6 @@ impl ModelFiles {
                 made.push(base, GENERATION_FILE, &Value::Object(keys))?;
             }
         }
-        made.template(base);
         Ok(made)
     }
 
@@ -114,16 +112,9 @@ impl ModelFiles {
         config
     }
 
-    fn tokenizer_config(&mut self, keys: &mut Map<String, Value>, base: &BaseModel) {
+    fn tokenizer_config(&mut self, keys: &mut Map<String, Value>) {
         if self.omit_code(keys, TOKENIZER_CONFIG_FILE) {
             keys.insert("tokenizer_class".to_owned(), TOKENIZER_CLASS.into());
-        }
-        let template = chat_template(base);
-        if let (Some(Value::String(text)), Some(trained)) =
-            (keys.get_mut("chat_template"), template)
-            && text != trained
-        {
-            trained.clone_into(text);
         }
     }
 
@@ -136,31 +127,6 @@ impl ModelFiles {
         ));
         true
     }
-
-    /// Puts the template as trained into the files, if they do not have it.
-    fn template(&mut self, base: &BaseModel) {
-        let Some(template) = chat_template(base) else { return };
-        if let Some((_, bytes)) = self.files.iter_mut().find(|(name, _)| name == TEMPLATE_FILE) {
-            *bytes = template.as_bytes().to_vec();
-            return;
-        }
-        let config = self.files.iter().find(|(name, _)| name == TOKENIZER_CONFIG_FILE);
-        let config = config.and_then(|(_, bytes)| serde_json::from_slice::<Value>(bytes).ok());
-        let is_there = match config.as_ref().map(|config| &config["chat_template"]) {
-            Some(Value::String(_)) => true,
-            // Named ones, of which it is one.
-            Some(Value::Array(named)) => named.iter().any(|one| one["template"] == *template),
-            _ => false,
-        };
-        if !is_there {
-            self.files.push((TEMPLATE_FILE.to_owned(), template.as_bytes().to_vec()));
-        }
-    }
-}
-
-/// The chat template with which a model made of this base was trained.
-pub fn chat_template(base: &BaseModel) -> Option<&str> {
-    base.template_source.as_deref()
 }
 
 /// Completes `eos_token_id` by every token at which hone stops: the base's own come first.

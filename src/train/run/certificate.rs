@@ -7,8 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::checkpoint::sha256_of;
 use super::checkpoint_error::CheckpointError;
 use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
@@ -27,10 +25,10 @@ use crate::train::engine::{BackendKind, Engine, InferenceEngine, precision};
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::error::LoadError;
 use crate::train::model::error::LoadModelError;
+use crate::train::model::kept_template::KeptTemplate;
 use crate::train::model::lora::LoraSettings;
 use crate::train::protocol::RunSpec;
 use crate::util::atomic_file;
-use crate::util::hex::hex;
 
 /// Rows that are compared.
 const ROWS: usize = 4;
@@ -165,7 +163,6 @@ pub(super) fn issue(
         )));
     }
     let identity = &setup.identity;
-    let template = setup.base.template_source.as_ref();
     let certificate = Certificate {
         certificate: FORMAT_VERSION,
         hone: env!("CARGO_PKG_VERSION").to_owned(),
@@ -177,7 +174,9 @@ pub(super) fn issue(
             training_sha256: identity.training_file.clone(),
             validation_sha256: identity.validation_file.clone(),
         },
-        template_sha256: template.map(|text| hex(&Sha256::digest(text.as_bytes()))),
+        template_sha256: setup.base.templates.digest(),
+        template_kwargs: identity.chat_template.as_ref().map(|template| template.kwargs.clone()),
+        template_date: identity.chat_template.as_ref().and_then(|template| template.date),
         continued_from_sha256: identity.initial_adapter.clone(),
         seed: identity.seed,
         files: digests(&folder, is_whole).map_err(checkpoint_failed)?,
@@ -346,6 +345,12 @@ pub fn verify(folder: &Path, base: Option<&Path>) -> Result<Verified, VerifyErro
         let what = format!("the base model {:?}", certificate.base_model.id);
         same(&what, &base.digest, &certificate.base_model.sha256)?;
     }
+    let kept = KeptTemplate::of_adapter(folder).map_err(|error| load(&error))?;
+    if let (Some(kept), true) = (kept, base.is_some()) {
+        let found = kept.templates.digest().unwrap_or_default();
+        let wanted = certificate.template_sha256.as_deref().unwrap_or_default();
+        same("the chat template", &found, wanted)?;
+    }
     let here = precision(BackendKind::Cpu).map_err(|error| load(&error))?;
     let is_same = certificate.compared.precision == here;
     let kind = if is_same { BackendKind::Cpu } else { BackendKind::CpuF32 };
@@ -394,6 +399,7 @@ fn same(what: &str, found: &str, wanted: &str) -> Result<(), VerifyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::chat_template::ChatTemplateSettings;
     use crate::domain::job::Hyperparameters;
     use crate::train::run::setup::prepare;
 
@@ -413,6 +419,8 @@ mod tests {
             work_dir: folder.path().to_owned(),
             seed: 1,
             hyperparameters: Hyperparameters::default(),
+            chat_template: ChatTemplateSettings::default(),
+            training_date: None,
         };
         let (setup, mut engine) =
             prepare(&spec, BackendKind::CpuF32, &mut |_| ()).expect("prepares");

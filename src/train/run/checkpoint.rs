@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::chat_template::TemplateIdentity;
 use super::checkpoint_error::CheckpointError;
 use super::early_stopping::EarlyStopping;
 use super::export::{self, TrainedModel};
@@ -44,6 +45,9 @@ pub struct Identity {
     pub seed: u32,
     /// Every hyperparameter.
     pub hyperparameters: ResolvedHyperparameters,
+    /// What the job says of the chat template, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<TemplateIdentity>,
 }
 
 /// How far a run is. The place in the data and every random number follow from the step and the

@@ -37,6 +37,15 @@ pub(super) fn invalid_model(error: LoadError) -> JobError {
     }
 }
 
+/// What the job says of the chat template cannot be used.
+pub(super) fn invalid_template(error: &dyn std::fmt::Display) -> JobError {
+    JobError {
+        code: ErrorCode::InvalidRequest,
+        message: format!("chat_template cannot be used: {error}"),
+        param: Some("chat_template".to_owned()),
+    }
+}
+
 pub(super) fn cannot_load(error: LoadModelError) -> JobError {
     match error {
         LoadModelError::Model(error) => invalid_model(error),

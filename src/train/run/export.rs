@@ -19,8 +19,8 @@ pub const WEIGHT_TYPE: WeightType = WeightType::Float32;
 
 /// What a run trains, ready for use.
 pub enum TrainedModel<'a> {
-    /// An adapter, in PEFT's layout.
-    Adapter(&'a AdapterConfig),
+    /// An adapter, in PEFT's layout, with the chat template of the model that it was trained beside.
+    Adapter(&'a AdapterConfig, &'a BaseModel),
     /// A model in Hugging Face's layout, made of this base: a folder of its own below the
     /// checkpoint's.
     Whole(&'a BaseModel),
@@ -34,9 +34,18 @@ impl TrainedModel<'_> {
         engine: &dyn Engine,
     ) -> Result<Vec<String>, CheckpointError> {
         match self {
-            Self::Adapter(config) => {
+            Self::Adapter(config, base) => {
                 peft::write(folder, config, &engine.trainable_tensors()?)?;
-                Ok([peft::CONFIG_FILE, peft::WEIGHTS_FILE].map(str::to_owned).to_vec())
+                let mut names = vec![peft::CONFIG_FILE.to_owned(), peft::WEIGHTS_FILE.to_owned()];
+                for (name, bytes) in base.kept_template().adapter_files()? {
+                    let path = folder.join(name);
+                    atomic_file::write(&path, &bytes).map_err(|source| CheckpointError::Io {
+                        path: path.display().to_string(),
+                        source,
+                    })?;
+                    names.push(name.to_owned());
+                }
+                Ok(names)
             }
             Self::Whole(base) => write_model(&folder.join(FOLDER), base, engine),
         }

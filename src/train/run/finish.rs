@@ -32,6 +32,7 @@ impl Run<'_> {
             training: &self.training,
             validation: self.validation.as_ref(),
             base_model: &self.spec.base_model_id,
+            template_digest: self.setup.base.templates.digest(),
             parameters: self.engine.parameter_counts(),
             step,
             change: &change,

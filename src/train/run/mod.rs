@@ -9,6 +9,7 @@ mod baseline;
 mod batches;
 pub mod certificate;
 mod channels;
+mod chat_template;
 pub mod checkpoint;
 pub mod checkpoint_error;
 mod checkpoint_retention;

@@ -26,6 +26,8 @@ pub(super) struct ReportInputs<'a> {
     pub validation: Option<&'a Objective<'a>>,
     /// Id of the base model.
     pub base_model: &'a str,
+    /// SHA-256 of the chat template; `None` without one.
+    pub template_digest: Option<String>,
     /// Trainable and total parameters.
     pub parameters: (u64, u64),
     /// Step of the checkpoint that became the model.
@@ -52,6 +54,11 @@ pub(super) fn render(state: &RunState, inputs: &ReportInputs<'_>) -> Value {
         "continued_from": identity.initial_adapter,
         "seed": identity.seed,
         "hyperparameters": identity.hyperparameters,
+        "chat_template": {
+            "sha256": inputs.template_digest,
+            "kwargs": identity.chat_template.as_ref().map(|template| &template.kwargs),
+            "date": identity.chat_template.as_ref().map(|template| template.date),
+        },
         "explanations": inputs.plan.explanations,
         "parameters": {"trained": inputs.parameters.0, "total": inputs.parameters.1},
         "data": {

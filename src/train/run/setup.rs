@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::channels::Sink;
+use super::chat_template;
 use super::checkpoint::Identity;
 use super::errors::{
     cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target,
@@ -113,8 +114,9 @@ impl From<&EncodedFile> for DataTotals {
 
 impl BaseSetup {
     /// Opens the base model of `spec` and the adapter that the run begins with.
-    pub(super) fn open(spec: &RunSpec) -> Result<Self, JobError> {
-        let base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
+    pub(super) fn open(spec: &RunSpec, sink: &mut Sink<'_>) -> Result<Self, JobError> {
+        let mut base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
+        chat_template::prepare(&mut base, spec, sink)?;
         let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
         let size = ModelSize { context: model.context_length, layers: model.layers as u32 };
         let mut requested = spec.hyperparameters.clone();
@@ -210,7 +212,8 @@ pub(super) fn prepare(
     backend: BackendKind,
     sink: &mut Sink<'_>,
 ) -> Result<(RunSetup, Box<dyn Engine>), JobError> {
-    let setup = BaseSetup::open(spec)?;
+    let setup = BaseSetup::open(spec, sink)?;
+    chat_template::keep(&setup.base, spec)?;
     let (training, validation) = tokenize(spec, &setup, sink)?;
     let plan = setup.plan((&training).into(), validation.as_ref().map(DataTotals::from))?;
     sink(plan.progress());
@@ -251,6 +254,7 @@ pub(super) fn prepare(
         validation_file: validation.as_ref().map(|file| file.digest.clone()),
         seed: spec.seed,
         hyperparameters: plan.hyperparameters.clone(),
+        chat_template: chat_template::identity(&base, spec),
     };
     let mut adapter = None;
     if let Trainable::Lora(lora) = &trainable {
@@ -332,7 +336,10 @@ fn lora_settings(values: &ResolvedHyperparameters) -> LoraSettings {
 impl RunSetup {
     /// What the checkpoints of the run hold for use.
     pub(super) fn trained_model(&self) -> TrainedModel<'_> {
-        self.adapter.as_ref().map_or(TrainedModel::Whole(&self.base), TrainedModel::Adapter)
+        match &self.adapter {
+            Some(config) => TrainedModel::Adapter(config, &self.base),
+            None => TrainedModel::Whole(&self.base),
+        }
     }
 
     /// Prompts for the model to answer: the beginnings of `most` examples up to their first supervised
@@ -356,6 +363,7 @@ impl RunSetup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::chat_template::ChatTemplateSettings;
     use crate::domain::error_code::ErrorCode;
     use std::path::Path;
 
@@ -371,8 +379,10 @@ mod tests {
             work_dir: folder.path().to_owned(),
             seed: 1,
             hyperparameters: Hyperparameters::default(),
+            chat_template: ChatTemplateSettings::default(),
+            training_date: None,
         };
-        let setup = BaseSetup::open(&spec).expect("opens");
+        let setup = BaseSetup::open(&spec, &mut |_| {}).expect("opens");
         let data = DataTotals { examples: 20, tokens: 2000, left_out: 0 };
         let plan = setup.plan(data, None).expect("plans");
         setup.memory(&plan, backend, None, 100, || 0).expect("estimates")

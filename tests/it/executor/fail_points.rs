@@ -20,8 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Steps of the checkpoints that the job publishes, newest first.
 const CHECKPOINTS: [u64; 3] = [9, 6, 3];
 
-/// Two files of each checkpoint, and the five of the result.
-const RESULT_FILES: usize = 2 * CHECKPOINTS.len() + 5;
+/// Three files of each checkpoint, and the six of the result.
+const RESULT_FILES: usize = 3 * CHECKPOINTS.len() + 6;
 
 /// What an undisturbed run makes.
 struct Reference {

@@ -119,6 +119,7 @@ async fn a_job_becomes_a_model_with_its_files_and_tells_how() {
         "step_metrics.csv",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "report.json",
         "certificate.json",
     ];
@@ -130,7 +131,7 @@ async fn a_job_becomes_a_model_with_its_files_and_tells_how() {
     for checkpoint in &checkpoints {
         assert_eq!(checkpoint.model_name, checkpoint_name(&name, checkpoint.step));
         assert!(workshop.store.model(&checkpoint.model_name).await.expect("reads").is_some());
-        assert_eq!(checkpoint.result_files.len(), 2);
+        assert_eq!(checkpoint.result_files.len(), 3);
     }
 
     let messages = workshop.messages(&id).await;

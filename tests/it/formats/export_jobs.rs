@@ -71,7 +71,15 @@ fn files_in(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// What each format holds of an adapter.
 const FORMATS: &[(&str, &[&str])] = &[
-    ("format=peft", &["adapter_config.json", "adapter_model.safetensors", "certificate.json"]),
+    (
+        "format=peft",
+        &[
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "certificate.json",
+            "chat_template.jinja",
+        ],
+    ),
     (
         "format=merged",
         &[
@@ -141,7 +149,7 @@ async fn a_job_is_exported_by_the_route_and_by_the_command_in_the_same_bytes() {
     let files = downloaded(&server, &id, "step=6").await;
     assert_eq!(
         files.keys().collect::<Vec<_>>(),
-        ["adapter_config.json", "adapter_model.safetensors"]
+        ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
     );
     assert_eq!(downloaded(&server, &id, "step=6&format=gguf-lora").await.len(), 2);
     // The spool is empty again.

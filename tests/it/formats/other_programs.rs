@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use hone::artifacts::model::{FOLDER, WeightType};
 use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
+use hone::domain::chat_template::ChatTemplateSettings;
 use hone::domain::job::{Auto, FineTuneMode, Hyperparameters};
 use hone::export::{ExportFormat, OpenedModel, Quantization};
 use hone::train::engine::BackendKind;
@@ -114,6 +115,8 @@ fn merged_folders_answer_and_stop_in_transformers_as_they_were_taught() {
                 tuning: Some(tuning),
                 ..Hyperparameters::default()
             },
+            chat_template: ChatTemplateSettings::default(),
+            training_date: None,
         };
         let mut said = Vec::new();
         run(&spec, BackendKind::Cpu, &mut |progress| said.push(progress), &mut || None);
@@ -349,6 +352,8 @@ fn trained(base: &Path, folder: &Path) -> PathBuf {
         validation_file: None,
         work_dir: folder.join("run"),
         seed: 1,
+        chat_template: ChatTemplateSettings::default(),
+        training_date: None,
         hyperparameters: Hyperparameters {
             n_epochs: Auto::Value(2),
             batch_size: Auto::Value(4),

@@ -19,7 +19,7 @@ fn long() -> Value {
 }
 
 /// The bytes of an archive of a job's adapter, and the name to save them under.
-async fn archive(server: &Server, id: &str, query: &str) -> (Vec<u8>, String) {
+pub async fn archive(server: &Server, id: &str, query: &str) -> (Vec<u8>, String) {
     let url = format!("{}/v1/fine_tuning/jobs/{id}/adapter{query}", server.base);
     let reply = server.client.get(url).send().await.expect("a reply");
     assert_eq!(reply.status(), 200);
@@ -52,7 +52,12 @@ async fn the_archive_of_an_adapter_holds_the_files_that_are_results() {
     assert!(disposition.contains(&format!("filename=\"{id}.tar\"")), "{disposition}");
     assert!(archive(&server, &id, "").await.0 == bytes, "the same bytes each time");
     let mut expected = BTreeMap::new();
-    for name in ["adapter_config.json", "adapter_model.safetensors", "certificate.json"] {
+    for name in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "certificate.json",
+        "chat_template.jinja",
+    ] {
         expected.insert(name.to_owned(), server.result_file(&job, name).await);
     }
     assert!(unpacked(&bytes) == expected);

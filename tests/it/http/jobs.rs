@@ -72,7 +72,7 @@ async fn a_job_has_every_key_that_clients_require_and_ends_as_a_model_that_answe
     let first = &checkpoints["data"][0];
     assert_eq!(first["object"], "fine_tuning.job.checkpoint");
     assert!(first["metrics"]["full_valid_loss"].is_f64(), "{first}");
-    assert_eq!(first["result_files"].as_array().map(Vec::len), Some(2));
+    assert_eq!(first["result_files"].as_array().map(Vec::len), Some(3), "with its template");
     let name = first["fine_tuned_model_checkpoint"].as_str().expect("a name");
     assert_eq!(server.get(&format!("/v1/models/{name}")).await.ok()["parent"], TINY);
 

@@ -20,6 +20,8 @@ pub mod permissions;
 pub mod projects;
 pub mod protocol;
 pub mod request_fields;
+pub mod template_settings;
+pub mod templates_kept;
 pub mod uploads;
 pub mod webhooks;
 pub mod webhooks_policy;

@@ -20,8 +20,8 @@ struct JsonRequest {
 /// A value that no field takes, except for those below.
 fn wrong_value(field: &str) -> Value {
     match field {
-        // Any object is a row of a data set.
-        "item" => json!("a text"),
+        // Any object is a row of a data set, or variables of a template.
+        "item" | "chat_template_kwargs" => json!("a text"),
         "modalities" => json!(["audio"]),
         _ => json!({"wrong": {}}),
     }

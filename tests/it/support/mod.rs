@@ -7,4 +7,5 @@ pub mod pytorch_writer;
 pub mod scripted_model;
 pub mod server;
 pub mod store;
+pub mod templates;
 pub mod webhook_receiver;

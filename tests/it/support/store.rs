@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hone::domain::api_key::{ApiKey, ApiKeySecret, KeyDigest};
+use hone::domain::chat_template::ChatTemplateSettings;
 use hone::domain::file::{FilePurpose, FileRecord};
 use hone::domain::ids;
 use hone::domain::job::{
@@ -113,6 +114,7 @@ pub fn job(training_file: &str) -> Job {
         seed: 7,
         suffix: Some("mine".to_owned()),
         metadata: None,
+        chat_template: ChatTemplateSettings::default(),
     };
     Job::queued(asked, START)
 }

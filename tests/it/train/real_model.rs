@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use hone::artifacts::peft;
 use hone::dataset::{Message, Role};
+use hone::domain::chat_template::ChatTemplateSettings;
 use hone::domain::job::{Auto, FineTuneMode, Hyperparameters, LoraLayers};
 use hone::train::data::tokenize::encode_file;
 use hone::train::engine::{BackendKind, DecodeStep, InferenceEngine, SequenceCache};
@@ -239,6 +240,8 @@ fn tiny_run(folder: &Path, base_model: &Path, hyperparameters: Hyperparameters) 
         work_dir: folder.join("run"),
         seed: 1,
         hyperparameters,
+        chat_template: ChatTemplateSettings::default(),
+        training_date: None,
     };
     let mut last = None;
     run(&spec, BackendKind::CpuF32, &mut |progress| last = Some(progress), &mut || None);

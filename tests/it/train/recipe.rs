@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hone::domain::chat_template::ChatTemplateSettings;
 use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{Auto, EventLevel, Hyperparameters, Method, StepMetrics};
 use hone::train::engine::BackendKind;
@@ -32,6 +33,8 @@ impl Recipe {
             validation_file: None,
             work_dir: folder.path().join("run"),
             seed: 5,
+            chat_template: ChatTemplateSettings::default(),
+            training_date: None,
             hyperparameters: Hyperparameters {
                 n_epochs: Auto::Value(4),
                 batch_size: Auto::Value(2),

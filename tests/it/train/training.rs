@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use hone::domain::chat_template::ChatTemplateSettings;
 use hone::domain::error_code::ErrorCode;
 use hone::domain::job::{Auto, EventLevel, Hyperparameters, JobError, LoraLayers, StepMetrics};
 use hone::train::protocol::{Control, Progress, RunSpec};
@@ -32,6 +33,8 @@ impl Trainer {
             validation_file: None,
             work_dir: folder.path().join("run"),
             seed: 5,
+            chat_template: ChatTemplateSettings::default(),
+            training_date: None,
             hyperparameters: Hyperparameters {
                 n_epochs: Auto::Value(6),
                 batch_size: Auto::Value(2),

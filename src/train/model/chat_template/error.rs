@@ -25,6 +25,23 @@ pub enum TemplateError {
         /// What was looked for and not found.
         reason: String,
     },
+    /// The model has several templates, and none for a conversation like this.
+    #[error(
+        "the model has several chat templates and none of them is called \"default\": name one of them \
+         in chat_template ({names})"
+    )]
+    NoDefault {
+        /// Those that there are.
+        names: String,
+    },
+    /// The model has no template of this name.
+    #[error("the model has no chat template called {name:?}; it has {names}")]
+    UnknownName {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        names: String,
+    },
     /// The template has no place for tools.
     #[error("the model's chat template does not write tools: leave them out, or use another model")]
     NoTools,

@@ -8,8 +8,12 @@ mod probe;
 mod reads;
 mod reasoning;
 mod render;
+mod settings;
 mod training_views;
 mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -19,21 +23,42 @@ use self::error::describe;
 use self::markers::{GENERATION_FILTER, mark_generation};
 use self::reads::TemplateReads;
 pub use self::reasoning::ReasoningTags;
+pub use self::settings::{STRFTIME_NOW, TemplateSettings};
 pub use self::training_views::TrainingView;
 
 /// Steps that a template may take: far more than a long conversation needs, and an endless loop ends.
 const FUEL: u64 = 50_000_000;
 
-/// A model's chat template (Jinja).
+/// The name of the template of conversations, where a model has several.
+pub const DEFAULT: &str = "default";
+
+/// The name of the template of conversations with tools, where a model has one of its own for these.
+pub const TOOL_USE: &str = "tool_use";
+
+/// A model's chat template (Jinja), or several by name; cheap to clone.
+#[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
+    named: Arc<BTreeMap<String, NamedTemplate>>,
+    /// The one that renders everything, whatever the tools.
+    chosen: Option<String>,
     /// Texts that only the template may write as tokens, longest first: control tokens and `stops`.
-    control: Vec<String>,
+    control: Arc<[String]>,
     /// Texts of the tokens at which generation stops; one of them ends a turn.
-    stops: Vec<String>,
+    stops: Arc<[String]>,
     beginning: String,
     end: String,
-    reads: TemplateReads,
+    settings: TemplateSettings,
+}
+
+/// One of a model's templates.
+struct NamedTemplate {
+    /// Why it cannot be used, if it cannot.
+    invalid: Option<String>,
+    /// The variables and functions that it reads.
+    reads: BTreeSet<String>,
+    /// What it takes and reads of a message.
+    takes: TemplateReads,
 }
 
 impl ChatTemplate {
@@ -45,34 +70,35 @@ impl ChatTemplate {
         beginning: &str,
         end: &str,
     ) -> Result<Self, TemplateError> {
-        let mut environment = Environment::new();
-        // As transformers sets Jinja up.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-        environment.set_syntax(syntax);
-        environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_filter("tojson", json::to_json);
-        environment.add_filter(GENERATION_FILTER, |text: String| text);
-        environment
-            .add_template_owned("chat", mark_generation(source))
-            .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-        let mut control = control.to_vec();
-        control.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        let template = Self::with_names([(DEFAULT, source)], control, beginning, end)?;
+        match template.named.get(DEFAULT).and_then(|named| named.invalid.clone()) {
+            Some(reason) => Err(TemplateError::Invalid(reason)),
+            None => Ok(template),
+        }
+    }
+
+    /// Compiles several templates, of which each conversation takes the one that transformers would take.
+    /// One that is no valid Jinja is refused when a conversation takes it.
+    pub fn with_names<'a>(
+        sources: impl IntoIterator<Item = (&'a str, &'a str)>,
+        control: &[String],
+        beginning: &str,
+        end: &str,
+    ) -> Result<Self, TemplateError> {
+        let mut environment = environment()?;
+        let mut named = BTreeMap::new();
+        for (name, source) in sources {
+            named.insert(name.to_owned(), add_template(&mut environment, name, source));
+        }
         let mut template = Self {
-            environment,
-            control,
-            stops: Vec::new(),
+            environment: Arc::new(environment),
+            named: Arc::new(named),
+            chosen: None,
+            control: longest_first(control.to_vec()).into(),
+            stops: Arc::new([]),
             beginning: beginning.to_owned(),
             end: end.to_owned(),
-            reads: TemplateReads::texts_alone(source),
+            settings: TemplateSettings::default(),
         };
         template.find_reads();
         let tokens = template.control.iter().map(String::as_str);
@@ -82,19 +108,108 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The same template with these settings.
+    pub fn with_settings(&self, settings: TemplateSettings) -> Self {
+        Self { settings, ..self.clone() }
+    }
+
+    /// The template of this name for every conversation, whatever its tools.
+    ///
+    /// # Errors
+    /// The names that there are, where this is none of them.
+    pub fn named(&self, name: &str) -> Result<Self, TemplateError> {
+        if !self.named.contains_key(name) {
+            let (name, names) = (name.to_owned(), self.names().join(", "));
+            return Err(TemplateError::UnknownName { name, names });
+        }
+        Ok(Self { chosen: Some(name.to_owned()), ..self.clone() })
+    }
+
+    /// The names of the templates, in order; a model with one template has [`DEFAULT`] alone.
+    pub fn names(&self) -> Vec<&str> {
+        self.named.keys().map(String::as_str).collect()
+    }
+
+    /// Whether a template that conversations may take reads a variable or calls a function of this name.
+    pub fn reads(&self, name: &str) -> bool {
+        self.taken().any(|(_, named)| named.reads.contains(name))
+    }
+
     /// Lets turns end with any of `stops`, the tokens at which generation stops.
     pub fn set_stops(&mut self, stops: Vec<String>) {
-        for stop in &stops {
-            if !self.control.contains(stop) {
-                self.control.push(stop.clone());
-            }
-        }
-        self.control.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        self.stops = stops;
+        let mut control = self.control.to_vec();
+        control.extend(stops.iter().filter(|stop| !self.control.contains(stop)).cloned());
+        self.control = longest_first(control).into();
+        self.stops = stops.into();
     }
 
     /// How answers to `prompt`, which the template has written, hold reasoning.
     pub fn reasoning_tags(&self, prompt: &str) -> Option<ReasoningTags> {
-        ReasoningTags::of(self.environment.get_template("chat").ok()?.source(), prompt)
+        let templates =
+            self.taken().filter_map(|(name, _)| self.environment.get_template(name).ok());
+        let mut tags = templates.map(|template| ReasoningTags::of(template.source(), prompt));
+        tags.find_map(|tags| tags)
     }
+
+    /// The templates that conversations may take.
+    fn taken(&self) -> impl Iterator<Item = (&str, &NamedTemplate)> {
+        let named = self.named.iter().map(|(name, named)| (name.as_str(), named));
+        named.filter(|(name, _)| match &self.chosen {
+            Some(chosen) => name == chosen,
+            None => *name == DEFAULT || *name == TOOL_USE,
+        })
+    }
+
+    /// The template that a conversation with these tools takes, as `get_chat_template` of transformers
+    /// chooses it.
+    fn choose(&self, tools: &[serde_json::Value]) -> Result<(&str, &NamedTemplate), TemplateError> {
+        let name = match &self.chosen {
+            Some(chosen) => chosen,
+            None if !tools.is_empty() && self.named.contains_key(TOOL_USE) => TOOL_USE,
+            None => DEFAULT,
+        };
+        let Some((name, named)) = self.named.get_key_value(name) else {
+            return Err(TemplateError::NoDefault { names: self.names().join(", ") });
+        };
+        match &named.invalid {
+            Some(reason) => Err(TemplateError::Invalid(reason.clone())),
+            None => Ok((name, named)),
+        }
+    }
+}
+
+/// Jinja as transformers sets it up.
+fn environment() -> Result<Environment<'static>, TemplateError> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|error| TemplateError::Invalid(describe(&error)))?;
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_filter("tojson", json::to_json);
+    environment.add_filter(GENERATION_FILTER, |text: String| text);
+    Ok(environment)
+}
+
+/// Compiles a template into the environment.
+fn add_template(environment: &mut Environment<'_>, name: &str, source: &str) -> NamedTemplate {
+    let added = environment.add_template_owned(name.to_owned(), mark_generation(source));
+    let reads = environment.get_template(name).map(|added| added.undeclared_variables(false));
+    NamedTemplate {
+        invalid: added.err().map(|error| describe(&error)),
+        reads: reads.map(|names| names.into_iter().collect()).unwrap_or_default(),
+        takes: TemplateReads::texts_alone(source),
+    }
+}
+
+/// Texts of tokens, so that the first one that fits is the longest.
+fn longest_first(mut tokens: Vec<String>) -> Vec<String> {
+    tokens.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    tokens
 }

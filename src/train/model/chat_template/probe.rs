@@ -1,5 +1,7 @@
 //! What is found out about a template by trying it on a short conversation.
 
+use std::sync::Arc;
+
 use super::ChatTemplate;
 use super::markers::STAND_IN;
 use crate::dataset::{Message, Role};
@@ -8,20 +10,33 @@ use crate::dataset::{Message, Role};
 const PRINTED_KEYS: [&str; 2] = ["'type'", "\"type\""];
 
 impl ChatTemplate {
-    /// Tries which contents the template takes.
+    /// Tries which contents each template takes.
     pub(super) fn find_reads(&mut self) {
-        let text = [Message::text(Role::User, STAND_IN)];
-        let mut part = text.clone();
-        part[0].content_parts = vec![STAND_IN.to_owned()];
-        let writes = |template: &Self, messages: &[Message]| {
-            let written = template.render(messages, &[], true);
-            // A list that is printed as it is was not read.
-            let is_printed = |text: &str| PRINTED_KEYS.iter().any(|key| text.contains(key));
-            written.is_ok_and(|text| text.contains(STAND_IN) && !is_printed(&text))
-        };
-        self.reads.parts = true;
-        self.reads.parts = writes(self, &part);
-        self.reads.texts = !self.reads.parts || writes(self, &text);
+        for name in self.names().into_iter().map(str::to_owned).collect::<Vec<_>>() {
+            let takes_parts = self.writes_content(&name, true);
+            let takes_texts = !takes_parts || self.writes_content(&name, false);
+            self.set_takes(&name, takes_texts, takes_parts);
+        }
+    }
+
+    /// Whether a template writes the content of a message, as a list of parts or as a text.
+    fn writes_content(&mut self, name: &str, as_parts: bool) -> bool {
+        let mut message = Message::text(Role::User, STAND_IN);
+        if as_parts {
+            message.content_parts = vec![STAND_IN.to_owned()];
+        }
+        self.set_takes(name, true, as_parts);
+        let written = self.named(name).and_then(|template| template.render(&[message], &[], true));
+        // A list that is printed as it is was not read.
+        let is_printed = |text: &str| PRINTED_KEYS.iter().any(|key| text.contains(key));
+        written.is_ok_and(|text| text.contains(STAND_IN) && !is_printed(&text))
+    }
+
+    fn set_takes(&mut self, name: &str, texts: bool, parts: bool) {
+        if let Some(named) = Arc::get_mut(&mut self.named).and_then(|all| all.get_mut(name)) {
+            named.takes.texts = texts;
+            named.takes.parts = parts;
+        }
     }
 
     /// The token of `tokens` that ends the assistant's turn, if the template writes one.

@@ -65,7 +65,8 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         form: Form,
     ) -> Result<String, TemplateError> {
-        let values = values::messages(messages, form, self.reads, &self.control);
+        let (name, named) = self.choose(tools)?;
+        let values = values::messages(messages, form, named.takes, &self.control);
         let tools = values::tools(tools, &self.control);
         let tools = if tools.is_empty() { None } else { Some(tools) };
         let context = minijinja::context! {
@@ -74,12 +75,13 @@ impl ChatTemplate {
             add_generation_prompt => add_generation_prompt,
             bos_token => self.beginning.clone(),
             eos_token => self.end.clone(),
+            ..self.settings.variables()
         };
         let refused = |error: Error| match error.kind() {
             ErrorKind::OutOfFuel => TemplateError::Endless,
             _ => TemplateError::Refused(describe(&error)),
         };
-        let template = self.environment.get_template("chat").map_err(refused)?;
+        let template = self.environment.get_template(name).map_err(refused)?;
         let text = template.render(context).map_err(refused)?;
         if text.len() > MAX_RENDERED_BYTES {
             return Err(TemplateError::Refused(format!("it writes {} bytes", text.len())));

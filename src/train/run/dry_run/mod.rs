@@ -42,7 +42,7 @@ fn fill(
     backend: BackendKind,
     speed: &MachineSpeed,
 ) -> Result<(), JobError> {
-    let setup = BaseSetup::open(spec)?;
+    let setup = BaseSetup::open(spec, &mut |progress| report.notes.extend(note_of(progress)))?;
     let BaseSetup { base, model, context, .. } = &setup;
     // What trains does not depend on the data, though other values do.
     let any_data = DataSize { examples: MIN_EXAMPLES, validation_share: None };
@@ -71,11 +71,7 @@ fn fill(
         trained_tokens: training.data.tokens * u64::from(values.n_epochs),
         explanations: plan.explanations.clone(),
     });
-    let mut note = |progress: Progress| {
-        if let Progress::Note { level, message, data } = progress {
-            report.notes.push(NewEvent { data, ..NewEvent::message(level, message) });
-        }
-    };
+    let mut note = |progress: Progress| report.notes.extend(note_of(progress));
     notices::data_warnings(&training.warnings, DataFile::Training, &mut note);
     if let Some(validation) = &validation {
         notices::data_warnings(&validation.warnings, DataFile::Validation, &mut note);
@@ -113,6 +109,16 @@ fn fill(
     let total = flops.of_run(&plan, &training, validation.as_ref(), has_room);
     report.seconds = speed.seconds(total, backend);
     Ok(())
+}
+
+/// What a run says to its user, as a note of the dry run.
+fn note_of(progress: Progress) -> Option<NewEvent> {
+    match progress {
+        Progress::Note { level, message, data } => {
+            Some(NewEvent { data, ..NewEvent::message(level, message) })
+        }
+        _ => None,
+    }
 }
 
 /// The files of a run, as they are counted.

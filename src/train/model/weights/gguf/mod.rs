@@ -27,8 +27,13 @@ use self::metadata::Metadata;
 use self::transform::TensorTransform;
 pub use self::write_layout::{GgufLayout, StoredTensor};
 use super::{FloatType, HostTensor, TensorData, WeightSource, read_range};
+use crate::train::model::chat_template::DEFAULT;
 use crate::train::model::error::LoadError;
+use crate::train::model::template_sources::TemplateSources;
 use crate::train::model::tokenizer::SpecialIds;
+
+/// The key of a chat template.
+pub const TEMPLATE_KEY: &str = "tokenizer.chat_template";
 
 /// What one file holds.
 pub struct Gguf {
@@ -40,8 +45,8 @@ pub struct Gguf {
     pub tokenizer_json: Vec<u8>,
     /// What the file says of special tokens.
     pub special: SpecialIds,
-    /// The chat template.
-    pub template: Option<String>,
+    /// The chat templates.
+    pub templates: TemplateSources,
 }
 
 /// Longest header that is read into memory; that of a model with 262,144 tokens has 16 MiB. Candle
@@ -62,11 +67,24 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     let metadata = Metadata::new(&content.metadata, path);
     let (config, weights) = open_weights(path, &content, &metadata)?;
     let (tokenizer_json, special) = vocabulary::read(&metadata)?;
-    let template = match content.metadata.get("tokenizer.chat_template") {
-        Some(Value::String(text)) => Some(text.clone()),
-        _ => None,
-    };
-    Ok(Gguf { config, weights: Box::new(weights), tokenizer_json, special, template })
+    let templates = templates(&content.metadata);
+    Ok(Gguf { config, weights: Box::new(weights), tokenizer_json, special, templates })
+}
+
+/// The chat templates: the default one under a key of its own, others with their names behind it.
+fn templates(metadata: &HashMap<String, Value>) -> TemplateSources {
+    let mut templates = TemplateSources::default();
+    for (key, value) in metadata {
+        let (Some(rest), Value::String(text)) = (key.strip_prefix(TEMPLATE_KEY), value) else {
+            continue;
+        };
+        match rest.strip_prefix('.') {
+            Some(name) => templates.insert(name, text),
+            None if rest.is_empty() => templates.insert(DEFAULT, text),
+            None => {}
+        }
+    }
+    templates
 }
 
 /// Lists of rotary divisors by their names in a file.
