@@ -1,7 +1,7 @@
 //! The shape of a file that begins with `[` or `{`: JSONL, one list, or objects over several lines. Brackets,
 //! texts and ends of lines are followed; names and values are not looked at.
 
-use super::FileFault;
+use super::fault::FileFault;
 
 /// The end of a line since the last character that is no white space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,9 @@
 //! Files that are known by their first bytes.
 
-use super::{FileFault, UTF8_MARK};
+use super::fault::FileFault;
+
+/// The byte-order mark of UTF-8, which JSONL may begin with.
+pub(super) const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Byte-order marks, the longer ones first.
 const MARKS: &[(&[u8], &str)] = &[
