@@ -19,6 +19,7 @@ pub mod pause;
 pub mod permissions;
 pub mod projects;
 pub mod protocol;
+pub mod reasoning;
 pub mod request_fields;
 pub mod template_settings;
 pub mod templates_kept;

@@ -164,6 +164,7 @@ fn check_speed(results: &Value, page: &str) {
 }
 
 #[test]
+#[ignore = "long: tests/long runs it"]
 fn the_gpu_script_runs_whole_on_the_cpu_and_its_page_says_what_it_measured() {
     let folder = tempfile::tempdir().expect("a folder");
     let this = std::env::current_exe().expect("this program");
