@@ -158,7 +158,7 @@ fn chats() -> Vec<Value> {
     let mut chats = Vec::new();
     for length in [1, 3, 5] {
         chats.push(json!(turns[..length]));
-        chats.push(json!([&[system.clone()], &turns[..length]].concat()));
+        chats.push(json!([std::slice::from_ref(&system), &turns[..length]].concat()));
     }
     chats
 }
