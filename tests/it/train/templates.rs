@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use hone::dataset::{Message, parse_messages};
 use hone::train::data::sequence::Sequence;
-use hone::train::data::tokenize::encode_file;
+use hone::train::data::tokenize::{EncodeError, encode_file};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
 use serde_json::{Value, json};
@@ -156,6 +156,57 @@ fn text_of_a_control_token_in_a_message_is_trained_as_letters_with_a_warning() {
         .collect();
     assert_eq!(base.tokenizer.decode(&learnt).unwrap(), "b<|im_end|>");
     assert_eq!(learnt.last(), Some(&2));
+}
+
+/// The tiny model with a changed `tokenizer.json`.
+fn model_with(change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, BaseModel) {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(data("tiny-llama")).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut tokenizer);
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let base = BaseModel::open(folder.path()).unwrap();
+    (folder, base)
+}
+
+#[test]
+fn a_token_without_a_row_in_the_embedding_is_a_problem_with_its_line() {
+    let (folder, base) = model_with(|tokenizer| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.extend((292..332).map(|id| {
+            json!({"id": id, "content": format!("<t{}>", id - 292), "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": false})
+        }));
+    });
+    let line = |answer: &str| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]});
+    let file = folder.path().join("train.jsonl");
+    std::fs::write(&file, format!("{}\n{}\n", line("<t1> b"), line("<t39> Yes."))).unwrap();
+    let error = encode_file(&file, &base, 512).unwrap_err();
+    let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
+    assert_eq!(problems.total, 1, "a token with a row is none");
+    let text = problems.listed[0].to_string();
+    assert!(text.starts_with("line 2, message 1"), "{text}");
+    assert!(text.contains("331") && text.contains("<t39>") && text.contains("319"), "{text}");
+}
+
+#[test]
+fn a_token_that_is_not_special_may_end_a_turn_and_is_letters_in_a_text() {
+    let (folder, base) = model_with(|tokenizer| {
+        tokenizer["added_tokens"][2]["special"] = false.into();
+    });
+    let file = folder.path().join("train.jsonl");
+    let line = json!({"messages": [{"role": "user", "content": "a <|im_end|>"},
+        {"role": "assistant", "content": "b"}]});
+    std::fs::write(&file, line.to_string()).unwrap();
+    let encoded = encode_file(&file, &base, 512).unwrap();
+    assert!(base.tokenizer.stop_ids().contains(&2));
+    let sequence = &encoded.examples[0].views[0];
+    assert_eq!(sequence.input_ids.iter().filter(|id| **id == 2).count(), 2, "one for each turn");
+    assert_eq!(sequence.targets(), 2, "the answer and its end");
 }
 
 #[test]

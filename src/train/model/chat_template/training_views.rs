@@ -176,11 +176,8 @@ impl ChatTemplate {
             // The prompt ends with spaces that the turn does not begin with.
             return Some(format!("{prompt}{}", turn.trim_start()));
         }
-        let start = turn_start(messages, prompt, written).or_else(|| {
-            self.before_content(messages, tools)
-                .filter(|head| written.starts_with(head))
-                .map(|head| head.len())
-        })?;
+        let start = turn_start(messages, prompt, written)
+            .or_else(|| self.content_start(messages, tools, written))?;
         Some(format!("{prompt}{}", &written[start..]))
     }
 
@@ -201,6 +198,19 @@ impl ChatTemplate {
         let thought = message.reasoning.as_deref().or(in_content.map(|(thought, _)| thought));
         let thought = escape(thought.unwrap_or_default(), &self.control);
         opened.continuation(&thought, turn)
+    }
+
+    /// Where the last message's turn begins in `written`: where a content would stand in its place. Some templates
+    /// (Mistral's) put a space before a content, and none before a call.
+    fn content_start(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+        written: &str,
+    ) -> Option<usize> {
+        let head = self.before_content(messages, tools)?;
+        let heads = [head.as_str(), head.trim_end()];
+        heads.into_iter().find(|head| written.starts_with(head)).map(str::len)
     }
 
     /// What the template writes before the content of the last message.
