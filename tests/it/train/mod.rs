@@ -7,6 +7,7 @@ pub mod golden;
 pub mod golden_differences;
 pub mod gpu_bench;
 pub mod gradients;
+pub mod jinja_idioms;
 pub mod real_model;
 pub mod recipe;
 pub mod reference_run;

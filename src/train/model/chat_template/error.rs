@@ -1,7 +1,5 @@
 //! Why a conversation cannot be rendered, or its supervised spans not be found.
 
-use minijinja::Error;
-
 /// Why a conversation cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -73,9 +71,4 @@ impl TemplateError {
     pub(super) fn message(message_index: usize, reason: impl Into<String>) -> Self {
         Self::Message { message_index, key: None, reason: reason.into() }
     }
-}
-
-/// The innermost reason of a template's error.
-pub(super) fn describe(error: &Error) -> String {
-    error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }

@@ -1,7 +1,7 @@
 //! Chat templates: a conversation to text, for serving and for training, whose texts are what serving would see.
 
 pub mod error;
-mod json;
+mod jinja;
 mod markers;
 mod omissions;
 mod probe;
@@ -15,19 +15,12 @@ mod values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value};
-
 pub use self::error::TemplateError;
-use self::error::describe;
-use self::markers::{GENERATION_FILTER, mark_generation};
+use self::jinja::Template;
 use self::reads::TemplateReads;
 pub use self::reasoning::ReasoningTags;
 pub use self::settings::{STRFTIME_NOW, TemplateSettings};
 pub use self::training_views::TrainingView;
-
-/// Steps that a template may take: far more than a long conversation needs, and an endless loop ends.
-const FUEL: u64 = 50_000_000;
 
 /// The name of the template of conversations, where a model has several.
 pub const DEFAULT: &str = "default";
@@ -38,7 +31,6 @@ pub const TOOL_USE: &str = "tool_use";
 /// A model's chat template (Jinja), or several by name; cheap to clone.
 #[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
     named: Arc<BTreeMap<String, NamedTemplate>>,
     /// The one that renders everything, whatever the tools.
     chosen: Option<String>,
@@ -53,8 +45,9 @@ pub struct ChatTemplate {
 
 /// One of a model's templates.
 struct NamedTemplate {
-    /// Why it cannot be used, if it cannot.
-    invalid: Option<String>,
+    source: String,
+    /// The template, or why it cannot be used.
+    compiled: Result<Template, String>,
     /// The variables and functions that it reads.
     reads: BTreeSet<String>,
     /// What it takes and reads of a message.
@@ -71,10 +64,10 @@ impl ChatTemplate {
         end: &str,
     ) -> Result<Self, TemplateError> {
         let template = Self::with_names([(DEFAULT, source)], control, beginning, end)?;
-        match template.named.get(DEFAULT).and_then(|named| named.invalid.clone()) {
-            Some(reason) => Err(TemplateError::Invalid(reason)),
-            None => Ok(template),
+        if let Some(Err(reason)) = template.named.get(DEFAULT).map(|named| &named.compiled) {
+            return Err(TemplateError::Invalid(reason.clone()));
         }
+        Ok(template)
     }
 
     /// Compiles several templates, of which each conversation takes the one that transformers would take.
@@ -85,13 +78,11 @@ impl ChatTemplate {
         beginning: &str,
         end: &str,
     ) -> Result<Self, TemplateError> {
-        let mut environment = environment()?;
-        let mut named = BTreeMap::new();
-        for (name, source) in sources {
-            named.insert(name.to_owned(), add_template(&mut environment, name, source));
-        }
+        let named: BTreeMap<String, NamedTemplate> = sources
+            .into_iter()
+            .map(|(name, source)| (name.to_owned(), NamedTemplate::of(source)))
+            .collect();
         let mut template = Self {
-            environment: Arc::new(environment),
             named: Arc::new(named),
             chosen: None,
             control: longest_first(control.to_vec()).into(),
@@ -145,10 +136,7 @@ impl ChatTemplate {
 
     /// How answers to `prompt`, which the template has written, hold reasoning.
     pub fn reasoning_tags(&self, prompt: &str) -> Option<ReasoningTags> {
-        let templates =
-            self.taken().filter_map(|(name, _)| self.environment.get_template(name).ok());
-        let mut tags = templates.map(|template| ReasoningTags::of(template.source(), prompt));
-        tags.find_map(|tags| tags)
+        self.taken().find_map(|(_, named)| ReasoningTags::of(&named.source, prompt))
     }
 
     /// The templates that conversations may take.
@@ -160,51 +148,34 @@ impl ChatTemplate {
         })
     }
 
-    /// The template that a conversation with these tools takes, as `get_chat_template` of transformers
-    /// chooses it.
-    fn choose(&self, tools: &[serde_json::Value]) -> Result<(&str, &NamedTemplate), TemplateError> {
+    /// The template that a conversation with or without tools takes, as `get_chat_template` of transformers
+    /// chooses it, and what it takes of messages.
+    fn choose(&self, has_tools: bool) -> Result<(&Template, TemplateReads), TemplateError> {
         let name = match &self.chosen {
             Some(chosen) => chosen,
-            None if !tools.is_empty() && self.named.contains_key(TOOL_USE) => TOOL_USE,
+            None if has_tools && self.named.contains_key(TOOL_USE) => TOOL_USE,
             None => DEFAULT,
         };
-        let Some((name, named)) = self.named.get_key_value(name) else {
+        let Some(named) = self.named.get(name) else {
             return Err(TemplateError::NoDefault { names: self.names().join(", ") });
         };
-        match &named.invalid {
-            Some(reason) => Err(TemplateError::Invalid(reason.clone())),
-            None => Ok((name, named)),
+        match &named.compiled {
+            Ok(template) => Ok((template, named.takes)),
+            Err(reason) => Err(TemplateError::Invalid(reason.clone())),
         }
     }
 }
 
-/// Jinja as transformers sets it up.
-fn environment() -> Result<Environment<'static>, TemplateError> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-    environment.set_syntax(syntax);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_filter("tojson", json::to_json);
-    environment.add_filter(GENERATION_FILTER, |text: String| text);
-    Ok(environment)
-}
-
-/// Compiles a template into the environment.
-fn add_template(environment: &mut Environment<'_>, name: &str, source: &str) -> NamedTemplate {
-    let added = environment.add_template_owned(name.to_owned(), mark_generation(source));
-    let reads = environment.get_template(name).map(|added| added.undeclared_variables(false));
-    NamedTemplate {
-        invalid: added.err().map(|error| describe(&error)),
-        reads: reads.map(|names| names.into_iter().collect()).unwrap_or_default(),
-        takes: TemplateReads::texts_alone(source),
+impl NamedTemplate {
+    /// Compiles a template.
+    fn of(source: &str) -> Self {
+        let compiled = Template::parse(source).map_err(|error| error.to_string());
+        Self {
+            source: source.to_owned(),
+            reads: compiled.as_ref().map(Template::free_names).unwrap_or_default(),
+            compiled,
+            takes: TemplateReads::texts_alone(source),
+        }
     }
 }
 

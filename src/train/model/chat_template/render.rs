@@ -1,17 +1,11 @@
 //! Rendering: what the template writes for a conversation.
 
-use minijinja::value::Serde;
-use minijinja::{Error, ErrorKind};
-
 use super::ChatTemplate;
-use super::error::{TemplateError, describe};
+use super::error::TemplateError;
+use super::jinja::{self, Template, Value};
 use super::omissions::refuse_reserved;
 use super::values::{self, Form, writes_python_dict};
 use crate::dataset::Message;
-use crate::train::model::tokenizer::ESCAPE;
-
-/// Longest text that a template may write.
-const MAX_RENDERED_BYTES: usize = 64 * 1024 * 1024;
 
 impl ChatTemplate {
     /// For inference: the conversation and the beginning of the assistant's answer. Whatever in it is spelled like
@@ -65,30 +59,33 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         form: Form,
     ) -> Result<String, TemplateError> {
-        let (name, named) = self.choose(tools)?;
-        let values = values::messages(messages, form, named.takes, &self.control);
-        let tools = values::tools(tools, &self.control);
-        let tools = if tools.is_empty() { None } else { Some(tools) };
-        let context = minijinja::context! {
-            messages => Serde(&values),
-            tools => Serde(tools),
-            add_generation_prompt => add_generation_prompt,
-            bos_token => self.beginning.clone(),
-            eos_token => self.end.clone(),
-            ..self.settings.variables()
-        };
-        let refused = |error: Error| match error.kind() {
-            ErrorKind::OutOfFuel => TemplateError::Endless,
-            _ => TemplateError::Refused(describe(&error)),
-        };
-        let template = self.environment.get_template(name).map_err(refused)?;
-        let text = template.render(context).map_err(refused)?;
-        if text.len() > MAX_RENDERED_BYTES {
-            return Err(TemplateError::Refused(format!("it writes {} bytes", text.len())));
+        let (template, takes) = self.choose(!tools.is_empty())?;
+        let mut context = self.settings.variables();
+        context.push(("messages", values::messages(messages, form, takes, &self.control)));
+        context.push(("tools", values::tools(tools, &self.control)));
+        context.push(("add_generation_prompt", Value::Bool(add_generation_prompt)));
+        // What a model does not have is undefined, as in transformers.
+        for (name, token) in [("bos_token", &self.beginning), ("eos_token", &self.end)] {
+            if !token.is_empty() {
+                context.push((name, Value::from(token.as_str())));
+            }
         }
-        // What JSON in ASCII alone makes of the mark.
-        let spelled = format!("\\u{:04x}", u32::from(ESCAPE));
-        Ok(if text.contains(&spelled) { text.replace(&spelled, &ESCAPE.to_string()) } else { text })
+        write(template, context)
+    }
+
+    /// What the template writes with other variables than those of a conversation. `variables` is a
+    /// JSON object, in which numbers keep every digit.
+    ///
+    /// # Errors
+    /// The variables are no JSON object, or the template refuses them.
+    pub fn render_variables(&self, variables: &str) -> Result<String, TemplateError> {
+        let (template, _) = self.choose(false)?;
+        let variables = jinja::from_text(variables)
+            .map_err(|error| TemplateError::Refused(error.to_string()))?;
+        let context = variables
+            .named()
+            .ok_or_else(|| TemplateError::Refused("the variables are no JSON object".to_owned()))?;
+        write(template, context)
     }
 
     /// A refusal, with the message from which on the template refuses.
@@ -119,4 +116,12 @@ impl ChatTemplate {
             None => error,
         }
     }
+}
+
+/// What a template writes with these variables.
+fn write(template: &Template, context: Vec<(&str, Value)>) -> Result<String, TemplateError> {
+    template.render(context).map_err(|error| match error.is_endless() {
+        true => TemplateError::Endless,
+        false => TemplateError::Refused(error.to_string()),
+    })
 }

@@ -2,10 +2,9 @@
 //! the time that `strftime_now` writes.
 
 use chrono::{NaiveDateTime, Utc};
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Error, Value, context};
 use serde_json::Map;
 
+use super::jinja::{self, Error, Function, Value};
 use crate::util::strftime::strftime;
 
 /// The function by which templates write today's date.
@@ -22,22 +21,21 @@ pub struct TemplateSettings {
 
 impl TemplateSettings {
     /// The variables of a template that come from here, with the defaults that transformers has.
-    pub(super) fn variables(&self) -> Value {
+    pub(super) fn variables(&self) -> Vec<(&str, Value)> {
         let date = self.date;
-        let strftime_now = move |format: Option<String>, options: Kwargs| {
-            let format = match format {
-                Some(format) => format,
-                None => options.get("format")?,
-            };
-            options.assert_all_used()?;
+        let strftime_now = Function::value(STRFTIME_NOW, move |arguments| {
+            let [format] = arguments.bind(STRFTIME_NOW, ["format"], 1)?;
+            let format = format.as_ref().and_then(Value::as_text);
+            let format = format.ok_or_else(|| Error::new("the format of a time must be a text"))?;
             let time = date.unwrap_or_else(|| Utc::now().naive_utc());
-            Ok::<_, Error>(strftime(&format, &time))
-        };
-        context! {
-            strftime_now => Value::from_function(strftime_now),
-            documents => Serde(self.kwargs.get("documents")),
-            ..Serde(&self.kwargs)
+            Ok(strftime(format, &time).into())
+        });
+        let mut variables = vec![("documents", Value::None)];
+        for (name, value) in &self.kwargs {
+            variables.push((name.as_str(), jinja::from_json(value)));
         }
+        variables.push((STRFTIME_NOW, strftime_now));
+        variables
     }
 }
 
@@ -64,11 +62,10 @@ mod tests {
         let template = template(source);
         let render = |template: &ChatTemplate| template.render_prompt(&[], &[]).expect("renders");
         let set = template.with_settings(settings(json!({"a": [1, {"b": null}]})));
-        let lower = |text: String| text.to_lowercase();
-        assert_eq!(lower(render(&set)), "true [1, {\"b\": none}] true 06 jul 2024 true");
+        assert_eq!(render(&set), "True [1, {'b': None}] True 06 Jul 2024 True");
         let set = template.with_settings(settings(json!({"documents": [], "a": null})));
-        assert_eq!(lower(render(&set)), "true none false 06 jul 2024 true");
-        assert!(lower(render(&template)).starts_with("false  true "));
+        assert_eq!(render(&set), "True None False 06 Jul 2024 True");
+        assert!(render(&template).starts_with("False  True "));
     }
 
     #[test]

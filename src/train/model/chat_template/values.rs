@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::jinja::{self, Value};
 use super::reads::{ReadsReasoning, TemplateReads};
 use crate::dataset::{Message, ToolCall};
 use crate::train::model::tokenizer::escape;
@@ -48,35 +48,18 @@ pub(super) fn messages(
     form: Form,
     reads: TemplateReads,
     control: &[String],
-) -> Vec<Value> {
+) -> Value {
     let writer = ValueWriter { form, reads, control };
-    messages.iter().map(|message| writer.message(message)).collect()
+    Value::list(messages.iter().map(|message| writer.message(message)).collect())
 }
 
-/// Tools as a template sees them, with the same marks.
-pub(super) fn tools<'a>(tools: &'a [Value], control: &[String]) -> Cow<'a, [Value]> {
-    let holds = |tool: &Value| {
-        let text = tool.to_string();
-        control.iter().any(|token| text.contains(token.as_str()))
-    };
-    if !tools.iter().any(holds) {
-        return Cow::Borrowed(tools);
+/// Tools as a template sees them, with the same marks; nothing where there are none.
+pub(super) fn tools(tools: &[serde_json::Value], control: &[String]) -> Value {
+    if tools.is_empty() {
+        return Value::None;
     }
-    let mut marked = tools.to_vec();
-    marked.iter_mut().for_each(|tool| escape_texts(tool, control));
-    Cow::Owned(marked)
-}
-
-/// Marks every text of a JSON value.
-fn escape_texts(value: &mut Value, control: &[String]) {
-    match value {
-        Value::String(text) => *text = escape(text, control).into_owned(),
-        Value::Array(list) => list.iter_mut().for_each(|value| escape_texts(value, control)),
-        Value::Object(object) => {
-            object.values_mut().for_each(|value| escape_texts(value, control));
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
+    let marked = |tool| jinja::from_json(tool).map_texts(&|text| escape(text, control));
+    Value::list(tools.iter().map(marked).collect())
 }
 
 struct ValueWriter<'a> {
@@ -86,73 +69,70 @@ struct ValueWriter<'a> {
 }
 
 impl ValueWriter<'_> {
-    fn text(&self, text: &str) -> String {
-        escape(text, self.control).into_owned()
+    fn text(&self, text: &str) -> Value {
+        Value::from(escape(text, self.control).as_ref())
     }
 
     fn message(&self, message: &Message) -> Value {
-        let mut value = json!({
-            "role": message.role.in_templates(),
-            "content": self.content(message),
-        });
+        let mut fields =
+            vec![("role", message.role.in_templates().into()), ("content", self.content(message))];
         if let Some(name) = &message.name {
-            value["name"] = self.text(name).into();
+            fields.push(("name", self.text(name)));
         }
         if let Some(id) = &message.tool_call_id {
-            value["tool_call_id"] = self.id(id).into();
+            fields.push(("tool_call_id", self.id(id)));
         }
         if let (Some(reasoning), ReadsReasoning::Key) = (&message.reasoning, self.reads.reasoning) {
             for key in ReadsReasoning::KEYS {
-                value[*key] = self.text(reasoning).into();
+                fields.push((key, self.text(reasoning)));
             }
         }
         if !message.tool_calls.is_empty() {
-            value["tool_calls"] = message.tool_calls.iter().map(|call| self.call(call)).collect();
+            let calls = message.tool_calls.iter().map(|call| self.call(call));
+            fields.push(("tool_calls", Value::list(calls.collect())));
         }
-        value
+        Value::record(fields)
     }
 
     fn content(&self, message: &Message) -> Value {
-        let part = |text: &String| json!({"type": "text", "text": self.text(text)});
+        let part = |text: &str| Value::record([("type", "text".into()), ("text", self.text(text))]);
         if self.reads.parts && !message.content_parts.is_empty() {
-            return message.content_parts.iter().map(part).collect();
+            return Value::list(message.content_parts.iter().map(|text| part(text)).collect());
         }
         let Some(content) = &message.content else {
-            return if self.form.empty_content { "".into() } else { Value::Null };
+            return if self.form.empty_content { "".into() } else { Value::None };
         };
         let text = match (&message.reasoning, self.reads.reasoning) {
             (Some(reasoning), ReadsReasoning::InContent) => {
                 Cow::Owned(format!("<think>\n{reasoning}\n</think>\n\n{content}"))
             }
-            _ => Cow::Borrowed(content),
+            _ => Cow::Borrowed(content.as_str()),
         };
         match self.reads.texts {
-            true => self.text(&text).into(),
-            false => json!([part(&text)]),
+            true => self.text(&text),
+            false => Value::list(vec![part(&text)]),
         }
     }
 
     fn call(&self, call: &ToolCall) -> Value {
         let arguments = match self.form.text_arguments {
-            true => self.text(&call.arguments).into(),
-            // Whoever parsed the call has seen that it is an object.
-            false => {
-                let mut arguments = serde_json::from_str(&call.arguments)
-                    .unwrap_or_else(|_| call.arguments.clone().into());
-                escape_texts(&mut arguments, self.control);
-                arguments
-            }
+            true => self.text(&call.arguments),
+            // The numbers stay as they are written. Whoever parsed the call has seen that it is an object.
+            false => jinja::from_text(&call.arguments)
+                .unwrap_or_else(|_| Value::from(call.arguments.as_str()))
+                .map_texts(&|text| escape(text, self.control)),
         };
-        json!({
-            "id": self.id(&call.id),
-            "type": "function",
-            "function": {"name": self.text(&call.name), "arguments": arguments},
-        })
+        let function = Value::record([("name", self.text(&call.name)), ("arguments", arguments)]);
+        Value::record([
+            ("id", self.id(&call.id)),
+            ("type", "function".into()),
+            ("function", function),
+        ])
     }
 
     /// The id of a call. Its nine-letter form follows from the id, so that a call and its result agree, in
     /// training and in serving.
-    fn id(&self, id: &str) -> String {
+    fn id(&self, id: &str) -> Value {
         let is_short = id.len() == ID_LENGTH && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !self.form.nine_letter_ids || is_short {
             return self.text(id);
@@ -161,7 +141,7 @@ impl ValueWriter<'_> {
             b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         let digest = Sha256::digest(id.as_bytes());
         let letter = |byte: &u8| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]);
-        digest.iter().take(ID_LENGTH).map(letter).collect()
+        digest.iter().take(ID_LENGTH).map(letter).collect::<String>().into()
     }
 }
 
@@ -170,7 +150,7 @@ pub(super) fn writes_python_dict(text: &str, messages: &[Message]) -> bool {
     let calls = messages.iter().flat_map(|message| &message.tool_calls);
     calls
         .filter_map(|call| {
-            let arguments: Value = serde_json::from_str(&call.arguments).ok()?;
+            let arguments: serde_json::Value = serde_json::from_str(&call.arguments).ok()?;
             arguments.as_object()?.keys().next().cloned()
         })
         .any(|key| text.contains(&format!("{{'{key}'")) && !text.contains(&format!("{{\"{key}\"")))

@@ -1,0 +1,11 @@
+//! Filters: what stands behind a bar.
+
+mod apply;
+mod attributes;
+mod html;
+mod number;
+mod sequence;
+mod text;
+mod wrap;
+
+pub(crate) use self::apply::{apply, is_known};

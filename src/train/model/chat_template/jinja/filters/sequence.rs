@@ -1,0 +1,404 @@
+//! Filters that take or make lists.
+
+use std::any::Any;
+use std::collections::HashSet;
+
+use super::super::arguments::whole;
+use super::super::ast::Binary;
+use super::super::error::{Error, check_items, check_text_bytes};
+use super::super::value::{Arguments, Items, Key, Object, Runtime, Stream, Value};
+use super::super::{operators, repr, slice, subscripts};
+use super::attributes::{Path, ignore_case};
+
+/// What a filter makes of a value.
+pub(super) fn apply(
+    runtime: &mut dyn Runtime,
+    name: &str,
+    value: Value,
+    arguments: Arguments,
+) -> Result<Value, Error> {
+    match name {
+        "map" => Ok(lazily(|| map(runtime, &value, arguments))),
+        "select" | "reject" | "selectattr" | "rejectattr" => {
+            Ok(lazily(|| select(runtime, name, &value, arguments)))
+        }
+        "join" => join(&value, arguments),
+        "sort" => sort(&value, arguments),
+        "dictsort" => sort_dict(&value, arguments),
+        "unique" => unique(&value, arguments),
+        "min" | "max" => extreme(name, &value, arguments),
+        "groupby" => group(&value, arguments),
+        "sum" => sum(&value, arguments),
+        "batch" => batch(&value, arguments),
+        "slice" => slices(&value, arguments),
+        "attr" => {
+            let [name] = arguments.bind(name, ["name"], 1)?;
+            let name = name.unwrap_or(Value::None);
+            let text = name.as_text().ok_or_else(|| Error::new("attribute name must be string"))?;
+            let found = subscripts::own_attribute(&value, text)?;
+            Ok(found.unwrap_or_else(|| subscripts::missing(&value, &name)))
+        }
+        _ => {
+            let [] = arguments.bind(name, [], 0)?;
+            match name {
+                "count" | "length" => value.length().map(Value::from),
+                "list" => value.to_vec().map(Value::list),
+                "first" => match value.iterate()?.next() {
+                    Some(first) => first,
+                    None => Ok(Value::undefined("No first item, sequence was empty.")),
+                },
+                "last" => last(&value),
+                "reverse" => reverse(&value),
+                "items" => Ok(lazily(|| items(&value))),
+                _ => Err(Error::new(format!("No filter named '{name}'."))),
+            }
+        }
+    }
+}
+
+/// A generator, which fails only when it is used.
+fn lazily(make: impl FnOnce() -> Result<Value, Error>) -> Value {
+    make().unwrap_or_else(Stream::failing)
+}
+
+fn last(value: &Value) -> Result<Value, Error> {
+    if value.length().is_err() {
+        return Err(Error::new(format!("'{}' object is not reversible", value.type_name())));
+    }
+    let last = value.to_vec()?.pop();
+    Ok(last.unwrap_or_else(|| Value::undefined("No last item, sequence was empty.")))
+}
+
+fn reverse(value: &Value) -> Result<Value, Error> {
+    if let Some(text) = value.as_text() {
+        return Ok(text.chars().rev().collect::<String>().into());
+    }
+    let mut items = value.to_vec()?;
+    items.reverse();
+    // Only what can be read backwards gives a generator.
+    Ok(match value.length() {
+        Ok(_) => Stream::value(items.into_iter().map(Ok)),
+        Err(_) => Value::list(items),
+    })
+}
+
+fn items(value: &Value) -> Result<Value, Error> {
+    let pair = |(key, value): (&Value, &Value)| Ok(Value::tuple(vec![key.clone(), value.clone()]));
+    match value {
+        Value::Undefined(_) => Ok(Stream::value(std::iter::empty())),
+        Value::Dict(dict) => Ok(Stream::value(dict.iter().map(pair))),
+        _ => Err(Error::new("Can only get item pairs from a mapping.")),
+    }
+}
+
+fn map(runtime: &mut dyn Runtime, value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    if !value.is_true() {
+        return Ok(Stream::value(std::iter::empty()));
+    }
+    let Arguments { positional, keywords } = arguments;
+    let mut positional = positional.into_iter();
+    let Some(filter) = positional.next() else {
+        let known = |(name, _): &(_, Value)| -> bool {
+            let name: &std::sync::Arc<str> = name;
+            matches!(&**name, "attribute" | "default")
+        };
+        let wanted = |wanted: &str| {
+            keywords.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| value)
+        };
+        let Some(attribute) = wanted("attribute") else {
+            return Err(Error::new("map requires a filter argument"));
+        };
+        if let Some((name, _)) = keywords.iter().find(|keyword| !known(keyword)) {
+            return Err(Error::new(format!("Unexpected keyword argument '{name}'")));
+        }
+        let (path, default) = (Path::new(attribute), wanted("default"));
+        return Ok(Stream::value(value.iterate()?.map(|item| path.of(&item?, default))));
+    };
+    let filter = repr::to_shared(&filter)?;
+    let arguments = Arguments { positional: positional.collect(), keywords };
+    let mut apply = |item| runtime.apply_filter(&filter, item, arguments.clone());
+    Ok(Stream::value(value.iterate()?.map(|item| apply(item?))))
+}
+
+fn select(
+    runtime: &mut dyn Runtime,
+    name: &str,
+    value: &Value,
+    arguments: Arguments,
+) -> Result<Value, Error> {
+    if !value.is_true() {
+        return Ok(Stream::value(std::iter::empty()));
+    }
+    let Arguments { positional, keywords } = arguments;
+    let mut positional = positional.into_iter();
+    let path = match name.ends_with("attr") {
+        true => {
+            let attribute = positional.next();
+            Path::new(&attribute.ok_or_else(|| Error::new("Missing parameter for attribute name"))?)
+        }
+        false => Path::new(&Value::None),
+    };
+    let test = positional.next().map(|test| repr::to_shared(&test)).transpose()?;
+    let arguments = Arguments { positional: positional.collect(), keywords };
+    let wanted = name.starts_with("select");
+    let mut selected = |item: Result<Value, Error>| -> Result<Option<Value>, Error> {
+        let item = item?;
+        let tested = path.of(&item, None)?;
+        let found = match &test {
+            Some(test) => runtime.apply_test(test, tested, arguments.clone())?,
+            None => tested.is_true(),
+        };
+        Ok((found == wanted).then_some(item))
+    };
+    Ok(Stream::value(value.iterate()?.filter_map(|item| selected(item).transpose())))
+}
+
+fn join(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [separator, attribute] = arguments.bind("join", ["d", "attribute"], 0)?;
+    let separator = separator.unwrap_or_else(|| Value::from(""));
+    let separator = repr::to_text(&separator)?;
+    let path = Path::new(&attribute.unwrap_or(Value::None));
+    let mut out = String::new();
+    for (index, item) in value.iterate()?.enumerate() {
+        if index > 0 {
+            out.push_str(&separator);
+        }
+        let item = path.of(&item?, None)?;
+        out.push_str(&repr::to_text(&item)?);
+        check_text_bytes(out.len())?;
+    }
+    Ok(out.into())
+}
+
+/// The value that an item is compared by.
+fn key(path: &Path, item: &Value, is_case_sensitive: bool) -> Result<Value, Error> {
+    let key = path.of(item, None)?;
+    Ok(if is_case_sensitive { key } else { ignore_case(key) })
+}
+
+fn is_set(option: Option<Value>) -> bool {
+    option.is_some_and(|option| option.is_true())
+}
+
+fn sort(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let names = ["reverse", "case_sensitive", "attribute"];
+    let [reverse, case_sensitive, attribute] = arguments.bind("sort", names, 0)?;
+    let case_sensitive = is_set(case_sensitive);
+    let paths = Path::list(&attribute.unwrap_or(Value::None));
+    let mut keyed = Vec::new();
+    for item in value.iterate()? {
+        let item = item?;
+        let mut keys = Vec::with_capacity(paths.len());
+        for path in &paths {
+            keys.push(key(path, &item, case_sensitive)?);
+        }
+        keyed.push((Value::list(keys), item));
+    }
+    operators::sort_by_key(keyed, is_set(reverse)).map(Value::list)
+}
+
+fn sort_dict(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let names = ["case_sensitive", "by", "reverse"];
+    let [case_sensitive, by, reverse] = arguments.bind("dictsort", names, 0)?;
+    let case_sensitive = is_set(case_sensitive);
+    let by = by.unwrap_or_else(|| Value::from("key"));
+    let Value::Dict(dict) = value else {
+        return Err(Error::new(format!("'{}' object has no attribute 'items'", value.type_name())));
+    };
+    let by_value = match by.as_text() {
+        Some("key") => false,
+        Some("value") => true,
+        _ => return Err(Error::new("You can only sort by either \"key\" or \"value\"")),
+    };
+    let pairs = dict.iter().map(|(key, value)| {
+        let sorted_by = if by_value { value.clone() } else { key.clone() };
+        let sorted_by = if case_sensitive { sorted_by } else { ignore_case(sorted_by) };
+        (sorted_by, Value::tuple(vec![key.clone(), value.clone()]))
+    });
+    operators::sort_by_key(pairs.collect(), is_set(reverse)).map(Value::list)
+}
+
+fn unique(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [case_sensitive, attribute] =
+        arguments.bind("unique", ["case_sensitive", "attribute"], 0)?;
+    let case_sensitive = is_set(case_sensitive);
+    let path = Path::new(&attribute.unwrap_or(Value::None));
+    let mut seen = HashSet::new();
+    let mut is_new = |item: Result<Value, Error>| -> Result<Option<Value>, Error> {
+        let item = item?;
+        let key = Key::new(key(&path, &item, case_sensitive)?)?;
+        Ok(seen.insert(key).then_some(item))
+    };
+    let unique = || Ok(Stream::value(value.iterate()?.filter_map(|item| is_new(item).transpose())));
+    Ok(lazily(unique))
+}
+
+fn extreme(name: &str, value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [case_sensitive, attribute] = arguments.bind(name, ["case_sensitive", "attribute"], 0)?;
+    let case_sensitive = is_set(case_sensitive);
+    let path = Path::new(&attribute.unwrap_or(Value::None));
+    let mut best: Option<(Value, Value)> = None;
+    for item in value.iterate()? {
+        let item = item?;
+        let key = key(&path, &item, case_sensitive)?;
+        let is_better = match &best {
+            None => true,
+            Some((best, _)) => match name {
+                "min" => operators::order(&key, best, "<")?.is_some_and(|order| order.is_lt()),
+                _ => operators::order(&key, best, ">")?.is_some_and(|order| order.is_gt()),
+            },
+        };
+        if is_better {
+            best = Some((key, item));
+        }
+    }
+    let nothing = || Value::undefined("No aggregated item, sequence was empty.");
+    Ok(best.map_or_else(nothing, |(_, item)| item))
+}
+
+fn group(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let names = ["attribute", "default", "case_sensitive"];
+    let [attribute, default, case_sensitive] = arguments.bind("groupby", names, 1)?;
+    let case_sensitive = is_set(case_sensitive);
+    let path = Path::new(&attribute.unwrap_or(Value::None));
+    let key = |item: &Value| -> Result<Value, Error> {
+        let key = path.of(item, default.as_ref())?;
+        Ok(if case_sensitive { key } else { ignore_case(key) })
+    };
+    let mut keyed = Vec::new();
+    for item in value.iterate()? {
+        let item = item?;
+        keyed.push((key(&item)?, item));
+    }
+    let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
+    for item in operators::sort_by_key(keyed, false)? {
+        let of_item = key(&item)?;
+        match groups.last_mut().filter(|(group, _)| group.equals(&of_item)) {
+            Some((_, items)) => items.push(item),
+            None => groups.push((of_item, vec![item])),
+        }
+    }
+    let mut made = Vec::new();
+    for (_, items) in groups {
+        let grouper = path.of(&items[0], default.as_ref())?;
+        made.push(Value::object(Group { grouper, list: Value::list(items) }));
+    }
+    Ok(Value::list(made))
+}
+
+/// A group of items: a tuple of what they have in common and their list, with names.
+struct Group {
+    grouper: Value,
+    list: Value,
+}
+
+impl Group {
+    fn pair(&self) -> Vec<Value> {
+        vec![self.grouper.clone(), self.list.clone()]
+    }
+}
+
+impl Object for Group {
+    fn type_name(&self) -> &'static str {
+        "_GroupTuple"
+    }
+
+    fn repr(&self) -> Result<String, Error> {
+        repr::repr(&Value::tuple(self.pair()))
+    }
+
+    fn attribute(&self, name: &str) -> Option<Value> {
+        match name {
+            "grouper" => Some(self.grouper.clone()),
+            "list" => Some(self.list.clone()),
+            _ => None,
+        }
+    }
+
+    fn item(&self, position: i64) -> Option<Value> {
+        slice::index_of(2, position).map(|index| self.pair().swap_remove(index))
+    }
+
+    fn iterate(&self) -> Option<Items> {
+        Some(self.pair().into())
+    }
+
+    fn length(&self) -> Option<usize> {
+        Some(2)
+    }
+
+    fn is_sequence(&self) -> bool {
+        true
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn sum(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [attribute, start] = arguments.bind("sum", ["attribute", "start"], 0)?;
+    let path = Path::new(&attribute.unwrap_or(Value::None));
+    let mut total = start.unwrap_or(Value::int(0));
+    if total.as_text().is_some() {
+        return Err(Error::new("sum() can't sum strings [use ''.join(seq) instead]"));
+    }
+    for item in value.iterate()? {
+        total = operators::binary(Binary::Add, &total, &path.of(&item?, None)?)?;
+    }
+    Ok(total)
+}
+
+fn batch(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [count, fill] = arguments.bind("batch", ["linecount", "fill_with"], 1)?;
+    let count = usize::try_from(whole(count.as_ref(), 0)?).unwrap_or(0);
+    let fill = fill.filter(|fill| !matches!(fill, Value::None));
+    Ok(lazily(|| batches(value, count, fill)))
+}
+
+fn batches(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    let mut batches = Vec::new();
+    let mut batch = Vec::new();
+    for item in value.iterate()? {
+        if batch.len() == count {
+            batches.push(Value::list(std::mem::take(&mut batch)));
+        }
+        batch.push(item?);
+    }
+    if !batch.is_empty() {
+        if let Some(fill) = fill {
+            check_items(count)?;
+            batch.resize(count.max(batch.len()), fill);
+        }
+        batches.push(Value::list(batch));
+    }
+    Ok(Stream::value(batches.into_iter().map(Ok)))
+}
+
+fn slices(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+    let [count, fill] = arguments.bind("slice", ["slices", "fill_with"], 1)?;
+    let count = usize::try_from(whole(count.as_ref(), 0)?).unwrap_or(0);
+    Ok(lazily(|| slices_of(value, count, fill)))
+}
+
+fn slices_of(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+    let items = value.to_vec()?;
+    if count == 0 {
+        return Err(Error::new("integer division or modulo by zero"));
+    }
+    check_items(count)?;
+    let fill = fill.filter(|fill| !matches!(fill, Value::None));
+    let (size, longer) = (items.len() / count, items.len() % count);
+    let mut rest = items.as_slice();
+    let mut made = Vec::with_capacity(count);
+    for index in 0..count {
+        let (part, after) = rest.split_at(size + usize::from(index < longer));
+        rest = after;
+        let mut part = part.to_vec();
+        if index >= longer {
+            part.extend(fill.clone());
+        }
+        made.push(Ok(Value::list(part)));
+    }
+    Ok(Stream::value(made.into_iter()))
+}

@@ -1,0 +1,271 @@
+//! Python's format specifications (`{:>8.2f}`), and the padding that `%` shares with them.
+
+use super::error::{Error, check_text_bytes};
+use super::integer::Integer;
+use super::value::Value;
+use super::{float, repr};
+
+/// Most places behind the point that are written.
+const MAX_PRECISION: usize = 10_000;
+
+/// How a value is written: fill, alignment, sign, width, grouping, precision and kind.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FormatSpec {
+    pub(crate) fill: Option<char>,
+    pub(crate) align: Option<char>,
+    /// `+`, `-` or a space.
+    pub(crate) sign: Option<char>,
+    pub(crate) is_alternate: bool,
+    pub(crate) has_zeros: bool,
+    pub(crate) width: usize,
+    pub(crate) grouping: Option<char>,
+    pub(crate) precision: Option<usize>,
+    pub(crate) kind: Option<char>,
+}
+
+impl FormatSpec {
+    /// `[[fill]align][sign][#][0][width][grouping][.precision][kind]`.
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let mut spec = Self::default();
+        let characters: Vec<char> = text.chars().collect();
+        let is_align = |index: usize| characters.get(index).is_some_and(|c| "<>=^".contains(*c));
+        let mut at = 0;
+        if is_align(1) {
+            spec.fill = Some(characters[0]);
+            spec.align = Some(characters[1]);
+            at = 2;
+        } else if is_align(0) {
+            spec.align = Some(characters[0]);
+            at = 1;
+        }
+        let mut take = |allowed: &str| {
+            let found = characters.get(at).copied().filter(|c| allowed.contains(*c));
+            at += usize::from(found.is_some());
+            found
+        };
+        spec.sign = take("+- ");
+        spec.is_alternate = take("#").is_some();
+        spec.has_zeros = take("0").is_some();
+        let number = |take: &mut dyn FnMut(&str) -> Option<char>| {
+            let mut digits = String::new();
+            while let Some(digit) = take("0123456789") {
+                digits.push(digit);
+            }
+            digits
+        };
+        let too_large = |_| Error::new("Too many decimal digits in format string");
+        let width = number(&mut take);
+        if !width.is_empty() {
+            spec.width = width.parse().map_err(too_large)?;
+        }
+        spec.grouping = take(",_");
+        if take(".").is_some() {
+            let digits = number(&mut take);
+            if digits.is_empty() {
+                return Err(Error::new("Format specifier missing precision"));
+            }
+            spec.precision = Some(digits.parse().map_err(too_large)?);
+        }
+        spec.kind = take("bcdeEfFgGnosxX%");
+        if at < characters.len() {
+            return Err(Error::new(format!("Invalid format specifier '{text}'")));
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Refuses widths and precisions that no machine can bear.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        check_text_bytes(self.width)?;
+        if self.precision.unwrap_or(0) > MAX_PRECISION && self.kind != Some('s') {
+            return Err(Error::new("precision too big"));
+        }
+        Ok(())
+    }
+
+    /// A text, cut to the precision and padded to the width.
+    pub(crate) fn text(&self, text: &str) -> String {
+        let text: String = match self.precision {
+            Some(precision) => text.chars().take(precision).collect(),
+            None => text.to_owned(),
+        };
+        let fill = self.fill.unwrap_or(if self.has_zeros { '0' } else { ' ' });
+        pad(&text, self.width, fill, self.align.unwrap_or('<'))
+    }
+
+    /// A number of which the sign, what stands before its digits, and the digits are known.
+    pub(crate) fn number(&self, is_negative: bool, prefix: &str, digits: &str) -> String {
+        let sign = match self.sign {
+            _ if is_negative => "-",
+            Some('+') => "+",
+            Some(' ') => " ",
+            _ => "",
+        };
+        let is_padded_inside = self.align == Some('=') || (self.align.is_none() && self.has_zeros);
+        let fill = self.fill.unwrap_or(if self.has_zeros { '0' } else { ' ' });
+        let mut digits = self.grouped(digits);
+        if is_padded_inside {
+            let room = self.width.saturating_sub(sign.len() + prefix.len());
+            if fill == '0' && self.grouping.is_some() {
+                digits = self.grouped_to(&digits, room);
+            }
+            let missing = room.saturating_sub(digits.chars().count());
+            let padding: String = std::iter::repeat_n(fill, missing).collect();
+            return format!("{sign}{prefix}{padding}{digits}");
+        }
+        pad(&format!("{sign}{prefix}{digits}"), self.width, fill, self.align.unwrap_or('>'))
+    }
+
+    fn grouped(&self, digits: &str) -> String {
+        let Some(separator) = self.grouping else { return digits.to_owned() };
+        let size = if matches!(self.kind, Some('b' | 'o' | 'x' | 'X')) { 4 } else { 3 };
+        let is_digit = |c: char| c.is_ascii_hexdigit();
+        let is_hexadecimal = size == 4;
+        let end = digits
+            .find(|c: char| if is_hexadecimal { !is_digit(c) } else { !c.is_ascii_digit() })
+            .unwrap_or(digits.len());
+        let (whole, rest) = digits.split_at(end);
+        let mut out = String::new();
+        for (index, digit) in whole.chars().enumerate() {
+            if index > 0 && (whole.len() - index).is_multiple_of(size) {
+                out.push(separator);
+            }
+            out.push(digit);
+        }
+        out + rest
+    }
+
+    /// Grouped digits with as many zeros before them as fit into the width.
+    fn grouped_to(&self, grouped: &str, room: usize) -> String {
+        let separator = self.grouping.unwrap_or(',');
+        let mut plain: String = grouped.chars().filter(|c| *c != separator).collect();
+        let mut out = grouped.to_owned();
+        while out.len() < room {
+            plain.insert(0, '0');
+            out = self.grouped(&plain);
+        }
+        out
+    }
+}
+
+/// A text with fill characters around it.
+pub(crate) fn pad(text: &str, width: usize, fill: char, align: char) -> String {
+    let missing = width.saturating_sub(text.chars().count());
+    let left = match align {
+        '<' => 0,
+        '^' => missing / 2,
+        _ => missing,
+    };
+    let mut out = String::with_capacity(text.len() + missing * fill.len_utf8());
+    out.extend(std::iter::repeat_n(fill, left));
+    out.push_str(text);
+    out.extend(std::iter::repeat_n(fill, missing - left));
+    out
+}
+
+/// `format(value, specification)`.
+pub(crate) fn format(value: &Value, specification: &str) -> Result<String, Error> {
+    if specification.is_empty() {
+        return repr::to_text(value).map(std::borrow::Cow::into_owned);
+    }
+    let spec = FormatSpec::parse(specification)?;
+    match (value, value.as_integer()) {
+        (Value::Text(text) | Value::Markup(text), _) => {
+            if spec.sign.is_some() || spec.align == Some('=') || spec.is_alternate {
+                return Err(Error::new("Sign, '=' and '#' are not allowed with texts"));
+            }
+            if !matches!(spec.kind, None | Some('s')) || spec.grouping.is_some() {
+                return Err(unknown_kind(&spec, value));
+            }
+            Ok(spec.text(text))
+        }
+        (Value::Float(number), _) => format_float(*number, &spec, value),
+        (_, Some(number)) => match spec.kind {
+            Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') => {
+                format_float(number.to_float()?, &spec, value)
+            }
+            _ => format_integer(&number, &spec, value),
+        },
+        _ => Err(Error::new(format!(
+            "unsupported format string passed to {}.__format__",
+            value.type_name()
+        ))),
+    }
+}
+
+fn unknown_kind(spec: &FormatSpec, value: &Value) -> Error {
+    Error::new(format!(
+        "Unknown format code '{}' for object of type '{}'",
+        spec.kind.unwrap_or('s'),
+        value.type_name()
+    ))
+}
+
+fn format_integer(number: &Integer, spec: &FormatSpec, value: &Value) -> Result<String, Error> {
+    if spec.precision.is_some() {
+        return Err(Error::new("Precision not allowed in integer format specifier"));
+    }
+    let (base, prefix) = match spec.kind {
+        None | Some('d' | 'n') => (10, ""),
+        Some('b') => (2, "0b"),
+        Some('o') => (8, "0o"),
+        Some('x') => (16, "0x"),
+        Some('X') => (16, "0X"),
+        Some('c') => {
+            let code = number.to_i64().and_then(|code| u32::try_from(code).ok());
+            let character = code.and_then(char::from_u32);
+            let character = character.ok_or_else(|| Error::new("%c arg not in range(0x110000)"))?;
+            return Ok(spec.text(&character.to_string()));
+        }
+        _ => return Err(unknown_kind(spec, value)),
+    };
+    let mut digits = number.to_text(base)?;
+    let is_negative = digits.starts_with('-');
+    if is_negative {
+        digits.remove(0);
+    }
+    if spec.kind == Some('X') {
+        digits = digits.to_ascii_uppercase();
+    }
+    Ok(spec.number(is_negative, if spec.is_alternate { prefix } else { "" }, &digits))
+}
+
+fn format_float(number: f64, spec: &FormatSpec, value: &Value) -> Result<String, Error> {
+    let magnitude = number.abs();
+    let places = spec.precision.unwrap_or(6);
+    let digits = match spec.kind {
+        Some('f' | 'F') => float::fixed(magnitude, places),
+        Some('e' | 'E') => float::scientific(magnitude, places),
+        Some('g' | 'G' | 'n') => float::general(magnitude, places, spec.is_alternate),
+        Some('%') => float::fixed(magnitude * 100.0, places) + "%",
+        None if spec.precision.is_none() => float::repr(magnitude),
+        None => shortened(magnitude, places),
+        _ => return Err(unknown_kind(spec, value)),
+    };
+    let digits = match spec.kind {
+        Some('E' | 'F' | 'G') => digits.to_uppercase(),
+        _ => digits,
+    };
+    Ok(spec.number(number.is_sign_negative() && !number.is_nan(), "", &digits))
+}
+
+/// Like `g`, but with a digit behind the point at least, and an exponent one digit earlier.
+fn shortened(magnitude: f64, places: usize) -> String {
+    let places = places.max(1);
+    let scientific = float::scientific(magnitude, places - 1);
+    let exponent = scientific.split_once('e').and_then(|(_, text)| text.parse::<i64>().ok());
+    let is_large = exponent.is_some_and(|exponent| exponent >= places as i64 - 1);
+    let general = float::general(magnitude, places, false);
+    if general.contains(['e', 'n', 'i']) {
+        return general;
+    }
+    if is_large {
+        let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "+00"));
+        let mantissa = match mantissa.contains('.') {
+            true => mantissa.trim_end_matches('0').trim_end_matches('.'),
+            false => mantissa,
+        };
+        return format!("{mantissa}e{exponent}");
+    }
+    if general.contains('.') { general } else { general + ".0" }
+}

@@ -1,0 +1,498 @@
+//! Expressions, from the loosest operator to the tightest.
+
+use std::sync::Arc;
+
+use super::super::ast::{Binary, Call, CallArguments, Comparison, Constant, Expression, Target};
+use super::super::error::Error;
+use super::super::lexer::Token;
+use super::super::{filters, type_tests};
+use super::tokens::{Parser, is_named};
+
+/// Most operators of one kind in a row.
+const MAX_CHAIN: usize = 150;
+
+impl Parser {
+    pub(super) fn parse_expression(&mut self) -> Result<Expression, Error> {
+        self.nested(Self::parse_conditional)
+    }
+
+    /// `then if test else otherwise`.
+    fn parse_conditional(&mut self) -> Result<Expression, Error> {
+        let known = self.unknown.len();
+        let mut then = self.parse_or()?;
+        for _ in 0..MAX_CHAIN {
+            if !self.skip_name("if") {
+                return Ok(then);
+            }
+            let test = self.parse_or()?;
+            let otherwise = if self.skip_name("else") {
+                Some(Box::new(self.nested(Self::parse_conditional)?))
+            } else {
+                None
+            };
+            then = Expression::Conditional(Box::new([test, then]), otherwise);
+            // A branch may never be taken.
+            self.unknown.truncate(known);
+        }
+        self.fail("too many conditions in a row")
+    }
+
+    pub(super) fn parse_or(&mut self) -> Result<Expression, Error> {
+        let mut left = self.parse_and()?;
+        for _ in 0..MAX_CHAIN {
+            if !self.skip_name("or") {
+                return Ok(left);
+            }
+            left = Expression::Or(Box::new(left), Box::new(self.parse_and()?));
+        }
+        self.fail("too many operators in a row")
+    }
+
+    fn parse_and(&mut self) -> Result<Expression, Error> {
+        let mut left = self.parse_not()?;
+        for _ in 0..MAX_CHAIN {
+            if !self.skip_name("and") {
+                return Ok(left);
+            }
+            left = Expression::And(Box::new(left), Box::new(self.parse_not()?));
+        }
+        self.fail("too many operators in a row")
+    }
+
+    fn parse_not(&mut self) -> Result<Expression, Error> {
+        if self.skip_name("not") {
+            return Ok(Expression::Not(Box::new(self.nested(Self::parse_not)?)));
+        }
+        self.parse_compare()
+    }
+
+    fn parse_compare(&mut self) -> Result<Expression, Error> {
+        let line = self.line();
+        let first = self.parse_sum()?;
+        let mut rest = Vec::new();
+        loop {
+            let comparison = match self.current() {
+                Token::Operator("==") => Comparison::Equal,
+                Token::Operator("!=") => Comparison::NotEqual,
+                Token::Operator("<") => Comparison::Less,
+                Token::Operator("<=") => Comparison::LessOrEqual,
+                Token::Operator(">") => Comparison::Greater,
+                Token::Operator(">=") => Comparison::GreaterOrEqual,
+                token if is_named(token, "in") => Comparison::In,
+                token if is_named(token, "not") && is_named(self.following(), "in") => {
+                    self.advance();
+                    Comparison::NotIn
+                }
+                _ => break,
+            };
+            self.advance();
+            rest.push((comparison, self.parse_sum()?));
+        }
+        if rest.is_empty() {
+            return Ok(first);
+        }
+        Ok(Expression::Compare(Box::new(first), rest, line))
+    }
+
+    /// Operators of one precedence, from left to right.
+    fn parse_binary(
+        &mut self,
+        operators: &[(&str, Binary)],
+        operand: fn(&mut Self) -> Result<Expression, Error>,
+    ) -> Result<Expression, Error> {
+        let mut left = operand(self)?;
+        for _ in 0..MAX_CHAIN {
+            let line = self.line();
+            let found = operators.iter().find(|(symbol, _)| self.is_operator(symbol));
+            let Some((_, operator)) = found else { return Ok(left) };
+            self.advance();
+            left = Expression::Binary(*operator, Box::new(left), Box::new(operand(self)?), line);
+        }
+        self.fail("too many operators in a row")
+    }
+
+    fn parse_sum(&mut self) -> Result<Expression, Error> {
+        self.parse_binary(&[("+", Binary::Add), ("-", Binary::Subtract)], Self::parse_concat)
+    }
+
+    fn parse_concat(&mut self) -> Result<Expression, Error> {
+        let first = self.parse_product()?;
+        if !self.is_operator("~") {
+            return Ok(first);
+        }
+        let mut parts = vec![first];
+        while self.skip_operator("~") {
+            parts.push(self.parse_product()?);
+        }
+        Ok(Expression::Concat(parts))
+    }
+
+    fn parse_product(&mut self) -> Result<Expression, Error> {
+        const OPERATORS: [(&str, Binary); 4] = [
+            ("*", Binary::Multiply),
+            ("/", Binary::Divide),
+            ("//", Binary::FloorDivide),
+            ("%", Binary::Modulo),
+        ];
+        self.parse_binary(&OPERATORS, Self::parse_power)
+    }
+
+    fn parse_power(&mut self) -> Result<Expression, Error> {
+        self.parse_binary(&[("**", Binary::Power)], |parser| parser.parse_unary(true))
+    }
+
+    fn parse_unary(&mut self, with_filters: bool) -> Result<Expression, Error> {
+        let line = self.line();
+        let value = if self.skip_operator("-") {
+            let value = self.nested(|parser| parser.parse_unary(false))?;
+            Expression::Negate(Box::new(value), line)
+        } else if self.skip_operator("+") {
+            let value = self.nested(|parser| parser.parse_unary(false))?;
+            Expression::Plus(Box::new(value), line)
+        } else {
+            self.parse_primary()?
+        };
+        let value = self.parse_postfix(value)?;
+        if with_filters { self.parse_filters(value) } else { Ok(value) }
+    }
+
+    fn parse_primary(&mut self) -> Result<Expression, Error> {
+        match self.current().clone() {
+            Token::Name(name) => {
+                self.advance();
+                Ok(self.name(name))
+            }
+            Token::String(first) => {
+                self.advance();
+                let mut text = first;
+                while let Token::String(more) = self.current() {
+                    text = Arc::from(format!("{text}{more}"));
+                    self.advance();
+                }
+                Ok(Expression::Constant(Constant::Text(text)))
+            }
+            Token::Int(value) => {
+                self.advance();
+                Ok(Expression::Constant(Constant::Int(value)))
+            }
+            Token::Float(value) => {
+                self.advance();
+                Ok(Expression::Constant(Constant::Float(value)))
+            }
+            Token::Operator("(") => {
+                self.advance();
+                let value = self.parse_tuple(Self::parse_expression, None, true)?;
+                self.expect_operator(")")?;
+                Ok(value)
+            }
+            Token::Operator("[") => self.parse_list(),
+            Token::Operator("{") => self.parse_dict(),
+            _ => self.expected("an expression"),
+        }
+    }
+
+    fn name(&mut self, name: Arc<str>) -> Expression {
+        let constant = match &*name {
+            "true" | "True" => Constant::Bool(true),
+            "false" | "False" => Constant::Bool(false),
+            "none" | "None" => Constant::None,
+            special => {
+                for uses in &mut self.macros {
+                    uses.caller |= special == "caller";
+                    uses.kwargs |= special == "kwargs";
+                    uses.varargs |= special == "varargs";
+                }
+                return Expression::Name(name);
+            }
+        };
+        Expression::Constant(constant)
+    }
+
+    /// One expression, or a tuple where commas follow.
+    pub(super) fn parse_tuple(
+        &mut self,
+        read: fn(&mut Self) -> Result<Expression, Error>,
+        end: Option<&str>,
+        may_be_empty: bool,
+    ) -> Result<Expression, Error> {
+        let mut items = Vec::new();
+        let mut is_tuple = false;
+        loop {
+            if !items.is_empty() {
+                self.expect_operator(",")?;
+            }
+            let is_end =
+                matches!(self.current(), Token::PrintEnd | Token::BlockEnd | Token::Operator(")"));
+            if is_end || end.is_some_and(|end| self.is_name(end)) {
+                break;
+            }
+            items.push(read(self)?);
+            if !self.is_operator(",") {
+                break;
+            }
+            is_tuple = true;
+        }
+        if is_tuple {
+            return Ok(Expression::Tuple(items));
+        }
+        match items.pop() {
+            Some(item) => Ok(item),
+            None if may_be_empty => Ok(Expression::Tuple(items)),
+            None => self.expected("an expression"),
+        }
+    }
+
+    fn parse_list(&mut self) -> Result<Expression, Error> {
+        self.expect_operator("[")?;
+        let mut items = Vec::new();
+        while !self.is_operator("]") {
+            if !items.is_empty() {
+                self.expect_operator(",")?;
+                if self.is_operator("]") {
+                    break;
+                }
+            }
+            items.push(self.parse_expression()?);
+        }
+        self.expect_operator("]")?;
+        Ok(Expression::List(items))
+    }
+
+    fn parse_dict(&mut self) -> Result<Expression, Error> {
+        self.expect_operator("{")?;
+        let mut items = Vec::new();
+        while !self.is_operator("}") {
+            if !items.is_empty() {
+                self.expect_operator(",")?;
+                if self.is_operator("}") {
+                    break;
+                }
+            }
+            let key = self.parse_expression()?;
+            self.expect_operator(":")?;
+            items.push((key, self.parse_expression()?));
+        }
+        self.expect_operator("}")?;
+        Ok(Expression::Dict(items))
+    }
+
+    /// Attributes, items and calls.
+    fn parse_postfix(&mut self, value: Expression) -> Result<Expression, Error> {
+        let mut value = value;
+        for _ in 0..MAX_CHAIN {
+            let line = self.line();
+            if self.skip_operator(".") {
+                value = match self.advance() {
+                    Token::Name(name) => Expression::Attribute(Box::new(value), name, line),
+                    Token::Int(index) => {
+                        let index = Expression::Constant(Constant::Int(index));
+                        Expression::Item(Box::new(value), Box::new(index), line)
+                    }
+                    _ => return Err(Error::new("expected a name or a number").at(line)),
+                };
+            } else if self.skip_operator("[") {
+                value = self.parse_subscript(value, line)?;
+                self.expect_operator("]")?;
+            } else if self.is_operator("(") {
+                value = self.parse_call(value)?;
+            } else {
+                return Ok(value);
+            }
+        }
+        self.fail("too many subscripts in a row")
+    }
+
+    fn parse_subscript(&mut self, value: Expression, line: usize) -> Result<Expression, Error> {
+        let mut start = None;
+        if !self.is_operator(":") {
+            let key = self.parse_tuple_of_keys()?;
+            if !self.is_operator(":") {
+                return Ok(Expression::Item(Box::new(value), Box::new(key), line));
+            }
+            start = Some(key);
+        }
+        self.expect_operator(":")?;
+        let is_end = |parser: &Self| parser.is_operator("]") || parser.is_operator(":");
+        let stop = if is_end(self) { None } else { Some(self.parse_expression()?) };
+        let step = match self.skip_operator(":") && !is_end(self) {
+            true => Some(self.parse_expression()?),
+            false => None,
+        };
+        Ok(Expression::Slice(Box::new(value), Box::new([start, stop, step]), line))
+    }
+
+    fn parse_tuple_of_keys(&mut self) -> Result<Expression, Error> {
+        let first = self.parse_expression()?;
+        if !self.is_operator(",") {
+            return Ok(first);
+        }
+        let mut keys = vec![first];
+        while self.skip_operator(",") {
+            if self.is_operator("]") {
+                break;
+            }
+            keys.push(self.parse_expression()?);
+        }
+        Ok(Expression::Tuple(keys))
+    }
+
+    fn parse_call(&mut self, callee: Expression) -> Result<Expression, Error> {
+        let line = self.line();
+        let arguments = self.parse_arguments()?;
+        Ok(Expression::Call(Box::new(Call { callee, arguments, line })))
+    }
+
+    fn parse_arguments(&mut self) -> Result<CallArguments, Error> {
+        self.expect_operator("(")?;
+        let mut arguments = CallArguments::default();
+        let mut is_first = true;
+        while !self.is_operator(")") {
+            if !is_first {
+                self.expect_operator(",")?;
+                if self.is_operator(")") {
+                    break;
+                }
+            }
+            is_first = false;
+            let has_more = arguments.more_positional.is_some() || arguments.more_keywords.is_some();
+            if !has_more && self.skip_operator("*") {
+                arguments.more_positional = Some(self.parse_expression()?);
+            } else if arguments.more_keywords.is_none() && self.skip_operator("**") {
+                arguments.more_keywords = Some(self.parse_expression()?);
+            } else if let (Token::Name(name), Token::Operator("="), None) =
+                (self.current().clone(), self.following(), &arguments.more_keywords)
+            {
+                self.advance();
+                self.advance();
+                if arguments.keywords.iter().any(|(known, _)| *known == name) {
+                    return self.fail(format!("keyword argument repeated: {name}"));
+                }
+                arguments.keywords.push((name, self.parse_expression()?));
+            } else if !has_more && arguments.keywords.is_empty() {
+                arguments.positional.push(self.parse_expression()?);
+            } else {
+                return self.fail("invalid syntax for function call expression");
+            }
+        }
+        self.expect_operator(")")?;
+        Ok(arguments)
+    }
+
+    /// Filters, tests, and calls of what they give.
+    fn parse_filters(&mut self, value: Expression) -> Result<Expression, Error> {
+        let mut value = value;
+        for _ in 0..MAX_CHAIN {
+            if self.skip_operator("|") {
+                value = self.parse_filter(Some(value))?;
+            } else if self.is_name("is") {
+                value = self.parse_test(value)?;
+            } else if self.is_operator("(") {
+                value = self.parse_call(value)?;
+            } else {
+                return Ok(value);
+            }
+        }
+        self.fail("too many filters in a row")
+    }
+
+    /// One filter after its bar.
+    pub(super) fn parse_filter(&mut self, value: Option<Expression>) -> Result<Expression, Error> {
+        let line = self.line();
+        let name = self.parse_dotted_name()?;
+        if !filters::is_known(&name) {
+            self.unknown.push((format!("No filter named '{name}'."), line));
+        }
+        let arguments =
+            if self.is_operator("(") { self.parse_arguments()? } else { CallArguments::default() };
+        Ok(Expression::Filter(value.map(Box::new), name, Box::new(arguments), line))
+    }
+
+    fn parse_dotted_name(&mut self) -> Result<Arc<str>, Error> {
+        let mut name = self.expect_name()?;
+        while self.skip_operator(".") {
+            name = Arc::from(format!("{name}.{}", self.expect_name()?));
+        }
+        Ok(name)
+    }
+
+    fn parse_test(&mut self, value: Expression) -> Result<Expression, Error> {
+        let line = self.line();
+        self.advance();
+        let is_negated = self.skip_name("not");
+        let name = self.parse_dotted_name()?;
+        if !type_tests::is_known(&name) {
+            self.unknown.push((format!("No test named '{name}'."), line));
+        }
+        let mut arguments = CallArguments::default();
+        let has_operand = match self.current() {
+            Token::Name(name) => !matches!(&**name, "else" | "or" | "and"),
+            Token::String(_) | Token::Int(_) | Token::Float(_) => true,
+            Token::Operator(operator) => matches!(*operator, "[" | "{"),
+            _ => false,
+        };
+        if self.is_operator("(") {
+            arguments = self.parse_arguments()?;
+        } else if has_operand {
+            if self.is_name("is") {
+                return self.fail("You cannot chain multiple tests with is");
+            }
+            let operand = self.parse_primary()?;
+            arguments.positional.push(self.parse_postfix(operand)?);
+        }
+        let test = Expression::Test(Box::new(value), name, Box::new(arguments), line);
+        Ok(if is_negated { Expression::Not(Box::new(test)) } else { test })
+    }
+
+    /// What a value is assigned to: a name, an attribute of a namespace, or a tuple of these.
+    pub(super) fn parse_target(
+        &mut self,
+        end: Option<&str>,
+        may_be_attribute: bool,
+    ) -> Result<Target, Error> {
+        let mut targets = Vec::new();
+        let mut is_tuple = false;
+        loop {
+            if self.is_operator("=") || end.is_some_and(|end| self.is_name(end)) {
+                break;
+            }
+            if matches!(self.current(), Token::BlockEnd | Token::Operator(")" | "|")) {
+                break;
+            }
+            targets.push(self.parse_one_target(may_be_attribute)?);
+            if !self.skip_operator(",") {
+                break;
+            }
+            is_tuple = true;
+        }
+        match targets.pop() {
+            Some(target) if !is_tuple => Ok(target),
+            Some(target) => {
+                targets.push(target);
+                Ok(Target::Tuple(targets))
+            }
+            None => self.expected("a name to assign to"),
+        }
+    }
+
+    fn parse_one_target(&mut self, may_be_attribute: bool) -> Result<Target, Error> {
+        if self.skip_operator("(") {
+            let target = self.nested(|parser| parser.parse_target(None, may_be_attribute))?;
+            self.expect_operator(")")?;
+            return Ok(target);
+        }
+        let name = self.expect_assignable()?;
+        if may_be_attribute && self.skip_operator(".") {
+            return Ok(Target::Namespace(name, self.expect_name()?));
+        }
+        Ok(Target::Name(name))
+    }
+
+    /// A name that may be assigned to.
+    pub(super) fn expect_assignable(&mut self) -> Result<Arc<str>, Error> {
+        let name = self.expect_name()?;
+        if matches!(&*name, "true" | "True" | "false" | "False" | "none" | "None") {
+            return self.fail(format!("can't assign to '{name}'"));
+        }
+        Ok(name)
+    }
+}

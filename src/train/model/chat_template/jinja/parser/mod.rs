@@ -1,0 +1,7 @@
+//! The grammar of templates, with Jinja's precedences.
+
+mod expressions;
+mod statements;
+mod tokens;
+
+pub(super) use self::statements::parse;
