@@ -102,7 +102,12 @@ const FORMATS: &[(&str, &[&str])] = &[
     ),
     (
         "format=peft&base_model_name=Someone/Tiny",
-        &["adapter_config.json", "adapter_model.safetensors", "certificate.json"],
+        &[
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "certificate.json",
+            "chat_template.jinja",
+        ],
     ),
     ("format=gguf-lora", &["Modelfile", "adapter.gguf"]),
     ("format=gguf", &["Modelfile", "model.gguf"]),
