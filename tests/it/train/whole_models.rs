@@ -246,7 +246,13 @@ async fn a_whole_model_is_published_answers_and_is_gone_on_from() {
     let job = server.ended(&id, "succeeded").await;
     let shown = &job["method"]["supervised"]["hyperparameters"];
     assert_eq!((&shown["tuning"], shown.get("lora_r")), (&json!("full"), None));
-    let files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let files = [
+        "config.json",
+        "model.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     let all = names(&server, &job["result_files"]).await;
     assert_eq!(
         all,
@@ -270,7 +276,7 @@ async fn a_whole_model_is_published_answers_and_is_gone_on_from() {
     let server = server.kill_and_restart();
     assert_eq!(answer(&server, model).await, tuned);
 
-    for id in job["result_files"].as_array().expect("a list")[1..5].iter() {
+    for id in job["result_files"].as_array().expect("a list")[1..6].iter() {
         let path = format!("/v1/files/{}", id.as_str().expect("an id"));
         let error = server.delete(&path).await.error(400);
         assert!(error["message"].as_str().is_some_and(|text| text.contains(model)), "{error}");
