@@ -270,15 +270,14 @@ CUresult cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsign
 
 // cuBLAS.
 
-static CUdeviceptr workspace;
-
 int cublasCreate_v2(void **handle) {
     // What a real one needs of the device at once.
+    CUdeviceptr workspace;
     if (allocate(&workspace, 8 << 20) != OK) return CUBLAS_NOT_INITIALIZED;
-    *handle = &workspace;
+    *handle = (void *)workspace;
     return CUBLAS_OK;
 }
-int cublasDestroy_v2(void *handle) { (void)handle; release(workspace); return CUBLAS_OK; }
+int cublasDestroy_v2(void *handle) { release((CUdeviceptr)handle); return CUBLAS_OK; }
 int cublasSetStream_v2(void *handle, void *stream) { (void)handle, (void)stream; return CUBLAS_OK; }
 int cublasGemmStridedBatchedEx(void *handle, int trans_a, int trans_b, int m, int n, int k, const void *alpha,
                                const void *a, int type_a, int lda, long long stride_a, const void *b, int type_b,

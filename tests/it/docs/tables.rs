@@ -87,3 +87,28 @@ async fn the_table_of_metrics_names_what_the_server_shows() {
         assert!(is_shown, "{name} is not among {shown:?}");
     }
 }
+
+#[test]
+fn the_table_of_what_a_step_costs_on_a_gpu_is_what_was_counted() {
+    let text = std::fs::read(root().join("tests/data/cuda_counts.json")).expect("reads");
+    let counts: Value = serde_json::from_slice(&text).expect("JSON");
+    let mut counted = BTreeMap::new();
+    for (case, one) in counts.as_object().expect("cases") {
+        let of = |key: &str| one[key].as_f64().expect("a number");
+        let gigabytes = |key: &str| format!("{:.1} GB", of(key) / 1e9);
+        let cells = [
+            format!("{:.0}", of("launches")),
+            format!("{:.0}", of("small_uploads")),
+            format!("{:.1} kB", of("bytes_up") / 1e3),
+            format!("{:.1} kB", of("bytes_down") / 1e3),
+            gigabytes("bytes_moved"),
+            gigabytes("peak_bytes"),
+            gigabytes("planned_bytes"),
+        ];
+        counted.insert(case.clone(), cells.to_vec());
+    }
+    let table = Page::read("docs/gpu.md").table(1, "launches");
+    let of_page: BTreeMap<String, Vec<String>> =
+        table[1..].iter().map(|row| (row[0].clone(), row[1..].to_vec())).collect();
+    assert_eq!(of_page, counted);
+}
