@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn segments_of_about_one_length_and_one_prefix_attend_together_as_long_as_the_scores_fit() {
         let prefix = Segment::alone(0..20);
-        let behind = |rows| Segment { rows, before: vec![0..20] };
+        let behind = |rows| Segment { rows, before: std::iter::once(0..20).collect() };
         let mut segments =
             vec![prefix, behind(20..30), behind(30..46), behind(46..55), Segment::alone(55..70)];
         assert_eq!(groups(&segments, 2, 1 << 20), [vec![0], vec![1, 2, 3], vec![4]]);
