@@ -395,7 +395,7 @@ fn the_counts_of_1_2b_are_those_of_the_page() {
 }
 
 #[test]
-#[ignore = "long: it loads a shape of 8B"]
+#[ignore = "long: it loads a shape of 8B; tests/cuda/run --ignored runs it"]
 fn the_counts_of_8b_are_those_of_the_page() {
     let cases = [
         ("1 x 4096", 4096, vec![4096]),
