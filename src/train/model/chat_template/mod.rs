@@ -127,7 +127,9 @@ impl ChatTemplate {
     }
 
     /// Lets turns end with any of `stops`, the tokens at which generation stops.
-    pub fn set_stops(&mut self, stops: Vec<String>) {
+    pub fn set_stops(&mut self, mut stops: Vec<String>) {
+        // A token without a text would be found everywhere.
+        stops.retain(|stop| !stop.is_empty());
         let mut control = self.control.to_vec();
         control.extend(stops.iter().filter(|stop| !self.control.contains(stop)).cloned());
         self.control = longest_first(control).into();
