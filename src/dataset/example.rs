@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::util::exact_json::ExactJson;
+
 /// The format of the examples of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,7 +75,7 @@ pub enum Example {
         /// In order.
         messages: Vec<Message>,
         /// JSON schemas of the tools, as OpenAI writes them.
-        tools: Vec<serde_json::Value>,
+        tools: Vec<ExactJson>,
     },
     /// A prompt and its completion. The completion is supervised.
     PromptCompletion {
@@ -87,7 +89,7 @@ pub enum Example {
         /// The messages before the answer.
         messages: Vec<Message>,
         /// JSON schemas of the tools, as OpenAI writes them.
-        tools: Vec<serde_json::Value>,
+        tools: Vec<ExactJson>,
         /// The preferred answer, and the other one.
         answers: Box<[Message; 2]>,
     },

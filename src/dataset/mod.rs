@@ -12,7 +12,7 @@ pub mod validation_report;
 pub use example::{Example, Format, Message, Role, ToolCall};
 pub use file_form::FileFault;
 pub use lines::{LineFault, LineSplitter};
-pub use parse::{drop_schema_nulls, parse_example, parse_messages, plain_format};
+pub use parse::{drop_schema_nulls, parse_example, parse_messages, plain_format, tool_of_function};
 pub use validation_report::{Diagnostic, Diagnostics, ValidationReport};
 
 /// Fewest examples that a training file may hold.

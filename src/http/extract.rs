@@ -18,6 +18,7 @@ use crate::config::MAX_JSON_BYTES;
 use crate::domain::error_code::ErrorCode;
 use crate::store::PageRequest;
 use crate::util::duplicate_key::{self, DuplicateKey};
+use crate::util::exact_json::ExactJson;
 
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,7 +34,40 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
     }
 }
 
-/// The same where the body is optional. Without one it is an empty object.
+/// The same, and the text of the body, in which numbers have every digit.
+pub struct ExactJsonObject {
+    /// The body as it is used for most fields.
+    pub fields: Map<String, Value>,
+    /// The body as it was sent.
+    pub bytes: Bytes,
+}
+
+impl<S: Send + Sync> FromRequest<S> for ExactJsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = json_bytes(request, state).await?;
+        Ok(Self { fields: object(&bytes)?, bytes })
+    }
+}
+
+impl ExactJsonObject {
+    /// The items of the list under `key`, with their numbers as they were sent; none where there is no list.
+    ///
+    /// # Errors
+    /// A number of the body is too long.
+    pub fn exact_list(&self, key: &str) -> Result<Vec<ExactJson>, ApiError> {
+        if !self.fields.get(key).is_some_and(Value::is_array) {
+            return Ok(Vec::new());
+        }
+        let text = String::from_utf8_lossy(&self.bytes);
+        let body = ExactJson::read(&text)
+            .map_err(|error| ApiError::new(ErrorCode::InvalidJson, error.to_string()))?;
+        Ok(body.get(key).map(|list| list.items().to_vec()).unwrap_or_default())
+    }
+}
+
+/// [`JsonObject`] where the body is optional. Without one it is an empty object.
 pub struct OptionalJsonObject(pub Map<String, Value>);
 
 impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {

@@ -4,6 +4,7 @@ use chrono::NaiveDate;
 use serde_json::{Map, Value};
 
 use crate::dataset::Message;
+use crate::util::exact_json::ExactJson;
 
 /// A request for one or more outputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +36,7 @@ pub enum Prompt {
         /// In order.
         messages: Vec<Message>,
         /// JSON schemas of tools, for templates that support them.
-        tools: Vec<Value>,
+        tools: Vec<ExactJson>,
         /// Whether one output may call several tools.
         parallel_tool_calls: bool,
         /// How it is rendered, where the request says so.

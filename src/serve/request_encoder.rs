@@ -17,6 +17,7 @@ use crate::dataset::Message;
 use crate::domain::error_code::ErrorCode;
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::chat_template::{ChatTemplate, ReasoningTags, TemplateError};
+use crate::util::exact_json::ExactJson;
 
 /// Encodes requests to one model.
 pub(super) struct RequestEncoder<'a> {
@@ -152,7 +153,7 @@ impl<'a> RequestEncoder<'a> {
         &self,
         template: Option<&ChatTemplate>,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
     ) -> Result<EncodedPrompt, ServeError> {
         let Some(template) = template else {
             let message = format!(

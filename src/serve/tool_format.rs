@@ -1,10 +1,11 @@
 //! The formats in which models write tool calls. The format of a model is found in its chat template.
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use super::events::CalledTool;
 use crate::dataset::{Message, Role, ToolCall};
 use crate::train::model::chat_template::ChatTemplate;
+use crate::util::exact_json::ExactJson;
 
 /// How a family of models writes tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,10 @@ pub(super) enum ToolFormat {
     /// Nothing but `{"name": …, "parameters": …}` (Llama 3).
     Bare,
 }
+
+/// A tool for the call with which a template is tried.
+const PROBE_TOOL: &str = r#"{"type": "function", "function": {"name": "probe", "description": "Probes.",
+    "parameters": {"type": "object", "properties": {"key": {"type": "string"}}}}}"#;
 
 pub(super) const TAG: &str = "<tool_call>";
 pub(super) const END_TAG: &str = "</tool_call>";
@@ -35,10 +40,7 @@ impl ToolFormat {
             name: "probe".to_owned(),
             arguments: r#"{"key": "value"}"#.to_owned(),
         });
-        let tool = serde_json::json!({"type": "function", "function": {
-            "name": "probe", "description": "Probes.",
-            "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
-        }});
+        let tool = ExactJson::read(PROBE_TOOL).ok()?;
         let messages = [Message::text(Role::User, "a"), call];
         let tools = [tool];
         let before = template.render_prompt(&messages[..1], &tools).ok()?;
@@ -72,16 +74,19 @@ pub(super) fn calls_in(text: &str) -> Option<Vec<CalledTool>> {
     // Llama 3 models put semicolons between calls.
     let mut rest = text.trim();
     while !rest.is_empty() {
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        match values.next()?.ok()? {
-            Value::Array(list) => {
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>();
+        values.next()?.ok()?;
+        let (value, behind) = rest.split_at(values.byte_offset());
+        // Numbers stay as the model has written them.
+        match ExactJson::read(value).ok()? {
+            ExactJson::List(list) => {
                 for value in &list {
                     calls.push(call_of(value)?);
                 }
             }
             value => calls.push(call_of(&value)?),
         }
-        rest = rest[values.byte_offset()..].trim_start_matches([';', ',', ' ', '\n', '\r', '\t']);
+        rest = behind.trim_start_matches([';', ',', ' ', '\n', '\r', '\t']);
     }
     (!calls.is_empty()).then_some(calls)
 }
@@ -96,7 +101,7 @@ pub(super) fn listed_calls(text: &str) -> Option<Vec<CalledTool>> {
         }
         let (name, arguments) = part.split_at(part.find('{')?);
         let name = name.trim().trim_end_matches(ARGUMENTS).trim();
-        let arguments: Value = serde_json::from_str(arguments).ok()?;
+        let arguments = ExactJson::read(arguments).ok()?;
         let is_name = !name.is_empty() && !name.contains(char::is_whitespace);
         calls.push(
             is_name
@@ -107,12 +112,12 @@ pub(super) fn listed_calls(text: &str) -> Option<Vec<CalledTool>> {
 }
 
 /// A call with its arguments, under either of their names, as JSON text.
-fn call_of(value: &Value) -> Option<CalledTool> {
-    let name = value.get("name")?.as_str()?.to_owned();
+fn call_of(value: &ExactJson) -> Option<CalledTool> {
+    let name = value.get("name")?.as_text()?.to_owned();
     let arguments = match value.get("arguments").or_else(|| value.get("parameters")) {
         // Some models write them as text already.
-        Some(Value::String(text)) => text.clone(),
-        Some(arguments @ Value::Object(_)) => arguments.to_string(),
+        Some(ExactJson::Text(text)) => text.clone(),
+        Some(arguments @ ExactJson::Object(_)) => arguments.to_string(),
         _ => return None,
     };
     Some(CalledTool { name, arguments })
@@ -158,6 +163,21 @@ mod tests {
         ] {
             let template = ChatTemplate::new(&source(name), &control, "<s>", "</s>").expect("read");
             assert_eq!(ToolFormat::of(&template), format, "{name}");
+        }
+    }
+
+    #[test]
+    fn arguments_of_calls_keep_every_digit_that_the_model_has_written() {
+        let arguments = r#"{"x":12345678901234567890123,"y":0.10,"z":[18446744073709551616]}"#;
+        let spaced = arguments.replace(':', ": ").replace(",\"", ", \"");
+        let call = format!(r#"{{"name": "f", "arguments": {spaced}}}"#);
+        for calls in [
+            calls_in(&call),
+            listed_calls(&format!("f[ARGS]{spaced}")),
+            listed_calls(&format!("[{call}]")),
+        ] {
+            let calls = calls.expect("they are calls");
+            assert_eq!(calls[0].arguments, arguments);
         }
     }
 }

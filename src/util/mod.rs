@@ -4,6 +4,7 @@ pub mod atomic_file;
 pub mod clock;
 pub mod duplicate_key;
 pub mod error_source;
+pub mod exact_json;
 pub mod fail_point;
 pub mod file_digest;
 pub mod hex;

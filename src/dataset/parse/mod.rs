@@ -3,6 +3,7 @@
 mod messages;
 mod plain;
 mod schema_nulls;
+mod tools;
 
 use serde::Deserialize;
 // Objects of a line are read once and have few keys, so they are lists of borrowed keys, not maps.
@@ -13,6 +14,7 @@ use crate::util::duplicate_key::{self, DuplicateKey};
 
 pub use plain::plain_format;
 pub use schema_nulls::drop_schema_nulls;
+pub use tools::tool_of_function;
 
 /// Parses one line. Errors go to `problems`, warnings to `warnings`, each with line, message index and key.
 /// `None` when the line cannot be used.
@@ -23,7 +25,7 @@ pub fn parse_example(
     warnings: &mut Diagnostics,
 ) -> Option<Example> {
     let mut parser =
-        ExampleParser { line, problems, warnings, problems_found: 0, list: "messages" };
+        ExampleParser { line, text, problems, warnings, problems_found: 0, list: "messages" };
     let value: Value<'_> = match serde_json::from_str(text) {
         Ok(value) => value,
         Err(error) => {
@@ -68,6 +70,7 @@ pub fn parse_messages(messages: &serde_json::Value) -> Result<Vec<Message>, Diag
     let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
     let mut parser = ExampleParser {
         line: 0,
+        text: "",
         problems: &mut problems,
         warnings: &mut warnings,
         problems_found: 0,
@@ -108,6 +111,8 @@ fn kind(value: &Value<'_>) -> &'static str {
 /// Parses one line.
 struct ExampleParser<'a> {
     line: u64,
+    /// The line as it is written.
+    text: &'a str,
     problems: &'a mut Diagnostics,
     warnings: &'a mut Diagnostics,
     /// Problems of this line.
@@ -158,7 +163,7 @@ impl ExampleParser<'_> {
         let known = ["messages", "tools", "parallel_tool_calls", "functions"];
         self.unknown_keys(object, &known, None);
         let messages = self.messages(object.get("messages")?);
-        let tools = self.tools(object);
+        let tools = self.tools(object, None);
         if self.problems_found > 0 {
             return None;
         }
@@ -203,7 +208,7 @@ impl ExampleParser<'_> {
         for message in &mut messages {
             message.trained = false;
         }
-        let tools = self.tools(input);
+        let tools = self.tools(input, Some("input"));
         let preferred = self.answer(object, ["preferred_output", "preferred_completion"]);
         let other = self.answer(object, ["non_preferred_output", "non_preferred_completion"]);
         let (preferred, other) = (preferred?, other?);
@@ -236,57 +241,6 @@ impl ExampleParser<'_> {
                 None
             }
         }
-    }
-
-    fn tools(&mut self, object: &Object<'_>) -> Vec<serde_json::Value> {
-        let mut tools = Vec::new();
-        match object.get("tools") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(list)) => {
-                for (index, tool) in list.iter().enumerate() {
-                    if tool.get("function").get("name").is_string() {
-                        tools.push(self.tool(tool.into(), &format!("tools[{index}]")));
-                        continue;
-                    }
-                    let message = "a tool needs \"type\": \"function\" and a \"function\" with a \
-                                   \"name\"";
-                    self.problem(None, Some(format!("tools[{index}]")), message.to_owned());
-                }
-            }
-            Some(other) => {
-                let message = format!("expected a list, found {}", kind(other));
-                self.problem(None, Some("tools".to_owned()), message);
-            }
-        }
-        // The older spelling: bare functions.
-        match object.get("functions") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(list)) => {
-                for (index, function) in list.iter().enumerate() {
-                    let function = self.tool(function.into(), &format!("functions[{index}]"));
-                    tools.push(serde_json::json!({"type": "function", "function": function}));
-                }
-            }
-            Some(other) => {
-                let message = format!("expected a list, found {}", kind(other));
-                self.problem(None, Some("functions".to_owned()), message);
-            }
-        }
-        tools
-    }
-
-    /// A tool without the nulls that mean nothing, which one warning names.
-    fn tool(&mut self, mut tool: serde_json::Value, path: &str) -> serde_json::Value {
-        let dropped = drop_schema_nulls(&mut tool, path);
-        if let Some(first) = dropped.first() {
-            let all = match dropped.len() {
-                1 => String::new(),
-                count => format!(", as {count} nulls of this tool are"),
-            };
-            let message = format!("the null means nothing in a schema and is left out{all}");
-            self.warning(None, Some(first.clone()), message);
-        }
-        tool
     }
 }
 
@@ -481,8 +435,10 @@ mod tests {
         let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
         let example = parse_example(7, text, &mut problems, &mut warnings).expect("it is good");
         let Example::Chat { tools, .. } = example else { panic!("a chat") };
-        let properties = &tools[0]["function"]["parameters"]["properties"];
-        assert_eq!(properties.to_string(), r#"{"a":{"type":"string","default":null}}"#);
+        assert_eq!(
+            tools[0].to_string(),
+            r#"{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"a":{"type":"string","default":null}}}}}"#
+        );
         let said: Vec<String> = warnings.listed.iter().map(ToString::to_string).collect();
         assert_eq!(
             said,
@@ -504,5 +460,34 @@ mod tests {
         let example = parse_example(1, text, &mut problems, &mut warnings).expect("it is good");
         let Example::Chat { messages, tools } = example else { panic!("a chat") };
         assert_eq!((messages[1].tool_calls[0].name.as_str(), tools.len()), ("f", 1));
+    }
+
+    #[test]
+    fn numbers_in_the_schema_of_a_tool_stay_as_they_are_written() {
+        let schema = r#"{"name":"f","parameters":{"type":"object","properties":
+            {"a":{"maximum":12345678901234567890123,"minimum":-18446744073709551617,"multipleOf":0.10}}}}"#;
+        let answer = r#"{"role":"assistant","content":"b"}"#;
+        let question = r#"{"role":"user","content":"a"}"#;
+        let lines = [
+            format!(
+                r#"{{"messages":[{question},{answer}],"tools":[{{"type":"function","function":{schema}}}]}}"#
+            ),
+            format!(r#"{{"messages":[{question},{answer}],"functions":[{schema}]}}"#),
+            format!(
+                r#"{{"input":{{"messages":[{question}],"tools":[{{"type":"function","function":{schema}}}]}},
+                "preferred_output":[{answer}],"non_preferred_output":[{{"role":"assistant","content":"c"}}]}}"#
+            ),
+        ];
+        for line in lines {
+            let (mut problems, mut warnings) = (Diagnostics::default(), Diagnostics::default());
+            let example = parse_example(1, &line, &mut problems, &mut warnings);
+            let (Some(Example::Chat { tools, .. }) | Some(Example::Preference { tools, .. })) =
+                example
+            else {
+                panic!("{:?}", problems.listed)
+            };
+            let written = r#""properties":{"a":{"maximum":12345678901234567890123,"minimum":-18446744073709551617,"multipleOf":0.10}}"#;
+            assert!(tools[0].to_string().contains(written), "{}", tools[0]);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Nulls in the schemas of tools that mean nothing: tables with one column for every key (Arrow, Parquet, pandas)
 //! write a null where a row has no such key. In a prompt they would be properties that nobody declared.
 
-use serde_json::Value;
+use crate::util::exact_json::ExactJson;
 
 /// Keys of a schema whose value is data: a null in it is a value like others.
 const DATA_KEYS: [&str; 5] = ["default", "const", "enum", "example", "examples"];
@@ -12,24 +12,24 @@ const MAP_KEYS: [&str; 5] =
 
 /// Removes the nulls of a tool (or a function) to which JSON Schema gives no meaning; their paths, each after
 /// `path`.
-pub fn drop_schema_nulls(tool: &mut Value, path: &str) -> Vec<String> {
+pub fn drop_schema_nulls(tool: &mut ExactJson, path: &str) -> Vec<String> {
     let mut dropped = Vec::new();
     of_schema(tool, path, &mut dropped);
     dropped
 }
 
 /// A tool, its function and its parameters are alike here: objects whose keys are known.
-fn of_schema(schema: &mut Value, path: &str, dropped: &mut Vec<String>) {
+fn of_schema(schema: &mut ExactJson, path: &str, dropped: &mut Vec<String>) {
     match schema {
-        Value::Object(keys) => {
-            keys.retain(|key, value| {
+        ExactJson::Object(keys) => {
+            keys.retain(|(key, value)| {
                 let is_meaningless = value.is_null() && !DATA_KEYS.contains(&key.as_str());
                 if is_meaningless {
                     dropped.push(format!("{path}.{key}"));
                 }
                 !is_meaningless
             });
-            for (key, value) in keys.iter_mut() {
+            for (key, value) in keys {
                 let path = format!("{path}.{key}");
                 match key.as_str() {
                     key if DATA_KEYS.contains(&key) => {}
@@ -38,7 +38,7 @@ fn of_schema(schema: &mut Value, path: &str, dropped: &mut Vec<String>) {
                 }
             }
         }
-        Value::Array(members) => {
+        ExactJson::List(members) => {
             for (index, member) in members.iter_mut().enumerate() {
                 of_schema(member, &format!("{path}[{index}]"), dropped);
             }
@@ -48,15 +48,15 @@ fn of_schema(schema: &mut Value, path: &str, dropped: &mut Vec<String>) {
 }
 
 /// A map of names to schemas.
-fn of_map(map: &mut Value, path: &str, dropped: &mut Vec<String>) {
-    let Value::Object(schemas) = map else { return };
-    schemas.retain(|name, schema| {
+fn of_map(map: &mut ExactJson, path: &str, dropped: &mut Vec<String>) {
+    let ExactJson::Object(schemas) = map else { return };
+    schemas.retain(|(name, schema)| {
         if schema.is_null() {
             dropped.push(format!("{path}.{name}"));
         }
         !schema.is_null()
     });
-    for (name, schema) in schemas.iter_mut() {
+    for (name, schema) in schemas {
         of_schema(schema, &format!("{path}.{name}"), dropped);
     }
 }
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn nulls_without_a_meaning_are_dropped_and_the_others_stay() {
-        let mut tool = json!({"type": "function", "function": {
+        let tool = json!({"type": "function", "function": {
             "name": "f", "description": null, "strict": null,
             "parameters": {"type": "object", "required": ["a"], "properties": {
                 "a": {"type": ["string", "null"], "default": null, "enum": ["x", null], "const": null,
@@ -81,6 +81,7 @@ mod tests {
                 "e": {"default": {"x": null}},
             }, "$defs": {"g": null}},
         }});
+        let mut tool = ExactJson::read(&tool.to_string()).expect("it is JSON");
         let dropped = drop_schema_nulls(&mut tool, "tools[0]");
         let wanted = json!({"type": "function", "function": {
             "name": "f",

@@ -8,7 +8,7 @@ use super::format::ChatFormat;
 use super::object::ChatCompletion;
 use super::request;
 use crate::http::error::{ApiResult, ErrorBody};
-use crate::http::extract::JsonObject;
+use crate::http::extract::ExactJsonObject;
 use crate::http::generation::fields::GenerationFields;
 use crate::http::generation::respond::respond;
 use crate::http::middleware::authenticate::Caller;
@@ -31,10 +31,10 @@ use crate::validate::fields::BodyFields;
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller,
-    JsonObject(body): JsonObject,
+    body: ExactJsonObject,
 ) -> ApiResult<Response> {
-    let fields = GenerationFields(BodyFields::new(&body, request::FIELDS));
+    let fields = GenerationFields(BodyFields::new(&body.fields, request::FIELDS));
     let model_and_stream = fields.model_and_stream()?;
-    let (request, options) = request::read(&fields)?;
+    let (request, options) = request::read(&fields, &body)?;
     respond(&state, &caller, model_and_stream, request, ChatFormat::new(options)).await
 }

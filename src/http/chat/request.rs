@@ -1,11 +1,13 @@
 //! Reads a chat request, and refuses what hone does not support.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::dataset::{drop_schema_nulls, parse_messages};
+use crate::dataset::{drop_schema_nulls, parse_messages, tool_of_function};
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::ExactJsonObject;
 use crate::http::generation::fields::{GenerationFields, unsupported, wrong};
 use crate::serve::{Prompt, Request, TemplateOverrides};
+use crate::util::exact_json::ExactJson;
 use crate::validate::chat_template;
 
 /// The fields of the body.
@@ -55,7 +57,10 @@ pub(super) struct ChatReplyOptions {
 }
 
 /// Reads the body without its `model` and `stream`.
-pub(super) fn read(fields: &GenerationFields<'_>) -> ApiResult<(Request, ChatReplyOptions)> {
+pub(super) fn read(
+    fields: &GenerationFields<'_>,
+    body: &ExactJsonObject,
+) -> ApiResult<(Request, ChatReplyOptions)> {
     if fields.get("response_format").is_some_and(|format| format["type"] != "text") {
         let message = "hone generates plain text only: leave response_format out";
         return Err(unsupported("response_format", message));
@@ -80,12 +85,12 @@ pub(super) fn read(fields: &GenerationFields<'_>) -> ApiResult<(Request, ChatRep
     let most = u64::from(u32::MAX);
     let newer = fields.whole("max_completion_tokens", 1, most)?;
     let older = fields.whole("max_tokens", 1, most)?;
-    let tools = tools(fields)?;
+    let tools = tools(fields, body)?;
     let is_function = tools.is_empty() && fields.get("functions").is_some();
     let parallel_tool_calls = fields.switch_or("parallel_tool_calls", true)? && !is_function;
     let log_probabilities = log_probabilities(fields)?;
     let options = ChatReplyOptions { has_logprobs: log_probabilities.is_some(), is_function };
-    let tools = if is_function { functions(fields)? } else { tools };
+    let tools = if is_function { functions(fields, body)? } else { tools };
     let request = Request {
         prompt: Prompt::Chat {
             messages,
@@ -129,7 +134,7 @@ fn log_probabilities(fields: &GenerationFields<'_>) -> ApiResult<Option<usize>> 
 }
 
 /// The tools that the prompt shows to the model.
-fn tools(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
+fn tools(fields: &GenerationFields<'_>, body: &ExactJsonObject) -> ApiResult<Vec<ExactJson>> {
     let tools = list(fields, "tools")?;
     for (index, tool) in tools.iter().enumerate() {
         if tool["type"] != "function" || !tool["function"]["name"].is_string() {
@@ -138,18 +143,20 @@ fn tools(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
         }
     }
     let is_shown = is_shown(fields, "tool_choice")?;
-    Ok(if is_shown { tools.iter().map(without_nulls).collect() } else { Vec::new() })
+    if !is_shown {
+        return Ok(Vec::new());
+    }
+    Ok(body.exact_list("tools")?.into_iter().map(without_nulls).collect())
 }
 
 /// A tool as training shows it to the model.
-fn without_nulls(tool: &Value) -> Value {
-    let mut tool = tool.clone();
+fn without_nulls(mut tool: ExactJson) -> ExactJson {
     drop_schema_nulls(&mut tool, "tools");
     tool
 }
 
 /// The tools in the older spelling.
-fn functions(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
+fn functions(fields: &GenerationFields<'_>, body: &ExactJsonObject) -> ApiResult<Vec<ExactJson>> {
     let functions = list(fields, "functions")?;
     for (index, function) in functions.iter().enumerate() {
         if !function["name"].is_string() {
@@ -160,8 +167,8 @@ fn functions(fields: &GenerationFields<'_>) -> ApiResult<Vec<Value>> {
     if !is_shown(fields, "function_call")? {
         return Ok(Vec::new());
     }
-    let tools = functions.iter().map(without_nulls);
-    Ok(tools.map(|one| json!({"type": "function", "function": one})).collect())
+    let functions = body.exact_list("functions")?.into_iter();
+    Ok(functions.map(without_nulls).map(tool_of_function).collect())
 }
 
 fn list<'a>(fields: &GenerationFields<'a>, key: &str) -> ApiResult<&'a [Value]> {

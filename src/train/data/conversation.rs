@@ -7,6 +7,7 @@ use super::sequence::Sequence;
 use crate::dataset::Message;
 use crate::train::model::chat_template::{ChatTemplate, TrainingView};
 use crate::train::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::util::exact_json::ExactJson;
 
 /// Why a conversation cannot be used.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub fn encode_conversation(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     messages: &[Message],
-    tools: &[serde_json::Value],
+    tools: &[ExactJson],
 ) -> Result<Vec<Sequence>, ConversationProblem> {
     let views = template.render_for_training(messages, tools).map_err(|error| {
         let (message_index, key, reason) = error.into_parts();

@@ -10,6 +10,7 @@ use crate::dataset::{
 };
 use crate::train::data::sequence::Sequence;
 use crate::train::model::base_model::BaseModel;
+use crate::util::exact_json::ExactJson;
 use crate::util::file_digest::StreamDigest;
 
 /// A file of examples, tokenised.
@@ -186,7 +187,7 @@ impl<'a> Encoder<'a> {
         self.problems.push(Diagnostic { line, message_index, key, message });
     }
 
-    fn chat(&mut self, line: u64, messages: &[Message], tools: &[serde_json::Value]) {
+    fn chat(&mut self, line: u64, messages: &[Message], tools: &[ExactJson]) {
         if let Some(views) = self.conversation(line, messages, tools) {
             self.keep(EncodedExample { line, views, rejected: None }, messages);
         }
@@ -196,7 +197,7 @@ impl<'a> Encoder<'a> {
         &mut self,
         line: u64,
         mut messages: Vec<Message>,
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         answers: [Message; 2],
     ) {
         let mut made = Vec::with_capacity(answers.len());
@@ -219,7 +220,7 @@ impl<'a> Encoder<'a> {
         &mut self,
         line: u64,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
     ) -> Option<Vec<Sequence>> {
         let Some(template) = &self.base.template else {
             self.needs_template = true;

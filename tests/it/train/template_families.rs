@@ -8,6 +8,7 @@ use std::path::Path;
 
 use hone::dataset::{Message, parse_messages};
 use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
+use hone::util::exact_json::ExactJson;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -185,7 +186,8 @@ fn every_family_renders_to_the_text_that_transformers_renders() {
             }
         }
         let conversation = messages(&spoken);
-        let tools: Vec<Value> = case["tools"].as_array().cloned().unwrap_or_default();
+        let tools = case["tools"].as_array().into_iter().flatten();
+        let tools: Vec<_> = tools.map(|tool| ExactJson::read(&tool.to_string()).unwrap()).collect();
         let rendered = template.render_for_training(&conversation, &tools);
         match (rendered, case["text"].as_str()) {
             (Ok(rendered), Some(text)) => {
@@ -305,8 +307,10 @@ proptest! {
     }
 }
 
-fn tool(name: &str) -> Value {
-    json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}})
+fn tool(name: &str) -> ExactJson {
+    let tool =
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    ExactJson::read(&tool.to_string()).unwrap()
 }
 
 /// Two questions, each answered through a call.

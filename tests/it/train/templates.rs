@@ -11,6 +11,7 @@ use hone::train::data::sequence::Sequence;
 use hone::train::data::tokenize::{EncodeError, encode_file};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
+use hone::util::exact_json::ExactJson;
 use serde_json::{Value, json};
 
 use crate::train::real_model;
@@ -289,7 +290,8 @@ fn tools_render_where_the_template_supports_them_and_are_refused_elsewhere() {
          "function": {"name": "add", "arguments": "{\"x\": 1}"}}]},
         {"role": "tool", "tool_call_id": "c", "content": "2"},
         {"role": "assistant", "content": "done"}]);
-    let tools = [json!({"type": "function", "function": {"name": "add"}})];
+    let tool = r#"{"type": "function", "function": {"name": "add"}}"#;
+    let tools = [ExactJson::read(tool).unwrap()];
     let plain = template("{% for m in messages %}{{ m.content }}<end>{% endfor %}", &["<end>"]);
     let error = plain.render_for_training(&messages(&with_calls), &[]).unwrap_err();
     assert!(matches!(error, TemplateError::NoToolCalls { message_index: 1 }), "{error}");

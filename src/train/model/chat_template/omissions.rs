@@ -6,6 +6,7 @@ use super::markers::{RESERVED, STAND_IN};
 use super::reasoning;
 use crate::dataset::Message;
 use crate::train::model::tokenizer::escape;
+use crate::util::exact_json::ExactJson;
 
 impl ChatTemplate {
     /// Looks that the template writes every tool, every tool call and every message into a prompt: the
@@ -15,7 +16,7 @@ impl ChatTemplate {
     pub(super) fn refuse_omissions(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         text: &str,
     ) -> Result<(), TemplateError> {
         let probes = Probes::of(messages, tools);
@@ -69,12 +70,12 @@ struct Probe {
 /// A conversation with stand-ins for whatever must be written.
 struct Probes {
     messages: Vec<Message>,
-    tools: Vec<serde_json::Value>,
+    tools: Vec<ExactJson>,
     list: Vec<Probe>,
 }
 
 impl Probes {
-    fn of(messages: &[Message], tools: &[serde_json::Value]) -> Self {
+    fn of(messages: &[Message], tools: &[ExactJson]) -> Self {
         let mut probes =
             Self { messages: messages.to_vec(), tools: tools.to_vec(), list: Vec::new() };
         let Self { messages, tools, list } = &mut probes;
@@ -84,7 +85,8 @@ impl Probes {
             list.push(Probe { part, original, stand_in });
         };
         for tool in tools {
-            if let Some(serde_json::Value::String(name)) = tool.pointer_mut("/function/name") {
+            let function = tool.get_mut("function");
+            if let Some(ExactJson::Text(name)) = function.and_then(|one| one.get_mut("name")) {
                 replace(ProbedPart::Tool, name);
             }
         }

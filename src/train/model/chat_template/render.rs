@@ -6,6 +6,7 @@ use super::jinja::{self, Template, Value};
 use super::omissions::refuse_reserved;
 use super::values::{self, Form, writes_python_dict};
 use crate::dataset::Message;
+use crate::util::exact_json::ExactJson;
 
 impl ChatTemplate {
     /// For inference: the conversation and the beginning of the assistant's answer. Whatever in it is spelled like
@@ -14,7 +15,7 @@ impl ChatTemplate {
     pub fn render_prompt(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
     ) -> Result<String, TemplateError> {
         refuse_reserved(messages)?;
         let text = self
@@ -28,7 +29,7 @@ impl ChatTemplate {
     pub(super) fn render(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let mut refused = None;
@@ -55,7 +56,7 @@ impl ChatTemplate {
     fn render_form(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         add_generation_prompt: bool,
         form: Form,
     ) -> Result<String, TemplateError> {
@@ -80,8 +81,9 @@ impl ChatTemplate {
     /// The variables are no JSON object, or the template refuses them.
     pub fn render_variables(&self, variables: &str) -> Result<String, TemplateError> {
         let (template, _) = self.choose(false)?;
-        let variables = jinja::from_text(variables)
+        let variables = ExactJson::read(variables)
             .map_err(|error| TemplateError::Refused(error.to_string()))?;
+        let variables = jinja::from_exact(&variables);
         let context = variables
             .named()
             .ok_or_else(|| TemplateError::Refused("the variables are no JSON object".to_owned()))?;
@@ -92,7 +94,7 @@ impl ChatTemplate {
     pub(super) fn name_message(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         error: TemplateError,
     ) -> TemplateError {
         let TemplateError::Refused(reason) = &error else {

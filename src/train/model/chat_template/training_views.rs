@@ -15,6 +15,7 @@ use super::omissions::{refuse_incomplete_turn, refuse_reserved};
 use super::reasoning::{self, OpenedReasoning};
 use crate::dataset::{Message, Role};
 use crate::train::model::tokenizer::{escape, unescape};
+use crate::util::exact_json::ExactJson;
 
 /// Characters of a text that an error shows.
 const SHOWN: usize = 40;
@@ -44,7 +45,7 @@ impl ChatTemplate {
     pub fn render_for_training(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
     ) -> Result<Vec<TrainingView>, TemplateError> {
         refuse_reserved(messages)?;
         let whole = self
@@ -84,7 +85,7 @@ impl ChatTemplate {
     fn turn(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         index: usize,
     ) -> Result<Turn, TemplateError> {
         let through = &messages[..=index];
@@ -119,7 +120,7 @@ impl ChatTemplate {
     fn refuse_changed_content(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         written: &str,
     ) -> Result<(), TemplateError> {
         let Some((message, before)) = messages.split_last() else { return Ok(()) };
@@ -162,7 +163,7 @@ impl ChatTemplate {
     fn join(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         prompt: &str,
         written: &str,
     ) -> Option<String> {
@@ -205,7 +206,7 @@ impl ChatTemplate {
     fn content_start(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[ExactJson],
         written: &str,
     ) -> Option<usize> {
         let head = self.before_content(messages, tools)?;
@@ -214,7 +215,7 @@ impl ChatTemplate {
     }
 
     /// What the template writes before the content of the last message.
-    fn before_content(&self, messages: &[Message], tools: &[serde_json::Value]) -> Option<String> {
+    fn before_content(&self, messages: &[Message], tools: &[ExactJson]) -> Option<String> {
         let (last, before) = messages.split_last()?;
         let mut changed = before.to_vec();
         changed

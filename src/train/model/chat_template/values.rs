@@ -8,6 +8,7 @@ use super::jinja::{self, Value};
 use super::reads::{ReadsReasoning, TemplateReads};
 use crate::dataset::{Message, ToolCall};
 use crate::train::model::tokenizer::escape;
+use crate::util::exact_json::ExactJson;
 
 /// Characters of the ids that Mistral's templates take.
 const ID_LENGTH: usize = 9;
@@ -54,11 +55,11 @@ pub(super) fn messages(
 }
 
 /// Tools as a template sees them, with the same marks; nothing where there are none.
-pub(super) fn tools(tools: &[serde_json::Value], control: &[String]) -> Value {
+pub(super) fn tools(tools: &[ExactJson], control: &[String]) -> Value {
     if tools.is_empty() {
         return Value::None;
     }
-    let marked = |tool| jinja::from_json(tool).map_texts(&|text| escape(text, control));
+    let marked = |tool| jinja::from_exact(tool).map_texts(&|text| escape(text, control));
     Value::list(tools.iter().map(marked).collect())
 }
 
@@ -118,8 +119,11 @@ impl ValueWriter<'_> {
         let arguments = match self.form.text_arguments {
             true => self.text(&call.arguments),
             // The numbers stay as they are written. Whoever parsed the call has seen that it is an object.
-            false => jinja::from_text(&call.arguments)
-                .unwrap_or_else(|_| Value::from(call.arguments.as_str()))
+            false => ExactJson::read(&call.arguments)
+                .map_or_else(
+                    |_| Value::from(call.arguments.as_str()),
+                    |json| jinja::from_exact(&json),
+                )
                 .map_texts(&|text| escape(text, self.control)),
         };
         let function = Value::record([("name", self.text(&call.name)), ("arguments", arguments)]);

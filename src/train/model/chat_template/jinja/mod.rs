@@ -41,6 +41,6 @@ mod value;
 
 pub(super) use self::error::Error;
 pub(super) use self::globals::Function;
-pub(super) use self::json::{from_json, from_text};
+pub(super) use self::json::{from_exact, from_json};
 pub(super) use self::template::Template;
 pub(super) use self::value::Value;
