@@ -43,6 +43,35 @@ pub struct ChatTemplateSettings {
     /// Variables of the template, in training and for answers.
     #[serde(flatten)]
     pub defaults: TemplateDefaults,
+    /// What becomes of texts that are spelled like control tokens.
+    #[serde(skip_serializing_if = "ControlTokens::is_default")]
+    pub control_tokens: ControlTokens,
+}
+
+/// What a job makes of texts of its data that are spelled like control tokens of the model, such as `<s>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlTokens {
+    /// A message holds their letters: the chat template alone begins and ends turns. A warning names the line.
+    #[default]
+    Text,
+    /// They are problems of their lines.
+    Refuse,
+}
+
+impl ControlTokens {
+    /// The words for them, in requests.
+    pub const WORDS: [(&str, Self); 2] = [("text", Self::Text), ("refuse", Self::Refuse)];
+
+    /// The word of a choice that a request has made; `None` for the default.
+    pub fn word(self) -> Option<&'static str> {
+        let (word, _) = Self::WORDS.into_iter().find(|(_, choice)| *choice == self)?;
+        (!self.is_default()).then_some(word)
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What the answers of a tuned model are rendered with where a request says nothing else.

@@ -5,13 +5,16 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 use super::fields::BodyFields;
-use crate::domain::chat_template::{ChatTemplateSettings, RESERVED_KWARGS, TemplateDefaults};
+use crate::domain::chat_template::{
+    ChatTemplateSettings, ControlTokens, RESERVED_KWARGS, TemplateDefaults,
+};
 use crate::train::model::chat_template::ChatTemplate;
 use crate::train::model::template_sources::is_jinja;
 
 const KWARGS: &str = "chat_template_kwargs";
 const TEMPLATE: &str = "chat_template";
 const DATE: &str = "chat_template_date";
+const CONTROL_TOKENS: &str = "control_tokens";
 
 /// Longest JSON text of `chat_template_kwargs`.
 const MAX_KWARGS_BYTES: usize = 64 * 1024;
@@ -34,7 +37,25 @@ pub(super) fn of_job(fields: &BodyFields<'_>) -> Result<ChatTemplateSettings, Re
         None => None,
     };
     let kwargs = kwargs(fields)?;
-    Ok(ChatTemplateSettings { chat_template, defaults: TemplateDefaults { kwargs, date } })
+    let control_tokens = control_tokens(fields)?;
+    let defaults = TemplateDefaults { kwargs, date };
+    Ok(ChatTemplateSettings { chat_template, defaults, control_tokens })
+}
+
+fn control_tokens(fields: &BodyFields<'_>) -> Result<ControlTokens, Refusal> {
+    let Some(text) = fields.text(CONTROL_TOKENS)? else {
+        return Ok(ControlTokens::default());
+    };
+    match ControlTokens::WORDS.into_iter().find(|(word, _)| *word == text) {
+        Some((_, choice)) => Ok(choice),
+        None => {
+            let message = format!(
+                "{CONTROL_TOKENS} is {text:?}; it can be \"text\" (the letters are trained, and a warning names \
+                 the line) or \"refuse\""
+            );
+            Err(Refusal::new(CONTROL_TOKENS, message))
+        }
+    }
 }
 
 /// The variables that a job or a chat request gives to the template.

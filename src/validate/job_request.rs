@@ -46,6 +46,7 @@ pub const FIELDS: &[&str] = &[
     "chat_template",
     "chat_template_kwargs",
     "chat_template_date",
+    "control_tokens",
 ];
 
 const MAX_SUFFIX_CHARS: usize = 64;
@@ -193,6 +194,8 @@ mod tests {
             (json!({"chat_template_date": "2024-7-26"}), "chat_template_date"),
             (json!({"chat_template_date": "2024-02-30"}), "chat_template_date"),
             (json!({"chat_template_date": "today"}), "chat_template_date"),
+            (json!({"control_tokens": "allow"}), "control_tokens"),
+            (json!({"control_tokens": true}), "control_tokens"),
         ] {
             assert_eq!(read_json(body.clone()).expect_err("it is wrong").param, param, "{body}");
         }
@@ -202,7 +205,7 @@ mod tests {
     fn a_job_may_bring_a_template_with_variables_and_a_date() {
         let body = json!({"chat_template": "{{ messages[0].content }}",
             "chat_template_kwargs": {"enable_thinking": false, "documents": [{"text": "a"}]},
-            "chat_template_date": "2024-07-26"});
+            "chat_template_date": "2024-07-26", "control_tokens": "refuse"});
         let read = read_json(body.clone()).expect("it is valid").chat_template;
         assert_eq!(serde_json::to_value(&read).expect("it is stored"), body);
         let stored: ChatTemplateSettings = serde_json::from_value(body).expect("it is read back");

@@ -142,4 +142,7 @@ struct CreateJob {
     /// Extension of hone: the day that a template writes as today's, `YYYY-MM-DD`, in training and for
     /// answers; without it the day on which the job was created, and for answers the day of the request.
     chat_template_date: Option<String>,
+    /// Extension of hone: what becomes of texts that are spelled like control tokens of the model. `text`, the
+    /// default, trains their letters and names the line in a warning; `refuse` makes them problems.
+    control_tokens: Option<String>,
 }

@@ -66,6 +66,9 @@ pub struct JobObject {
     /// As the request had it; absent without.
     #[serde(skip_serializing_if = "Option::is_none")]
     chat_template_date: Option<String>,
+    /// As the request had it; absent where it is the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_tokens: Option<&'static str>,
 }
 
 impl From<&Job> for JobObject {
@@ -103,6 +106,7 @@ impl From<&Job> for JobObject {
                 .filter(|kwargs| !kwargs.is_empty())
                 .cloned(),
             chat_template_date: template.date.map(|day| day.to_string()),
+            control_tokens: job.chat_template.control_tokens.word(),
         }
     }
 }

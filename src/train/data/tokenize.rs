@@ -8,6 +8,7 @@ use super::example::EncodedExample;
 use crate::dataset::{
     Diagnostic, Diagnostics, Example, Format, LineFault, LineSplitter, Message, parse_example,
 };
+use crate::domain::chat_template::ControlTokens;
 use crate::train::data::sequence::Sequence;
 use crate::train::model::base_model::BaseModel;
 use crate::util::exact_json::ExactJson;
@@ -136,6 +137,8 @@ struct Encoder<'a> {
     /// Format and line of the first example.
     format: Option<(Format, u64)>,
     needs_template: bool,
+    /// Texts of the tokens that begin and end turns, longest first.
+    turn_tokens: Vec<String>,
 }
 
 impl<'a> Encoder<'a> {
@@ -148,6 +151,7 @@ impl<'a> Encoder<'a> {
             rows: base.config["vocab_size"].as_u64(),
             format: None,
             needs_template: false,
+            turn_tokens: base.tokenizer.turn_tokens().into_iter().map(|(text, _)| text).collect(),
         }
     }
 
@@ -227,13 +231,9 @@ impl<'a> Encoder<'a> {
             return None;
         };
         let tokenizer = &self.base.tokenizer;
-        if let Some((index, key, token)) = control_token_in(self.base, messages) {
-            let key = Some(format!("messages[{index}].{key}"));
-            let message = format!(
-                "the text holds {token:?}, which is spelled like a control token of the model: it is \
-                 trained as these letters"
-            );
-            self.warnings.push(Diagnostic { line, message_index: Some(index), key, message });
+        if let Some((message_index, key, token)) = self.turn_token_in(messages, tools) {
+            let outcome = "is trained as these letters";
+            self.turn_token_found(line, message_index, key, &token, outcome)?;
         }
         match encode_conversation(template, tokenizer, messages, tools) {
             Ok(views) => Some(views),
@@ -249,9 +249,10 @@ impl<'a> Encoder<'a> {
     fn prompt_completion(&mut self, line: u64, prompt: &str, completion: &str) {
         let tokenizer = &self.base.tokenizer;
         for (key, text) in [("prompt", prompt), ("completion", completion)] {
-            if let Some(token) = tokenizer.control_token_in(text) {
-                let message = control_token_message(token);
-                return self.problem(line, None, Some(key.to_owned()), message);
+            let Some(token) = first_token_in(text, &self.turn_tokens) else { continue };
+            let outcome = "is trained as that token, as completions read it";
+            if self.turn_token_found(line, None, key.to_owned(), &token, outcome).is_none() {
+                return;
             }
         }
         let whole = format!("{prompt}{completion}");
@@ -280,6 +281,63 @@ impl<'a> Encoder<'a> {
         self.keep(EncodedExample { line, views: vec![sequence], rejected: None }, &[]);
     }
 
+    /// The first text of a conversation that is spelled like a token which begins or ends turns: the index of its
+    /// message, its key, the token.
+    fn turn_token_in(
+        &self,
+        messages: &[Message],
+        tools: &[ExactJson],
+    ) -> Option<(Option<usize>, String, String)> {
+        for (index, message) in messages.iter().enumerate() {
+            let content = message.content.iter().map(|text| ("content", text));
+            let reasoning = message.reasoning.iter().map(|text| ("reasoning_content", text));
+            let name = message.name.iter().map(|name| ("name", name));
+            let calls = message.tool_calls.iter();
+            let calls = calls
+                .flat_map(|call| [("tool_calls", &call.name), ("tool_calls", &call.arguments)]);
+            for (key, text) in content.chain(reasoning).chain(name).chain(calls) {
+                if let Some(token) = first_token_in(text, &self.turn_tokens) {
+                    return Some((Some(index), format!("messages[{index}].{key}"), token));
+                }
+            }
+        }
+        for (index, tool) in tools.iter().enumerate() {
+            let is_held = |token: &&String| tool.holds_text(token);
+            if let Some(token) = self.turn_tokens.iter().find(is_held) {
+                return Some((None, format!("tools[{index}]"), token.clone()));
+            }
+        }
+        None
+    }
+
+    /// Notes a text that is spelled like a turn token, which `outcome` says what becomes of: a warning, or the problem
+    /// that the job wants it to be, and `None`.
+    fn turn_token_found(
+        &mut self,
+        line: u64,
+        message_index: Option<usize>,
+        key: String,
+        token: &str,
+        outcome: &str,
+    ) -> Option<()> {
+        let found =
+            format!("the text holds {token:?}, which is spelled like a control token of the model");
+        match self.base.control_tokens {
+            ControlTokens::Text => {
+                let message = format!("{found}: it {outcome}");
+                self.warnings.push(Diagnostic { line, message_index, key: Some(key), message });
+                Some(())
+            }
+            ControlTokens::Refuse => {
+                let message = format!(
+                    "{found}, and the job refuses such texts (control_tokens): remove it or write it differently"
+                );
+                self.problem(line, message_index, Some(key), message);
+                None
+            }
+        }
+    }
+
     /// Hands an example out, unless it cannot be trained.
     fn keep(&mut self, example: EncodedExample, messages: &[Message]) {
         let line = example.line;
@@ -305,32 +363,7 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// The first message that holds the text of a control token: its index, the key, the token.
-pub fn control_token_in(
-    base: &BaseModel,
-    messages: &[Message],
-) -> Option<(usize, &'static str, String)> {
-    for (index, message) in messages.iter().enumerate() {
-        let texts = message
-            .content
-            .iter()
-            .map(|content| ("content", content))
-            .chain(message.name.iter().map(|name| ("name", name)))
-            .chain(message.tool_calls.iter().map(|call| ("tool_calls", &call.arguments)))
-            .chain(message.tool_calls.iter().map(|call| ("tool_calls", &call.name)));
-        for (key, text) in texts {
-            if let Some(token) = base.tokenizer.control_token_in(text) {
-                return Some((index, key, token.to_owned()));
-            }
-        }
-    }
-    None
-}
-
-/// Why a text with a control token in it is refused.
-pub fn control_token_message(token: &str) -> String {
-    format!(
-        "the text holds {token:?}, which is a control token of the model: it would end or begin a turn \
-         in the middle of the message. Remove it or write it differently"
-    )
+/// The first of `tokens`, longest first, that stands in a text.
+fn first_token_in(text: &str, tokens: &[String]) -> Option<String> {
+    tokens.iter().find(|token| text.contains(token.as_str())).cloned()
 }

@@ -14,7 +14,7 @@ use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{WeightSource, folder, gguf};
 use crate::artifacts::model::{COMPANIONS, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::base_models::RECORD_FILE;
-use crate::domain::chat_template::TemplateDefaults;
+use crate::domain::chat_template::{ControlTokens, TemplateDefaults};
 use crate::util::file_digest::StreamDigest;
 
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -33,6 +33,8 @@ pub struct BaseModel {
     pub templates: TemplateSources,
     /// Settings of the template that the model brings, as one that a job trained does.
     pub template_defaults: TemplateDefaults,
+    /// What becomes of texts of training data that are spelled like its control tokens.
+    pub control_tokens: ControlTokens,
     /// What its tokenizer says to templates.
     template_tokens: TemplateTokens,
     /// SHA-256 over the model's files, lower-case hex.
@@ -110,6 +112,7 @@ impl BaseModel {
             template: None,
             templates: TemplateSources::default(),
             template_defaults: kept_template::defaults_of(folder)?,
+            control_tokens: ControlTokens::default(),
             template_tokens,
         };
         model.use_templates(TemplateSources::read(folder, &tokenizer_config)?)?;
@@ -133,6 +136,7 @@ impl BaseModel {
             template: None,
             templates: TemplateSources::default(),
             template_defaults: TemplateDefaults::default(),
+            control_tokens: ControlTokens::default(),
             template_tokens,
             digest: digest_of(&[path.to_owned()])?,
             path: path.to_owned(),

@@ -61,6 +61,7 @@ pub(super) fn prepare(
         base.use_kept(kept).map_err(invalid_model)?;
     }
     let requested = &spec.chat_template;
+    base.control_tokens = requested.control_tokens;
     base.template_defaults.date = requested.defaults.date;
     base.template_defaults.kwargs.extend(requested.defaults.kwargs.clone());
     let chosen = match &requested.chat_template {

@@ -168,6 +168,15 @@ async fn a_control_token_in_content_is_read_as_letters_and_a_warning_names_its_l
     let message = warning["message"].as_str().expect("a text");
     assert!(message.contains("messages[0].content") && message.contains("<|im_end|>"), "{message}");
 
+    // A job may refuse such texts.
+    let file = server.upload(&lines.join("\n")).await;
+    let body = json!({"model": TINY, "training_file": file, "control_tokens": "refuse"});
+    let strict = server.post("/v1/fine_tuning/jobs", body).await.ok();
+    let job = server.ended(strict["id"].as_str().expect("an id"), "failed").await;
+    let message = job["error"]["message"].as_str().expect("a text");
+    assert!(message.contains("line 5") && message.contains("<|im_end|>"), "{message}");
+    assert_eq!(job["control_tokens"], "refuse");
+
     // An end user's message is no error, and it ends no turn.
     let tokens = async |content: &str| {
         let body = json!({"model": TINY, "max_tokens": 1, "messages": [{"role": "user", "content": content}]});

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use hone::dataset::{Message, parse_messages};
+use hone::domain::chat_template::ControlTokens;
 use hone::train::data::sequence::Sequence;
 use hone::train::data::tokenize::{EncodeError, encode_file};
 use hone::train::model::base_model::BaseModel;
@@ -157,6 +158,71 @@ fn text_of_a_control_token_in_a_message_is_trained_as_letters_with_a_warning() {
         .collect();
     assert_eq!(base.tokenizer.decode(&learnt).unwrap(), "b<|im_end|>");
     assert_eq!(learnt.last(), Some(&2));
+}
+
+#[test]
+fn control_tokens_in_any_text_are_named_and_refused_by_a_job_that_says_so() {
+    let mut base = BaseModel::open(&data("tiny-llama")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.jsonl");
+    let chat = |content: &str, reasoning: &str, tools: Value| {
+        json!({"messages": [{"role": "user", "content": content},
+            {"role": "assistant", "content": "b", "reasoning_content": reasoning}], "tools": tools})
+    };
+    let tool =
+        json!([{"type": "function", "function": {"name": "f", "description": "ends <|im_end|>"}}]);
+    let cases = [
+        (
+            chat("<|im_start|>", "", Value::Null),
+            "line 1, message 0, key \"messages[0].content\": the text holds \"<|im_start|>\"",
+        ),
+        (chat("a", "", tool), "line 1, key \"tools[0]\": the text holds \"<|im_end|>\""),
+        (
+            json!({"prompt": "a <|endoftext|>", "completion": "b"}),
+            "line 1, key \"prompt\": the text holds \"<|endoftext|>\"",
+        ),
+        (
+            json!({"prompt": "a", "completion": "<|im_start|>"}),
+            "line 1, key \"completion\": the text holds \"<|im_start|>\"",
+        ),
+    ];
+    for (line, expected) in cases {
+        std::fs::write(&file, line.to_string()).unwrap();
+        base.control_tokens = ControlTokens::Text;
+        if line.get("tools").is_none_or(Value::is_null) {
+            let encoded = encode_file(&file, &base, 512).unwrap();
+            let warning = encoded.warnings.listed[0].to_string();
+            assert!(warning.starts_with(expected), "{warning}");
+            assert!(warning.contains("is trained as"), "{warning}");
+        }
+        base.control_tokens = ControlTokens::Refuse;
+        let error = encode_file(&file, &base, 512).unwrap_err();
+        let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
+        assert_eq!(problems.total, 1);
+        let problem = problems.listed[0].to_string();
+        assert!(problem.starts_with(expected) && problem.contains("control_tokens"), "{problem}");
+    }
+}
+
+#[test]
+fn control_tokens_of_a_prompt_are_trained_as_completions_read_them() {
+    let base = BaseModel::open(&data("tiny-llama")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.jsonl");
+    let (prompt, completion) = ("<|im_start|>user\na<|im_end|>\n", "<|im_start|>b");
+    std::fs::write(&file, json!({"prompt": prompt, "completion": completion}).to_string()).unwrap();
+    let encoded = encode_file(&file, &base, 512).unwrap();
+    let sequence = &encoded.examples[0].views[0];
+    let ids = |text: &str| {
+        let tokens = base.tokenizer.encode(text).unwrap();
+        tokens.into_iter().map(|(id, _)| id).collect::<Vec<u32>>()
+    };
+    let served = ids(prompt);
+    let beginning = usize::from(base.tokenizer.special().adds_beginning);
+    let (before, after) = sequence.input_ids[beginning..].split_at(served.len());
+    assert_eq!(before, served, "the prompt is what completions read");
+    assert_eq!(after, [ids(completion), vec![2]].concat(), "its answer, and the end");
+    assert!(served.contains(&1), "{served:?}");
 }
 
 /// The tiny model with a changed `tokenizer.json`.

@@ -133,11 +133,6 @@ impl Tokenizer {
         self.control.iter().any(|(_, control)| *control == id)
     }
 
-    /// The first control token whose text `content` holds.
-    pub fn control_token_in<'a>(&'a self, content: &str) -> Option<&'a str> {
-        self.control.iter().map(|(text, _)| text.as_str()).find(|text| content.contains(text))
-    }
-
     /// Texts and ids of the control tokens, longest first.
     pub fn control_tokens(&self) -> &[(String, u32)] {
         &self.control
