@@ -4,7 +4,7 @@ use serde::de::IgnoredAny;
 
 use super::events::CalledTool;
 use crate::dataset::{Message, Role, ToolCall};
-use crate::train::model::chat_template::ChatTemplate;
+use crate::train::model::chat_template::{ChatTemplate, PROBE_TOOL};
 use crate::util::exact_json::ExactJson;
 
 /// How a family of models writes tool calls.
@@ -17,10 +17,6 @@ pub(super) enum ToolFormat {
     /// Nothing but `{"name": …, "parameters": …}` (Llama 3).
     Bare,
 }
-
-/// A tool for the call with which a template is tried.
-const PROBE_TOOL: &str = r#"{"type": "function", "function": {"name": "probe", "description": "Probes.",
-    "parameters": {"type": "object", "properties": {"key": {"type": "string"}}}}}"#;
 
 pub(super) const TAG: &str = "<tool_call>";
 pub(super) const END_TAG: &str = "</tool_call>";

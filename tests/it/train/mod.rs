@@ -9,6 +9,7 @@ pub mod gpu_bench;
 pub mod gradients;
 pub mod jinja_idioms;
 pub mod real_model;
+pub mod real_templates;
 pub mod recipe;
 pub mod reference_run;
 pub mod template_families;

@@ -44,7 +44,7 @@ fn templates() -> Vec<(String, String)> {
 }
 
 /// The kinds of lines: name, messages, whether tools come with them.
-fn kinds() -> Vec<(&'static str, Value, bool)> {
+pub(super) fn kinds() -> Vec<(&'static str, Value, bool)> {
     let user = |text: &str| json!({"role": "user", "content": text});
     let answer = |text: &str| json!({"role": "assistant", "content": text});
     let call = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "call_0123456789abcdef",
@@ -106,7 +106,7 @@ fn kinds() -> Vec<(&'static str, Value, bool)> {
     ]
 }
 
-fn tools() -> Value {
+pub(super) fn tools() -> Value {
     json!([{"type": "function", "function": {"name": "add", "description": "sums é",
         "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}])
 }
@@ -123,7 +123,11 @@ fn model(template: &str, into: &Path) -> BaseModel {
 }
 
 /// What hone trains of a line; the problem where it refuses it.
-fn encoded(base: &BaseModel, messages: &Value, tools: &Value) -> Result<Vec<Sequence>, String> {
+pub(super) fn encoded(
+    base: &BaseModel,
+    messages: &Value,
+    tools: &Value,
+) -> Result<Vec<Sequence>, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("one.jsonl");
     let mut line = json!({"messages": messages});
@@ -175,7 +179,7 @@ fn as_transformers(template: &str, messages: &Value) -> Value {
 }
 
 /// What the id of the calls above becomes: letters of its SHA-256.
-const NINE_LETTERS: &str = "puhpw42TU";
+pub(super) const NINE_LETTERS: &str = "puhpw42TU";
 
 #[test]
 fn what_is_trained_is_what_serving_sends_and_what_ends_it_for_every_trait_and_kind() {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 pub use self::error::TemplateError;
 use self::jinja::Template;
+pub use self::probe::PROBE_TOOL;
 use self::reads::TemplateReads;
 pub use self::reasoning::ReasoningTags;
 pub use self::settings::{STRFTIME_NOW, TemplateSettings};

@@ -17,7 +17,7 @@ const ID_LENGTH: usize = 9;
 /// where a template refuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Form {
-    /// Absent content is an empty text instead of null.
+    /// Absent content is an empty text instead of a missing key.
     pub empty_content: bool,
     /// Arguments of calls are JSON texts instead of values.
     pub text_arguments: bool,
@@ -75,8 +75,10 @@ impl ValueWriter<'_> {
     }
 
     fn message(&self, message: &Message) -> Value {
-        let mut fields =
-            vec![("role", message.role.in_templates().into()), ("content", self.content(message))];
+        let mut fields = vec![("role", message.role.in_templates().into())];
+        if let Some(content) = self.content(message) {
+            fields.push(("content", content));
+        }
         if let Some(name) = &message.name {
             fields.push(("name", self.text(name)));
         }
@@ -95,13 +97,15 @@ impl ValueWriter<'_> {
         Value::record(fields)
     }
 
-    fn content(&self, message: &Message) -> Value {
+    /// The content; transformers drops the key where there is none.
+    fn content(&self, message: &Message) -> Option<Value> {
         let part = |text: &str| Value::record([("type", "text".into()), ("text", self.text(text))]);
         if self.reads.parts && !message.content_parts.is_empty() {
-            return Value::list(message.content_parts.iter().map(|text| part(text)).collect());
+            let parts = message.content_parts.iter().map(|text| part(text));
+            return Some(Value::list(parts.collect()));
         }
         let Some(content) = &message.content else {
-            return if self.form.empty_content { "".into() } else { Value::None };
+            return self.form.empty_content.then(|| "".into());
         };
         let text = match (&message.reasoning, self.reads.reasoning) {
             (Some(reasoning), ReadsReasoning::InContent) => {
@@ -109,10 +113,10 @@ impl ValueWriter<'_> {
             }
             _ => Cow::Borrowed(content.as_str()),
         };
-        match self.reads.texts {
+        Some(match self.reads.texts {
             true => self.text(&text),
             false => Value::list(vec![part(&text)]),
-        }
+        })
     }
 
     fn call(&self, call: &ToolCall) -> Value {
