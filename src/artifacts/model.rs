@@ -26,13 +26,16 @@ pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Name of the settings of the chat template.
 pub const TEMPLATE_SETTINGS_FILE: &str = "chat_template_settings.json";
 
+/// Special tokens of a tokenizer by name, in folders that older versions of transformers have written.
+pub const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+
 /// The files of a base model beside configuration and weights, which a model trained from it has as well:
 /// tokenizer, chat template, generation settings, licence.
 pub const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_FILE,
     "added_tokens.json",
     TEMPLATE_FILE,
     TEMPLATE_SETTINGS_FILE,

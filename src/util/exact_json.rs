@@ -70,15 +70,28 @@ impl ExactJson {
         if let Self::List(items) = self { items } else { &[] }
     }
 
-    /// Whether a text or a key in it holds `part`.
-    pub fn holds_text(&self, part: &str) -> bool {
+    /// The first text or key in it for which `find` finds something, and what it finds.
+    pub fn find_in_texts<T>(&self, find: &dyn Fn(&str) -> Option<T>) -> Option<T> {
         match self {
-            Self::Text(text) => text.contains(part),
-            Self::List(items) => items.iter().any(|item| item.holds_text(part)),
+            Self::Text(text) => find(text),
+            Self::List(items) => items.iter().find_map(|item| item.find_in_texts(find)),
+            Self::Object(members) => members
+                .iter()
+                .find_map(|(key, value)| find(key).or_else(|| value.find_in_texts(find))),
+            Self::Null | Self::Bool(_) | Self::Number(_) => None,
+        }
+    }
+
+    /// The same with other texts and keys.
+    pub fn map_texts(&self, map: &dyn Fn(&str) -> String) -> Self {
+        match self {
+            Self::Text(text) => Self::Text(map(text)),
+            Self::List(items) => Self::List(items.iter().map(|item| item.map_texts(map)).collect()),
             Self::Object(members) => {
-                members.iter().any(|(key, value)| key.contains(part) || value.holds_text(part))
+                let members = members.iter();
+                Self::Object(members.map(|(key, value)| (map(key), value.map_texts(map))).collect())
             }
-            Self::Null | Self::Bool(_) | Self::Number(_) => false,
+            Self::Null | Self::Bool(_) | Self::Number(_) => self.clone(),
         }
     }
 

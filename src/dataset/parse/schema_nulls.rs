@@ -10,37 +10,77 @@ const DATA_KEYS: [&str; 5] = ["default", "const", "enum", "example", "examples"]
 const MAP_KEYS: [&str; 5] =
     ["properties", "patternProperties", "dependentSchemas", "$defs", "definitions"];
 
-/// Removes the nulls of a tool (or a function) to which JSON Schema gives no meaning; their paths, each after
-/// `path`.
-pub fn drop_schema_nulls(tool: &mut ExactJson, path: &str) -> Vec<String> {
-    let mut dropped = Vec::new();
-    of_schema(tool, path, &mut dropped);
+/// Longest path that is told, in characters.
+const MAX_PATH_CHARS: usize = 200;
+
+/// The nulls that were removed from a tool.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct DroppedNulls {
+    /// The path of the first one.
+    pub first: Option<String>,
+    /// How many there were.
+    pub count: usize,
+}
+
+impl DroppedNulls {
+    fn add(&mut self, place: &Place<'_>) {
+        self.count += 1;
+        if self.first.is_none() {
+            self.first = Some(place.path().chars().take(MAX_PATH_CHARS).collect());
+        }
+    }
+}
+
+/// Where a value stands.
+enum Place<'a> {
+    /// The tool itself, under this path.
+    Tool(&'a str),
+    /// Under a key of an object.
+    Key(&'a Place<'a>, &'a str),
+    /// An item of a list.
+    Item(&'a Place<'a>, usize),
+}
+
+impl Place<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Tool(path) => (*path).to_owned(),
+            Self::Key(parent, key) => format!("{}.{key}", parent.path()),
+            Self::Item(parent, index) => format!("{}[{index}]", parent.path()),
+        }
+    }
+}
+
+/// Removes the nulls of a tool (or a function), which stands at `path`, to which JSON Schema gives no meaning.
+pub fn drop_schema_nulls(tool: &mut ExactJson, path: &str) -> DroppedNulls {
+    let mut dropped = DroppedNulls::default();
+    of_schema(tool, &Place::Tool(path), &mut dropped);
     dropped
 }
 
 /// A tool, its function and its parameters are alike here: objects whose keys are known.
-fn of_schema(schema: &mut ExactJson, path: &str, dropped: &mut Vec<String>) {
+fn of_schema(schema: &mut ExactJson, place: &Place<'_>, dropped: &mut DroppedNulls) {
     match schema {
-        ExactJson::Object(keys) => {
-            keys.retain(|(key, value)| {
+        ExactJson::Object(members) => {
+            members.retain(|(key, value)| {
                 let is_meaningless = value.is_null() && !DATA_KEYS.contains(&key.as_str());
                 if is_meaningless {
-                    dropped.push(format!("{path}.{key}"));
+                    dropped.add(&Place::Key(place, key));
                 }
                 !is_meaningless
             });
-            for (key, value) in keys {
-                let path = format!("{path}.{key}");
+            for (key, value) in members {
+                let place = Place::Key(place, key);
                 match key.as_str() {
                     key if DATA_KEYS.contains(&key) => {}
-                    key if MAP_KEYS.contains(&key) => of_map(value, &path, dropped),
-                    _ => of_schema(value, &path, dropped),
+                    key if MAP_KEYS.contains(&key) => of_map(value, &place, dropped),
+                    _ => of_schema(value, &place, dropped),
                 }
             }
         }
-        ExactJson::List(members) => {
-            for (index, member) in members.iter_mut().enumerate() {
-                of_schema(member, &format!("{path}[{index}]"), dropped);
+        ExactJson::List(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                of_schema(item, &Place::Item(place, index), dropped);
             }
         }
         _ => {}
@@ -48,16 +88,16 @@ fn of_schema(schema: &mut ExactJson, path: &str, dropped: &mut Vec<String>) {
 }
 
 /// A map of names to schemas.
-fn of_map(map: &mut ExactJson, path: &str, dropped: &mut Vec<String>) {
+fn of_map(map: &mut ExactJson, place: &Place<'_>, dropped: &mut DroppedNulls) {
     let ExactJson::Object(schemas) = map else { return };
     schemas.retain(|(name, schema)| {
         if schema.is_null() {
-            dropped.push(format!("{path}.{name}"));
+            dropped.add(&Place::Key(place, name));
         }
         !schema.is_null()
     });
     for (name, schema) in schemas {
-        of_schema(schema, &format!("{path}.{name}"), dropped);
+        of_schema(schema, &Place::Key(place, name), dropped);
     }
 }
 
@@ -67,9 +107,15 @@ mod tests {
 
     use super::*;
 
+    fn dropped_from(tool: &serde_json::Value) -> (ExactJson, DroppedNulls) {
+        let mut tool = ExactJson::read(&tool.to_string()).expect("it is JSON");
+        let dropped = drop_schema_nulls(&mut tool, "tools[0]");
+        (tool, dropped)
+    }
+
     #[test]
     fn nulls_without_a_meaning_are_dropped_and_the_others_stay() {
-        let tool = json!({"type": "function", "function": {
+        let (tool, dropped) = dropped_from(&json!({"type": "function", "function": {
             "name": "f", "description": null, "strict": null,
             "parameters": {"type": "object", "required": ["a"], "properties": {
                 "a": {"type": ["string", "null"], "default": null, "enum": ["x", null], "const": null,
@@ -80,9 +126,7 @@ mod tests {
                 "d": {"anyOf": [{"type": "null", "title": null}, null]},
                 "e": {"default": {"x": null}},
             }, "$defs": {"g": null}},
-        }});
-        let mut tool = ExactJson::read(&tool.to_string()).expect("it is JSON");
-        let dropped = drop_schema_nulls(&mut tool, "tools[0]");
+        }}));
         let wanted = json!({"type": "function", "function": {
             "name": "f",
             "parameters": {"type": "object", "required": ["a"], "properties": {
@@ -94,21 +138,24 @@ mod tests {
             }, "$defs": {}},
         }});
         assert_eq!(tool.to_string(), wanted.to_string());
-        let parameters = "tools[0].function.parameters";
-        let mut wanted = vec!["tools[0].function.description".to_owned()];
-        wanted.push("tools[0].function.strict".to_owned());
-        for path in [
-            "properties.b",
-            "properties.default",
-            "properties.a.items",
-            "properties.a.description",
-            "properties.enum.properties.c",
-            "properties.d.anyOf[0].title",
-            "$defs.g",
-        ] {
-            wanted.push(format!("{parameters}.{path}"));
+        let first = Some("tools[0].function.description".to_owned());
+        assert_eq!(dropped, DroppedNulls { first, count: 9 });
+    }
+
+    #[test]
+    fn the_path_of_a_dropped_null_is_told_and_has_a_length() {
+        let cases = [
+            (json!({"parameters": {"properties": {"b": null}}}), "parameters.properties.b"),
+            (json!({"parameters": {"$defs": {"g": null}}}), "parameters.$defs.g"),
+            (json!({"a": {"anyOf": [1, {"title": null}]}}), "a.anyOf[1].title"),
+        ];
+        for (tool, path) in cases {
+            assert_eq!(dropped_from(&tool).1.first, Some(format!("tools[0].{path}")));
         }
-        assert_eq!(dropped, wanted);
-        assert!(drop_schema_nulls(&mut tool, "tools[0]").is_empty());
+        let nulls: serde_json::Map<_, _> =
+            (0..20_000).map(|index| (index.to_string(), serde_json::Value::Null)).collect();
+        let (_, dropped) = dropped_from(&json!({"x".repeat(1 << 20): {"properties": nulls}}));
+        assert_eq!(dropped.count, 20_000);
+        assert!(dropped.first.is_some_and(|path| path.len() == MAX_PATH_CHARS));
     }
 }

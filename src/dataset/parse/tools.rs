@@ -62,13 +62,13 @@ impl ExampleParser<'_> {
     fn tool(&mut self, tool: &ExactJson, path: &str) -> ExactJson {
         let mut tool = tool.clone();
         let dropped = drop_schema_nulls(&mut tool, path);
-        if let Some(first) = dropped.first() {
-            let all = match dropped.len() {
+        if let Some(first) = dropped.first {
+            let all = match dropped.count {
                 1 => String::new(),
                 count => format!(", as {count} nulls of this tool are"),
             };
             let message = format!("the null means nothing in a schema and is left out{all}");
-            self.warning(None, Some(first.clone()), message);
+            self.warning(None, Some(first), message);
         }
         tool
     }

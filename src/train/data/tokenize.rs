@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use super::control_text::{ControlText, TurnTokens};
 use super::conversation::{ConversationProblem, encode_conversation};
 use super::example::EncodedExample;
 use crate::dataset::{
@@ -137,8 +138,7 @@ struct Encoder<'a> {
     /// Format and line of the first example.
     format: Option<(Format, u64)>,
     needs_template: bool,
-    /// Texts of the tokens that begin and end turns, longest first.
-    turn_tokens: Vec<String>,
+    turn_tokens: TurnTokens,
 }
 
 impl<'a> Encoder<'a> {
@@ -151,7 +151,7 @@ impl<'a> Encoder<'a> {
             rows: base.config["vocab_size"].as_u64(),
             format: None,
             needs_template: false,
-            turn_tokens: base.tokenizer.turn_tokens().into_iter().map(|(text, _)| text).collect(),
+            turn_tokens: TurnTokens::of(&base.tokenizer),
         }
     }
 
@@ -192,6 +192,9 @@ impl<'a> Encoder<'a> {
     }
 
     fn chat(&mut self, line: u64, messages: &[Message], tools: &[ExactJson]) {
+        if self.control_texts(line, messages, tools).is_none() {
+            return;
+        }
         if let Some(views) = self.conversation(line, messages, tools) {
             self.keep(EncodedExample { line, views, rejected: None }, messages);
         }
@@ -204,6 +207,10 @@ impl<'a> Encoder<'a> {
         tools: &[ExactJson],
         answers: [Message; 2],
     ) {
+        let texts = [&messages, &answers[..]].concat();
+        if self.control_texts(line, &texts, tools).is_none() {
+            return;
+        }
         let mut made = Vec::with_capacity(answers.len());
         for answer in answers {
             messages.push(answer);
@@ -231,10 +238,6 @@ impl<'a> Encoder<'a> {
             return None;
         };
         let tokenizer = &self.base.tokenizer;
-        if let Some((message_index, key, token)) = self.turn_token_in(messages, tools) {
-            let outcome = "is trained as these letters";
-            self.turn_token_found(line, message_index, key, &token, outcome)?;
-        }
         match encode_conversation(template, tokenizer, messages, tools) {
             Ok(views) => Some(views),
             Err(ConversationProblem { message_index, key, reason }) => {
@@ -249,9 +252,11 @@ impl<'a> Encoder<'a> {
     fn prompt_completion(&mut self, line: u64, prompt: &str, completion: &str) {
         let tokenizer = &self.base.tokenizer;
         for (key, text) in [("prompt", prompt), ("completion", completion)] {
-            let Some(token) = first_token_in(text, &self.turn_tokens) else { continue };
+            let Some(token) = self.turn_tokens.first_in(text) else { continue };
+            let (key, token) = (key.to_owned(), token.to_owned());
+            let found = ControlText { message_index: None, key, token };
             let outcome = "is trained as that token, as completions read it";
-            if self.turn_token_found(line, None, key.to_owned(), &token, outcome).is_none() {
+            if self.control_text_found(line, found, outcome).is_none() {
                 return;
             }
         }
@@ -281,56 +286,34 @@ impl<'a> Encoder<'a> {
         self.keep(EncodedExample { line, views: vec![sequence], rejected: None }, &[]);
     }
 
-    /// The first text of a conversation that is spelled like a token which begins or ends turns: the index of its
-    /// message, its key, the token.
-    fn turn_token_in(
-        &self,
-        messages: &[Message],
-        tools: &[ExactJson],
-    ) -> Option<(Option<usize>, String, String)> {
-        for (index, message) in messages.iter().enumerate() {
-            let content = message.content.iter().map(|text| ("content", text));
-            let reasoning = message.reasoning.iter().map(|text| ("reasoning_content", text));
-            let name = message.name.iter().map(|name| ("name", name));
-            let calls = message.tool_calls.iter();
-            let calls = calls
-                .flat_map(|call| [("tool_calls", &call.name), ("tool_calls", &call.arguments)]);
-            for (key, text) in content.chain(reasoning).chain(name).chain(calls) {
-                if let Some(token) = first_token_in(text, &self.turn_tokens) {
-                    return Some((Some(index), format!("messages[{index}].{key}"), token));
-                }
-            }
-        }
-        for (index, tool) in tools.iter().enumerate() {
-            let is_held = |token: &&String| tool.holds_text(token);
-            if let Some(token) = self.turn_tokens.iter().find(is_held) {
-                return Some((None, format!("tools[{index}]"), token.clone()));
-            }
-        }
-        None
-    }
-
-    /// Notes a text that is spelled like a turn token, which `outcome` says what becomes of: a warning, or the problem
-    /// that the job wants it to be, and `None`.
-    fn turn_token_found(
+    /// Notes what in a conversation is spelled like a control token; `None` where the job refuses it.
+    fn control_texts(
         &mut self,
         line: u64,
-        message_index: Option<usize>,
-        key: String,
-        token: &str,
-        outcome: &str,
+        messages: &[Message],
+        tools: &[ExactJson],
     ) -> Option<()> {
-        let found =
+        match self.turn_tokens.find(messages, tools) {
+            Some(found) => self.control_text_found(line, found, "is trained as these letters"),
+            None => Some(()),
+        }
+    }
+
+    /// Notes a text that is spelled like a control token, which `outcome` says what becomes of: a warning; or a problem
+    /// and `None` where the job refuses it.
+    fn control_text_found(&mut self, line: u64, found: ControlText, outcome: &str) -> Option<()> {
+        let ControlText { message_index, key, token } = found;
+        let what =
             format!("the text holds {token:?}, which is spelled like a control token of the model");
         match self.base.control_tokens {
             ControlTokens::Text => {
-                let message = format!("{found}: it {outcome}");
+                let message = format!("{what}: it {outcome}");
                 self.warnings.push(Diagnostic { line, message_index, key: Some(key), message });
                 Some(())
             }
             ControlTokens::Refuse => {
                 let message = format!(
-                    "{found}, and the job refuses such texts (control_tokens): remove it or write it differently"
+                    "{what}, and the job refuses such texts (control_tokens): remove it or write it differently"
                 );
                 self.problem(line, message_index, Some(key), message);
                 None
@@ -361,9 +344,4 @@ impl<'a> Encoder<'a> {
         }
         (self.each)(example);
     }
-}
-
-/// The first of `tokens`, longest first, that stands in a text.
-fn first_token_in(text: &str, tokens: &[String]) -> Option<String> {
-    tokens.iter().find(|token| text.contains(token.as_str())).cloned()
 }

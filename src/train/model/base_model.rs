@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::chat_template::ChatTemplate;
+use super::chat_template::{ChatTemplate, TemplateTokens, token_text};
 use super::error::LoadError;
 use super::kept_template::{self, KeptTemplate};
-use super::template_sources::{self, TemplateSources, TemplateTokens};
+use super::template_sources::{self, TemplateSources};
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::weights::{WeightSource, folder, gguf};
-use crate::artifacts::model::{COMPANIONS, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
+use crate::artifacts::model::{
+    COMPANIONS, SPECIAL_TOKENS_FILE, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE,
+};
 use crate::base_models::RECORD_FILE;
 use crate::domain::chat_template::{ControlTokens, TemplateDefaults};
 use crate::util::file_digest::StreamDigest;
@@ -71,14 +73,13 @@ impl BaseModel {
 
     fn open_folder(folder: &Path) -> Result<Self, LoadError> {
         let config = read_json(&folder.join("config.json"))?;
-        let tokenizer_config = read_json_if_there(&folder.join(TOKENIZER_CONFIG_FILE))?;
+        let tokenizer_config = with_special_tokens(
+            read_json_if_there(&folder.join(TOKENIZER_CONFIG_FILE))?,
+            &read_json_if_there(&folder.join(SPECIAL_TOKENS_FILE))?,
+        );
         let generation = read_json_if_there(&folder.join("generation_config.json"))?;
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
-        let token_text = |key: &str| {
-            let value = &tokenizer_config[key];
-            value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-        };
         let mut ends = ids(&generation["eos_token_id"]);
         ends.extend(ids(&config["eos_token_id"]));
         let special = SpecialIds {
@@ -92,17 +93,14 @@ impl BaseModel {
             tokenizer.begin_texts_as_its_file_says();
         }
         // The tokenizer's own end of text comes first: it is what ends a completion.
-        let named = token_text("eos_token").and_then(|text| {
+        let named = token_text(&tokenizer_config["eos_token"]).and_then(|text| {
             tokenizer.control_tokens().iter().find(|(token, _)| *token == text).map(|(_, id)| *id)
         });
         for id in named.into_iter().chain(ends) {
             tokenizer.add_stop(id);
         }
-        let template_tokens = TemplateTokens {
-            control: control_texts(&tokenizer),
-            beginning: token_text("bos_token").unwrap_or_default(),
-            end: token_text("eos_token").unwrap_or_default(),
-        };
+        let template_tokens =
+            TemplateTokens::of_config(control_texts(&tokenizer), &tokenizer_config);
         let mut model = Self {
             weights: folder::open(folder)?,
             digest: digest_of(&model_files_of(folder)?)?,
@@ -124,11 +122,12 @@ impl BaseModel {
         let tokenizer = Tokenizer::from_json(&opened.tokenizer_json, opened.special)
             .map_err(|error| LoadError::malformed(path, error.to_string()))?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.text_of(id)).unwrap_or_default();
-        let template_tokens = TemplateTokens {
-            control: control_texts(&tokenizer),
-            beginning: text(tokenizer.special().beginning),
-            end: text(tokenizer.special().ends.first().copied()),
-        };
+        let special = tokenizer.special();
+        let template_tokens = TemplateTokens::new(
+            &control_texts(&tokenizer),
+            &text(special.beginning),
+            &text(special.ends.first().copied()),
+        );
         let mut model = Self {
             config: opened.config,
             weights: opened.weights,
@@ -301,6 +300,18 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// Texts of the control tokens.
+/// A `tokenizer_config.json` with the special tokens that an older folder has in a file of their own. As in
+/// transformers that file counts where the configuration does not list the tokens itself.
+fn with_special_tokens(mut config: Value, special_tokens: &Value) -> Value {
+    let lists_tokens = config.get("added_tokens_decoder").is_some();
+    if let (Some(config), Some(tokens), false) =
+        (config.as_object_mut(), special_tokens.as_object(), lists_tokens)
+    {
+        config.extend(tokens.clone());
+    }
+    config
+}
+
 fn control_texts(tokenizer: &Tokenizer) -> Vec<String> {
     tokenizer.control_tokens().iter().map(|(text, _)| text.clone()).collect()
 }

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::chat_template::{ChatTemplate, DEFAULT, TemplateError};
+use super::chat_template::{ChatTemplate, DEFAULT, TemplateError, TemplateTokens};
 use super::error::LoadError;
-use crate::artifacts::model::TEMPLATE_FILE;
+use crate::artifacts::model::{SPECIAL_TOKENS_FILE, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::util::hex::hex;
 
 /// The folder of the others.
@@ -29,17 +29,6 @@ pub(super) const KEY: &str = "chat_template";
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TemplateSources(BTreeMap<String, String>);
-
-/// What a model's tokenizer says to templates.
-#[derive(Debug, Clone, Default)]
-pub struct TemplateTokens {
-    /// Texts of the control tokens.
-    pub control: Vec<String>,
-    /// `bos_token`.
-    pub beginning: String,
-    /// `eos_token`.
-    pub end: String,
-}
 
 impl TemplateSources {
     /// One template for every conversation.
@@ -163,14 +152,10 @@ impl TemplateSources {
 
     /// Compiles them; `None` when there is none.
     pub fn compile(&self, tokens: &TemplateTokens) -> Result<Option<ChatTemplate>, TemplateError> {
-        let TemplateTokens { control, beginning, end } = tokens;
         if let Some(text) = self.single_text() {
-            return ChatTemplate::new(text, control, beginning, end).map(Some);
+            return ChatTemplate::single(text, tokens).map(Some);
         }
-        if self.is_empty() {
-            return Ok(None);
-        }
-        ChatTemplate::with_names(self.iter(), control, beginning, end).map(Some)
+        Ok((!self.is_empty()).then(|| ChatTemplate::with_names(self.iter(), tokens)))
     }
 }
 
@@ -184,8 +169,10 @@ pub fn is_jinja(text: &str) -> bool {
 pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
     const FILES: &[&str] = &[
         TEMPLATE_FILE,
+        TEMPLATE_SETTINGS_FILE,
         PROCESSOR_FILE,
         "tokenizer_config.json",
+        SPECIAL_TOKENS_FILE,
         "tokenizer.json",
         "generation_config.json",
         "config.json",

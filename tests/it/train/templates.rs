@@ -12,6 +12,7 @@ use hone::train::data::sequence::Sequence;
 use hone::train::data::tokenize::{EncodeError, encode_file};
 use hone::train::model::base_model::BaseModel;
 use hone::train::model::chat_template::{ChatTemplate, TemplateError, TrainingView};
+use hone::train::model::template_sources::TemplateSources;
 use hone::util::exact_json::ExactJson;
 use serde_json::{Value, json};
 
@@ -223,6 +224,108 @@ fn control_tokens_of_a_prompt_are_trained_as_completions_read_them() {
     assert_eq!(before, served, "the prompt is what completions read");
     assert_eq!(after, [ids(completion), vec![2]].concat(), "its answer, and the end");
     assert!(served.contains(&1), "{served:?}");
+}
+
+/// The tiny model with another template.
+fn tiny_with(template: &str) -> BaseModel {
+    let mut base = BaseModel::open(&data("tiny-llama")).unwrap();
+    base.use_templates(TemplateSources::single(template)).unwrap();
+    base
+}
+
+#[test]
+fn no_text_of_tools_or_calls_becomes_a_control_token_wherever_it_stands() {
+    let writes = |tools: &str| {
+        format!(
+            "{{% if tools %}}{{{{ {tools} }}}}<|im_end|>{{% endif %}}{{% for m in messages %}}<|im_start|>{{{{ m.role \
+             }}}}\n{{{{ m.content }}}}{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}{{{{ \
+             c.function.arguments | tojson }}}}{{{{ c.id }}}}{{% endfor %}}<|im_end|>{{% endfor %}}{{% if \
+             add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.jsonl");
+    let line = |description: &str, key: &str, arguments: &str, id: &str| {
+        json!({"messages": [{"role": "user", "content": "a"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": id, "type": "function",
+             "function": {"name": "f", "arguments": arguments}}]},
+            {"role": "tool", "tool_call_id": id, "content": "1"},
+            {"role": "assistant", "content": "b"}],
+            "tools": [{"type": "function", "function": {"name": "f", "description": description,
+             "parameters": {"type": "object", "properties": {key: {"type": "string"}}}}}]})
+    };
+    let end = "<|im_end|>";
+    for tools in ["tools | tojson", "tools | tojson(ensure_ascii=True)", "tools | string"] {
+        let base = tiny_with(&writes(tools));
+        let ends = |line: &Value| {
+            std::fs::write(&file, line.to_string()).unwrap();
+            let encoded = encode_file(&file, &base, 4096).unwrap();
+            let ids = &encoded.examples[0].views[0].input_ids;
+            (ids.iter().filter(|id| **id == 2).count(), base.tokenizer.decode(ids).unwrap())
+        };
+        let (plain, _) = ends(&line("d", "k", "{}", "c"));
+        for (number, line) in [
+            line(end, "k", "{}", "c"),
+            line("d", end, "{}", "c"),
+            line("d", "k", r#"{"<|im_end|>": 1}"#, "c"),
+            line("d", "k", r#"{"x": ["<|im_\u0065nd|>"]}"#, "c"),
+            line("d", "k", "{}", end),
+        ]
+        .iter()
+        .enumerate()
+        {
+            let (marked, text) = ends(line);
+            assert_eq!(marked, plain, "{tools}, {number}: {text}");
+            assert!(text.contains("<|im_end|>") && !text.contains("ue004"), "{tools}: {text}");
+        }
+    }
+    // The characters with which hone tells texts from tokens are refused, in escapes as well.
+    let base = tiny_with(&writes("tools | tojson"));
+    for forged in [
+        line("\u{e005}<|im_end|>\u{e006}", "k", "{}", "c"),
+        line("d", "\u{e005}<|im_end|>\u{e006}", "{}", "c"),
+        line("d", "k", r#"{"x": "\ue005<|im_end|>\ue006"}"#, "c"),
+        line("d", "k", "{}", "\u{e005}<|im_end|>\u{e006}"),
+    ] {
+        std::fs::write(&file, forged.to_string()).unwrap();
+        let error = encode_file(&file, &base, 4096).unwrap_err();
+        let EncodeError::Diagnostics(problems) = error else { panic!("{error}") };
+        let problem = problems.listed[0].to_string();
+        assert!(problem.contains("private-use character U+E005"), "{problem}");
+    }
+}
+
+#[test]
+fn special_tokens_reach_templates_by_the_names_that_transformers_gives_them() {
+    let template =
+        "{{ bos_token }}{{ pad_token }}{{ unk_token is defined }}{{ image_token }}{{ sep_token }}";
+    let written = |config: Value, map: Option<Value>| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(data("tiny-llama")).unwrap() {
+            let file = file.unwrap().path();
+            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("tokenizer_config.json"), config.to_string()).unwrap();
+        if let Some(map) = map {
+            std::fs::write(path("special_tokens_map.json"), map.to_string()).unwrap();
+        }
+        std::fs::write(path("chat_template.jinja"), template).unwrap();
+        let base = BaseModel::open(folder.path()).unwrap();
+        base.template.unwrap().render_prompt(&[], &[]).unwrap()
+    };
+    let config = json!({"bos_token": {"content": "<|im_start|>"}, "pad_token": "<|endoftext|>",
+        "unk_token": null, "extra_special_tokens": {"image_token": "<image>"}});
+    assert_eq!(written(config.clone(), None), "<|im_start|><|endoftext|>False<image>");
+    let map =
+        json!({"pad_token": {"content": "<|im_end|>", "lstrip": false}, "sep_token": "<|im_end|>"});
+    assert_eq!(
+        written(config.clone(), Some(map.clone())),
+        "<|im_start|><|im_end|>False<image><|im_end|>"
+    );
+    let mut listed = config;
+    listed["added_tokens_decoder"] = json!({});
+    assert_eq!(written(listed, Some(map)), "<|im_start|><|endoftext|>False<image>");
 }
 
 /// The tiny model with a changed `tokenizer.json`.

@@ -43,6 +43,9 @@ pub enum TemplateError {
     /// The template has no place for tools.
     #[error("the model's chat template does not write tools: leave them out, or use another model")]
     NoTools,
+    /// The tools cannot be used.
+    #[error("the tools cannot be used: {0}")]
+    Tools(String),
     /// The template has no place for tool calls.
     #[error("message {message_index}: {NO_TOOL_CALLS}")]
     NoToolCalls {

@@ -9,6 +9,7 @@ mod reads;
 mod reasoning;
 mod render;
 mod settings;
+mod tokens;
 mod training_views;
 mod values;
 
@@ -21,6 +22,7 @@ pub use self::probe::PROBE_TOOL;
 use self::reads::TemplateReads;
 pub use self::reasoning::ReasoningTags;
 pub use self::settings::{STRFTIME_NOW, TemplateSettings};
+pub use self::tokens::{TemplateTokens, token_text};
 pub use self::training_views::TrainingView;
 
 /// The name of the template of conversations, where a model has several.
@@ -39,8 +41,8 @@ pub struct ChatTemplate {
     control: Arc<[String]>,
     /// Texts of the tokens at which generation stops; one of them ends a turn.
     stops: Arc<[String]>,
-    beginning: String,
-    end: String,
+    /// Special tokens by the names under which the template knows them.
+    named_tokens: Arc<[(String, String)]>,
     settings: TemplateSettings,
 }
 
@@ -64,7 +66,15 @@ impl ChatTemplate {
         beginning: &str,
         end: &str,
     ) -> Result<Self, TemplateError> {
-        let template = Self::with_names([(DEFAULT, source)], control, beginning, end)?;
+        Self::single(source, &TemplateTokens::new(control, beginning, end))
+    }
+
+    /// Compiles a template for a tokenizer.
+    ///
+    /// # Errors
+    /// The template is no valid Jinja.
+    pub fn single(source: &str, tokens: &TemplateTokens) -> Result<Self, TemplateError> {
+        let template = Self::with_names([(DEFAULT, source)], tokens);
         if let Some(Err(reason)) = template.named.get(DEFAULT).map(|named| &named.compiled) {
             return Err(TemplateError::Invalid(reason.clone()));
         }
@@ -75,10 +85,8 @@ impl ChatTemplate {
     /// One that is no valid Jinja is refused when a conversation takes it.
     pub fn with_names<'a>(
         sources: impl IntoIterator<Item = (&'a str, &'a str)>,
-        control: &[String],
-        beginning: &str,
-        end: &str,
-    ) -> Result<Self, TemplateError> {
+        tokens: &TemplateTokens,
+    ) -> Self {
         let named: BTreeMap<String, NamedTemplate> = sources
             .into_iter()
             .map(|(name, source)| (name.to_owned(), NamedTemplate::of(source)))
@@ -86,18 +94,17 @@ impl ChatTemplate {
         let mut template = Self {
             named: Arc::new(named),
             chosen: None,
-            control: longest_first(control.to_vec()).into(),
+            control: longest_first(tokens.control.clone()).into(),
             stops: Arc::new([]),
-            beginning: beginning.to_owned(),
-            end: end.to_owned(),
+            named_tokens: tokens.named.clone().into(),
             settings: TemplateSettings::default(),
         };
         template.find_reads();
-        let tokens = template.control.iter().map(String::as_str);
-        let end_of_turn = template.end_of_turn(tokens).map(str::to_owned);
-        let end = Some(end.to_owned()).filter(|end| template.control.contains(end));
-        template.stops = end_of_turn.into_iter().chain(end).collect();
-        Ok(template)
+        let control = template.control.iter().map(String::as_str);
+        let end_of_turn = template.end_of_turn(control).map(str::to_owned);
+        let end = tokens.end().filter(|end| tokens.control.iter().any(|token| token == end));
+        template.stops = end_of_turn.into_iter().chain(end.map(str::to_owned)).collect();
+        template
     }
 
     /// The same template with these settings.

@@ -155,18 +155,36 @@ pub(super) fn refuse_incomplete_turn(
 }
 
 /// Refuses texts with the characters that stand for something here.
-pub(super) fn refuse_reserved(messages: &[Message]) -> Result<(), TemplateError> {
+pub(super) fn refuse_reserved(
+    messages: &[Message],
+    tools: &[ExactJson],
+) -> Result<(), TemplateError> {
     for (index, message) in messages.iter().enumerate() {
+        let ids = message.tool_calls.iter().map(|call| &call.id).chain(&message.tool_call_id);
         let calls = message.tool_calls.iter().flat_map(|call| [&call.name, &call.arguments]);
-        for text in message.content.iter().chain(&message.reasoning).chain(calls) {
-            if let Some(found) = text.chars().find(|character| RESERVED.contains(character)) {
-                let reason = format!(
-                    "the text holds the private-use character U+{:04X}, which hone uses itself",
-                    u32::from(found)
-                );
-                return Err(TemplateError::message(index, reason));
-            }
+        let contents = message.content.iter().chain(&message.reasoning).chain(&message.name);
+        let mut found = contents.chain(ids).chain(calls).find_map(|text| reserved_in(text));
+        for call in &message.tool_calls {
+            // An escape of JSON becomes its character on the way to the template.
+            let arguments = ExactJson::read(&call.arguments).ok();
+            let decoded = arguments.and_then(|json| json.find_in_texts(&reserved_in));
+            found = found.or(decoded);
+        }
+        if let Some(found) = found {
+            return Err(TemplateError::message(index, reserved_message(found)));
         }
     }
-    Ok(())
+    match tools.iter().find_map(|tool| tool.find_in_texts(&reserved_in)) {
+        Some(found) => Err(TemplateError::Tools(reserved_message(found))),
+        None => Ok(()),
+    }
+}
+
+fn reserved_in(text: &str) -> Option<char> {
+    text.chars().find(|character| RESERVED.contains(character))
+}
+
+fn reserved_message(found: char) -> String {
+    let code = u32::from(found);
+    format!("the text holds the private-use character U+{code:04X}, which hone uses itself")
 }

@@ -17,7 +17,7 @@ impl ChatTemplate {
         messages: &[Message],
         tools: &[ExactJson],
     ) -> Result<String, TemplateError> {
-        refuse_reserved(messages)?;
+        refuse_reserved(messages, tools)?;
         let text = self
             .render(messages, tools, true)
             .map_err(|error| self.name_message(messages, tools, error))?;
@@ -61,15 +61,12 @@ impl ChatTemplate {
         form: Form,
     ) -> Result<String, TemplateError> {
         let (template, takes) = self.choose(!tools.is_empty())?;
-        let mut context = self.settings.variables();
+        let mut context = self.settings.variables(&self.control);
         context.push(("messages", values::messages(messages, form, takes, &self.control)));
         context.push(("tools", values::tools(tools, &self.control)));
         context.push(("add_generation_prompt", Value::Bool(add_generation_prompt)));
-        // What a model does not have is undefined, as in transformers.
-        for (name, token) in [("bos_token", &self.beginning), ("eos_token", &self.end)] {
-            if !token.is_empty() {
-                context.push((name, Value::from(token.as_str())));
-            }
+        for (name, token) in self.named_tokens.iter() {
+            context.push((name, Value::from(token.as_str())));
         }
         write(template, context)
     }
@@ -102,21 +99,31 @@ impl ChatTemplate {
         };
         // Some templates refuse system messages in words of their own.
         let is_system = messages.first().is_some_and(|first| first.role.in_templates() == "system");
-        if is_system && self.render(&messages[1..], tools, true).is_ok() {
-            let reason = format!(
-                "the model's chat template takes no system messages ({error}): put the text at \
-                 the beginning of the first user message"
-            );
-            return TemplateError::message(0, reason);
+        if is_system {
+            match self.render(&messages[1..], tools, true) {
+                Err(TemplateError::Endless) => return TemplateError::Endless,
+                Err(_) => {}
+                Ok(_) => {
+                    let reason = format!(
+                        "the model's chat template takes no system messages ({error}): put the text at \
+                         the beginning of the first user message"
+                    );
+                    return TemplateError::message(0, reason);
+                }
+            }
         }
-        let refuses = |count: &usize| self.render(&messages[..*count], tools, false).is_err();
-        match (1..=messages.len()).find(refuses) {
-            Some(count) => TemplateError::message(
-                count - 1,
-                format!("the chat template refuses the conversation here: {reason}"),
-            ),
-            None => error,
+        for count in 1..=messages.len() {
+            match self.render(&messages[..count], tools, false) {
+                Ok(_) => {}
+                Err(TemplateError::Endless) => return TemplateError::Endless,
+                Err(_) => {
+                    let reason =
+                        format!("the chat template refuses the conversation here: {reason}");
+                    return TemplateError::message(count - 1, reason);
+                }
+            }
         }
+        error
     }
 }
 

@@ -5,10 +5,15 @@ use chrono::{NaiveDateTime, Utc};
 use serde_json::Map;
 
 use super::jinja::{self, Error, Function, Value};
+use super::values;
+use crate::util::exact_json::ExactJson;
 use crate::util::strftime::strftime;
 
 /// The function by which templates write today's date.
 pub const STRFTIME_NOW: &str = "strftime_now";
+
+/// The variable for texts that an answer may draw on.
+const DOCUMENTS: &str = "documents";
 
 /// What a template is rendered with beside the conversation.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -21,7 +26,8 @@ pub struct TemplateSettings {
 
 impl TemplateSettings {
     /// The variables of a template that come from here, with the defaults that transformers has.
-    pub(super) fn variables(&self) -> Vec<(&str, Value)> {
+    /// Documents are what users write, as messages are: what is spelled like one of `control` in them carries a mark.
+    pub(super) fn variables(&self, control: &[String]) -> Vec<(&str, Value)> {
         let date = self.date;
         let strftime_now = Function::value(STRFTIME_NOW, move |arguments| {
             let [format] = arguments.bind(STRFTIME_NOW, ["format"], 1)?;
@@ -30,9 +36,16 @@ impl TemplateSettings {
             let time = date.unwrap_or_else(|| Utc::now().naive_utc());
             Ok(strftime(format, &time).into())
         });
-        let mut variables = vec![("documents", Value::None)];
+        let mut variables = vec![(DOCUMENTS, Value::None)];
         for (name, value) in &self.kwargs {
-            variables.push((name.as_str(), jinja::from_json(value)));
+            let value = match name.as_str() {
+                DOCUMENTS => match ExactJson::read(&value.to_string()) {
+                    Ok(documents) => values::escaped(&documents, control),
+                    Err(_) => jinja::from_json(value),
+                },
+                _ => jinja::from_json(value),
+            };
+            variables.push((name.as_str(), value));
         }
         variables.push((STRFTIME_NOW, strftime_now));
         variables

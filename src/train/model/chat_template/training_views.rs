@@ -47,7 +47,7 @@ impl ChatTemplate {
         messages: &[Message],
         tools: &[ExactJson],
     ) -> Result<Vec<TrainingView>, TemplateError> {
-        refuse_reserved(messages)?;
+        refuse_reserved(messages, tools)?;
         let whole = self
             .render(messages, tools, false)
             .map_err(|error| self.name_message(messages, tools, error))?;

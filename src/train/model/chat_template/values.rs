@@ -59,8 +59,12 @@ pub(super) fn tools(tools: &[ExactJson], control: &[String]) -> Value {
     if tools.is_empty() {
         return Value::None;
     }
-    let marked = |tool| jinja::from_exact(tool).map_texts(&|text| escape(text, control));
-    Value::list(tools.iter().map(marked).collect())
+    Value::list(tools.iter().map(|tool| escaped(tool, control)).collect())
+}
+
+/// JSON as a template sees it, with marks in its texts and keys.
+pub(super) fn escaped(json: &ExactJson, control: &[String]) -> Value {
+    jinja::from_exact(&json.map_texts(&|text| escape(text, control).into_owned()))
 }
 
 struct ValueWriter<'a> {
@@ -123,12 +127,11 @@ impl ValueWriter<'_> {
         let arguments = match self.form.text_arguments {
             true => self.text(&call.arguments),
             // The numbers stay as they are written. Whoever parsed the call has seen that it is an object.
-            false => ExactJson::read(&call.arguments)
-                .map_or_else(
-                    |_| Value::from(call.arguments.as_str()),
-                    |json| jinja::from_exact(&json),
-                )
-                .map_texts(&|text| escape(text, self.control)),
+            false => match ExactJson::read(&call.arguments) {
+                Ok(arguments) => escaped(&arguments, self.control),
+                // Whoever parsed the call has seen that it is an object.
+                Err(_) => self.text(&call.arguments),
+            },
         };
         let function = Value::record([("name", self.text(&call.name)), ("arguments", arguments)]);
         Value::record([

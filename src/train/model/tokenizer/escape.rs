@@ -131,7 +131,8 @@ fn mark_tokens(text: &str, control: &[(String, u32)]) -> (String, Vec<usize>) {
     };
     let mut at = 0;
     while let Some(character) = text[at..].chars().next() {
-        if character == ESCAPE {
+        // Marks that were not written here would make a token of a text.
+        if [ESCAPE, TOKEN_BEGINS, TOKEN_ENDS].contains(&character) {
             at += character.len_utf8();
             continue;
         }

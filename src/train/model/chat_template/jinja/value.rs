@@ -1,7 +1,6 @@
 //! The values of a template, as Python has them.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -454,25 +453,6 @@ impl Value {
     pub(crate) fn named(&self) -> Option<Vec<(&str, Self)>> {
         let Self::Dict(dict) = self else { return None };
         dict.iter().map(|(name, value)| Some((name.as_text()?, value.clone()))).collect()
-    }
-
-    /// The same with other texts, also in lists and as values of dictionaries.
-    pub(crate) fn map_texts<'a>(&'a self, map: &dyn Fn(&'a str) -> Cow<'a, str>) -> Self {
-        match self {
-            Self::Text(text) => match map(text) {
-                Cow::Borrowed(_) => self.clone(),
-                Cow::Owned(text) => text.into(),
-            },
-            Self::List(items) => Self::list(items.iter().map(|item| item.map_texts(map)).collect()),
-            Self::Dict(dict) => {
-                let mut mapped = Dict::with_capacity(dict.len());
-                for (key, value) in &dict.0 {
-                    mapped.insert(key.clone(), value.map_texts(map));
-                }
-                Self::dict(mapped)
-            }
-            other => other.clone(),
-        }
     }
 
     /// Whether it is not there.
