@@ -52,6 +52,8 @@ pub enum Event {
         reason: FinishReason,
         /// Generated tokens, without the stop token.
         completion_tokens: u64,
+        /// Those of them that are reasoning.
+        reasoning_tokens: u64,
     },
     /// The request failed. Nothing follows.
     Failed(ServeError),

@@ -38,6 +38,11 @@ impl ReasoningParser {
         Self { tags, state, pending: String::new() }
     }
 
+    /// Whether what comes next is reasoning, or the tag that closes it.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Opened | State::Reasoning)
+    }
+
     /// Whether a control token's text is one of the tags.
     pub fn is_tag(&self, text: &[u8]) -> bool {
         [&self.tags.begin, &self.tags.end].iter().any(|tag| tag.as_bytes() == text)

@@ -49,6 +49,8 @@ pub(super) struct SequenceOutput {
     parsers: OutputParsers,
     /// Generated tokens, without the stop token.
     generated: usize,
+    /// Those of them that are reasoning, tags among them.
+    reasoning: usize,
     /// Scored tokens that are not sent yet, and where in the text each begins, in bytes.
     unsent: VecDeque<(usize, ScoredToken)>,
 }
@@ -73,7 +75,17 @@ impl SequenceOutput {
     ) -> Self {
         let detokenizer = Detokenizer::new(parameters.stop.clone());
         let unsent = VecDeque::new();
-        Self { parameters, sampler, tokenizer, events, detokenizer, parsers, generated: 0, unsent }
+        Self {
+            parameters,
+            sampler,
+            tokenizer,
+            events,
+            detokenizer,
+            parsers,
+            generated: 0,
+            reasoning: 0,
+            unsent,
+        }
     }
 
     /// The prompt.
@@ -144,7 +156,11 @@ impl SequenceOutput {
         self.generated += 1;
         let bytes = self.bytes_in_text(token);
         let decoded = self.detokenizer.push(&bytes);
+        let was_reasoning = self.is_reasoning();
         self.send(decoded.text);
+        if was_reasoning || self.is_reasoning() {
+            self.reasoning += 1;
+        }
         if decoded.is_stopped {
             self.send_end(FinishReason::Stop);
             return None;
@@ -156,6 +172,10 @@ impl SequenceOutput {
             return self.finish(FinishReason::Length);
         }
         Some(token)
+    }
+
+    fn is_reasoning(&self) -> bool {
+        self.parsers.reasoning.as_ref().is_some_and(ReasoningParser::is_reasoning)
     }
 
     /// Tells the client how many tokens of the prompt came from the prefix cache.
@@ -305,7 +325,8 @@ impl SequenceOutput {
     }
 
     fn send_end(&mut self, reason: FinishReason) {
-        let (index, completion_tokens) = (self.parameters.index, self.generated as u64);
+        let index = self.parameters.index;
+        let (completion_tokens, reasoning_tokens) = (self.generated as u64, self.reasoning as u64);
         if let Some(reasoning) = &mut self.parsers.reasoning {
             let rest = reasoning.finish();
             self.send_split(rest);
@@ -318,6 +339,6 @@ impl SequenceOutput {
             FinishReason::Stop if has_called => FinishReason::ToolCalls,
             reason => reason,
         };
-        self.events.send(Event::Finished { index, reason, completion_tokens });
+        self.events.send(Event::Finished { index, reason, completion_tokens, reasoning_tokens });
     }
 }

@@ -15,6 +15,7 @@ pub struct Usage {
     /// Both.
     total_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
 }
 
 /// Tokens of the prompts by what they cost.
@@ -22,6 +23,13 @@ pub struct Usage {
 pub struct PromptTokensDetails {
     /// Those that the model had read for an earlier request that begins alike.
     cached_tokens: u64,
+}
+
+/// Tokens of the answers by what they are.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub struct CompletionTokensDetails {
+    /// Those with which the model thought before it answered.
+    reasoning_tokens: u64,
 }
 
 impl Usage {
@@ -32,8 +40,9 @@ impl Usage {
             Event::PrefixCacheHit { prompt_tokens } => {
                 self.prompt_tokens_details.cached_tokens += prompt_tokens;
             }
-            Event::Finished { completion_tokens, .. } => {
+            Event::Finished { completion_tokens, reasoning_tokens, .. } => {
                 self.completion_tokens += completion_tokens;
+                self.completion_tokens_details.reasoning_tokens += reasoning_tokens;
             }
             Event::Delta { .. }
             | Event::Reasoning { .. }

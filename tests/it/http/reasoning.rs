@@ -70,6 +70,11 @@ async fn a_model_that_reasons_answers_what_it_was_taught_and_shows_its_reasoning
             let thought = message["reasoning_content"].as_str().unwrap_or_default();
             assert_eq!(thought, reasoning, "{name}: {message}");
             assert_eq!(reply["choices"][0]["finish_reason"], "stop", "{name}");
+            let usage = &reply["usage"];
+            let thinking = usage["completion_tokens_details"]["reasoning_tokens"].as_u64();
+            let all = usage["completion_tokens"].as_u64();
+            assert_eq!(thinking > Some(0), !reasoning.is_empty(), "{name}: {usage}");
+            assert!(thinking < all, "{name}: {usage}");
             let (thought, answered) = streamed(&server, &model).await;
             assert_eq!((thought.as_str(), Some(answered.as_str())), (reasoning, said), "{name}");
             // A client that sends the reply back is understood.
