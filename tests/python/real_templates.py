@@ -1,8 +1,8 @@
 """Judges what hone makes of chat templates that others wrote, by transformers.
 
-    real_templates.py CASES
+    real_templates.py CASES DATE
 
-CASES is a JSON list of cases: the folder of a model with the template, a conversation as OpenAI's clients write it, the
+DATE is the day that templates write as today's. CASES is a JSON list of cases: the folder of a model with the template, a conversation as OpenAI's clients write it, the
 tokens at which generation stops, and what hone makes of the conversation: the views that it trains (token ids, and which of
 them carry loss), or its refusal. transformers' users write a conversation in the form that a template takes: calls'
 arguments as values or texts, ids of nine letters, absent content as an empty text, contents as lists. The judge tries
@@ -15,14 +15,27 @@ transformers leaves out of its text. Prints what differs; exits with 1 where any
 
 import collections
 import copy
+import datetime
 import functools
 import itertools
 import json
 import pathlib
+import re
 import sys
 
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
+
+class FixedDate(datetime.datetime):
+    """The day on which hone renders the cases."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromisoformat(sys.argv[2])
+
+
+chat_template_utils.datetime = FixedDate
 wrong = []
 counts = collections.Counter()
 
@@ -131,9 +144,16 @@ def judge_views(case):
 STAND_IN = "zqstandin"
 
 
+def refused_turn(case):
+    """The index of the message that a refusal names."""
+    return int(re.search(r"message (\d+)", case["refusal"]).group(1))
+
+
 def with_stand_ins(case, kind):
     """The case with a word of its own in the place of each part of a kind."""
     case = copy.deepcopy(case)
+    if kind == "content":
+        case["messages"][refused_turn(case)]["content"] = STAND_IN
     if kind == "tools":
         for tool in case["tools"] or []:
             tool["function"]["name"] = STAND_IN
@@ -154,6 +174,59 @@ LOST = {
     "does not write tools": "tools",
     "does not write tool calls": "calls",
     "does not write the reasoning": "reasoning",
+    "does not write the content": "content",
+}
+
+
+def texts_through(case):
+    """Of each form: the prompt of the refused turn, and the text through it."""
+    index = refused_turn(case)
+    for form in forms(case["messages"], case["nine_letter_ids"]):
+        if type(form[index].get("content")) is not type(case["messages"][index].get("content")):
+            continue
+        try:
+            yield index, render(case, form, index, True)[0], render(case, form, index + 1, False)[0]
+        except Exception:
+            continue
+
+
+def never_ends(case):
+    """Whether no token at which generation stops follows the refused turn's answer."""
+    tokenizer = tokenizer_of(case["folder"])
+    stops = [tokenizer.decode([stop]) for stop in case["stops"]]
+    for index, prompt, text in texts_through(case):
+        message = case["messages"][index]
+        calls = [call["function"]["name"] for call in message.get("tool_calls") or []]
+        content = message.get("content")
+        last = calls[-1] if calls else content if isinstance(content, str) else content[-1]["text"]
+        behind = text.rsplit(last.split("</think>")[-1].strip(), 1)[-1]
+        if any(stop in behind for stop in stops):
+            return False
+    return True
+
+
+def never_meets(case):
+    """Whether the refused turn's text never begins with its prompt."""
+    return not any(text.startswith(prompt) for _, prompt, text in texts_through(case))
+
+
+def stops_within(case):
+    """Whether a token at which generation stops stands before the end of the refused turn's content."""
+    stop = re.search(r'writes "([^"]+)", at which', case["refusal"]).group(1)
+    for index, prompt, text in texts_through(case):
+        message = case["messages"][index]
+        calls = [call["function"]["name"] for call in message.get("tool_calls") or []]
+        last = calls[-1] if calls else message["content"].split("</think>")[-1].strip()
+        if stop in text[len(prompt) : text.rfind(last)]:
+            return True
+    return False
+
+
+# What a refusal says of a turn, and how it is looked for in transformers' texts.
+REASONS = {
+    "no end-of-turn token follows": never_ends,
+    "unlike the prompt that serving sends": never_meets,
+    "at which the model stops, within this turn": stops_within,
 }
 
 
@@ -167,7 +240,7 @@ def judge_refusal(case):
             errors.append(str(error))
     if not texts:
         counts["refusals in transformers' words"] += 1
-        return [] if any(error in refusal for error in errors) else [f"transformers says {errors[0]!r}"]
+        return [] if any(error.rstrip(".") in refusal for error in errors) else [f"transformers says {errors[0]!r}"]
     for words, kind in LOST.items():
         if words not in refusal:
             continue
@@ -182,13 +255,17 @@ def judge_refusal(case):
             if STAND_IN in text and "{'" not in text:
                 return [f"transformers writes the {kind}: {text!r}"]
         return []
+    for words, is_right in REASONS.items():
+        if words in refusal:
+            counts[f"refusals: {words}"] += 1
+            return [] if is_right(case) else [f"transformers renders {texts[0]!r}"]
     # Training renders the beginnings of a conversation too, as serving will.
     for count, is_prompt in itertools.product(range(1, len(case["messages"]) + 1), [True, False]):
         for form in forms(case["messages"], case["nine_letter_ids"]):
             try:
                 render(case, form, count, is_prompt)
             except Exception as error:
-                if str(error) in refusal:
+                if str(error).rstrip(".") in refusal:
                     counts["refusals of a beginning, in transformers' words"] += 1
                     return []
     return [f"transformers renders {texts[0]!r}"]

@@ -135,7 +135,7 @@ pub(super) fn encoded(
         line["tools"] = tools.clone();
     }
     std::fs::write(&file, line.to_string()).unwrap();
-    match encode_file(&file, base, 4096) {
+    match encode_file(&file, base, 1 << 16) {
         Ok(mut encoded) => Ok(encoded.examples.remove(0).views),
         Err(EncodeError::Diagnostics(problems)) => Err(problems.listed[0].to_string()),
         Err(error) => panic!("{error}"),

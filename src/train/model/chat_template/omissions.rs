@@ -109,49 +109,78 @@ impl Probes {
     }
 }
 
-/// Looks that `answer`, what the template writes of a trained turn, holds all of the message.
+/// What of a message a text lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// The reasoning that stands in a key of the message.
+    Reasoning,
+    /// The reasoning that stands in its content.
+    ReasoningInContent,
+    Calls,
+    Content,
+}
+
+impl Missing {
+    fn of(message: &Message, text: &str, control: &[String]) -> Option<Self> {
+        let holds = |part: &str| text.contains(escape(part.trim(), control).as_ref());
+        if message.reasoning.as_ref().is_some_and(|reasoning| !holds(reasoning)) {
+            return Some(Self::Reasoning);
+        }
+        if message.tool_calls.iter().any(|call| !holds(&call.name)) {
+            return Some(Self::Calls);
+        }
+        let content = message.content.as_deref().unwrap_or_default();
+        let has_parts = !message.content_parts.is_empty();
+        if holds(content) || (has_parts && message.content_parts.iter().all(|part| holds(part))) {
+            return None;
+        }
+        // Templates write lines of their own around reasoning.
+        match reasoning::split(content) {
+            Some((thought, rest)) if holds(rest) => {
+                (!holds(thought)).then_some(Self::ReasoningInContent)
+            }
+            _ => Some(Self::Content),
+        }
+    }
+}
+
+/// Looks that a trained turn holds all of its message. The turn is `answer[..end]`, which ends with the token `stop`;
+/// `answer` is all that the template writes from the prompt on.
 pub(super) fn refuse_incomplete_turn(
     index: usize,
     message: &Message,
     answer: &str,
+    (end, stop): (usize, &str),
     control: &[String],
 ) -> Result<(), TemplateError> {
-    let holds = |text: &str| answer.contains(escape(text.trim(), control).as_ref());
-    if let Some(reasoning) = &message.reasoning
-        && !holds(reasoning)
-    {
-        return Err(TemplateError::Message {
+    let Some(missing) = Missing::of(message, &answer[..end], control) else { return Ok(()) };
+    if Missing::of(message, answer, control).is_none() {
+        let reason = format!(
+            "the chat template writes {stop:?}, at which the model stops, within this turn: serving would end \
+             before the rest of it"
+        );
+        return Err(TemplateError::message(index, reason));
+    }
+    let reasoning_lost = "the model's chat template does not write the reasoning of this answer: it would be \
+                          lost. Leave it out, or use a model that reasons";
+    Err(match missing {
+        Missing::Reasoning | Missing::ReasoningInContent => TemplateError::Message {
             message_index: index,
-            key: Some("reasoning_content"),
-            reason: "the model's chat template does not write the reasoning of this answer: it would be \
-                     lost. Leave it out, or use a model that reasons"
-                .to_owned(),
-        });
-    }
-    if message.tool_calls.iter().any(|call| !holds(&call.name)) {
-        return Err(TemplateError::NoToolCalls { message_index: index });
-    }
-    let content = message.content.as_deref().unwrap_or_default();
-    let is_whole = match reasoning::split(content) {
-        _ if holds(content) => true,
-        // Templates write lines of their own around reasoning.
-        Some((thought, rest)) => holds(thought) && holds(rest),
-        None => {
-            message.content_parts.iter().all(|part| holds(part))
-                && !message.content_parts.is_empty()
-        }
-    };
-    if is_whole {
-        return Ok(());
-    }
-    let reason = match message.tool_calls.is_empty() {
-        true => "the chat template changes the assistant's message itself",
-        false => {
-            "the model's chat template does not write the content of this assistant message beside its tool \
-             calls: it would be lost"
-        }
-    };
-    Err(TemplateError::message(index, reason))
+            key: Some(if missing == Missing::Reasoning { "reasoning_content" } else { "content" }),
+            reason: reasoning_lost.to_owned(),
+        },
+        Missing::Calls => TemplateError::NoToolCalls { message_index: index },
+        Missing::Content => TemplateError::message(
+            index,
+            match message.tool_calls.is_empty() {
+                true => "the chat template changes the assistant's message itself",
+                false => {
+                    "the model's chat template does not write the content of this assistant message beside \
+                     its tool calls: it would be lost"
+                }
+            },
+        ),
+    })
 }
 
 /// Refuses texts with the characters that stand for something here.

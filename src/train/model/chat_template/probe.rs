@@ -56,11 +56,31 @@ impl ChatTemplate {
 
     /// The token of `tokens` that ends the assistant's turn, if the template writes one.
     pub fn end_of_turn<'a>(&self, tokens: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-        let probe = [Message::text(Role::User, "a"), Message::text(Role::Assistant, STAND_IN)];
-        let text = self.try_render(&probe, false)?;
-        // Some templates (Llama 2's) put a space before it.
-        let after = text.rsplit_once(STAND_IN)?.1.trim_start_matches(' ');
-        let ends = tokens.filter(|token| !token.is_empty() && after.starts_with(token));
-        ends.max_by_key(|token| token.len())
+        let mut probe =
+            vec![Message::text(Role::User, "a"), Message::text(Role::Assistant, STAND_IN)];
+        let last = self.try_render(&probe, false)?;
+        let last = last.rsplit_once(STAND_IN)?.1;
+        let tokens: Vec<&str> = tokens.filter(|token| !token.is_empty()).collect();
+        // What follows an answer both at the end of a conversation and within it belongs to the turn. What ends it
+        // may stand behind other tokens, which close a part of the turn.
+        probe.push(Message::text(Role::User, "b"));
+        let within = self.try_render(&probe, false);
+        let within = within.as_deref().and_then(|text| Some(text.rsplit_once(STAND_IN)?.1));
+        let shared = within.map_or("", |within| shared_beginning(last, within));
+        let ends = tokens
+            .iter()
+            .filter_map(|token| Some((shared.rfind(token)? + token.len(), token.len(), *token)));
+        if let Some((_, _, token)) = ends.max() {
+            return Some(token);
+        }
+        // Some templates put spaces before it.
+        let after = last.trim_start();
+        tokens.into_iter().filter(|token| after.starts_with(token)).max_by_key(|token| token.len())
     }
+}
+
+/// What two texts begin with alike.
+fn shared_beginning<'a>(text: &'a str, other: &str) -> &'a str {
+    let pairs = text.chars().zip(other.chars()).take_while(|(a, b)| a == b);
+    &text[..pairs.map(|(a, _)| a.len_utf8()).sum()]
 }

@@ -107,10 +107,10 @@ impl ChatTemplate {
         };
         let answer = &text[prompt.len()..];
         let message = &messages[index];
-        let Some(end) = self.end_of_answer(answer) else {
+        let Some((end, stop)) = self.end_of_answer(answer) else {
             return Err(no_end(index, message, answer));
         };
-        refuse_incomplete_turn(index, message, &answer[..end], &self.control)?;
+        refuse_incomplete_turn(index, message, answer, (end, stop), &self.control)?;
         Ok(Turn { span: prompt.len()..prompt.len() + end, text })
     }
 
@@ -150,12 +150,12 @@ impl ChatTemplate {
         }
     }
 
-    /// Where an answer ends: behind the first token at which serving stops.
-    fn end_of_answer(&self, answer: &str) -> Option<usize> {
+    /// Where an answer ends: behind the first token at which serving stops. The token.
+    fn end_of_answer(&self, answer: &str) -> Option<(usize, &str)> {
         let ends = self.stops.iter().filter_map(|stop| Some((answer.find(stop.as_str())?, stop)));
         // Of two that begin at one place the longer one is meant.
         let first = ends.min_by_key(|(start, stop)| (*start, usize::MAX - stop.len()));
-        first.map(|(start, stop)| start + stop.len())
+        first.map(|(start, stop)| (start + stop.len(), stop.as_str()))
     }
 
     /// The prompt with the last message's turn behind it, where the template writes the conversation before the turn

@@ -114,7 +114,7 @@ fn is_internal(name: &str) -> bool {
 
 fn hidden_attribute(value: &Value, name: &str) -> Value {
     Value::undefined(format!(
-        "access to attribute '{name}' of '{}' object is hidden from templates",
+        "access to attribute '{name}' of '{}' object is unsafe",
         value.type_name()
     ))
 }
