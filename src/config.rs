@@ -83,6 +83,21 @@ pub struct Serving {
     /// What goes first on the device while a job trains and requests come.
     #[arg(long, env = "HONE_SERVE_PRIORITY", value_enum, default_value_t)]
     pub serve_priority: Priority,
+
+    /// Which requests share computed prefixes of their prompts. One that finds a prefix is answered sooner
+    /// and says so (`cached_tokens`), which tells its client that it was asked for before.
+    #[arg(long, env = "HONE_PREFIX_CACHE_SCOPE", value_enum, default_value_t, value_name = "SCOPE")]
+    pub prefix_cache_scope: PrefixCacheScope,
+}
+
+/// Which requests share computed prefixes of their prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PrefixCacheScope {
+    /// Those of one project.
+    #[default]
+    Project,
+    /// Those with one API key.
+    Key,
 }
 
 /// What goes first on a device that trains and answers.

@@ -122,7 +122,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
     let base_models = Catalog::new(models.models_dir.clone());
     check_base_models(&base_models, &models.models_dir);
 
-    let Serving { serve_memory, serve_priority: priority } = args.serving;
+    let Serving { serve_memory, serve_priority: priority, prefix_cache_scope } = args.serving;
     if priority == Priority::Train {
         lower_serving_priority()?;
     }
@@ -158,6 +158,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         base_models,
         dry_runs: Arc::new(dry_runs),
         models: Arc::new(models),
+        prefix_cache_scope,
         webhook_client,
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
         most_queued_jobs: args.limits.max_queued_jobs.get(),

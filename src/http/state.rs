@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::middleware::rate_limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
+use crate::config::PrefixCacheScope;
 use crate::executor::DryRuns;
 use crate::queue::Queue;
 use crate::serve::ModelServer;
@@ -31,6 +32,8 @@ pub struct ServerState {
     pub dry_runs: Arc<DryRuns>,
     /// Generation for chat and completions.
     pub models: Arc<ModelServer>,
+    /// Which requests share computed prefixes of prompts.
+    pub prefix_cache_scope: PrefixCacheScope,
     /// Sends webhook deliveries.
     pub webhook_client: Arc<WebhookClient>,
     /// The rate limit of each key.

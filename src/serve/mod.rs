@@ -34,6 +34,7 @@ mod serving_load;
 mod source;
 mod statistics;
 mod step;
+mod tenant;
 mod tool_call_parser;
 mod tool_format;
 
@@ -50,6 +51,7 @@ use self::request_preparer::QueuedRequest;
 pub use self::serving_load::ServingLoad;
 pub use self::source::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
 pub use self::statistics::Statistics;
+pub use self::tenant::Tenant;
 use crate::domain::error_code::ErrorCode;
 
 /// The models in memory, and the thread that runs them.
@@ -87,13 +89,18 @@ impl ModelServer {
         &self.statistics
     }
 
-    /// Queues a request; its events. Dropping the events ends its sequences within one token.
+    /// Queues a request of `tenant`; its events. Dropping the events ends its sequences within one token.
     ///
     /// # Errors
     /// When too many requests wait already.
-    pub fn answer(&self, source: ModelSource, request: Request) -> Result<Events, ServeError> {
+    pub fn answer(
+        &self,
+        tenant: Tenant,
+        source: ModelSource,
+        request: Request,
+    ) -> Result<Events, ServeError> {
         let (events, receiver) = events::channel();
-        let queued = QueuedRequest { source, request, events };
+        let queued = QueuedRequest { tenant: Arc::new(tenant), source, request, events };
         self.inbox.try_send(queued).map_err(|_full_or_closed| {
             let message = format!(
                 "{MAX_WAITING_REQUESTS} requests wait for answers already: try again later"

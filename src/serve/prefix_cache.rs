@@ -1,33 +1,41 @@
 //! The prefix cache: keys and values of finished sequences. A sequence that begins with the same tokens
 //! (the next turn of a conversation, or another one with the same system prompt) computes only the rest.
 //!
-//! A cached prefix is bit for bit what prefilling would compute. Owned by [`super::scheduler`].
+//! Tenants share nothing: see [`Tenant`]. A cached prefix is bit for bit what prefilling would compute. Owned by [`super::scheduler`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use super::loaded_model::{LoadedModel, NamedAdapter};
+use super::tenant::Tenant;
 use crate::train::engine::SequenceCache;
 
 /// Shortest prefix, in tokens, that is worth the copy of a page.
 const MIN_PREFIX: usize = 16;
 
-/// What keys and values were computed with. A prefix is shared only under the same key.
+/// What keys and values were computed with, and for whom. A prefix is shared only under the same key.
 #[derive(Clone)]
 pub(super) struct PrefixCacheKey {
     model: Weak<LoadedModel>,
     /// Name of the adapter.
     adapter: Option<String>,
+    tenant: Arc<Tenant>,
 }
 
 impl PrefixCacheKey {
-    pub fn new(model: &Arc<LoadedModel>, adapter: Option<&NamedAdapter>) -> Self {
+    pub fn new(
+        model: &Arc<LoadedModel>,
+        adapter: Option<&NamedAdapter>,
+        tenant: &Arc<Tenant>,
+    ) -> Self {
         let adapter = adapter.map(|adapter| adapter.id.clone());
-        Self { model: Arc::downgrade(model), adapter }
+        Self { model: Arc::downgrade(model), adapter, tenant: Arc::clone(tenant) }
     }
 
     pub fn is(&self, other: &Self) -> bool {
-        self.model.ptr_eq(&other.model) && self.adapter == other.adapter
+        self.model.ptr_eq(&other.model)
+            && self.adapter == other.adapter
+            && self.tenant == other.tenant
     }
 }
 

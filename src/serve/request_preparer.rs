@@ -15,9 +15,11 @@ use super::request_encoder::RequestEncoder;
 use super::sequence_group::SequenceGroup;
 use super::source::ModelSource;
 use super::statistics::Statistics;
+use super::tenant::Tenant;
 
 /// A request in the queue, with the sender of its events.
 pub(super) struct QueuedRequest {
+    pub tenant: Arc<Tenant>,
     pub source: ModelSource,
     pub request: Request,
     pub events: EventSender,
@@ -45,7 +47,7 @@ impl RequestPreparer {
 
     /// Starts to prepare a request.
     pub fn start(&self, queued: QueuedRequest) {
-        let QueuedRequest { source, request, events } = queued;
+        let QueuedRequest { tenant, source, request, events } = queued;
         let (models, runtime) = (Arc::clone(&self.models), self.runtime.clone());
         let (done, statistics) = (self.done.clone(), Arc::clone(&self.statistics));
         statistics.count_request();
@@ -54,7 +56,7 @@ impl RequestPreparer {
             if !events.is_connected() {
                 return;
             }
-            match prepare(&models, &runtime, source, request, &events) {
+            match prepare(&models, &runtime, &tenant, source, request, &events) {
                 Ok(groups) => report.groups = groups,
                 Err(error) => {
                     statistics.count_failed_request();
@@ -81,6 +83,7 @@ impl Drop for PreparationReport {
 fn prepare(
     models: &ModelCache,
     runtime: &Handle,
+    tenant: &Arc<Tenant>,
     source: ModelSource,
     request: Request,
     events: &EventSender,
@@ -94,6 +97,7 @@ fn prepare(
     let groups = prompts.into_iter().map(|outputs| SequenceGroup {
         model: Arc::clone(&model),
         adapter: adapter.clone(),
+        tenant: Arc::clone(tenant),
         outputs,
     });
     Ok(groups.collect())

@@ -162,7 +162,7 @@ impl Scheduler {
     fn start(&mut self, mut group: SequenceGroup) {
         let Some(first) = group.outputs.first() else { return };
         let prompt = Arc::clone(first.prompt());
-        let key = PrefixCacheKey::new(&group.model, group.adapter.as_ref());
+        let key = PrefixCacheKey::new(&group.model, group.adapter.as_ref(), &group.tenant);
         let prefix = match first.needs_prompt_logits() {
             true => None,
             false => self.longest_prefix(&key, &prompt),

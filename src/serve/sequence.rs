@@ -7,12 +7,15 @@ use super::loaded_model::{LoadedModel, NamedAdapter};
 use super::prefix_cache::PrefixCacheKey;
 use super::sequence_group::SequenceGroup;
 use super::sequence_output::SequenceOutput;
+use super::tenant::Tenant;
 use crate::train::engine::{DecodeStep, SequenceCache};
 
 /// A sequence that is running or preempted.
 pub(super) struct GenerationSequence {
     pub model: Arc<LoadedModel>,
     pub adapter: Option<NamedAdapter>,
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
     /// The prompt and the generated tokens.
     pub tokens: Vec<u32>,
     /// Keys and values of the computed tokens, which are the first of `tokens`.
@@ -37,18 +40,18 @@ impl GenerationSequence {
     /// Starts the sequences of a prompt as one; `None` when there are none. `cache` holds the prefix that
     /// is computed already.
     pub fn new(group: SequenceGroup, cache: SequenceCache, arrival: u64) -> Option<Self> {
-        let SequenceGroup { model, adapter, outputs: mut siblings } = group;
+        let SequenceGroup { model, adapter, tenant, outputs: mut siblings } = group;
         if siblings.is_empty() {
             return None;
         }
         let output = siblings.remove(0);
         let tokens = output.prompt().to_vec();
-        Some(Self { model, adapter, tokens, cache, arrival, output, siblings, scored: 0 })
+        Some(Self { model, adapter, tenant, tokens, cache, arrival, output, siblings, scored: 0 })
     }
 
     /// Under which key its prefix may be shared.
     pub fn prefix_cache_key(&self) -> PrefixCacheKey {
-        PrefixCacheKey::new(&self.model, self.adapter.as_ref())
+        PrefixCacheKey::new(&self.model, self.adapter.as_ref(), &self.tenant)
     }
 
     /// Number of sequences, with those that have not forked off yet.
@@ -116,6 +119,7 @@ impl GenerationSequence {
             forked.push(Self {
                 model: Arc::clone(&self.model),
                 adapter: self.adapter.clone(),
+                tenant: Arc::clone(&self.tenant),
                 tokens,
                 cache: self.cache.beginning(computed),
                 arrival: self.arrival,

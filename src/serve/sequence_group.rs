@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::loaded_model::{LoadedModel, NamedAdapter};
 use super::sequence_output::SequenceOutput;
+use super::tenant::Tenant;
 
 /// The `n` sequences of one prompt. They share its tokens and run as one until it is prefilled.
 pub(super) struct SequenceGroup {
@@ -11,6 +12,8 @@ pub(super) struct SequenceGroup {
     pub model: Arc<LoadedModel>,
     /// The adapter beside it.
     pub adapter: Option<NamedAdapter>,
+    /// Whose they are.
+    pub tenant: Arc<Tenant>,
     /// One for each sequence; there is at least one.
     pub outputs: Vec<SequenceOutput>,
 }

@@ -54,6 +54,9 @@ pub struct CreateChatCompletion {
     stream: Option<bool>,
     /// Needs `stream`.
     stream_options: Option<StreamOptions>,
+    /// Requests share computed prefixes of prompts only with those of the same project and the same key.
+    #[schema(max_length = 512)]
+    prompt_cache_key: Option<String>,
     /// JSON schemas of functions, for models whose templates show them.
     tools: Option<Vec<ToolBody>>,
     /// `auto` shows the tools to the model, `none` does not; nothing makes it call one.

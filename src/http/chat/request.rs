@@ -28,6 +28,7 @@ pub(in crate::http) const FIELDS: &[&str] = &[
     "top_logprobs",
     "stream",
     "stream_options",
+    "prompt_cache_key",
     "tools",
     "tool_choice",
     "parallel_tool_calls",

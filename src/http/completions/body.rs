@@ -53,4 +53,8 @@ pub struct CreateTextCompletion {
     stream: Option<bool>,
     /// Needs `stream`.
     stream_options: Option<StreamOptions>,
+    /// Extension of hone, as in chat: requests share computed prefixes of prompts only with those of the
+    /// same project and the same key.
+    #[schema(max_length = 512)]
+    prompt_cache_key: Option<String>,
 }

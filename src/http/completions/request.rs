@@ -24,6 +24,7 @@ pub(in crate::http) const FIELDS: &[&str] = &[
     "logit_bias",
     "stream",
     "stream_options",
+    "prompt_cache_key",
 ];
 
 /// OpenAI's default of `max_tokens`.

@@ -20,13 +20,18 @@ pub(in crate::http) const MOST_PROMPTS: usize = 128;
 /// Most tokens that `logit_bias` may name.
 pub(super) const MOST_BIASES: usize = 1024;
 
+/// Longest `prompt_cache_key`, in characters.
+const MOST_CACHE_KEY_CHARS: usize = 512;
+
 /// The body of a request for completions.
 pub(in crate::http) struct GenerationFields<'a>(pub BodyFields<'a>);
 
-/// The model that a request names, and how its reply is sent.
+/// The model that a request names, whose prefixes it may share, and how its reply is sent.
 pub(in crate::http) struct ModelAndStream<'a> {
     /// Name of the model.
     pub model: &'a str,
+    /// Requests of a project share computed prefixes only under the same one.
+    pub cache_key: Option<&'a str>,
     /// Options of the stream; `None`: the reply is sent whole.
     pub stream: Option<StreamSettings>,
 }
@@ -43,9 +48,13 @@ impl<'a> GenerationFields<'a> {
         self.0.get(key)
     }
 
-    /// `model`, `stream` and `stream_options`.
+    /// `model`, `prompt_cache_key`, `stream` and `stream_options`.
     pub fn model_and_stream(&self) -> ApiResult<ModelAndStream<'a>> {
-        Ok(ModelAndStream { model: self.text("model")?, stream: self.stream()? })
+        Ok(ModelAndStream {
+            model: self.text("model")?,
+            cache_key: self.cache_key()?,
+            stream: self.stream()?,
+        })
     }
 
     /// A text that must be there.
@@ -136,6 +145,21 @@ impl<'a> GenerationFields<'a> {
             return Err(wrong());
         }
         Ok(texts)
+    }
+
+    fn cache_key(&self) -> ApiResult<Option<&'a str>> {
+        let key = "prompt_cache_key";
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.chars().count() <= MOST_CACHE_KEY_CHARS => {
+                Ok(Some(text))
+            }
+            Some(Value::String(_)) => {
+                let message = format!("{key} may have {MOST_CACHE_KEY_CHARS} characters at most");
+                Err(ApiError::field(key, message))
+            }
+            Some(other) => Err(wrong(key, other, "a text")),
+        }
     }
 
     fn stream(&self) -> ApiResult<Option<StreamSettings>> {

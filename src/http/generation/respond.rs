@@ -8,10 +8,11 @@ use super::fields::ModelAndStream;
 use super::format::{CompletionFormat, CompletionMetadata};
 use super::source::source;
 use super::stream::CompletionStream;
+use crate::config::PrefixCacheScope;
 use crate::http::error::ApiResult;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
-use crate::serve::{Prompt, Request};
+use crate::serve::{Prompt, Request, Tenant};
 
 /// The reply to a request for completions.
 pub(in crate::http) async fn respond<F: CompletionFormat>(
@@ -21,7 +22,7 @@ pub(in crate::http) async fn respond<F: CompletionFormat>(
     request: Request,
     format: F,
 ) -> ApiResult<Response> {
-    let ModelAndStream { model, stream } = model_and_stream;
+    let ModelAndStream { model, cache_key, stream } = model_and_stream;
     let source = source(state, caller, model).await?;
     let count = count(&request);
     let metadata = CompletionMetadata {
@@ -30,7 +31,15 @@ pub(in crate::http) async fn respond<F: CompletionFormat>(
         created: state.clock.now(),
         model: model.to_owned(),
     };
-    let events = state.models.answer(source, request)?;
+    let tenant = Tenant {
+        project: caller.project.clone(),
+        api_key: match state.prefix_cache_scope {
+            PrefixCacheScope::Project => None,
+            PrefixCacheScope::Key => caller.key_id.clone(),
+        },
+        cache_key: cache_key.map(str::to_owned),
+    };
+    let events = state.models.answer(tenant, source, request)?;
     if let Some(options) = stream {
         let includes_usage = options.includes_usage;
         let stream = CompletionStream::new(events, count, metadata, format, includes_usage);

@@ -21,6 +21,8 @@ use crate::http::state::AppState;
 pub struct Caller {
     /// The project of the request.
     pub(in crate::http) project: Project,
+    /// Id of the API key; `None` while there are no keys.
+    pub(in crate::http) key_id: Option<String>,
     /// Digest of the API key that was sent.
     sent: Option<KeyDigest>,
 }
@@ -56,7 +58,11 @@ async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {
     let sent = sent_key(headers).map(KeyDigest::of);
     let key = valid_key(state, sent.as_ref()).await?;
     check_rate(state, key.as_ref().map(|key| key.id.as_str()))?;
-    Ok(Caller { project: key.map_or_else(Project::default, |key| key.project), sent })
+    let (project, key_id) = match key {
+        Some(key) => (key.project, Some(key.id)),
+        None => (Project::default(), None),
+    };
+    Ok(Caller { project, key_id, sent })
 }
 
 /// The valid key of a request; `None` as long as no key was ever created.

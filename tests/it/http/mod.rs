@@ -23,6 +23,7 @@ pub mod reasoning;
 pub mod request_fields;
 pub mod template_settings;
 pub mod templates_kept;
+pub mod tenants;
 pub mod uploads;
 pub mod webhooks;
 pub mod webhooks_policy;
