@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value};
 use utoipa::openapi::RefOr;
@@ -14,6 +14,7 @@ use utoipa::openapi::schema::{Object, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::error::ApiError;
+use super::middleware::web_pages::BrowserRequest;
 use crate::config::MAX_JSON_BYTES;
 use crate::domain::error_code::ErrorCode;
 use crate::store::PageRequest;
@@ -23,7 +24,8 @@ use crate::util::exact_json::ExactJson;
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A JSON object as the body. The content type does not matter: OpenAI's own curl examples leave it out.
+/// A JSON object as the body. The content type does not matter, because OpenAI's own curl examples leave it
+/// out, except where a web page may have sent the request: see [`BrowserRequest`].
 pub struct JsonObject(pub Map<String, Value>);
 
 impl<S: Send + Sync> FromRequest<S> for JsonObject {
@@ -85,18 +87,32 @@ impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
 /// The bytes of a JSON body.
 async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
+    let must_say_json = request.extensions().get::<BrowserRequest>().is_some() && !says_json(&request);
     let body = Bytes::from_request(request, state);
     let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
         let message = format!("the body took more than {} s to arrive", BODY_TIMEOUT.as_secs());
         return Err(ApiError::new(ErrorCode::InvalidRequest, message));
     };
-    body.map_err(|rejection| {
+    let body = body.map_err(|rejection| {
         if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
             let message = format!("a JSON body may have {MAX_JSON_BYTES} bytes at most");
             return ApiError::new(ErrorCode::FileTooLarge, message);
         }
         ApiError::new(ErrorCode::InvalidRequest, "the body ended before it was complete")
-    })
+    })?;
+    if must_say_json && !body.is_empty() {
+        let message = "the request has headers of a browser (Origin or Sec-Fetch-…), and its body does not \
+                       say that it is JSON: send it with Content-Type: application/json";
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    }
+    Ok(body)
+}
+
+/// Whether the content type of a request is that of JSON.
+fn says_json<B>(request: &axum::http::Request<B>) -> bool {
+    let sent = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = sent.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json")
 }
 
 /// Longest path of a key that an error repeats.

@@ -41,13 +41,15 @@ pub use self::state::{AppState, ServerState};
 use crate::domain::error_code::ErrorCode;
 
 /// The whole server. The API, under `/v1` and at the root, requires API keys; health, metrics, the OpenAPI
-/// document and its viewer do not. Web pages of `cors_origins` may call all of it.
+/// document and its viewer do not. Web pages of `cors_origins` may call all of it; while there are no keys, no
+/// other page may call any of it.
 pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
     let (versioned, _) = OpenApiRouter::new().nest("/v1", api()).split_for_parts();
     let (plain, _) = api().split_for_parts();
     let guarded = versioned
         .merge(plain)
         .route_layer(from_fn_with_state(state.clone(), middleware::authenticate::authenticate));
+    let pages = middleware::web_pages::WebPages::new(state.clone(), &cors_origins);
     let document = document();
     let served = document.clone();
     let router = Router::new()
@@ -61,6 +63,7 @@ pub fn router(state: AppState, cors_origins: Vec<HeaderValue>) -> Router {
         .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
             ApiError::internal("a handler panicked").into_response()
         }))
+        .layer(from_fn_with_state(pages, middleware::web_pages::refuse_foreign_pages))
         .layer(from_fn(server::body_timeout::enforce_body_timeout))
         .layer(from_fn(middleware::request_id::set_request_id))
         .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod duplicate_key;
 pub mod error_source;
 pub mod exact_json;
+pub mod excerpt;
 pub mod fail_point;
 pub mod file_digest;
 pub mod hex;

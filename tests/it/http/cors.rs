@@ -29,7 +29,12 @@ async fn no_page_of_another_origin_may_use_the_api_unasked() {
     let asked = preflight(&server, "/v1/files", "https://dashboard.example.com").await;
     assert!(!asked.headers.contains_key(ALLOW));
     let reply = get_from(&server, "/v1/models", "https://dashboard.example.com").await;
-    reply.ok();
+    // Without keys it is not answered at all: `http::web_pages`.
+    reply.error(403);
+    assert!(!reply.headers.contains_key(ALLOW));
+    make_key(server.data_dir(), "team-a");
+    let reply = get_from(&server, "/v1/models", "https://dashboard.example.com").await;
+    reply.error(401);
     assert!(!reply.headers.contains_key(ALLOW));
 }
 

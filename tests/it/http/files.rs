@@ -361,7 +361,7 @@ async fn slow_uploads_do_not_hold_up_another_however_many_they_are() {
     const SLOW: usize = 520;
     let server = Server::start();
     let host = server.base.trim_start_matches("http://");
-    let begin = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\
+    let begin = "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\
         Content-Type: multipart/form-data; boundary=xx\r\n\r\n--xx\r\n\
         Content-Disposition: form-data; name=\"file\"; filename=\"slow\"\r\n\r\nsome";
     let mut slow = Vec::new();
@@ -385,7 +385,7 @@ async fn slow_uploads_do_not_hold_up_another_however_many_they_are() {
 async fn status_after_sending(server: &Server, head: &str, pieces: &[(&[u8], usize)]) -> u16 {
     let host = server.base.trim_start_matches("http://");
     let mut stream = TcpStream::connect(host).await.expect("connects");
-    let head = format!("{head}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head = format!("{head}\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sends");
     for (piece, count) in pieces {
         let size = format!("{:x}\r\n", piece.len());

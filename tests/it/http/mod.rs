@@ -25,6 +25,7 @@ pub mod template_settings;
 pub mod templates_kept;
 pub mod tenants;
 pub mod uploads;
+pub mod web_pages;
 pub mod webhooks;
 pub mod webhooks_policy;
 pub mod webhooks_tls;

@@ -209,7 +209,7 @@ async fn a_connection_that_never_sends_its_headers_is_closed() {
     let server = Server::start();
     let (silent, slow) = tokio::join!(
         closed_after(&server, b""),
-        closed_after(&server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
+        closed_after(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n")
     );
     for waited in [silent, slow] {
         assert!((5..25).contains(&waited.as_secs()), "{waited:?}");
@@ -224,7 +224,7 @@ async fn a_connection_may_rest_between_requests_but_not_within_a_head() {
     let mut stream = TcpStream::connect(address).await.expect("connects");
     let mut reply = [0; 4096];
     for _ in 0..2 {
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sends");
         let length = stream.read(&mut reply).await.expect("it is read");
         assert!(reply[..length].starts_with(b"HTTP/1.1 200"), "{length} bytes");
         tokio::time::sleep(Duration::from_secs(12)).await;
@@ -241,7 +241,7 @@ async fn a_body_that_never_ends_is_refused() {
     let server = Server::start();
     let address = server.base.strip_prefix("http://").expect("an address");
     let mut stream = TcpStream::connect(address).await.expect("connects");
-    let head = "POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
+    let head = "POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sends");
     let start = Instant::now();
     let mut reply = [0; 4096];
