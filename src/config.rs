@@ -86,7 +86,13 @@ pub struct Serving {
 
     /// Which requests share computed prefixes of their prompts. One that finds a prefix is answered sooner
     /// and says so (`cached_tokens`), which tells its client that it was asked for before.
-    #[arg(long, env = "HONE_PREFIX_CACHE_SCOPE", value_enum, default_value_t, value_name = "SCOPE")]
+    #[arg(
+        long,
+        env = "HONE_PREFIX_CACHE_SCOPE",
+        value_enum,
+        default_value_t,
+        value_name = "SCOPE"
+    )]
     pub prefix_cache_scope: PrefixCacheScope,
 }
 

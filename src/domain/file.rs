@@ -69,6 +69,6 @@ pub struct FileRecord {
     pub sha256: String,
     /// Where the bytes lie in the blob store.
     pub blob_key: String,
-    /// What the check of the upload found; only for purpose `fine-tune`.
+    /// What the check of the upload found; only for purpose `fine-tune`, and not in lists.
     pub report: Option<ValidationReport>,
 }

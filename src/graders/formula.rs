@@ -3,6 +3,7 @@
 //!
 //! hone has its own parser: it accepts exactly OpenAI's grammar, and an error names the character.
 
+use crate::util::excerpt::excerpt;
 use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::CharIndices;
@@ -292,7 +293,7 @@ impl FormulaParser<'_> {
         let text = &self.text[start..end];
         match text.parse::<f64>() {
             Ok(number) if number.is_finite() => Ok(Node::Number(number)),
-            _ => Err(self.wrong(format!("{text:?} is no number"))),
+            _ => Err(self.wrong(format!("{:?} is no number", excerpt(text)))),
         }
     }
 
@@ -306,6 +307,7 @@ impl FormulaParser<'_> {
         }
         let Some(function) = Function::parse(name) else {
             let known: Vec<&str> = Function::ALL.iter().map(|(name, _)| *name).collect();
+            let name = excerpt(name);
             let message = format!("there is no function {name:?}; there are {}", known.join(", "));
             return Err(self.wrong(message));
         };

@@ -10,6 +10,7 @@ mod template;
 
 use serde_json::{Map, Value};
 
+use crate::util::excerpt::{excerpt, excerpt_of};
 use formula::Formula;
 pub use similarity::SimilarityMetric;
 use template::Template;
@@ -108,6 +109,7 @@ fn join(path: &str, key: &str) -> String {
 /// Parses the grader at `path` of a request.
 pub fn read(value: &Value, path: &str) -> Result<Grader, GraderError> {
     let Some(object) = value.as_object() else {
+        let value = excerpt_of(value);
         let message = format!("a grader is an object; this is {value}");
         return Err(GraderError { path: path.to_owned(), message, is_unsupported: false });
     };
@@ -131,8 +133,10 @@ pub fn read(value: &Value, path: &str) -> Result<Grader, GraderError> {
             return Err(GraderError::unsupported(path, "type", message));
         }
         other => {
-            let message =
-                format!("the type is {other:?}; it can be string_check, text_similarity or multi");
+            let message = format!(
+                "the type is {:?}; it can be string_check, text_similarity or multi",
+                excerpt(other)
+            );
             return Err(GraderError::new(path, "type", message));
         }
     };
@@ -144,6 +148,7 @@ fn text<'a>(object: &'a Map<String, Value>, path: &str, key: &str) -> Result<&'a
         Some(Value::String(text)) => Ok(text),
         None | Some(Value::Null) => Err(GraderError::new(path, key, format!("{key} is missing"))),
         Some(other) => {
+            let other = excerpt_of(other);
             Err(GraderError::new(path, key, format!("{key} is {other}; it must be a text")))
         }
     }
@@ -161,6 +166,7 @@ fn string_check(object: &Map<String, Value>, path: &str) -> Result<GraderKind, G
         "like" => StringCheckOperation::Like,
         "ilike" => StringCheckOperation::LikeIgnoringCase,
         other => {
+            let other = excerpt(other);
             let message = format!("the operation is {other:?}; it can be eq, ne, like or ilike");
             return Err(GraderError::new(path, "operation", message));
         }
@@ -186,6 +192,7 @@ fn text_similarity(object: &Map<String, Value>, path: &str) -> Result<GraderKind
             return Err(GraderError::unsupported(path, KEY, message));
         }
         known => SimilarityMetric::parse(known).ok_or_else(|| {
+            let known = excerpt(known);
             let message = format!(
                 "the metric is {known:?}; it can be fuzzy_match, bleu, gleu, rouge_1 to rouge_5 or \
                  rouge_l"
@@ -238,8 +245,11 @@ fn multi(object: &Map<String, Value>, path: &str) -> Result<GraderKind, GraderEr
         .map_err(|error| GraderError::new(path, FORMULA, error.to_string()))?;
     let names: Vec<&str> = graders.iter().map(|(name, _)| name.as_str()).collect();
     if let Some(unknown) = formula.variables().into_iter().find(|used| !names.contains(used)) {
-        let message =
-            format!("the formula names {unknown:?}; the graders are {}", names.join(", "));
+        let message = format!(
+            "the formula names {:?}; the graders are {}",
+            excerpt(unknown),
+            excerpt(&names.join(", "))
+        );
         return Err(GraderError::new(path, FORMULA, message));
     }
     Ok(GraderKind::Multi { graders, formula })

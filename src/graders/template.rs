@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::util::excerpt::excerpt;
 use serde_json::Value;
 
 /// Longest rendered text in bytes: the cost of some similarity metrics grows with the product of both
@@ -68,7 +69,7 @@ impl Template {
                 parts.push(TemplatePart::Text(before.to_owned()));
             }
             let Some((inside, after)) = after.split_once("}}") else {
-                return Err(format!("a {{{{ is not closed: {:?}", shorten(after)));
+                return Err(format!("a {{{{ is not closed: {:?}", excerpt(after)));
             };
             parts.push(TemplatePart::Variable(Variable::parse(inside.trim())?));
             rest = after;
@@ -105,7 +106,7 @@ impl Variable {
             format!(
                 "{{{{ {} }}}} is no variable: {why}; write item.KEY, sample.output_text or \
                  sample.output_json.KEY",
-                shorten(written)
+                excerpt(written)
             )
         };
         let (namespace, mut rest) = match written.split_at(written.find(['.', '[']).unwrap_or(0)) {
@@ -165,10 +166,6 @@ impl Variable {
         }
         Ok(value)
     }
-}
-
-fn shorten(text: &str) -> String {
-    text.chars().take(60).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,11 @@ use crate::blobs::BlobError;
 use crate::domain::error_code::{ErrorCode, ErrorType};
 use crate::serve::ServeError;
 use crate::store::StoreError;
+use crate::util::excerpt::{cut, excerpt};
 use crate::validate::Refusal;
+
+/// Most bytes of an error's message, whatever it quotes.
+const MAX_MESSAGE_BYTES: usize = 4000;
 
 /// Default of `Retry-After`.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -59,7 +63,8 @@ pub struct ErrorDetail {
 impl ApiError {
     /// An error of the table.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None, retry_after: RETRY_AFTER }
+        let message = cut(message.into(), MAX_MESSAGE_BYTES);
+        Self { code, message, param: None, retry_after: RETRY_AFTER }
     }
 
     /// A field of the request that is wrong.
@@ -69,12 +74,12 @@ impl ApiError {
 
     /// The 404 of an object that does not exist, or that belongs to another project.
     pub fn not_found(code: ErrorCode, noun: &str, id: &str) -> Self {
-        Self::new(code, format!("there is no {noun} {id:?}"))
+        Self::new(code, format!("there is no {noun} {:?}", excerpt(id)))
     }
 
     /// Names the field at fault.
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(excerpt(&param.into()).into_owned());
         self
     }
 
@@ -146,11 +151,11 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::UnknownCursor(id) => {
-                Self::new(ErrorCode::InvalidCursor, format!("there is no item {id:?} in this list"))
+                Self::new(ErrorCode::InvalidCursor, format!("there is no item {:?} in this list", excerpt(&id)))
                     .with_param("after")
             }
             StoreError::MissingFile(id) => {
-                Self::new(ErrorCode::InvalidFile, format!("there is no file {id:?} any more"))
+                Self::new(ErrorCode::InvalidFile, format!("there is no file {:?} any more", excerpt(&id)))
             }
             StoreError::QueueFull(most) => Self::new(
                 ErrorCode::RateLimitExceeded,

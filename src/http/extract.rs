@@ -20,6 +20,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::store::PageRequest;
 use crate::util::duplicate_key::{self, DuplicateKey};
 use crate::util::exact_json::ExactJson;
+use crate::util::excerpt::excerpt;
 
 /// Longest time that a JSON body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -87,7 +88,8 @@ impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
 /// The bytes of a JSON body.
 async fn json_bytes<S: Send + Sync>(mut request: Request, state: &S) -> Result<Bytes, ApiError> {
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
-    let must_say_json = request.extensions().get::<BrowserRequest>().is_some() && !says_json(&request);
+    let must_say_json =
+        request.extensions().get::<BrowserRequest>().is_some() && !says_json(&request);
     let body = Bytes::from_request(request, state);
     let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
         let message = format!("the body took more than {} s to arrive", BODY_TIMEOUT.as_secs());
@@ -115,9 +117,6 @@ fn says_json<B>(request: &axum::http::Request<B>) -> bool {
     kind.eq_ignore_ascii_case("application/json")
 }
 
-/// Longest path of a key that an error repeats.
-const MOST_PATH_CHARS: usize = 200;
-
 /// Parses a body as an object. A repeated key is an error: its values may differ, and it is not known which
 /// one is meant.
 fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
@@ -126,7 +125,7 @@ fn object(bytes: &Bytes) -> Result<Map<String, Value>, ApiError> {
     })?;
     let repeated = if value.is_object() { duplicate_key::find(&value) } else { None };
     if let Some(DuplicateKey { path, .. }) = repeated {
-        let path: String = path.chars().take(MOST_PATH_CHARS).collect();
+        let path = excerpt(&path);
         let message = format!("{path} is repeated in the body: send one of them");
         return Err(ApiError::new(ErrorCode::InvalidJson, message).with_param(path));
     }
@@ -191,6 +190,7 @@ impl Query {
             None | Some("" | "false" | "0") => Ok(false),
             Some("true" | "1") => Ok(true),
             Some(other) => {
+                let other = excerpt(other);
                 let message = format!("{key} is {other:?}; it can be true or false");
                 Err(ApiError::field(key, message))
             }
@@ -206,6 +206,7 @@ impl Query {
                 Ok(limit) if limit > 0 => limit.min(most),
                 Err(error) if *error.kind() == IntErrorKind::PosOverflow => most,
                 _ => {
+                    let text = excerpt(text);
                     let message = format!("limit is {text:?}; it must be a positive whole number");
                     return Err(ApiError::field("limit", message));
                 }

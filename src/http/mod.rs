@@ -39,6 +39,7 @@ pub use self::operations::openapi::document;
 use self::routes::api;
 pub use self::state::{AppState, ServerState};
 use crate::domain::error_code::ErrorCode;
+use crate::util::excerpt::excerpt;
 
 /// The whole server. The API, under `/v1` and at the root, requires API keys; health, metrics, the OpenAPI
 /// document and its viewer do not. Web pages of `cors_origins` may call all of it; while there are no keys, no
@@ -84,10 +85,15 @@ async fn no_such_route(uri: Uri) -> ApiError {
     } else {
         ": /openapi.json lists the routes"
     };
+    let path = excerpt(path);
     ApiError::new(ErrorCode::RouteNotFound, format!("there is no route {path}{hint}"))
 }
 
 async fn no_such_method(request: Request) -> ApiError {
-    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    let message = format!(
+        "{} does not take {}",
+        excerpt(request.uri().path()),
+        excerpt(request.method().as_str())
+    );
     ApiError::new(ErrorCode::MethodNotAllowed, message)
 }

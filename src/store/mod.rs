@@ -49,7 +49,7 @@ pub trait Store: WebhookStore + KeyStore {
     /// A file by id. One that has expired is there only as long as a job that has not ended uses it;
     /// that holds for lists too.
     async fn file(&self, id: &str) -> Result<Option<FileRecord>, StoreError>;
-    /// A project's files, by creation.
+    /// A project's files, by creation, without the reports of their uploads.
     async fn list_files(
         &self,
         project: &Project,

@@ -150,6 +150,24 @@ pub enum Progress {
     },
 }
 
+impl Progress {
+    /// The same, with texts of bounded length: they hold what templates and files say.
+    pub fn shortened(self) -> Self {
+        match self {
+            Self::Note { level, message, data } => {
+                let NewEvent { message, .. } = NewEvent::message(level, message);
+                Self::Note { level, message, data }
+            }
+            Self::Failed { error } => Self::Failed { error: error.shortened() },
+            Self::DryRunDone { mut dry_run } => {
+                dry_run.error = dry_run.error.map(JobError::shortened);
+                Self::DryRunDone { dry_run }
+            }
+            other => other,
+        }
+    }
+}
+
 /// What a run would be, as far as it would come.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DryRun {

@@ -10,6 +10,7 @@ use crate::domain::chat_template::{
 };
 use crate::train::model::chat_template::ChatTemplate;
 use crate::train::model::template_sources::is_jinja;
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 const KWARGS: &str = "chat_template_kwargs";
 const TEMPLATE: &str = "chat_template";
@@ -64,6 +65,7 @@ pub fn kwargs(fields: &BodyFields<'_>) -> Result<Map<String, Value>, Refusal> {
         return Ok(Map::new());
     };
     let Some(object) = value.as_object() else {
+        let value = excerpt_of(value);
         let message =
             format!("{KWARGS} is {value}; it must be an object of variables of the template");
         return Err(Refusal::new(KWARGS, message));
@@ -115,6 +117,7 @@ fn day(text: &str) -> Option<NaiveDate> {
 }
 
 fn wrong_date(text: &str, wanted: &str) -> Refusal {
+    let text = excerpt(text);
     let message = format!("{DATE} is {text:?}; it must be {wanted} such as \"2024-07-26\"");
     Refusal::new(DATE, message)
 }

@@ -3,9 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Refusal;
-
-/// Longest name of an unknown field that an error repeats.
-const MAX_NAME_CHARS: usize = 256;
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 /// The body of a request together with the names of its fields, which the OpenAPI document lists too.
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +49,10 @@ impl<'a> BodyFields<'a> {
         match self.body.keys().find(|name| !self.known.contains(&name.as_str())) {
             None => Ok(()),
             Some(name) => {
-                let shown: String = name.chars().take(MAX_NAME_CHARS).collect();
+                let shown = excerpt(name);
                 let message =
                     format!("the field {shown:?} is unknown; known are {}", self.known.join(", "));
-                Err(Refusal::new(shown, message))
+                Err(Refusal::new(name.as_str(), message))
             }
         }
     }
@@ -74,7 +72,10 @@ fn text_of(value: Option<&Value>, name: &str) -> Result<Option<String>, Refusal>
     match value {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(Refusal::new(name, format!("{name} is {other}; it must be a text"))),
+        Some(other) => {
+            let other = excerpt_of(other);
+            Err(Refusal::new(name, format!("{name} is {other}; it must be a text")))
+        }
     }
 }
 

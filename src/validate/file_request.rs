@@ -2,6 +2,7 @@
 
 use super::Refusal;
 use crate::domain::file::FilePurpose;
+use crate::util::excerpt::excerpt;
 
 /// Longest file name, without folders.
 const MAX_NAME_CHARS: usize = 255;
@@ -42,7 +43,10 @@ pub fn purpose(text: Option<&str>) -> Result<FilePurpose, Refusal> {
     };
     let known = FilePurpose::parse(text).filter(|one| FilePurpose::UPLOADABLE.contains(one));
     known.ok_or_else(|| {
-        Refusal::new("purpose", format!("the purpose is {text:?}; hone takes {}", allowed()))
+        Refusal::new(
+            "purpose",
+            format!("the purpose is {:?}; hone takes {}", excerpt(text), allowed()),
+        )
     })
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{Refusal, fields};
 use crate::domain::error_code::ErrorCode;
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 /// Most integrations of a job, in OpenAI's API.
 const MOST: usize = 5;
@@ -16,6 +17,7 @@ pub(super) fn check(value: Option<&Value>) -> Result<(), Refusal> {
         return Ok(());
     };
     let Some(list) = value.as_array() else {
+        let value = excerpt_of(value);
         let message = format!("integrations is {value}; it must be a list");
         return Err(Refusal::new("integrations", message));
     };
@@ -39,11 +41,17 @@ pub(super) fn check(value: Option<&Value>) -> Result<(), Refusal> {
 
 fn check_shape(integration: &Value) -> Result<(), Refusal> {
     let Some(integration) = integration.as_object() else {
-        return Err(Refusal::new("", format!("it is {integration}; it must be an object")));
+        return Err(Refusal::new(
+            "",
+            format!("it is {}; it must be an object", excerpt_of(integration)),
+        ));
     };
     let kind = fields::required_text(integration, "type")?;
     if kind != "wandb" {
-        return Err(Refusal::new("type", format!("the type is {kind:?}; it can be \"wandb\"")));
+        return Err(Refusal::new(
+            "type",
+            format!("the type is {:?}; it can be \"wandb\"", excerpt(&kind)),
+        ));
     }
     match fields::given(integration, "wandb").map(Value::as_object) {
         Some(Some(settings)) => {

@@ -8,6 +8,7 @@ use super::fields::BodyFields;
 use super::{Refusal, chat_template, integrations, method};
 use crate::domain::chat_template::ChatTemplateSettings;
 use crate::domain::job::Hyperparameters;
+use crate::util::excerpt::excerpt_of;
 
 /// A request that is valid by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +93,7 @@ fn seed(value: Option<&Value>) -> Result<Option<u32>, Refusal> {
     match value.as_u64().filter(|seed| *seed <= MAX_SEED) {
         Some(seed) => Ok(Some(seed as u32)),
         None => {
+            let value = excerpt_of(value);
             let message =
                 format!("the seed is {value}; it must be a whole number up to {MAX_SEED}");
             Err(Refusal::new("seed", message))
@@ -113,6 +115,7 @@ fn metadata(value: Option<&Value>) -> Result<Option<BTreeMap<String, String>>, R
     let mut pairs = BTreeMap::new();
     for (key, value) in object {
         let Some(text) = value.as_str() else {
+            let value = excerpt_of(value);
             let message = format!("the value is {value}; it must be a text");
             return Err(Refusal::new(format!("metadata.{key}"), message));
         };

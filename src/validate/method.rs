@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::{Refusal, fields, hyperparameters};
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{Hyperparameters, Method};
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 /// The field that holds hyperparameters: inside of the method, or at the top level (the older place).
 const HYPERPARAMETERS: &str = "hyperparameters";
@@ -34,6 +35,7 @@ pub(super) fn read(
             (kind, nested(method, kind, &mut unknown_fields)?)
         }
         Some(other) => {
+            let other = excerpt_of(other);
             let message = format!("method is {other}; it must be an object with a \"type\"");
             return Err(Refusal::new("method", message));
         }
@@ -64,6 +66,7 @@ fn kind_of(method: &Map<String, Value>) -> Result<Method, Refusal> {
             "hone does not offer the method \"reinforcement\"; it offers \"supervised\" and \"dpo\"",
         )),
         Some(other) => {
+            let other = excerpt(other);
             let message =
                 format!("the type of the method is {other:?}; it can be \"supervised\" or \"dpo\"");
             Err(Refusal::new("method.type", message))
@@ -116,6 +119,7 @@ fn refuse_misplaced(
 
 fn object<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Refusal> {
     value.as_object().ok_or_else(|| {
+        let value = excerpt_of(value);
         let message = format!("{path} is {value}; it must be an object");
         Refusal::new(path, message)
     })
@@ -131,6 +135,7 @@ fn merged(
     for (key, value) in legacy.iter().filter(|(_, value)| !value.is_null()) {
         match fields::given(nested, key) {
             Some(other) if !is_same(other, value) => {
+                let (value, other) = (excerpt_of(value), excerpt_of(other));
                 let message = format!(
                     "{HYPERPARAMETERS}.{key} is {value} and {path}.{key} is {other}: send one of them"
                 );

@@ -13,6 +13,7 @@ pub mod upload_request;
 pub mod webhook_request;
 
 use crate::domain::error_code::ErrorCode;
+use crate::util::excerpt::excerpt;
 
 /// Why a request is refused: which field, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl Refusal {
         param: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
-        Self { code, param: param.into(), message: message.into() }
+        Self { code, param: excerpt(&param.into()).into_owned(), message: message.into() }
     }
 
     /// The same refusal, of a field inside of `outer`.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::Refusal;
 use super::fields::BodyFields;
 use crate::domain::project::Project;
+use crate::util::excerpt::excerpt_of;
 
 /// Most projects of one request.
 const MOST_PROJECTS: usize = 100;
@@ -27,7 +28,7 @@ pub fn read(body: &Map<String, Value>) -> Result<Vec<Project>, Refusal> {
     for (index, name) in list.iter().enumerate() {
         let refused = |message: String| Refusal::new(format!("project_ids[{index}]"), message);
         let text = name.as_str().ok_or_else(|| {
-            refused(format!("it is {name}; it must be a text, the name of a project"))
+            refused(format!("it is {}; it must be a text, the name of a project", excerpt_of(name)))
         })?;
         projects.push(text.parse().map_err(refused)?);
     }

@@ -6,6 +6,7 @@ use super::fields::{self, BodyFields};
 use super::{Refusal, file_request};
 use crate::config::MAX_PARTED_UPLOAD_BYTES;
 use crate::domain::file::FilePurpose;
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 /// A valid request to create an upload.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +58,7 @@ fn bytes(value: Option<&Value>) -> Result<i64, Refusal> {
     };
     let bytes = value.as_i64().filter(|bytes| (1..=MAX_PARTED_UPLOAD_BYTES).contains(bytes));
     bytes.ok_or_else(|| {
+        let value = excerpt_of(value);
         let message = format!(
             "bytes is {value}; it must be a whole number from 1 to {MAX_PARTED_UPLOAD_BYTES}"
         );
@@ -90,6 +92,7 @@ pub fn read_completion(body: &Map<String, Value>) -> Result<UploadCompletion, Re
     let mut part_ids = Vec::with_capacity(ids.len());
     for (index, id) in ids.iter().enumerate() {
         let Some(id) = id.as_str() else {
+            let id = excerpt_of(id);
             let message = format!("the id is {id}; it must be a text");
             return Err(Refusal::new(format!("part_ids[{index}]"), message));
         };
@@ -99,6 +102,7 @@ pub fn read_completion(body: &Map<String, Value>) -> Result<UploadCompletion, Re
     if let Some(md5) = &md5
         && (md5.len() != 32 || !md5.bytes().all(|byte| byte.is_ascii_hexdigit()))
     {
+        let md5 = excerpt(md5);
         return Err(Refusal::new("md5", format!("md5 is {md5:?}; it must be 32 hex digits")));
     }
     Ok(UploadCompletion { part_ids, md5: md5.map(|md5| md5.to_ascii_lowercase()) })

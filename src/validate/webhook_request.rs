@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::Refusal;
 use super::fields::BodyFields;
 use crate::domain::webhook::{EndpointChange, EventType};
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 /// Longest name.
 const MAX_NAME_CHARS: usize = 256;
@@ -70,6 +71,7 @@ pub fn read_rotation(body: &Map<String, Value>) -> Result<bool, Refusal> {
         None => Ok(false),
         Some(Value::Bool(keep)) => Ok(*keep),
         Some(other) => {
+            let other = excerpt_of(other);
             let message = format!("{KEEP_OLD_SECRET} is {other}; it must be true or false");
             Err(Refusal::new(KEEP_OLD_SECRET, message))
         }
@@ -82,12 +84,13 @@ pub fn read_test(body: &Map<String, Value>) -> Result<EventType, Refusal> {
     fields.refuse_unknown()?;
     let name = fields.required_text("event_type")?;
     EventType::parse(&name).ok_or_else(|| {
+        let shown = excerpt(&name);
         let message = match EventType::ELSEWHERE.contains(&name.as_str()) {
             true => format!(
-                "hone never sends {name:?}, so there is no test event of it; it sends {}",
+                "hone never sends {shown:?}, so there is no test event of it; it sends {}",
                 sent_types()
             ),
-            false => format!("the event type {name:?} is unknown; hone sends {}", sent_types()),
+            false => format!("the event type {shown:?} is unknown; hone sends {}", sent_types()),
         };
         Refusal::new("event_type", message)
     })
@@ -107,6 +110,7 @@ fn event_types(value: &Value) -> Result<Vec<String>, Refusal> {
     for (index, one) in list.iter().enumerate() {
         let name = one.as_str().unwrap_or_default();
         if EventType::parse(name).is_none() && !EventType::ELSEWHERE.contains(&name) {
+            let one = excerpt_of(one);
             let message = format!("the event type {one} is unknown; hone sends {}", sent_types());
             return Err(Refusal::new(format!("event_types[{index}]"), message));
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Format;
+use crate::util::excerpt::excerpt;
 
 /// A value that the client gives, or leaves to the server with `"auto"` (or by absence).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -52,7 +53,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
             ValueOrWord::Value(value) => Ok(Self::Value(value)),
             ValueOrWord::Word(word) if word == "auto" => Ok(Self::Auto),
             ValueOrWord::Word(word) => Err(serde::de::Error::custom(format!(
-                "expected \"auto\" or a number, got {word:?}"
+                "expected \"auto\" or a number, got {:?}",
+                excerpt(&word)
             ))),
         }
     }

@@ -15,6 +15,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::domain::ids;
 use crate::domain::model::tuned_model_name;
 use crate::domain::project::Project;
+use crate::util::excerpt::{cut, excerpt};
 
 /// Where a job stands. The spelling on the wire is OpenAI's; `paused` is only ever seen after an
 /// explicit pause.
@@ -112,6 +113,9 @@ impl DataFile {
     }
 }
 
+/// Most bytes of the message of an event and of a job's error: the listed problems of a file, and some.
+const MAX_MESSAGE_BYTES: usize = 20 * 1024;
+
 /// Why a job failed; the shape of `error` on the job object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
@@ -121,6 +125,14 @@ pub struct JobError {
     pub message: String,
     /// The request field at fault, if one is.
     pub param: Option<String>,
+}
+
+impl JobError {
+    /// The same, with a message of bounded length.
+    pub fn shortened(self) -> Self {
+        let param = self.param.map(|param| excerpt(&param).into_owned());
+        Self { message: cut(self.message, MAX_MESSAGE_BYTES), param, ..self }
+    }
 }
 
 /// What a client asks for when it creates a job.
@@ -309,9 +321,10 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// A sentence for people.
+    /// A sentence for people, cut where it is very long.
     pub fn message(level: EventLevel, message: impl Into<String>) -> Self {
-        Self { level, kind: EventKind::Message, message: message.into(), data: None }
+        let message = cut(message.into(), MAX_MESSAGE_BYTES);
+        Self { level, kind: EventKind::Message, message, data: None }
     }
 }
 

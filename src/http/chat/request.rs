@@ -8,6 +8,7 @@ use crate::http::extract::ExactJsonObject;
 use crate::http::generation::fields::{GenerationFields, unsupported, wrong};
 use crate::serve::{Prompt, Request, TemplateOverrides};
 use crate::util::exact_json::ExactJson;
+use crate::util::excerpt::excerpt_of;
 use crate::validate::chat_template;
 
 /// The fields of the body.
@@ -187,6 +188,7 @@ fn is_shown(fields: &GenerationFields<'_>, key: &str) -> ApiResult<bool> {
         Some(Value::String(choice)) if choice == "auto" => Ok(true),
         Some(Value::String(choice)) if choice == "none" => Ok(false),
         Some(choice @ (Value::String(_) | Value::Object(_))) => {
+            let choice = excerpt_of(choice);
             let message = format!(
                 "{key} is {choice}; hone lets the model choose (\"auto\") or shows it no tools \
                  (\"none\"), and cannot make it call one"

@@ -12,6 +12,7 @@ use crate::http::extract::{Limit, Query};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::Order;
+use crate::util::excerpt::excerpt;
 
 const MOST: u32 = 10_000;
 
@@ -50,6 +51,7 @@ pub async fn list(
         None | Some("" | "desc") => Order::Descending,
         Some("asc") => Order::Ascending,
         Some(other) => {
+            let other = excerpt(other);
             let message = format!("order is {other:?}; it can be asc or desc");
             return Err(ApiError::field("order", message));
         }
@@ -63,6 +65,7 @@ pub async fn list(
             }
             None => {
                 let known: Vec<&str> = FilePurpose::ALL.iter().map(|one| one.as_str()).collect();
+                let text = excerpt(text);
                 let message = format!("purpose is {text:?}; it can be {}", known.join(", "));
                 return Err(ApiError::field("purpose", message));
             }

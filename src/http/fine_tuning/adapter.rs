@@ -25,6 +25,7 @@ use crate::http::extract::{PathId, Query};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::reply::attachment;
 use crate::http::state::AppState;
+use crate::util::excerpt::excerpt;
 
 /// Size of the pieces in which a file is read.
 const CHUNK: usize = 1024 * 1024;
@@ -155,7 +156,10 @@ fn one_of<T: Copy>(
 
 fn unknown(field: &str, text: &str, known: &[&str]) -> ApiError {
     let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
-    ApiError::field(field, format!("{field} is {text:?}; it can be {}", known.join(", ")))
+    ApiError::field(
+        field,
+        format!("{field} is {:?}; it can be {}", excerpt(text), known.join(", ")),
+    )
 }
 
 fn step(text: Option<&str>) -> ApiResult<Option<u64>> {
@@ -165,6 +169,7 @@ fn step(text: Option<&str>) -> ApiResult<Option<u64>> {
     match text.parse() {
         Ok(step) => Ok(Some(step)),
         Err(_not_a_number) => {
+            let text = excerpt(text);
             let message = format!("step is {text:?}; it must be the step_number of a checkpoint");
             Err(ApiError::field("step", message))
         }

@@ -17,6 +17,7 @@ use crate::http::extract::{JsonObject, Query};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::{IdempotencyKey, ReplayedRequest};
+use crate::util::excerpt::excerpt;
 
 /// Creates a fine-tuning job.
 ///
@@ -98,7 +99,7 @@ fn replay(earlier: ReplayedRequest, key: &IdempotencyKey) -> ApiResult<Json<Crea
             let message = format!(
                 "the key {:?} was used for a request with another body: a new request needs a new \
                  key",
-                key.key
+                excerpt(&key.key)
             );
             Err(ApiError::new(ErrorCode::IdempotencyKeyReused, message)
                 .with_param("Idempotency-Key"))

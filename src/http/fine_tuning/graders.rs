@@ -12,6 +12,7 @@ use crate::graders::run::{Grade, GradeErrors, run as grade};
 use crate::graders::{Grader, GraderError, read};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::JsonObject;
+use crate::util::excerpt::excerpt_of;
 use crate::validate::fields::BodyFields;
 
 /// A grader, for the OpenAPI document and as the reply.
@@ -107,6 +108,7 @@ pub async fn run(JsonObject(body): JsonObject) -> ApiResult<Json<GradeObject>> {
         None => Map::new(),
         Some(Value::Object(item)) => item.clone(),
         Some(other) => {
+            let other = excerpt_of(other);
             let message = format!("item is {other}; it must be an object");
             return Err(ApiError::field("item", message));
         }

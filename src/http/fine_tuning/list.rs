@@ -14,6 +14,7 @@ use crate::http::extract::{Limit, Query};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::MetadataFilter;
+use crate::util::excerpt::excerpt;
 
 /// A page of jobs.
 #[derive(Debug, Serialize, ToSchema)]
@@ -66,6 +67,7 @@ fn metadata(query: &Query) -> ApiResult<MetadataFilter> {
             _ => {}
         }
         let Some(key) = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) else {
+            let (name, value) = (excerpt(name), excerpt(value));
             let message = format!(
                 "{name}={value} is no filter: write metadata[KEY]=VALUE for each pair, or \
                  metadata=null for jobs without metadata"
@@ -74,6 +76,7 @@ fn metadata(query: &Query) -> ApiResult<MetadataFilter> {
         };
         let earlier = pairs.insert(key.to_owned(), value.to_owned());
         if earlier.is_some_and(|earlier| earlier != value) {
+            let key = excerpt(key);
             let message = format!("the key {key:?} is asked for with two values; no job has both");
             return Err(ApiError::field(name, message));
         }

@@ -11,6 +11,7 @@ use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Limit, PathId, Query};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
+use crate::util::excerpt::excerpt;
 
 /// Most steps of a page.
 const MOST: u32 = 1000;
@@ -125,7 +126,8 @@ pub async fn metrics(
         // The document says a whole number of 64 bits, which has a sign.
         Some(text) => {
             text.parse().ok().and_then(|step: i64| step.try_into().ok()).ok_or_else(|| {
-                let message = format!("after is {text:?}; it must be a step, such as 12");
+                let message =
+                    format!("after is {:?}; it must be a step, such as 12", excerpt(&text));
                 ApiError::field("after", message)
             })?
         }

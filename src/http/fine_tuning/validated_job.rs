@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::dataset::ValidationReport;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::job::{
@@ -12,10 +13,11 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::train::model::template_sources::{TemplateSources, is_jinja};
+use crate::util::excerpt::excerpt;
 use crate::validate::data_file::job_error_for;
 use crate::validate::job_request::{self, JobRequest};
 
-/// Most unused fields that an event names, and most characters of each: a client may send any number.
+/// Most unused fields that an event names: a client may send any number.
 const MOST_NAMED: usize = 50;
 
 /// A job that can be created.
@@ -177,7 +179,8 @@ async fn data_file(
     which: DataFile,
 ) -> ApiResult<FileRecord> {
     let file = state.store.file(id).await?.filter(|file| file.project == caller.project);
-    let Some(file) = file else {
+    let Some(mut file) = file else {
+        let id = excerpt(id);
         let message = format!("there is no file {id:?}: upload it with purpose \"fine-tune\"");
         return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(which.param()));
     };
@@ -188,6 +191,7 @@ async fn data_file(
         );
         return Err(ApiError::new(ErrorCode::InvalidFile, message).with_param(which.param()));
     }
+    file.report = file.report.map(ValidationReport::shortened);
     Ok(file)
 }
 
@@ -230,11 +234,8 @@ fn first_events(
 
 /// The event that names the fields of a request that hone does not use.
 fn unused_fields(fields: &[String]) -> Option<NewEvent> {
-    let names: Vec<String> = fields
-        .iter()
-        .take(MOST_NAMED)
-        .map(|field| format!("{:?}", field.chars().take(MOST_NAMED).collect::<String>()))
-        .collect();
+    let names: Vec<String> =
+        fields.iter().take(MOST_NAMED).map(|field| format!("{:?}", excerpt(field))).collect();
     let message = match (fields.len(), fields.len().saturating_sub(MOST_NAMED)) {
         (0, _) => return None,
         (1, _) => {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult};
 use crate::serve::Sampling;
+use crate::util::excerpt::{excerpt, excerpt_of};
 use crate::validate::fields::BodyFields;
 
 /// Most completions of one prompt.
@@ -202,6 +203,7 @@ impl<'a> GenerationFields<'a> {
             let param = format!("{key}.{token}");
             let id = token.parse::<u32>().ok().filter(|id| id.to_string() == *token);
             let Some(id) = id else {
+                let token = excerpt(token);
                 let message = format!("{key} has the key {token:?}; it must be the id of a token");
                 return Err(ApiError::field(key, message));
             };
@@ -217,7 +219,8 @@ impl<'a> GenerationFields<'a> {
 
 /// The error of a value of the wrong type or out of range.
 pub(in crate::http) fn wrong(key: &str, value: &Value, wanted: &str) -> ApiError {
-    ApiError::field(key, format!("{key} is {value}; it must be {wanted}"))
+    let (name, value) = (excerpt(key), excerpt_of(value));
+    ApiError::field(key, format!("{name} is {value}; it must be {wanted}"))
 }
 
 /// The error of a field of OpenAI's API that would change the completion and that hone does not support.

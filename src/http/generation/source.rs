@@ -15,6 +15,7 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::models::{find_usable, no_such_model};
 use crate::http::state::AppState;
 use crate::serve::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
+use crate::util::excerpt::excerpt;
 
 /// The base model of a name, and its adapter if there is one.
 pub(super) async fn source(
@@ -36,6 +37,7 @@ pub(super) async fn source(
     let base: Option<BaseModelEntry> =
         state.base_models.find(&model.base_model).map_err(ApiError::internal)?;
     let Some(base) = base else {
+        let name = excerpt(name);
         let message = format!(
             "the base model {:?} of {name:?} is not there any more: pull it again",
             model.base_model

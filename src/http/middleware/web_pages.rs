@@ -86,8 +86,10 @@ fn refusal(uri: &Uri, headers: &HeaderMap, origins: &[HeaderValue]) -> Option<Ap
             ));
         }
     }
-    let is_cross_site =
-        headers.get_all(SITE).iter().any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
+    let is_cross_site = headers
+        .get_all(SITE)
+        .iter()
+        .any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
     if is_cross_site && !is_of_a_listed_page {
         return denied(
             "the request comes from a page of another site, and this server has no API keys: without \
@@ -143,15 +145,35 @@ mod tests {
     #[test]
     fn only_names_that_nobody_can_point_elsewhere_are_this_machine() {
         for own in [
-            "localhost", "LocalHost:8080", "localhost.", "a.localhost:1", "127.0.0.1", "127.9.8.7:80",
-            "[::1]", "[::1]:8080", "localhost:",
+            "localhost",
+            "LocalHost:8080",
+            "localhost.",
+            "a.localhost:1",
+            "127.0.0.1",
+            "127.9.8.7:80",
+            "[::1]",
+            "[::1]:8080",
+            "localhost:",
         ] {
             assert!(is_this_machine(own), "{own}");
         }
         for foreign in [
-            "", "?", "example.com", "localhost.example.com", "127.0.0.1.example.com", "0.0.0.0:8080",
-            "10.0.0.1", "[::]", "[::1", "[::1]x", "[fe80::1]:80", "notlocalhost", "127.0.0.1:80@evil.com",
-            "localhost:80:80", "127.1", "[::ffff:10.0.0.1]",
+            "",
+            "?",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "0.0.0.0:8080",
+            "10.0.0.1",
+            "[::]",
+            "[::1",
+            "[::1]x",
+            "[fe80::1]:80",
+            "notlocalhost",
+            "127.0.0.1:80@evil.com",
+            "localhost:80:80",
+            "127.1",
+            "[::ffff:10.0.0.1]",
         ] {
             assert!(!is_this_machine(foreign), "{foreign}");
         }

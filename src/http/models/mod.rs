@@ -10,6 +10,7 @@ use super::middleware::authenticate::Caller;
 use super::state::AppState;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::model::TunedModel;
+use crate::util::excerpt::excerpt;
 
 /// The caller's own fine-tuned model or checkpoint of this name.
 pub(super) async fn find_own(
@@ -54,6 +55,6 @@ pub(super) async fn no_such_model(
         ),
         false => format!("there is {}", names.join(", ")),
     };
-    let message = format!("there is no model {id:?}; {there}");
+    let message = format!("there is no model {:?}; {there}", excerpt(id));
     Ok(ApiError::new(ErrorCode::ModelNotFound, message).with_param("model"))
 }

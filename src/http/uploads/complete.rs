@@ -18,6 +18,7 @@ use crate::http::middleware::authenticate::Caller;
 use crate::http::multipart::upload_digest::UploadDigest;
 use crate::http::state::AppState;
 use crate::store::CompleteUploadOutcome;
+use crate::util::excerpt::excerpt;
 use crate::validate::upload_request::{self, UploadCompletion};
 
 /// What a client sends, for the OpenAPI document.
@@ -105,6 +106,7 @@ fn in_order(
     for (index, id) in part_ids.iter().enumerate() {
         // Removed, so that the same part is not found twice.
         let Some(part) = parts.remove(id) else {
+            let id = excerpt(id);
             let message = format!(
                 "{id:?} is not a part of the upload {:?}, or is twice in the list",
                 upload.id

@@ -29,6 +29,15 @@ macro_rules! is_there {
     };
 }
 
+/// SQL for the columns of a file in a list: without the report of its upload, of which a page would hold
+/// thousands.
+macro_rules! listed {
+    () => {
+        "id, bytes, created_at, expires_at, filename, purpose, sha256, blob_key, project,
+         NULL AS verdict"
+    };
+}
+
 /// Adds a row.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
@@ -80,7 +89,9 @@ pub(super) async fn list(
         Order::Ascending => (
             0,
             concat!(
-                "SELECT * FROM files WHERE project = $5 AND position > $2
+                "SELECT ",
+                listed!(),
+                " FROM files WHERE project = $5 AND position > $2
                    AND ($3 IS NULL OR purpose = $3) AND ",
                 is_there!(),
                 " ORDER BY position ASC LIMIT $4"
@@ -89,7 +100,9 @@ pub(super) async fn list(
         Order::Descending => (
             i64::MAX,
             concat!(
-                "SELECT * FROM files WHERE project = $5 AND position < $2
+                "SELECT ",
+                listed!(),
+                " FROM files WHERE project = $5 AND position < $2
                    AND ($3 IS NULL OR purpose = $3) AND ",
                 is_there!(),
                 " ORDER BY position DESC LIMIT $4"

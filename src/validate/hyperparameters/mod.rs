@@ -10,6 +10,7 @@ use self::names::{KNOWN, KNOWN_WITH_DPO, KNOWN_WITH_LORA};
 use self::values::{HyperparameterFields, above, from};
 use super::Refusal;
 use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, Method, Schedule};
+use crate::util::excerpt::excerpt;
 
 /// PEFT's name of all linear layers of the blocks.
 const ALL_LINEAR: &str = "all-linear";
@@ -34,7 +35,13 @@ pub fn read(
             true => {
                 format!("{name} belongs to the method \"dpo\"; this job's is {:?}", method.as_str())
             }
-            false => format!("unknown hyperparameter {name:?}; hone knows {}", known.join(", ")),
+            false => {
+                format!(
+                    "unknown hyperparameter {:?}; hone knows {}",
+                    excerpt(name),
+                    known.join(", ")
+                )
+            }
         };
         return Err(fields.refuse(name, message));
     }

@@ -6,11 +6,15 @@ use super::names::is_known;
 use crate::domain::error_code::ErrorCode;
 use crate::domain::job::{FineTuneMode, LoraLayers, Schedule};
 use crate::train::run::plan::DEFAULT_PATIENCE;
+use crate::util::excerpt::excerpt_of;
 use crate::validate::Refusal;
 use crate::validate::fields::given;
 
 /// Most names of modules.
 const MOST_MODULES: usize = 64;
+
+/// Longest name of a module. Names are shown wherever the job is.
+const MOST_MODULE_CHARS: usize = 200;
 
 /// Most indexes of layers.
 const MOST_LAYERS: usize = 1024;
@@ -74,6 +78,7 @@ impl HyperparameterFields<'_> {
             Some(whole) => Ok(Some(whole)),
             None => {
                 let (least, most) = (range.start(), range.end());
+                let value = excerpt_of(value);
                 let message = format!(
                     "{name} is {value}; it must be \"auto\" or a whole number from {least} to {most}"
                 );
@@ -101,6 +106,7 @@ impl HyperparameterFields<'_> {
                     true => format!(" and at most {}", range.most),
                     false => String::new(),
                 };
+                let value = excerpt_of(value);
                 let message = format!("{name} is {value}; it must be a number {least}{most}");
                 Err(self.refuse(name, message))
             }
@@ -113,7 +119,10 @@ impl HyperparameterFields<'_> {
         };
         match value.as_bool() {
             Some(value) => Ok(Some(value)),
-            None => Err(self.refuse(name, format!("{name} is {value}; it can be true or false"))),
+            None => {
+                let value = excerpt_of(value);
+                Err(self.refuse(name, format!("{name} is {value}; it can be true or false")))
+            }
         }
     }
 
@@ -162,6 +171,7 @@ impl HyperparameterFields<'_> {
         match modes.into_iter().find(|mode| value == mode.as_str()) {
             Some(mode) => Ok(Some(mode)),
             None => {
+                let value = excerpt_of(value);
                 let message = format!("{NAME} is {value}; it can be lora, full or last_layers");
                 Err(self.refuse(NAME, message))
             }
@@ -182,10 +192,15 @@ impl HyperparameterFields<'_> {
         let names: Option<Vec<String>> = value
             .as_array()
             .and_then(|list| list.iter().map(|name| name.as_str().map(str::to_owned)).collect());
-        match names.filter(|names| (1..=MOST_MODULES).contains(&names.len())) {
+        let is_short = |names: &Vec<String>| {
+            (1..=MOST_MODULES).contains(&names.len())
+                && names.iter().all(|name| name.chars().count() <= MOST_MODULE_CHARS)
+        };
+        match names.filter(is_short) {
             Some(names) => Ok(Some(names)),
             None => {
                 let open = open.map_or(String::new(), |open| format!("{open:?} or "));
+                let value = excerpt_of(value);
                 let message = format!(
                     "{name} is {value}; it must be {open}a list of layer names such as {example}"
                 );
@@ -210,6 +225,7 @@ impl HyperparameterFields<'_> {
         match layers {
             Some(layers) => Ok(Some(layers)),
             None => {
+                let value = excerpt_of(value);
                 let message = format!(
                     "{NAME} is {value}; it must be how many of the last blocks are adapted, or a \
                      list of their indexes from 0"
@@ -228,6 +244,7 @@ impl HyperparameterFields<'_> {
             Some("cosine") => Ok(Some(Schedule::Cosine)),
             Some("constant") => Ok(Some(Schedule::Constant)),
             _ => {
+                let value = excerpt_of(value);
                 let message =
                     format!("lr_scheduler_type is {value}; it can be linear, cosine or constant");
                 Err(self.refuse("lr_scheduler_type", message))

@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod keys;
 pub mod limits;
 pub mod load;
+pub mod long_texts;
 pub mod models_chat;
 pub mod pause;
 pub mod permissions;

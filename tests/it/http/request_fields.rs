@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use crate::support::server::{Server, TINY, chat_lines};
 
 /// A request with a JSON body.
-struct JsonRequest {
+pub struct JsonRequest {
     /// As the document has it.
-    template: &'static str,
+    pub template: &'static str,
     /// The template with ids of objects that exist.
-    path: String,
+    pub path: String,
     /// A body without errors.
-    body: Value,
+    pub body: Value,
 }
 
 /// A value that no field takes, except for those below.
@@ -27,7 +27,8 @@ fn wrong_value(field: &str) -> Value {
     }
 }
 
-async fn requests(server: &Server) -> Vec<JsonRequest> {
+/// A request to every route that takes one.
+pub async fn requests(server: &Server) -> Vec<JsonRequest> {
     let endpoint = json!({"name": "hook", "url": "https://example.com/hook",
         "event_types": ["fine_tuning.job.failed"]});
     let made = server.post("/v1/webhook_endpoints", endpoint.clone()).await.ok();
@@ -78,6 +79,17 @@ async fn requests(server: &Server) -> Vec<JsonRequest> {
     ]
 }
 
+/// The schema of a route's body in the document.
+pub fn schema<'a>(document: &'a Value, template: &str) -> &'a Value {
+    let content = &document["paths"][template]["post"]["requestBody"]["content"];
+    let mut schema = &content["application/json"]["schema"];
+    if let Some(alternatives) = schema["oneOf"].as_array() {
+        schema = &alternatives[0];
+    }
+    let reference = schema["$ref"].as_str().expect("a component");
+    document.pointer(&reference[1..]).expect("it is there")
+}
+
 #[tokio::test]
 async fn the_server_reads_every_field_that_the_document_lists() {
     let server = Server::start();
@@ -92,13 +104,7 @@ async fn the_server_reads_every_field_that_the_document_lists() {
     let tried: BTreeSet<&str> = requests.iter().map(|request| request.template).collect();
     assert_eq!(tried, documented);
     for JsonRequest { template, path, body } in requests {
-        let content = &document["paths"][template]["post"]["requestBody"]["content"];
-        let mut schema = &content["application/json"]["schema"];
-        if let Some(alternatives) = schema["oneOf"].as_array() {
-            schema = &alternatives[0];
-        }
-        let reference = schema["$ref"].as_str().expect("a component");
-        let schema = document.pointer(&reference[1..]).expect("it is there");
+        let schema = schema(&document, template);
         for field in schema["properties"].as_object().expect("fields").keys() {
             let mut body = body.clone();
             body[field] = wrong_value(field);

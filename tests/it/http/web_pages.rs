@@ -90,17 +90,20 @@ async fn programs_of_this_machine_and_the_servers_own_page_work_without_keys() {
     let own = server.base.as_str();
     let host = own.strip_prefix("http://").expect("a URL");
     let port = host.rsplit(':').next().expect("a port");
-    let post = |headers: &[(&str, &str)]| request(&server, Method::POST, "/v1/chat/completions", headers);
+    let post =
+        |headers: &[(&str, &str)]| request(&server, Method::POST, "/v1/chat/completions", headers);
     // curl -d, whose content type is that of a form.
     let form = [("content-type", "application/x-www-form-urlencoded")];
     send(post(&form).body(chat().to_string())).await.ok();
     send(post(&[]).body(chat().to_string())).await.ok();
     // Other names of this machine, and the port of `ssh -L`.
-    for name in [format!("localhost:{port}"), "localhost:9999".into(), "127.0.0.1".into(), "[::1]:1".into()]
+    for name in
+        [format!("localhost:{port}"), "localhost:9999".into(), "127.0.0.1".into(), "[::1]:1".into()]
     {
         send(post(&[("host", &name)]).json(&chat())).await.ok();
         let origin = format!("http://{name}");
-        let page = [("host", name.as_str()), ("origin", &origin), ("sec-fetch-site", "same-origin")];
+        let page =
+            [("host", name.as_str()), ("origin", &origin), ("sec-fetch-site", "same-origin")];
         send(post(&page).json(&chat())).await.ok();
     }
     // The page at /docs.
@@ -108,19 +111,28 @@ async fn programs_of_this_machine_and_the_servers_own_page_work_without_keys() {
     send(post(&page).json(&chat())).await.ok();
     let charset = post(&page).header("content-type", "application/json; charset=utf-8");
     send(charset.body(chat().to_string())).await.ok();
-    let file = send(request(&server, Method::POST, "/v1/files", &page).multipart(upload())).await.ok();
+    let file =
+        send(request(&server, Method::POST, "/v1/files", &page).multipart(upload())).await.ok();
     let path = format!("/v1/files/{}", file["id"].as_str().expect("an id"));
     send(request(&server, Method::GET, &path, &page)).await.ok();
     // A browser opens an address that was typed.
-    let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    let typed = [
+        ("sec-fetch-site", "none"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-dest", "document"),
+    ];
     assert_eq!(send(request(&server, Method::GET, "/docs/", &typed)).await.status, 200);
 
     // A browser says of a body what it is, wherever one is read.
     for headers in [&page[..], &[("sec-fetch-mode", "cors")]] {
-        for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"] {
+        for kind in
+            ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"]
+        {
             let asked = post(headers).header("content-type", kind).body(chat().to_string());
             let error = send(asked).await.error(415);
-            assert!(error["message"].as_str().is_some_and(|text| text.contains("application/json")));
+            assert!(
+                error["message"].as_str().is_some_and(|text| text.contains("application/json"))
+            );
         }
     }
     send(request(&server, Method::DELETE, &path, &page)).await.ok();
@@ -130,13 +142,16 @@ async fn programs_of_this_machine_and_the_servers_own_page_work_without_keys() {
 async fn pages_of_listed_origins_work_without_keys_and_every_page_with_one() {
     let listed = "https://dashboard.example.com";
     let mut server = Server::start_with(&[("HONE_CORS_ORIGINS", listed)]);
-    let models = |server: &Server, headers: &[(&str, &str)]| request(server, Method::GET, "/v1/models", headers);
+    let models = |server: &Server, headers: &[(&str, &str)]| {
+        request(server, Method::GET, "/v1/models", headers)
+    };
     let page = [("origin", listed), ("sec-fetch-site", "cross-site")];
     let reply = send(models(&server, &page)).await;
     reply.ok();
     assert_eq!(reply.headers["access-control-allow-origin"], listed);
     // Why it is refused is for the listed page to read as well.
-    let plain = request(&server, Method::POST, "/v1/chat/completions", &page).body(chat().to_string());
+    let plain =
+        request(&server, Method::POST, "/v1/chat/completions", &page).body(chat().to_string());
     let refused = send(plain).await;
     refused.error(415);
     assert_eq!(refused.headers["access-control-allow-origin"], listed);
@@ -151,6 +166,7 @@ async fn pages_of_listed_origins_work_without_keys_and_every_page_with_one() {
     for headers in FOREIGN {
         send(models(&server, headers)).await.ok();
     }
-    let plain = request(&server, Method::POST, "/v1/chat/completions", FOREIGN[3]).body(chat().to_string());
+    let plain =
+        request(&server, Method::POST, "/v1/chat/completions", FOREIGN[3]).body(chat().to_string());
     send(plain).await.ok();
 }

@@ -10,6 +10,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
+use crate::util::excerpt::excerpt;
 
 /// What was deleted.
 #[derive(Debug, Serialize, ToSchema)]
@@ -44,7 +45,7 @@ pub(super) async fn delete(
     let PermissionPath { checkpoint, permission: id } = path;
     super::checkpoint::check_checkpoint(&state, &caller, &checkpoint).await?;
     if !state.store.delete_permission(&checkpoint, &id).await? {
-        let message = format!("{checkpoint} has no permission {id:?}");
+        let message = format!("{checkpoint} has no permission {:?}", excerpt(&id));
         return Err(
             ApiError::new(ErrorCode::PermissionNotFound, message).with_param("permission_id")
         );

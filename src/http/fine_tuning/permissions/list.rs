@@ -11,6 +11,7 @@ use crate::http::fine_tuning::MOST;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::state::AppState;
 use crate::store::Order;
+use crate::util::excerpt::excerpt;
 
 /// Lists a checkpoint's permissions.
 #[utoipa::path(
@@ -41,6 +42,7 @@ pub(super) async fn list(
         None | Some("" | "descending") => Order::Descending,
         Some("ascending") => Order::Ascending,
         Some(other) => {
+            let other = excerpt(other);
             let message = format!("order is {other:?}; it can be ascending or descending");
             return Err(ApiError::field("order", message));
         }
