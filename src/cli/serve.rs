@@ -161,6 +161,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         prefix_cache_scope,
         webhook_client,
         limiter: Arc::new(RequestLimiter::new(args.limits.requests_per_minute)),
+        running_requests: Arc::default(),
         most_queued_jobs: args.limits.max_queued_jobs.get(),
         clock,
         shutdown: shutdown.clone(),

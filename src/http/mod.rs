@@ -34,6 +34,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use self::error::ApiError;
+pub use self::middleware::concurrency_limit::RunningRequests;
 pub use self::middleware::rate_limit::RequestLimiter;
 pub use self::operations::openapi::document;
 use self::routes::api;

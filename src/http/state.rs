@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::middleware::concurrency_limit::RunningRequests;
 use super::middleware::rate_limit::RequestLimiter;
 use crate::base_models::Catalog;
 use crate::blobs::Blobs;
@@ -38,6 +39,8 @@ pub struct ServerState {
     pub webhook_client: Arc<WebhookClient>,
     /// The rate limit of each key.
     pub limiter: Arc<RequestLimiter>,
+    /// Requests at once of each key.
+    pub running_requests: Arc<RunningRequests>,
     /// Most queued jobs of a project.
     pub most_queued_jobs: u32,
     /// The time.

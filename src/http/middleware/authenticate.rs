@@ -14,6 +14,7 @@ use crate::domain::api_key::{ApiKey, KeyDigest};
 use crate::domain::error_code::ErrorCode;
 use crate::domain::project::Project;
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::server::held_body::hold;
 use crate::http::state::AppState;
 
 /// The authenticated caller of a request. Every request that reaches a route of the API has one.
@@ -50,8 +51,17 @@ pub(in crate::http) async fn authenticate(
     next: Next,
 ) -> ApiResult<Response> {
     let caller = caller(&state, request.headers()).await?;
+    let Some(key_id) = caller.key_id.clone() else {
+        request.extensions_mut().insert(caller);
+        return Ok(next.run(request).await);
+    };
+    let Some(running) = state.running_requests.begin(&key_id) else {
+        let message =
+            "too many requests with this key run at once: wait until one has been answered";
+        return Err(ApiError::new(ErrorCode::RateLimitExceeded, message));
+    };
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    Ok(hold(next.run(request).await, running))
 }
 
 async fn caller(state: &AppState, headers: &HeaderMap) -> ApiResult<Caller> {

@@ -2,6 +2,7 @@
 //! limit, CORS.
 
 pub mod authenticate;
+pub mod concurrency_limit;
 pub mod cors;
 pub mod rate_limit;
 pub mod request_id;

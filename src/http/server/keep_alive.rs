@@ -25,9 +25,15 @@ pub(in crate::http) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// 90 s in Go and reqwest, 15 s in aiohttp, 5 s in httpx), so that the server hardly ever does.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// A stream whose received bytes are counted.
+/// How long a client may read nothing of a reply that is waiting for it. Then the connection is closed: there
+/// is a limited number of them.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A stream whose received bytes are counted, and which ends when its client does not read.
 pub(in crate::http) struct CountedStream {
     stream: TcpStream,
+    /// Fires when the client has read nothing for too long; `None` while it reads.
+    unread: Option<Pin<Box<tokio::time::Sleep>>>,
     received: Arc<AtomicU64>,
 }
 
@@ -47,7 +53,30 @@ impl CountedStream {
             header_timeout: HEADER_TIMEOUT,
             keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
         };
-        (Self { stream, received }, timer)
+        (Self { stream, unread: None, received }, timer)
+    }
+}
+
+impl CountedStream {
+    /// Passes the result of a write on; an error when the client has read nothing for too long.
+    fn unless_unread(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let new_sleep = || Box::pin(tokio::time::sleep(UNREAD_TIMEOUT));
+        let unread = self.unread.get_or_insert_with(new_sleep);
+        match unread.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => {
+                let message = "the client does not read its reply";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+            }
+        }
     }
 }
 
@@ -71,7 +100,8 @@ impl AsyncWrite for CountedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_unread(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,7 +117,8 @@ impl AsyncWrite for CountedStream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.unless_unread(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,5 +1,7 @@
-//! Connections: the accept loop, keep-alive, and the timeouts of request bodies.
+//! Connections: the accept loop, their limit, keep-alive, and the timeouts of request bodies.
 
 pub mod accept;
 pub mod body_timeout;
+mod connections;
+pub(in crate::http) mod held_body;
 pub mod keep_alive;

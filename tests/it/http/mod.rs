@@ -3,6 +3,7 @@
 pub mod answering;
 pub mod chat_stream;
 pub mod completions;
+pub mod connections;
 pub mod cors;
 pub mod dry_run;
 pub mod events;
