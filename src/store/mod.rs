@@ -29,7 +29,7 @@ pub use self::outcomes::{
     DeleteModelOutcome, MAX_PARTS, PauseOutcome, ResumeOutcome,
 };
 pub use self::page::{MetadataFilter, Order, Page, PageRequest};
-pub use self::webhooks::WebhookStore;
+pub use self::webhooks::{DueDeliveries, WebhookStore};
 use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::job::{
     Job, JobCheckpoint, JobError, JobEvent, NewEvent, ResolvedHyperparameters, StepMetrics,

@@ -11,6 +11,23 @@ use crate::domain::webhook::{
     WebhookEndpoint,
 };
 
+/// How many due deliveries are looked for, and which are left out.
+#[derive(Debug, Clone, Default)]
+pub struct DueDeliveries {
+    /// How many at most.
+    pub limit: u32,
+    /// How many of an endpoint at most.
+    pub for_each_endpoint: u32,
+    /// How many of a project at most.
+    pub for_each_project: u32,
+    /// Ids of deliveries that are attempted just now.
+    pub in_progress: Vec<String>,
+    /// Ids of endpoints that take no more at the moment.
+    pub busy_endpoints: Vec<String>,
+    /// Projects that take no more at the moment.
+    pub busy_projects: Vec<Project>,
+}
+
 /// Endpoints and deliveries. Every method is one transaction.
 #[async_trait]
 pub trait WebhookStore: Send + Sync {
@@ -59,13 +76,11 @@ pub trait WebhookStore: Send + Sync {
         endpoint_id: &str,
         page: &PageRequest,
     ) -> Result<Page<WebhookDelivery>, StoreError>;
-    /// Deliveries whose time has come, the longest overdue first, with their endpoints: `limit` at
-    /// most, and `for_each` of an endpoint at most, so that none fills the list alone. They stay due
-    /// until an attempt is recorded.
+    /// Deliveries whose time has come, with their endpoints. Projects take turns, and endpoints within
+    /// a project; of each the longest overdue comes first. They stay due until an attempt is recorded.
     async fn due_webhook_deliveries(
         &self,
-        for_each: u32,
-        limit: u32,
+        wanted: &DueDeliveries,
     ) -> Result<Vec<(WebhookDelivery, WebhookEndpoint)>, StoreError>;
     /// Adds an attempt to a pending delivery, and its new status. Nothing happens to one whose
     /// endpoint is deleted by now, or that was given up meanwhile and was not delivered all the same.

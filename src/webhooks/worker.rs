@@ -13,18 +13,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{OutgoingDelivery, WebhookClient};
 use super::retry_schedule;
+use crate::domain::project::Project;
 use crate::domain::webhook::{DeliveryAttempt, DeliveryStatus, WebhookDelivery, WebhookEndpoint};
-use crate::store::WebhookStore;
+use crate::store::{DueDeliveries, WebhookStore};
 use crate::util::clock::Clock;
 
 /// How often the outbox is polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most attempts at once.
-const MAX_CONCURRENT: u32 = 64;
+/// Most attempts at once. The first one of a project is made in any case, whatever hangs of others.
+const MAX_CONCURRENT: usize = 256;
 
-/// Most attempts at once to one endpoint, so that a slow endpoint does not delay the others.
-const MAX_CONCURRENT_PER_ENDPOINT: u32 = 4;
+/// Most attempts at once of one project.
+const MAX_CONCURRENT_PER_PROJECT: usize = 32;
+
+/// Most attempts at once to one endpoint, so that a slow endpoint does not delay the others of its project.
+const MAX_CONCURRENT_PER_ENDPOINT: usize = 4;
 
 /// How long finished deliveries are retained.
 const RETENTION_SECONDS: i64 = 30 * 24 * 3600;
@@ -55,8 +59,15 @@ struct AttemptRecord {
 #[derive(Default)]
 struct RunningAttempts {
     tasks: JoinSet<()>,
-    /// The delivery of each task.
-    deliveries: HashMap<task::Id, String>,
+    /// What each task delivers.
+    deliveries: HashMap<task::Id, RunningAttempt>,
+}
+
+/// An attempt in progress.
+struct RunningAttempt {
+    delivery: String,
+    endpoint: String,
+    project: Project,
 }
 
 impl DeliveryWorker {
@@ -96,11 +107,7 @@ impl DeliveryWorker {
         attempts: &mut RunningAttempts,
         shutdown: &CancellationToken,
     ) {
-        let due = match self
-            .store
-            .due_webhook_deliveries(MAX_CONCURRENT_PER_ENDPOINT, MAX_CONCURRENT)
-            .await
-        {
+        let due = match self.store.due_webhook_deliveries(&attempts.room()).await {
             Ok(due) => due,
             Err(error) => {
                 tracing::error!(%error, "the outbox of webhooks cannot be read");
@@ -108,17 +115,19 @@ impl DeliveryWorker {
             }
         };
         for (delivery, endpoint) in due {
-            if attempts.deliveries.values().any(|id| *id == delivery.id) {
+            if !attempts.has_room(&endpoint) {
                 continue;
             }
-            if attempts.tasks.len() >= MAX_CONCURRENT as usize {
-                return;
-            }
-            let (worker, shutdown, id) = (Arc::clone(self), shutdown.clone(), delivery.id.clone());
+            let (worker, shutdown) = (Arc::clone(self), shutdown.clone());
+            let running = RunningAttempt {
+                delivery: delivery.id.clone(),
+                endpoint: endpoint.id.clone(),
+                project: endpoint.project.clone(),
+            };
             let task = attempts.tasks.spawn(async move {
                 worker.attempt(&delivery, &endpoint, &shutdown).await;
             });
-            attempts.deliveries.insert(task.id(), id);
+            attempts.deliveries.insert(task.id(), running);
         }
     }
 
@@ -206,6 +215,43 @@ impl DeliveryWorker {
 }
 
 impl RunningAttempts {
+    /// What may be attempted beside them.
+    fn room(&self) -> DueDeliveries {
+        let mut wanted = DueDeliveries {
+            limit: MAX_CONCURRENT as u32,
+            for_each_endpoint: MAX_CONCURRENT_PER_ENDPOINT as u32,
+            for_each_project: MAX_CONCURRENT_PER_PROJECT as u32,
+            ..DueDeliveries::default()
+        };
+        for running in self.deliveries.values() {
+            wanted.in_progress.push(running.delivery.clone());
+            if self.of_endpoint(&running.endpoint) >= MAX_CONCURRENT_PER_ENDPOINT {
+                wanted.busy_endpoints.push(running.endpoint.clone());
+            }
+            let is_full = self.tasks.len() >= MAX_CONCURRENT;
+            if is_full || self.of_project(&running.project) >= MAX_CONCURRENT_PER_PROJECT {
+                wanted.busy_projects.push(running.project.clone());
+            }
+        }
+        wanted
+    }
+
+    /// Whether another attempt to this endpoint may be made.
+    fn has_room(&self, endpoint: &WebhookEndpoint) -> bool {
+        let of_project = self.of_project(&endpoint.project);
+        self.of_endpoint(&endpoint.id) < MAX_CONCURRENT_PER_ENDPOINT
+            && of_project < MAX_CONCURRENT_PER_PROJECT
+            && (of_project == 0 || self.tasks.len() < MAX_CONCURRENT)
+    }
+
+    fn of_endpoint(&self, id: &str) -> usize {
+        self.deliveries.values().filter(|running| running.endpoint == id).count()
+    }
+
+    fn of_project(&self, project: &Project) -> usize {
+        self.deliveries.values().filter(|running| running.project == *project).count()
+    }
+
     /// Returns when one of them has ended.
     async fn wait_for_one(&mut self) {
         let id = match self.tasks.join_next_with_id().await {

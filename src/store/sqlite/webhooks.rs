@@ -9,7 +9,7 @@ use crate::domain::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, MAX_ENDPOINTS, SigningSecret, WebhookDelivery,
     WebhookEndpoint,
 };
-use crate::store::{Page, PageRequest, StoreError, WebhookStore};
+use crate::store::{DueDeliveries, Page, PageRequest, StoreError, WebhookStore};
 
 /// The reason on deliveries of events that their endpoint has ceased to ask for.
 const NO_LONGER_WANTED: &str = "the endpoint was changed and no longer asks for this event";
@@ -139,20 +139,34 @@ impl WebhookStore for SqliteStore {
 
     async fn due_webhook_deliveries(
         &self,
-        for_each: u32,
-        limit: u32,
+        wanted: &DueDeliveries,
     ) -> Result<Vec<(WebhookDelivery, WebhookEndpoint)>, StoreError> {
         let reader = &mut *self.readers.acquire().await?;
         let due = sqlx::query(
             "SELECT * FROM (
-                 SELECT *, row_number() OVER (PARTITION BY endpoint_id
-                                              ORDER BY next_attempt_at, position) AS turn
-                 FROM webhook_deliveries WHERE next_attempt_at <= $1)
-             WHERE turn <= $2 ORDER BY next_attempt_at, position LIMIT $3",
+                 SELECT *, row_number() OVER (PARTITION BY project
+                                              ORDER BY turn, next_attempt_at, position) AS project_turn
+                 FROM (
+                     SELECT deliveries.*, endpoints.project,
+                            row_number() OVER (PARTITION BY endpoint_id
+                                               ORDER BY next_attempt_at, deliveries.position) AS turn
+                     FROM webhook_deliveries AS deliveries
+                     JOIN webhook_endpoints AS endpoints ON endpoints.id = endpoint_id
+                     WHERE next_attempt_at <= $1
+                       AND deliveries.id NOT IN (SELECT value FROM json_each($5))
+                       AND endpoint_id NOT IN (SELECT value FROM json_each($6))
+                       AND endpoints.project NOT IN (SELECT value FROM json_each($7)))
+                 WHERE turn <= $2)
+             WHERE project_turn <= $3
+             ORDER BY project_turn, next_attempt_at, position LIMIT $4",
         )
         .bind(self.clock.now())
-        .bind(for_each)
-        .bind(limit)
+        .bind(wanted.for_each_endpoint)
+        .bind(wanted.for_each_project)
+        .bind(wanted.limit)
+        .bind(rows::to_json("webhook_deliveries.id", &wanted.in_progress)?)
+        .bind(rows::to_json("webhook_endpoints.id", &wanted.busy_endpoints)?)
+        .bind(rows::to_json("webhook_endpoints.project", &wanted.busy_projects)?)
         .fetch_all(&mut *reader)
         .await?;
         let mut deliveries = Vec::with_capacity(due.len());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::server::{LOG, Server, chat_lines};
+use crate::support::server::{LOG, Server, chat_lines, make_key};
 use crate::support::webhook_receiver::{
     ALL, Answer, Receiver, log, log_until, server, status, text,
 };
@@ -404,5 +404,42 @@ async fn openais_clients_for_node_verify_deliveries_and_their_repetition() {
     for package in ["openai-6", "openai-7"] {
         let server = server();
         succeed(Command::new(&node).arg(&file).args([&server.base, package]));
+    }
+}
+
+#[tokio::test]
+async fn a_projects_webhook_comes_soon_beside_sixty_endpoints_that_hang() {
+    let mut server = server();
+    let hanging =
+        Receiver::answering(|_| Answer { delay: Duration::from_secs(60), ..status(200) }).await;
+    let hanging_keys = ["team-a", "team-b", "team-c"].map(|name| make_key(server.data_dir(), name));
+    let ours = make_key(server.data_dir(), "team-d");
+    for (key, endpoints) in hanging_keys.iter().zip([40, 10, 10]) {
+        server.act_with(key);
+        for _ in 0..endpoints {
+            hanging.endpoint(&server, &ALL).await;
+        }
+        for _ in 0..6 {
+            fail_at_creation(&server).await;
+        }
+    }
+    // Until they hang.
+    let began = Instant::now();
+    while hanging.received().len() < 60 {
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", hanging.received().len());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.act_with(&ours);
+    let receiver = Receiver::answering(|_| status(200)).await;
+    receiver.endpoint(&server, &ALL).await;
+    for count in 1..=3 {
+        let began = Instant::now();
+        fail_at_creation(&server).await;
+        receiver.until(count).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "delivery {count}: {:?}",
+            began.elapsed()
+        );
     }
 }

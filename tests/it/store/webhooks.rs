@@ -7,7 +7,7 @@ use hone::domain::webhook::{
     DeliveryAttempt, DeliveryStatus, EndpointChange, EventType, MAX_ENDPOINTS, SigningSecret,
     WebhookDelivery, WebhookEndpoint,
 };
-use hone::store::{PageRequest, StoreError};
+use hone::store::{DueDeliveries, PageRequest, StoreError};
 
 use crate::support::store::{
     ANY_NUMBER, Fixture, START, file, first, job, success, webhook_endpoint,
@@ -110,8 +110,14 @@ async fn no_endpoint_fills_the_list_of_what_is_due_alone() {
     fixture.clock.advance(1);
     let late = added(&fixture, webhook_endpoint()).await;
     let subject = end_a_job(&fixture).await;
-    let due = async |for_each, limit| -> Vec<(String, String)> {
-        let due = store.due_webhook_deliveries(for_each, limit).await.expect("looks");
+    let due = async |for_each_endpoint, limit| -> Vec<(String, String)> {
+        let wanted = DueDeliveries {
+            limit,
+            for_each_endpoint,
+            for_each_project: 100,
+            ..DueDeliveries::default()
+        };
+        let due = store.due_webhook_deliveries(&wanted).await.expect("looks");
         due.into_iter().map(|(delivery, endpoint)| (delivery.id, endpoint.id)).collect()
     };
     let mut of_busy: Vec<String> =
@@ -124,8 +130,8 @@ async fn no_endpoint_fills_the_list_of_what_is_due_alone() {
         (EventType::JobCancelled, START + 1)
     );
     let pair = |id: &String, endpoint: &WebhookEndpoint| (id.clone(), endpoint.id.clone());
-    let fair = [pair(&of_busy[0], &busy), pair(&of_busy[1], &busy), pair(&of_late.id, &late)];
-    assert_eq!(due(2, 10).await, fair, "the longest overdue first");
+    let fair = [pair(&of_busy[0], &busy), pair(&of_late.id, &late), pair(&of_busy[1], &busy)];
+    assert_eq!(due(2, 10).await, fair, "in turn, of each the longest overdue first");
     assert_eq!(due(2, 1).await, fair[..1]);
     assert_eq!(due(10, 10).await.len(), 7);
 
@@ -172,7 +178,13 @@ async fn what_was_given_up_stays_so_unless_it_was_delivered_after_all() {
     assert_eq!(given_up.attempts.len(), 1, "the reason");
     assert_eq!(delivered.status, DeliveryStatus::Delivered);
     assert_eq!(delivered.attempts.len(), 2);
-    assert!(store.due_webhook_deliveries(9, 9).await.expect("looks").is_empty());
+    let all = DueDeliveries {
+        limit: 9,
+        for_each_endpoint: 9,
+        for_each_project: 9,
+        ..DueDeliveries::default()
+    };
+    assert!(store.due_webhook_deliveries(&all).await.expect("looks").is_empty());
 }
 
 #[tokio::test]
