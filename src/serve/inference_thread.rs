@@ -4,6 +4,7 @@
 //! Started by [`super::ModelServer`]. It is a standard thread: a step computes for a long time and must not
 //! block the async threads.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,14 +12,15 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::model_cache::ModelCache;
-use super::request_preparer::{QueuedRequest, RequestPreparer};
+use super::request_preparer::{PreparedRequest, QueuedRequest, RequestPreparer};
 use super::scheduler::{KvCacheMemory, Scheduler};
-use super::sequence_group::SequenceGroup;
 use super::serving_load::ServingLoad;
 use super::statistics::Statistics;
+use crate::domain::project::Project;
 
-/// Requests that may wait. Further requests are told to come back later.
-pub(super) const MAX_WAITING_REQUESTS: usize = 256;
+/// Requests that are prepared, or wait for the device, at once. The first one of a project is always
+/// prepared.
+const MAX_PREPARED: usize = 256;
 
 /// What the thread shares with other threads.
 pub(super) struct ThreadContext {
@@ -29,19 +31,30 @@ pub(super) struct ThreadContext {
 }
 
 /// Serves `inbox` until it closes. `runtime` runs the futures that fetch models.
-pub(super) fn run(inbox: mpsc::Receiver<QueuedRequest>, runtime: &Handle, context: &ThreadContext) {
+pub(super) fn run(
+    inbox: mpsc::UnboundedReceiver<QueuedRequest>,
+    runtime: &Handle,
+    context: &ThreadContext,
+) {
     let ThreadContext { memory, serving_load, statistics } = context;
     let models = Arc::new(ModelCache::new(*memory));
     let (done, prepared) = mpsc::unbounded_channel();
     let preparer =
         RequestPreparer::new(Arc::clone(&models), runtime.clone(), done, Arc::clone(statistics));
     let scheduler = Scheduler::new(Arc::clone(statistics));
-    let mut thread =
-        InferenceThread { inbox, prepared, preparer, scheduler, preparing: 0, is_open: true };
+    let mut thread = InferenceThread {
+        inbox,
+        queued: VecDeque::new(),
+        prepared,
+        preparer,
+        scheduler,
+        preparing: HashMap::new(),
+        is_open: true,
+    };
     let cache_bytes = || models.cache_bytes();
     loop {
         if thread.scheduler.is_idle() {
-            if thread.preparing == 0 {
+            if thread.preparing.is_empty() && thread.queued.is_empty() {
                 serving_load.set(false);
                 if !thread.is_open {
                     return;
@@ -50,7 +63,7 @@ pub(super) fn run(inbox: mpsc::Receiver<QueuedRequest>, runtime: &Handle, contex
             // Nothing to compute: wait for the next message.
             let message = runtime.block_on(thread.next_message());
             thread.handle(message);
-            serving_load.set(thread.preparing > 0 || !thread.scheduler.is_idle());
+            serving_load.set(!thread.preparing.is_empty() || !thread.scheduler.is_idle());
         }
         thread.receive_all();
         if !thread.scheduler.is_idle() {
@@ -68,13 +81,15 @@ pub(super) fn run(inbox: mpsc::Receiver<QueuedRequest>, runtime: &Handle, contex
 
 /// The state of the thread.
 struct InferenceThread {
-    inbox: mpsc::Receiver<QueuedRequest>,
-    /// The sequences of requests whose preparation has ended.
-    prepared: mpsc::UnboundedReceiver<Vec<SequenceGroup>>,
+    inbox: mpsc::UnboundedReceiver<QueuedRequest>,
+    /// Requests whose preparation has not begun, in order of arrival.
+    queued: VecDeque<QueuedRequest>,
+    /// Requests whose preparation has ended.
+    prepared: mpsc::UnboundedReceiver<PreparedRequest>,
     preparer: RequestPreparer,
     scheduler: Scheduler,
-    /// Requests that are being prepared.
-    preparing: usize,
+    /// How many requests of each project are being prepared.
+    preparing: HashMap<Project, usize>,
     /// Whether more requests may come.
     is_open: bool,
 }
@@ -83,7 +98,7 @@ struct InferenceThread {
 enum ThreadMessage {
     Request(Box<QueuedRequest>),
     /// A preparation has ended.
-    Prepared(Vec<SequenceGroup>),
+    Prepared(PreparedRequest),
     /// No more requests will come.
     Closed,
 }
@@ -96,30 +111,54 @@ impl InferenceThread {
                 Some(queued) => ThreadMessage::Request(Box::new(queued)),
                 None => ThreadMessage::Closed,
             },
-            Some(groups) = self.prepared.recv() => ThreadMessage::Prepared(groups),
+            Some(prepared) = self.prepared.recv() => ThreadMessage::Prepared(prepared),
         }
     }
 
     /// Handles the messages that are there already.
     fn receive_all(&mut self) {
-        while self.preparing + self.scheduler.waiting() < MAX_WAITING_REQUESTS
-            && let Ok(queued) = self.inbox.try_recv()
-        {
-            self.handle(ThreadMessage::Request(Box::new(queued)));
+        while let Ok(prepared) = self.prepared.try_recv() {
+            self.handle(ThreadMessage::Prepared(prepared));
         }
-        while let Ok(groups) = self.prepared.try_recv() {
-            self.handle(ThreadMessage::Prepared(groups));
+        while let Ok(queued) = self.inbox.try_recv() {
+            self.queued.push_back(queued);
+        }
+        self.start_queued();
+    }
+
+    /// Starts to prepare requests, those of the project with the fewest first.
+    fn start_queued(&mut self) {
+        loop {
+            let under_way = |queued: &QueuedRequest| {
+                let project = &queued.tenant.project;
+                let preparing = self.preparing.get(project).copied().unwrap_or_default();
+                preparing + self.scheduler.waiting_of(project)
+            };
+            let counts = self.queued.iter().map(under_way).enumerate();
+            let Some((index, count)) = counts.min_by_key(|(_, count)| *count) else { return };
+            let total = self.preparing.values().sum::<usize>() + self.scheduler.waiting();
+            if total >= MAX_PREPARED && count > 0 {
+                return;
+            }
+            let Some(queued) = self.queued.remove(index) else { return };
+            *self.preparing.entry(queued.tenant.project.clone()).or_default() += 1;
+            self.preparer.start(queued);
         }
     }
 
     fn handle(&mut self, message: ThreadMessage) {
         match message {
             ThreadMessage::Request(queued) => {
-                self.preparing += 1;
-                self.preparer.start(*queued);
+                self.queued.push_back(*queued);
+                self.start_queued();
             }
-            ThreadMessage::Prepared(groups) => {
-                self.preparing = self.preparing.saturating_sub(1);
+            ThreadMessage::Prepared(PreparedRequest { project, groups }) => {
+                if let Some(count) = self.preparing.get_mut(&project) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.preparing.remove(&project);
+                    }
+                }
                 self.scheduler.enqueue(groups);
             }
             ThreadMessage::Closed => self.is_open = false,

@@ -37,6 +37,7 @@ mod step;
 mod tenant;
 mod tool_call_parser;
 mod tool_format;
+mod waiting_requests;
 
 use std::sync::Arc;
 
@@ -45,18 +46,21 @@ use tokio::sync::mpsc;
 
 pub use self::error::ServeError;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
-use self::inference_thread::{MAX_WAITING_REQUESTS, ThreadContext};
+use self::inference_thread::ThreadContext;
 pub use self::request::{Prompt, Request, Sampling, TemplateOverrides, TextPrompt};
 use self::request_preparer::QueuedRequest;
 pub use self::serving_load::ServingLoad;
 pub use self::source::{AdapterBytes, AdapterSource, BaseSource, ModelSource};
 pub use self::statistics::Statistics;
 pub use self::tenant::Tenant;
+use self::waiting_requests::WaitingRequests;
 use crate::domain::error_code::ErrorCode;
 
 /// The models in memory, and the thread that runs them.
 pub struct ModelServer {
-    inbox: mpsc::Sender<QueuedRequest>,
+    /// Has no bound of its own: each request in it has a place among `waiting`.
+    inbox: mpsc::UnboundedSender<QueuedRequest>,
+    waiting: Arc<WaitingRequests>,
     serving_load: ServingLoad,
     statistics: Arc<Statistics>,
 }
@@ -66,7 +70,7 @@ impl ModelServer {
     /// fetch models. `memory` is the limit for models, adapters and key/value caches, in bytes; `None`:
     /// half of the free memory.
     pub fn start(runtime: Handle, memory: Option<u64>) -> std::io::Result<Self> {
-        let (inbox, requests) = mpsc::channel(MAX_WAITING_REQUESTS);
+        let (inbox, requests) = mpsc::unbounded_channel();
         let (serving_load, statistics) = (ServingLoad::default(), Arc::new(Statistics::default()));
         let context = ThreadContext {
             memory: memory.unwrap_or_else(model_cache::default_budget),
@@ -76,7 +80,7 @@ impl ModelServer {
         std::thread::Builder::new()
             .name("inference".to_owned())
             .spawn(move || inference_thread::run(requests, &runtime, &context))?;
-        Ok(Self { inbox, serving_load, statistics })
+        Ok(Self { inbox, waiting: Arc::default(), serving_load, statistics })
     }
 
     /// Whether requests are being served.
@@ -92,7 +96,7 @@ impl ModelServer {
     /// Queues a request of `tenant`; its events. Dropping the events ends its sequences within one token.
     ///
     /// # Errors
-    /// When too many requests wait already.
+    /// When too many requests wait already, or too many of this project.
     pub fn answer(
         &self,
         tenant: Tenant,
@@ -100,13 +104,13 @@ impl ModelServer {
         request: Request,
     ) -> Result<Events, ServeError> {
         let (events, receiver) = events::channel();
-        let queued = QueuedRequest { tenant: Arc::new(tenant), source, request, events };
-        self.inbox.try_send(queued).map_err(|_full_or_closed| {
-            let message = format!(
-                "{MAX_WAITING_REQUESTS} requests wait for answers already: try again later"
-            );
+        let busy = || {
+            let message = "too many requests wait for answers already: try again later".to_owned();
             ServeError::new(ErrorCode::RateLimitExceeded, message)
-        })?;
+        };
+        let place = Arc::new(self.waiting.take(&tenant.project).ok_or_else(busy)?);
+        let queued = QueuedRequest { tenant: Arc::new(tenant), place, source, request, events };
+        self.inbox.send(queued).map_err(|_closed| busy())?;
         Ok(receiver)
     }
 }

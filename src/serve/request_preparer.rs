@@ -9,17 +9,23 @@ use tokio::sync::mpsc;
 
 use super::error::ServeError;
 use super::events::{Event, EventSender};
+use super::loaded_model::{LoadedModel, NamedAdapter};
 use super::model_cache::ModelCache;
 use super::request::Request;
 use super::request_encoder::RequestEncoder;
 use super::sequence_group::SequenceGroup;
+use super::sequence_output::SequenceOutput;
 use super::source::ModelSource;
 use super::statistics::Statistics;
 use super::tenant::Tenant;
+use super::waiting_requests::WaitingPlace;
+use crate::domain::project::Project;
 
 /// A request in the queue, with the sender of its events.
 pub(super) struct QueuedRequest {
     pub tenant: Arc<Tenant>,
+    /// Its place among those that wait, until its sequences run.
+    pub place: Arc<WaitingPlace>,
     pub source: ModelSource,
     pub request: Request,
     pub events: EventSender,
@@ -29,8 +35,15 @@ pub(super) struct QueuedRequest {
 pub(super) struct RequestPreparer {
     models: Arc<ModelCache>,
     runtime: Handle,
-    done: mpsc::UnboundedSender<Vec<SequenceGroup>>,
+    done: mpsc::UnboundedSender<PreparedRequest>,
     statistics: Arc<Statistics>,
+}
+
+/// A request whose preparation has ended.
+pub(super) struct PreparedRequest {
+    pub project: Project,
+    /// Its sequences; none when it cannot be answered.
+    pub groups: Vec<SequenceGroup>,
 }
 
 impl RequestPreparer {
@@ -39,7 +52,7 @@ impl RequestPreparer {
     pub fn new(
         models: Arc<ModelCache>,
         runtime: Handle,
-        done: mpsc::UnboundedSender<Vec<SequenceGroup>>,
+        done: mpsc::UnboundedSender<PreparedRequest>,
         statistics: Arc<Statistics>,
     ) -> Self {
         Self { models, runtime, done, statistics }
@@ -47,17 +60,19 @@ impl RequestPreparer {
 
     /// Starts to prepare a request.
     pub fn start(&self, queued: QueuedRequest) {
-        let QueuedRequest { tenant, source, request, events } = queued;
+        let QueuedRequest { tenant, place, source, request, events } = queued;
         let (models, runtime) = (Arc::clone(&self.models), self.runtime.clone());
         let (done, statistics) = (self.done.clone(), Arc::clone(&self.statistics));
         statistics.count_request();
         self.runtime.spawn_blocking(move || {
-            let mut report = PreparationReport { done, groups: Vec::new() };
+            let project = tenant.project.clone();
+            let prepared = PreparedRequest { project, groups: Vec::new() };
+            let mut report = PreparationReport { done, prepared: Some(prepared) };
             if !events.is_connected() {
                 return;
             }
-            match prepare(&models, &runtime, &tenant, source, request, &events) {
-                Ok(groups) => report.groups = groups,
+            match prepare(&models, &runtime, source, request, &events) {
+                Ok(prepared) => report.set_groups(prepared, &tenant, &place),
                 Err(error) => {
                     statistics.count_failed_request();
                     events.send(Event::Failed(error));
@@ -70,35 +85,59 @@ impl RequestPreparer {
 /// Reports the end of a preparation when it is dropped. So a preparation that panics is reported too, and
 /// its request does not count as being prepared for ever.
 struct PreparationReport {
-    done: mpsc::UnboundedSender<Vec<SequenceGroup>>,
-    groups: Vec<SequenceGroup>,
+    done: mpsc::UnboundedSender<PreparedRequest>,
+    /// `Some` until it is sent.
+    prepared: Option<PreparedRequest>,
+}
+
+impl PreparationReport {
+    fn set_groups(
+        &mut self,
+        prompts: PreparedPrompts,
+        tenant: &Arc<Tenant>,
+        place: &Arc<WaitingPlace>,
+    ) {
+        let PreparedPrompts { model, adapter, prompts } = prompts;
+        let groups = prompts.into_iter().map(|outputs| SequenceGroup {
+            model: Arc::clone(&model),
+            adapter: adapter.clone(),
+            tenant: Arc::clone(tenant),
+            place: Arc::clone(place),
+            outputs,
+        });
+        if let Some(prepared) = &mut self.prepared {
+            prepared.groups = groups.collect();
+        }
+    }
 }
 
 impl Drop for PreparationReport {
     fn drop(&mut self) {
-        let _thread_has_ended = self.done.send(std::mem::take(&mut self.groups));
+        if let Some(prepared) = self.prepared.take() {
+            let _thread_has_ended = self.done.send(prepared);
+        }
     }
+}
+
+/// The outputs of each prompt of a request, and the model that computes them.
+struct PreparedPrompts {
+    model: Arc<LoadedModel>,
+    adapter: Option<NamedAdapter>,
+    prompts: Vec<Vec<SequenceOutput>>,
 }
 
 fn prepare(
     models: &ModelCache,
     runtime: &Handle,
-    tenant: &Arc<Tenant>,
     source: ModelSource,
     request: Request,
     events: &EventSender,
-) -> Result<Vec<SequenceGroup>, ServeError> {
+) -> Result<PreparedPrompts, ServeError> {
     let model = models.find_or_load(source.base, runtime)?;
     let adapter = match source.adapter {
         Some(adapter) => Some(model.attach(adapter, runtime)?),
         None => None,
     };
     let prompts = RequestEncoder::new(&model, adapter.as_ref()).encode(request, events)?;
-    let groups = prompts.into_iter().map(|outputs| SequenceGroup {
-        model: Arc::clone(&model),
-        adapter: adapter.clone(),
-        tenant: Arc::clone(tenant),
-        outputs,
-    });
-    Ok(groups.collect())
+    Ok(PreparedPrompts { model, adapter, prompts })
 }

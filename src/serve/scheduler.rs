@@ -4,7 +4,8 @@
 //! sequences of one model, whatever their adapters:
 //!
 //! 1. sequences whose clients have disconnected are dropped;
-//! 2. waiting sequences are admitted, oldest first, while there is room and memory for them;
+//! 2. waiting sequences are admitted while there is room and memory for them, those of the project with the
+//!    fewest running sequences first; a project that has none running gets the place of another one's;
 //! 3. the model computes the scheduled tokens ([`super::step`]: decode first, then prefill);
 //! 4. the outputs go to the sequences; what a finished sequence has computed goes to the prefix cache.
 //!
@@ -23,6 +24,7 @@ use super::sequence_group::SequenceGroup;
 use super::sequence_output::SequenceOutput;
 use super::statistics::Statistics;
 use super::step::{ScheduledTokens, run_model, schedule_tokens};
+use crate::domain::project::Project;
 use crate::train::engine::SequenceCache;
 
 /// Most sequences that run at once.
@@ -44,6 +46,13 @@ impl KvCacheMemory<'_> {
     fn has_room(&self, bytes: u64) -> bool {
         (self.used)() + bytes <= self.limit
     }
+}
+
+/// Sequences that may be admitted, by their index.
+#[derive(Clone, Copy)]
+enum NextSequences {
+    Preempted(usize),
+    Waiting(usize),
 }
 
 /// All sequences on the device.
@@ -81,6 +90,13 @@ impl Scheduler {
     /// Number of prompts that wait and of sequences that are preempted.
     pub fn waiting(&self) -> usize {
         self.waiting.len() + self.preempted.len()
+    }
+
+    /// The same of one project.
+    pub fn waiting_of(&self, project: &Project) -> usize {
+        let waiting = self.waiting.iter().filter(|group| group.tenant.project == *project);
+        let preempted = self.preempted.iter().filter(|one| one.tenant.project == *project);
+        waiting.count() + preempted.count()
     }
 
     /// Adds the sequences of a request to those that wait.
@@ -127,35 +143,101 @@ impl Scheduler {
         }
     }
 
-    /// Admits preempted sequences, then waiting ones, while there is room. One sequence may always run.
+    /// Admits sequences while there is room. One sequence may always run.
     fn admit(&mut self, memory: &KvCacheMemory<'_>) {
-        while let Some(sequence) = self.preempted.front() {
-            let responder = sequence.model.responder();
-            let needs = responder.bytes_of_text(sequence.tokens.len() + RESERVED_TOKENS);
-            if !self.has_room(1, needs, memory) {
-                return;
-            }
-            let Some(mut sequence) = self.preempted.pop_front() else { return };
-            let key = sequence.prefix_cache_key();
-            let prefix = self.longest_prefix(&key, &sequence.tokens);
-            if let Some(cache) = prefix.filter(|_| !sequence.needs_prompt_logits()) {
-                sequence.cache = cache;
-            }
-            self.running.push(sequence);
-        }
-        while let Some(group) = self.waiting.front() {
-            let Some(first) = group.outputs.first() else {
-                self.waiting.pop_front();
-                continue;
+        self.waiting.retain(|group| !group.outputs.is_empty());
+        while let Some(next) = self.next_to_admit() {
+            let (project, count, needs) = match next {
+                NextSequences::Preempted(index) => {
+                    let sequence = &self.preempted[index];
+                    let tokens = sequence.tokens.len() + RESERVED_TOKENS;
+                    let needs = sequence.model.responder().bytes_of_text(tokens);
+                    (sequence.tenant.project.clone(), 1, needs)
+                }
+                NextSequences::Waiting(index) => {
+                    let group = &self.waiting[index];
+                    let prompt = group.outputs.first().map_or(0, |first| first.prompt().len());
+                    let needs = group.model.responder().bytes_of_text(prompt + RESERVED_TOKENS);
+                    (group.tenant.project.clone(), group.outputs.len(), needs)
+                }
             };
-            let prompt = first.prompt().len();
-            let needs = group.model.responder().bytes_of_text(prompt + RESERVED_TOKENS);
-            if !self.has_room(group.outputs.len(), needs, memory) {
-                return;
+            while !self.has_room(count, needs, memory) {
+                if self.running_of(&project) > 0 || !self.preempt_of_the_busiest(&project) {
+                    return;
+                }
             }
-            let Some(group) = self.waiting.pop_front() else { return };
-            self.start(group);
+            match next {
+                NextSequences::Preempted(index) => {
+                    let Some(sequence) = self.preempted.remove(index) else { return };
+                    self.resume(sequence);
+                }
+                NextSequences::Waiting(index) => {
+                    let Some(group) = self.waiting.remove(index) else { return };
+                    self.start(group);
+                }
+            }
         }
+    }
+
+    /// The sequences that are admitted next: of the project with the fewest running ones, preempted ones
+    /// first, then the oldest.
+    fn next_to_admit(&self) -> Option<NextSequences> {
+        let preempted = self.preempted.iter().enumerate();
+        let preempted =
+            preempted.map(|(index, one)| (&one.tenant.project, NextSequences::Preempted(index)));
+        let waiting = self.waiting.iter().enumerate();
+        let waiting =
+            waiting.map(|(index, group)| (&group.tenant.project, NextSequences::Waiting(index)));
+        // The first of the smallest ones.
+        let next = preempted.chain(waiting).min_by_key(|(project, _)| self.running_of(project));
+        next.map(|(_, next)| next)
+    }
+
+    /// Number of running sequences of a project.
+    fn running_of(&self, project: &Project) -> usize {
+        let of_project = self.running.iter().filter(|one| one.tenant.project == *project);
+        of_project.map(GenerationSequence::sequences).sum()
+    }
+
+    /// Preempts the youngest sequence of the project that has most of them, beside `project`; whether
+    /// there was one. No project loses its last one.
+    fn preempt_of_the_busiest(&mut self, project: &Project) -> bool {
+        let others = self.running.iter().map(|one| &one.tenant.project);
+        let others = others.filter(|other| *other != project);
+        let Some(busiest) = others.max_by_key(|other| self.running_of(other)) else { return false };
+        let of_busiest = self.running.iter().enumerate();
+        let of_busiest = of_busiest.filter(|(_, one)| one.tenant.project == *busiest);
+        let (count, youngest) =
+            (of_busiest.clone().count(), of_busiest.max_by_key(|(_, one)| one.arrival));
+        let Some((index, _)) = youngest.filter(|_| count > 1) else { return false };
+        self.preempt(index);
+        true
+    }
+
+    /// Takes a running sequence out. What it has computed stays in the prefix cache as long as there is
+    /// memory.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        match sequence.model.responder().new_cache() {
+            Ok(cache) => {
+                tracing::debug!(tokens = sequence.tokens.len(), "sequence preempted");
+                let cache = std::mem::replace(&mut sequence.cache, cache);
+                let computed = sequence.tokens[..cache.length()].to_vec();
+                self.prefix_cache.insert(sequence.prefix_cache_key(), computed, cache);
+                self.preempted.push_front(sequence);
+            }
+            Err(error) => sequence.fail(|| ServeError::engine_failed(error.to_string())),
+        }
+    }
+
+    /// Lets a preempted sequence run again, from its longest prefix that is computed already.
+    fn resume(&mut self, mut sequence: GenerationSequence) {
+        let key = sequence.prefix_cache_key();
+        let prefix = self.longest_prefix(&key, &sequence.tokens);
+        if let Some(cache) = prefix.filter(|_| !sequence.needs_prompt_logits()) {
+            sequence.cache = cache;
+        }
+        self.running.push(sequence);
     }
 
     /// Starts the sequences of a prompt, from its longest prefix that is computed already.
@@ -250,15 +332,7 @@ impl Scheduler {
             }
             let youngest = self.running.iter().enumerate().max_by_key(|(_, one)| one.arrival);
             let Some((index, _)) = youngest.filter(|_| self.running.len() > 1) else { return };
-            let mut sequence = self.running.remove(index);
-            match sequence.model.responder().new_cache() {
-                Ok(cache) => {
-                    tracing::debug!(tokens = sequence.tokens.len(), "sequence preempted");
-                    sequence.cache = cache;
-                    self.preempted.push_front(sequence);
-                }
-                Err(error) => sequence.fail(|| ServeError::engine_failed(error.to_string())),
-            }
+            self.preempt(index);
         }
     }
 

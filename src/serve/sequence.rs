@@ -40,7 +40,8 @@ impl GenerationSequence {
     /// Starts the sequences of a prompt as one; `None` when there are none. `cache` holds the prefix that
     /// is computed already.
     pub fn new(group: SequenceGroup, cache: SequenceCache, arrival: u64) -> Option<Self> {
-        let SequenceGroup { model, adapter, tenant, outputs: mut siblings } = group;
+        // It does not wait any more.
+        let SequenceGroup { model, adapter, tenant, place: _, outputs: mut siblings } = group;
         if siblings.is_empty() {
             return None;
         }

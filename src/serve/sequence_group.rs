@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::loaded_model::{LoadedModel, NamedAdapter};
 use super::sequence_output::SequenceOutput;
 use super::tenant::Tenant;
+use super::waiting_requests::WaitingPlace;
 
 /// The `n` sequences of one prompt. They share its tokens and run as one until it is prefilled.
 pub(super) struct SequenceGroup {
@@ -14,6 +15,9 @@ pub(super) struct SequenceGroup {
     pub adapter: Option<NamedAdapter>,
     /// Whose they are.
     pub tenant: Arc<Tenant>,
+    /// The place of their request among those that wait, until this is dropped.
+    #[expect(dead_code, reason = "dropped when they run")]
+    pub place: Arc<WaitingPlace>,
     /// One for each sequence; there is at least one.
     pub outputs: Vec<SequenceOutput>,
 }

@@ -1,13 +1,14 @@
 //! One step of a model: which tokens it computes, within the token budget, and the run itself.
 //!
 //! Decode comes first: each sequence that decodes gets one token. Prompts are prefilled in chunks with the
-//! rest of the step's token budget. So a long prompt delays the streams beside it by a chunk at most.
+//! rest of the step's token budget, of which each project gets its share. So a long prompt delays the streams beside it by a chunk at most.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::loaded_model::LoadedModel;
 use super::sequence::GenerationSequence;
+use crate::domain::project::Project;
 use crate::train::engine::{DecodeStep, PREFILL_CHUNK};
 
 /// Token budget for prefill in a step in which sequences decode: they wait for it.
@@ -40,20 +41,61 @@ pub(super) fn schedule_tokens(
         .collect();
     let mut budget = if scheduled.is_empty() { PREFILL_CHUNK } else { PREFILL_BESIDE_DECODE };
     let mut logits_budget = MAX_PROMPT_LOGITS;
-    for (index, sequence) in of_model().filter(|(_, sequence)| sequence.uncomputed_tokens() > 1) {
-        let needs_prompt_logits = sequence.needs_prompt_logits();
-        let most = if needs_prompt_logits { budget.min(logits_budget) } else { budget };
-        let count = sequence.uncomputed_tokens().min(most);
-        if count == 0 {
-            continue;
+    let prefilled = of_model().filter(|(_, sequence)| sequence.uncomputed_tokens() > 1);
+    let mut prefilled: Vec<Prefill<'_>> =
+        prefilled.map(|(index, sequence)| Prefill { index, sequence, count: 0 }).collect();
+    let mut projects: Vec<&Project> = Vec::new();
+    for prefill in &prefilled {
+        if !projects.contains(&prefill.project()) {
+            projects.push(prefill.project());
         }
-        budget -= count;
-        if needs_prompt_logits {
-            logits_budget -= count;
-        }
-        scheduled.push(ScheduledTokens { sequence: index, count });
     }
+    // First each project's share, then what others have left of theirs, oldest first.
+    for project in &projects {
+        let (mut share, mut logits_share) =
+            (budget.div_ceil(projects.len()), logits_budget.div_ceil(projects.len()));
+        for prefill in prefilled.iter_mut().filter(|prefill| prefill.project() == *project) {
+            prefill.take(&mut share, &mut logits_share);
+        }
+    }
+    let counted = |prefilled: &[Prefill<'_>], only_logits: bool| -> usize {
+        let all = prefilled.iter();
+        let counted = all.filter(|one| !only_logits || one.sequence.needs_prompt_logits());
+        counted.map(|prefill| prefill.count).sum()
+    };
+    budget = budget.saturating_sub(counted(&prefilled, false));
+    logits_budget = logits_budget.saturating_sub(counted(&prefilled, true));
+    for prefill in &mut prefilled {
+        prefill.take(&mut budget, &mut logits_budget);
+    }
+    let taken = prefilled.iter().filter(|prefill| prefill.count > 0);
+    scheduled.extend(taken.map(|one| ScheduledTokens { sequence: one.index, count: one.count }));
     scheduled
+}
+
+/// A sequence in prefill, and how many of its tokens a step computes.
+struct Prefill<'a> {
+    index: usize,
+    sequence: &'a GenerationSequence,
+    count: usize,
+}
+
+impl<'a> Prefill<'a> {
+    fn project(&self) -> &'a Project {
+        &self.sequence.tenant.project
+    }
+
+    /// Takes tokens out of the budgets, as many as it has left.
+    fn take(&mut self, budget: &mut usize, logits_budget: &mut usize) {
+        let needs_prompt_logits = self.sequence.needs_prompt_logits();
+        let most = if needs_prompt_logits { (*budget).min(*logits_budget) } else { *budget };
+        let count = (self.sequence.uncomputed_tokens() - self.count).min(most);
+        self.count += count;
+        *budget -= count;
+        if needs_prompt_logits {
+            *logits_budget -= count;
+        }
+    }
 }
 
 /// Runs the model: the logits of each scheduled sequence. When the run of all together fails, each runs

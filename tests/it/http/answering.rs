@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::http::models_chat::ask;
-use crate::support::server::{Server, TINY, chat_lines};
+use crate::support::server::{Server, TINY, chat_lines, make_key};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -241,5 +241,49 @@ async fn with_other_priorities_a_job_is_not_told_to_wait() {
         }
         server.ended(&id, "succeeded").await;
         assert_eq!(metric(&server, "hone_train_yields_total").await, 0.0, "{priority}");
+    }
+}
+
+/// A chat whose answer is long.
+fn long_chat(number: usize, n: usize) -> Value {
+    let mut body = ask(TINY, json!({"max_tokens": 200, "n": n, "logit_bias": {"2": -100}}));
+    body["messages"][0]["content"] = json!(format!("Tell me about the number {number}."));
+    body
+}
+
+#[tokio::test]
+async fn a_project_is_answered_while_another_one_has_more_to_be_answered_than_runs() {
+    let mut server = Server::start();
+    let (theirs, ours) =
+        (make_key(server.data_dir(), "team-a"), make_key(server.data_dir(), "team-b"));
+    server.act_with(&theirs);
+    let alone = server.post(CHAT, long_chat(0, 1)).await.ok()["choices"][0]["message"].clone();
+    let of_theirs = Server::client_of(&theirs);
+    let url = format!("{}{CHAT}", server.base);
+    let all = (0..24).map(|number| {
+        let request = of_theirs.post(&url).json(&long_chat(number, 8));
+        tokio::spawn(async move { request.send().await.expect("a reply").json::<Value>().await })
+    });
+    let all: Vec<_> = all.collect();
+    until_metric(&server, "hone_serve_texts_waiting", |waiting| waiting >= 10.0).await;
+    until_metric(&server, "hone_serve_texts_running", |running| running >= 64.0).await;
+
+    server.act_with(&ours);
+    for number in 0..3 {
+        let began = Instant::now();
+        let body = ask(TINY, json!({"max_tokens": 2}));
+        server.post(CHAT, body).await.ok();
+        let waiting = metric(&server, "hone_serve_texts_waiting").await;
+        println!("answer {number} after {:?}, {waiting} prompts wait", began.elapsed());
+        assert!(waiting >= 10.0, "answer {number} came after those of the other project");
+    }
+    // Nor does the other project lose anything by that.
+    for (number, reply) in join_all(all).await.into_iter().enumerate() {
+        let reply = reply.expect("no panic").expect("JSON");
+        let choices = reply["choices"].as_array().unwrap_or_else(|| panic!("{reply}"));
+        assert_eq!(choices.len(), 8);
+        if number == 0 {
+            assert!(choices.iter().all(|choice| choice["message"] == alone), "{choices:#?}");
+        }
     }
 }

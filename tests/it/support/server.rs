@@ -155,9 +155,14 @@ impl Server {
 
     /// Sends this key with every request from now on.
     pub fn act_with(&mut self, key: &str) {
+        self.client = Self::client_of(key);
+    }
+
+    /// A client that sends this key with every request.
+    pub fn client_of(key: &str) -> Client {
         let value = format!("Bearer {key}").parse().expect("a header");
         let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
-        self.client = Client::builder().default_headers(headers).build().expect("a client");
+        Client::builder().default_headers(headers).build().expect("a client")
     }
 
     /// Process id.
