@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use crate::artifacts::model::WeightType;
-use crate::base_models::Catalog;
+use crate::base_models::{Catalog, SharedCatalog};
 use crate::blobs::Blobs;
 use crate::config::Folders;
 use crate::export::fetch::{self, ExportSources};
@@ -94,7 +94,7 @@ async fn write(
         bail!("{}", no_model(store, &args.job).await?);
     };
     let blobs = Blobs::local(&args.folders.data_dir.join("blobs"))?;
-    let base_models = Catalog::new(args.folders.models.models_dir.clone());
+    let base_models = SharedCatalog::new(Catalog::new(args.folders.models.models_dir.clone()));
     let out = std::path::absolute(&args.out)?;
     let parent = out.parent().context("--out has no folder that it could lie in")?;
     std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;

@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::base_models::Catalog;
+use crate::base_models::{Catalog, SharedCatalog};
 use crate::blobs::Blobs;
 use crate::config::{Cors, Folders, Limits, Listen, Priority, Serving, TrainingDevice, Webhooks};
 use crate::domain::project::Project;
@@ -155,7 +155,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         store: shared,
         blobs,
         queue,
-        base_models,
+        base_models: SharedCatalog::new(base_models),
         dry_runs: Arc::new(dry_runs),
         models: Arc::new(models),
         prefix_cache_scope,

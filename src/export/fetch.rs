@@ -12,7 +12,7 @@ use super::format::{ExportFormat, ExportOptions};
 use super::opened_model::OpenedModel;
 use crate::artifacts::certificate;
 use crate::artifacts::model::WeightType;
-use crate::base_models::Catalog;
+use crate::base_models::SharedCatalog;
 use crate::blobs::{BlobError, Blobs};
 use crate::domain::file::FileRecord;
 use crate::domain::model::TunedModel;
@@ -58,7 +58,7 @@ pub struct ExportSources<'a> {
     /// The blobs.
     pub blobs: &'a Blobs,
     /// The base models.
-    pub base_models: &'a Catalog,
+    pub base_models: &'a SharedCatalog,
 }
 
 /// The model of a job, or the model or checkpoint with that name.
@@ -97,8 +97,11 @@ pub async fn export(
         if !model.is_whole {
             let mut name = options.base_model_name.clone();
             if name.is_none() {
-                let entry = sources.base_models.find(&model.base_model)?;
-                name = entry.and_then(|entry| entry.hub_name());
+                let entry = sources.base_models.find(&model.base_model).await?;
+                name = match entry {
+                    Some(entry) => sources.base_models.hub_name(entry).await,
+                    None => None,
+                };
             }
             remarks = base_name::write(&exported, name.as_deref())?;
         }
@@ -110,7 +113,7 @@ pub async fn export(
     let mut base = fetched.clone();
     let mut adapter = None;
     if !model.is_whole {
-        let entry = sources.base_models.find(&model.base_model)?;
+        let entry = sources.base_models.find(&model.base_model).await?;
         let entry = entry.ok_or_else(|| FetchError::MissingBaseModel(model.base_model.clone()))?;
         (base, adapter) = (entry.path, Some(fetched.clone()));
     }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::middleware::concurrency_limit::RunningRequests;
 use super::middleware::rate_limit::RequestLimiter;
-use crate::base_models::Catalog;
+use crate::base_models::SharedCatalog;
 use crate::blobs::Blobs;
 use crate::config::PrefixCacheScope;
 use crate::executor::DryRuns;
@@ -28,7 +28,7 @@ pub struct ServerState {
     /// The queue of jobs, whose waiters are woken from here.
     pub queue: Arc<Queue>,
     /// The base models.
-    pub base_models: Catalog,
+    pub base_models: SharedCatalog,
     /// Dry runs of jobs.
     pub dry_runs: Arc<DryRuns>,
     /// Generation for chat and completions.

@@ -56,7 +56,7 @@ impl ValidatedJob {
         let request = job_request::read(body)?;
         let mode = request.hyperparameters.tuning.unwrap_or_default();
         let model = StartingModel::find(state, &caller, &request.model, mode).await?;
-        model.check_template(state, request.chat_template.chat_template.as_deref())?;
+        model.check_template(state, request.chat_template.chat_template.as_deref()).await?;
         let files = JobFiles::find(state, &caller, &request).await?;
         let error = files.error(request.hyperparameters.method);
         let unused = unused_fields(&request.unknown_fields);
@@ -144,7 +144,8 @@ impl StartingModel {
             }
         }
         let base_model = tuned.as_ref().map_or(model, |tuned| &tuned.base_model);
-        let Some(entry) = state.base_models.find(base_model).map_err(ApiError::internal)? else {
+        let Some(entry) = state.base_models.find(base_model).await.map_err(ApiError::internal)?
+        else {
             return Err(no_such_model(state, caller, base_model).await?);
         };
         // It may have been named by its repository on the Hub.
@@ -156,17 +157,21 @@ impl StartingModel {
 impl StartingModel {
     /// Refuses a chat template that is no Jinja and no name of one of the base model's. A fine-tuned model
     /// has its own templates, which its job looks into.
-    fn check_template(&self, state: &AppState, chat_template: Option<&str>) -> ApiResult<()> {
+    async fn check_template(&self, state: &AppState, chat_template: Option<&str>) -> ApiResult<()> {
         let (Some(text), None) = (chat_template, &self.continue_from) else { return Ok(()) };
-        let base = state.base_models.find(&self.base_model).map_err(ApiError::internal)?;
-        let Some(base) = base.filter(|base| base.path.is_dir() && !is_jinja(text)) else {
-            return Ok(());
-        };
-        // A folder that cannot be read is the job's to say.
-        let Ok(templates) = TemplateSources::of_folder(&base.path) else { return Ok(()) };
-        match templates.choose(text) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(ApiError::field("chat_template", error.to_string())),
+        let base = state.base_models.find(&self.base_model).await.map_err(ApiError::internal)?;
+        let Some(base) = base.filter(|_| !is_jinja(text)) else { return Ok(()) };
+        // The folder may be on a slow disk.
+        let text = text.to_owned();
+        let refused = tokio::task::spawn_blocking(move || {
+            // A file has one template; a folder that cannot be read is the job's to say.
+            let templates = TemplateSources::of_folder(&base.path).ok();
+            let templates = templates.filter(|_| base.path.is_dir())?;
+            templates.choose(&text).err().map(|error| error.to_string())
+        });
+        match refused.await.map_err(ApiError::internal)? {
+            None => Ok(()),
+            Some(message) => Err(ApiError::field("chat_template", message)),
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) async fn source(
     caller: &Caller,
     name: &str,
 ) -> ApiResult<ModelSource> {
-    if let Some(base) = state.base_models.find(name).map_err(ApiError::internal)? {
+    if let Some(base) = state.base_models.find(name).await.map_err(ApiError::internal)? {
         return Ok(ModelSource { base: BaseSource::Entry(base), adapter: None });
     }
     let Some(model) = find_usable(state, caller, name).await? else {
@@ -35,7 +35,7 @@ pub(super) async fn source(
         return Ok(ModelSource { base, adapter: None });
     }
     let base: Option<BaseModelEntry> =
-        state.base_models.find(&model.base_model).map_err(ApiError::internal)?;
+        state.base_models.find(&model.base_model).await.map_err(ApiError::internal)?;
     let Some(base) = base else {
         let name = excerpt(name);
         let message = format!(

@@ -37,7 +37,7 @@ pub async fn delete(
     caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<DeletedModel>> {
-    if state.base_models.find(&id).map_err(ApiError::internal)?.is_some() {
+    if state.base_models.find(&id).await.map_err(ApiError::internal)?.is_some() {
         let message = "a base model is removed with `hone models remove`, not through the API";
         return Err(ApiError::new(ErrorCode::PermissionDenied, message).with_param("model"));
     }

@@ -25,10 +25,11 @@ pub struct ModelList {
     responses((status = 200, body = ModelList))
 )]
 pub async fn list(State(state): State<AppState>, caller: Caller) -> ApiResult<Json<ModelList>> {
-    let base = state.base_models.list().map_err(ApiError::internal)?;
+    let base = state.base_models.list().await.map_err(ApiError::internal)?;
     let tuned = state.store.list_models(&caller.project).await?;
     let data = base
-        .into_iter()
+        .iter()
+        .cloned()
         .map(ModelObject::from)
         .chain(tuned.into_iter().map(ModelObject::from))
         .collect();

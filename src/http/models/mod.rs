@@ -42,8 +42,8 @@ pub(super) async fn no_such_model(
 ) -> ApiResult<ApiError> {
     /// How many models the message names.
     const MOST_NAMES: usize = 20;
-    let base = state.base_models.list().map_err(ApiError::internal)?;
-    let mut names: Vec<String> = base.into_iter().map(|entry| entry.id).collect();
+    let base = state.base_models.list().await.map_err(ApiError::internal)?;
+    let mut names: Vec<String> = base.iter().map(|entry| entry.id.clone()).collect();
     let tuned = state.store.list_models(&caller.project).await?;
     names.extend(tuned.into_iter().map(|model| model.id));
     let there = match names.is_empty() {

@@ -20,7 +20,7 @@ pub async fn retrieve(
     caller: Caller,
     PathId(id): PathId,
 ) -> ApiResult<Json<ModelObject>> {
-    if let Some(entry) = state.base_models.find(&id).map_err(ApiError::internal)? {
+    if let Some(entry) = state.base_models.find(&id).await.map_err(ApiError::internal)? {
         return Ok(Json(entry.into()));
     }
     match super::find_usable(&state, &caller, &id).await? {

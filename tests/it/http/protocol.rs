@@ -1,6 +1,8 @@
 //! What holds for every route: the error envelope, tolerance for what real clients send, the
 //! OpenAPI document, and connections that misbehave.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::server::{Reply, Server, TINY, chat_lines};
+use crate::support::server::{Reply, Server, TINY, chat_lines, signal};
 
 #[tokio::test]
 async fn every_fallback_has_openais_error_shape_and_a_request_id() {
@@ -156,7 +158,7 @@ async fn any_token_and_any_content_type_are_taken_with_and_without_v1() {
 async fn the_committed_openapi_document_is_what_the_server_serves() {
     let server = Server::start();
     let served = server.get("/openapi.json").await.ok();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/openapi.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/openapi.json");
     let text = serde_json::to_string_pretty(&served).expect("serialises") + "\n";
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
         std::fs::write(&path, &text).expect("written");
@@ -241,7 +243,8 @@ async fn a_body_that_never_ends_is_refused() {
     let server = Server::start();
     let address = server.base.strip_prefix("http://").expect("an address");
     let mut stream = TcpStream::connect(address).await.expect("connects");
-    let head = "POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{";
+    let head =
+        "POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sends");
     let start = Instant::now();
     let mut reply = [0; 4096];
@@ -280,4 +283,66 @@ async fn a_state_conflict_says_not_to_retry() {
     let reply = server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{id}/cancel")).await;
     // 400, and none of the statuses that clients retry.
     reply.error(400);
+}
+
+/// A copy of the tiny model in a new folder.
+fn copy_tiny(folder: &Path) {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(TINY);
+    std::fs::create_dir(folder).expect("makes");
+    for entry in std::fs::read_dir(&tiny).expect("reads") {
+        let entry = entry.expect("reads");
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).expect("copies");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_models_folder_delays_only_those_who_ask_for_models() {
+    let (models, data) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    copy_tiny(&models.path().join(TINY));
+    let server = Server::start_over(data.path(), models.path());
+    // Every read of a folder takes a second from now on.
+    let tracer = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=getdents64"])
+        .args(["-e", "inject=getdents64:delay_enter=1000000", "-p", &server.pid().to_string()])
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut tracer) = tracer else {
+        println!("not run: there is no strace");
+        return;
+    };
+    // Until it is attached, which a system may not allow.
+    let began = Instant::now();
+    let scan = loop {
+        let asked = Instant::now();
+        server.get("/v1/models").await.ok();
+        if asked.elapsed() > Duration::from_secs(1) || began.elapsed() > Duration::from_secs(10) {
+            break asked.elapsed();
+        }
+    };
+    if scan > Duration::from_secs(1) {
+        let chat = json!({"model": TINY, "messages": [{"role": "user", "content": "a"}],
+            "max_tokens": 1});
+        let asked = Instant::now();
+        let chats = (0..8).map(|_| server.post("/v1/chat/completions", chat.clone()));
+        let others = async {
+            let mut longest = Duration::ZERO;
+            while asked.elapsed() < Duration::from_secs(3) {
+                let asked = Instant::now();
+                server.get("/healthz").await.ok();
+                longest = longest.max(asked.elapsed());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            longest
+        };
+        let (replies, longest) = tokio::join!(futures_util::future::join_all(chats), others);
+        assert!(longest < Duration::from_secs(1), "{longest:?}");
+        replies.iter().for_each(|reply| drop(reply.ok()));
+        // They share the scans; the model is read from the same disk.
+        assert!(asked.elapsed() < 7 * scan, "{:?}, and a scan takes {scan:?}", asked.elapsed());
+    } else {
+        println!("not run: strace cannot attach");
+    }
+    signal(tracer.id(), "TERM");
+    tracer.wait().expect("ended");
 }

@@ -11,7 +11,7 @@ pub(super) async fn no_permissions_error(
     caller: &Caller,
     checkpoint: &str,
 ) -> ApiResult<ApiError> {
-    if state.base_models.find(checkpoint).map_err(ApiError::internal)?.is_some() {
+    if state.base_models.find(checkpoint).await.map_err(ApiError::internal)?.is_some() {
         let message = format!(
             "{checkpoint:?} is a base model, which every project may use: permissions are for \
              fine-tuned models and checkpoints"
