@@ -54,7 +54,7 @@ fn train(spec: &RunSpec, device: Device, controls: Receiver<Control>) -> anyhow:
     let mut output = std::io::stdout().lock();
     let mut failure: Option<std::io::Error> = None;
     let mut sink = |progress: Progress| {
-        if let Err(error) = write_message(&mut output, &progress.shortened()) {
+        if let Err(error) = write_message(&mut output, &progress.for_clients(spec)) {
             failure.get_or_insert(error);
         }
     };
@@ -84,8 +84,11 @@ fn write_dry_run(device: Device) -> anyhow::Result<()> {
     let speed = MachineSpeed::measure();
     lower_priority(DRY_RUN_NICENESS);
     let dry_run = Box::new(dry_run(&spec, BackendKind::of(device), &speed));
-    write_message(&mut std::io::stdout().lock(), &Progress::DryRunDone { dry_run }.shortened())
-        .context("writing the dry run for the supervisor")
+    write_message(
+        &mut std::io::stdout().lock(),
+        &Progress::DryRunDone { dry_run }.for_clients(&spec),
+    )
+    .context("writing the dry run for the supervisor")
 }
 
 /// How much lower than the server's the priority of the run is.

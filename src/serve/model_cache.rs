@@ -130,6 +130,8 @@ impl ModelCache {
         outdated: Option<Arc<LoadedModel>>,
     ) -> Result<Arc<LoadedModel>, ServeError> {
         let cannot = |reason: String| {
+            // Where it lies is the operator's to know.
+            let reason = reason.replace(&*path.to_string_lossy(), id);
             let message = format!("the model {id:?} cannot be used: {reason}");
             ServeError::about("model", ErrorCode::InvalidModel, message)
         };

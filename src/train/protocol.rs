@@ -44,6 +44,29 @@ pub struct RunSpec {
     pub training_date: Option<NaiveDate>,
 }
 
+impl RunSpec {
+    /// A text for clients: paths of this machine are replaced by what lies there.
+    pub fn without_paths(&self, text: &str) -> String {
+        let optional = |path: &Option<PathBuf>, name: &str| {
+            path.iter().map(|path| (path.clone(), name.to_owned())).collect::<Vec<_>>()
+        };
+        let mut names = vec![
+            (self.training_file.clone(), "the training file".to_owned()),
+            (self.base_model.clone(), self.base_model_id.clone()),
+            (self.work_dir.clone(), "the work folder".to_owned()),
+        ];
+        names.extend(optional(&self.validation_file, "the validation file"));
+        names.extend(optional(&self.continue_from, "the model to continue from"));
+        // Files before the folders that they lie in.
+        names.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_os_str().len()));
+        let mut shown = text.to_owned();
+        for (path, name) in names.iter().filter(|(path, _)| path.is_absolute()) {
+            shown = shown.replace(&*path.to_string_lossy(), name);
+        }
+        shown
+    }
+}
+
 /// What the supervisor tells a running trainer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -151,16 +174,23 @@ pub enum Progress {
 }
 
 impl Progress {
-    /// The same, with texts of bounded length: they hold what templates and files say.
-    pub fn shortened(self) -> Self {
+    /// The same for clients: texts, which hold what templates and files say, have a bounded length and no
+    /// paths of this machine.
+    pub fn for_clients(self, spec: &RunSpec) -> Self {
+        let shown = |error: JobError| {
+            JobError { message: spec.without_paths(&error.message), ..error }.shortened()
+        };
         match self {
             Self::Note { level, message, data } => {
-                let NewEvent { message, .. } = NewEvent::message(level, message);
-                Self::Note { level, message, data }
+                let event = NewEvent::message(level, spec.without_paths(&message));
+                Self::Note { level, message: event.message, data }
             }
-            Self::Failed { error } => Self::Failed { error: error.shortened() },
+            Self::Failed { error } => Self::Failed { error: shown(error) },
             Self::DryRunDone { mut dry_run } => {
-                dry_run.error = dry_run.error.map(JobError::shortened);
+                dry_run.error = dry_run.error.map(shown);
+                for note in &mut dry_run.notes {
+                    note.message = spec.without_paths(&note.message);
+                }
                 Self::DryRunDone { dry_run }
             }
             other => other,

@@ -346,3 +346,43 @@ async fn a_slow_models_folder_delays_only_those_who_ask_for_models() {
     signal(tracer.id(), "TERM");
     tracer.wait().expect("ended");
 }
+
+#[tokio::test]
+async fn no_message_names_a_path_of_the_server() {
+    let models = tempfile::tempdir().expect("a folder");
+    for (name, broken, content) in [
+        ("no-config", "config.json", "{}"),
+        ("no-tokenizer", "tokenizer.json", "nonsense"),
+        ("no-weights", "model.safetensors", "nonsense"),
+        ("no-template", "tokenizer_config.json", "nonsense"),
+    ] {
+        let folder = models.path().join(name);
+        copy_tiny(&folder);
+        std::fs::write(folder.join(broken), content).expect("writes");
+    }
+    let data = tempfile::tempdir().expect("a folder");
+    let server = Server::start_over(data.path(), models.path());
+    let file = server.upload(&chat_lines(10)).await;
+    let mut failed = 0;
+    let check = |text: &str| {
+        for folder in [models.path(), data.path()] {
+            let folder = folder.to_str().expect("UTF-8");
+            assert!(!text.contains(folder), "{text}");
+        }
+    };
+    for model in ["no-config", "no-tokenizer", "no-weights", "no-template"] {
+        let chat = json!({"model": model, "messages": [{"role": "user", "content": "a"}]});
+        let reply = server.post("/v1/chat/completions", chat).await;
+        check(&reply.text);
+        let job = json!({"model": model, "training_file": file});
+        check(&server.post("/v1/fine_tuning/jobs?dry_run=true", job.clone()).await.text);
+        let reply = server.post("/v1/fine_tuning/jobs", job).await;
+        check(&reply.text);
+        let id = reply.ok()["id"].as_str().expect("an id").to_owned();
+        let job = server.until(&id, |job| !job["finished_at"].is_null()).await;
+        failed += usize::from(job["status"] == "failed");
+        check(&job.to_string());
+        check(&json!(server.events(&id).await).to_string());
+    }
+    assert!(failed >= 3, "{failed}");
+}
