@@ -11,6 +11,8 @@ pub mod verify;
 
 use clap::{Parser, Subcommand};
 
+use crate::util::clock;
+
 /// A fine-tuning API server that you run yourself.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about = None)]
@@ -56,6 +58,7 @@ impl Cli {
 
     /// Runs the command that was asked for.
     pub fn run(self) -> anyhow::Result<()> {
+        clock::check()?;
         match self.command {
             Command::Serve(args) => serve::serve(&args),
             Command::Demo(args) => demo::demo(&args),

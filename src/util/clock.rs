@@ -21,6 +21,21 @@ impl Clock for SystemClock {
     }
 }
 
+/// The machine's clock is before 1970, and times cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this machine's clock is set to a time before 1970: set it, for example with `date` or NTP, and try again"
+)]
+pub struct ClockNotSet;
+
+/// Whether the machine's clock can be used: the times of tokens, certificates and ids begin in 1970.
+///
+/// # Errors
+/// When it is before 1970.
+pub fn check() -> Result<(), ClockNotSet> {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|_| ()).map_err(|_before| ClockNotSet)
+}
+
 /// A clock that stands still until it is moved; for tests of leases and expiry.
 #[derive(Debug, Default, Clone)]
 pub struct ManualClock(Arc<AtomicI64>);

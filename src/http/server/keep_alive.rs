@@ -29,6 +29,14 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(100);
 /// is a limited number of them.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How a client begins that speaks HTTP/2 without asking.
+const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+
+/// The reply to it, in frames of HTTP/2: no settings, and the end of the connection with the code
+/// HTTP_1_1_REQUIRED and a text.
+const HTTP_1_1_REQUIRED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
+    \0\0\x28\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0dhone speaks HTTP/1.1: ask for it";
+
 /// A stream whose received bytes are counted, and which ends when its client does not read.
 pub(in crate::http) struct CountedStream {
     stream: TcpStream,
@@ -89,7 +97,12 @@ impl AsyncRead for CountedStream {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         let count = buffer.filled().len() - before;
-        self.received.fetch_add(count as u64, Ordering::Relaxed);
+        let before_all = self.received.fetch_add(count as u64, Ordering::Relaxed);
+        if before_all == 0 && buffer.filled()[before..].starts_with(HTTP_2_PREFACE) {
+            tracing::debug!("a client speaks HTTP/2");
+            // A few bytes into an empty buffer. hyper refuses the preface by closing the connection.
+            let _ = self.stream.try_write(HTTP_1_1_REQUIRED);
+        }
         read
     }
 }

@@ -1,7 +1,7 @@
 //! What holds for every route: the error envelope, tolerance for what real clients send, the
 //! OpenAPI document, and connections that misbehave.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -283,6 +283,61 @@ async fn a_state_conflict_says_not_to_retry() {
     let reply = server.send(Method::POST, &format!("/v1/fine_tuning/jobs/{id}/cancel")).await;
     // 400, and none of the statuses that clients retry.
     reply.error(400);
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_http_2_unasked_is_told_in_its_own_frames() {
+    let server = Server::start();
+    let address = server.base.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat();
+    stream.write_all(&hello).await.expect("it is open");
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await.expect("it ends in order");
+    let (first, goaway) = reply.split_at_checked(9).expect("a frame");
+    assert_eq!(first, settings);
+    let (head, body) = goaway.split_at_checked(9).expect("a frame");
+    assert_eq!(head[..4], [0, 0, body.len() as u8, 7], "GOAWAY, and nothing after it");
+    assert_eq!(body[4..8], [0, 0, 0, 0xd], "HTTP_1_1_REQUIRED");
+    assert!(body[8..].starts_with(b"hone speaks HTTP/1.1"));
+}
+
+/// A library that sets the clock of a program; `None` where there is no compiler.
+fn clock_before_1970(folder: &Path) -> Option<PathBuf> {
+    let (source, library) = (folder.join("clock.cc"), folder.join("clock.so"));
+    let code = "#include <time.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
+        extern \"C\" int clock_gettime(clockid_t clock, struct timespec *now) noexcept {\n\
+        long failed = syscall(SYS_clock_gettime, clock, now);\n\
+        if (clock == CLOCK_REALTIME) now->tv_sec = -86400;\n\
+        return failed; }\n";
+    std::fs::write(&source, code).expect("writes");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let mut command = Command::new(compiler);
+    command.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    match command.output() {
+        Ok(output) if output.status.success() => Some(library),
+        other => {
+            println!("not run: {other:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_clock_before_1970_is_refused_at_start_in_words() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let Some(library) = clock_before_1970(folder.path()) else { return };
+    for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["keys", "list"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
+        command.args(arguments).arg("--data-dir").arg(folder.path().join("data"));
+        command.env("LD_PRELOAD", &library).stdin(Stdio::null());
+        let output = command.output().expect("it runs");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(message.contains("clock is set to a time before 1970"), "{message}");
+        assert!(!message.contains("panicked"), "{message}");
+    }
 }
 
 /// A copy of the tiny model in a new folder.
