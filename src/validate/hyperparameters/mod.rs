@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 pub use self::names::is_known;
 use self::names::{KNOWN, KNOWN_WITH_DPO, KNOWN_WITH_LORA};
-use self::values::{HyperparameterFields, above, from};
+use self::values::HyperparameterFields;
 use super::Refusal;
 use crate::domain::job::{Auto, FineTuneMode, Hyperparameters, Method, Schedule};
 use crate::util::excerpt::excerpt;
@@ -47,17 +47,17 @@ pub fn read(
     }
     let read = Hyperparameters {
         method,
-        beta: auto(fields.number("beta", above(0.0).up_to(2.0))?),
+        beta: auto(fields.number("beta", 1e-6..=2.0)?),
         n_epochs: auto(fields.whole("n_epochs", 1..=50)?),
         batch_size: auto(fields.whole("batch_size", 1..=256)?),
-        learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", above(0.0))?),
-        learning_rate: fields.number("learning_rate", above(0.0).up_to(1.0))?,
+        learning_rate_multiplier: auto(fields.number("learning_rate_multiplier", 1e-9..=1e4)?),
+        learning_rate: fields.number("learning_rate", 1e-12..=1.0)?,
         tuning: fields.tuning()?,
         tuning_layers: fields.whole("tuning_layers", 1..=1024)?,
         modules_to_save: fields.names("modules_to_save", None, "[\"lm_head\"]")?,
         lora_r: fields.whole("lora_r", 1..=256)?,
-        lora_alpha: fields.number("lora_alpha", above(0.0))?,
-        lora_dropout: fields.number("lora_dropout", from(0.0).up_to(0.9))?,
+        lora_alpha: fields.number("lora_alpha", 1e-6..=65_536.0)?,
+        lora_dropout: fields.number("lora_dropout", 0.0..=0.9)?,
         lora_target_modules: fields.names(
             "lora_target_modules",
             Some(ALL_LINEAR),
@@ -65,12 +65,12 @@ pub fn read(
         )?,
         lora_layers: fields.layers()?,
         use_rslora: fields.switch("use_rslora")?,
-        warmup_ratio: fields.number("warmup_ratio", from(0.0).up_to(1.0))?,
-        weight_decay: fields.number("weight_decay", from(0.0))?,
-        max_grad_norm: fields.number("max_grad_norm", above(0.0))?,
+        warmup_ratio: fields.number("warmup_ratio", 0.0..=1.0)?,
+        weight_decay: fields.number("weight_decay", 0.0..=100.0)?,
+        max_grad_norm: fields.number("max_grad_norm", 1e-9..=1e9)?,
         lr_scheduler_type: fields.schedule()?,
         context_length: fields.whole("context_length", 8..=1_048_576)?,
-        min_lr_ratio: fields.number("min_lr_ratio", from(0.0).up_to(1.0))?,
+        min_lr_ratio: fields.number("min_lr_ratio", 0.0..=1.0)?,
         packing: fields.switch("packing")?,
         eval_steps: auto(fields.whole("eval_steps", 1..=1_000_000)?),
         n_evals: fields.whole("n_evals", 0..=1000)?,
@@ -188,6 +188,16 @@ mod tests {
             ("n_checkpoints", json!(0)),
             ("early_stopping_enabled", json!(1)),
             ("early_stopping_min_delta", json!(-0.1)),
+            // What 32 bits hold as infinite, or as zero.
+            ("lora_alpha", json!(1e308)),
+            ("lora_alpha", json!(1e-300)),
+            ("learning_rate_multiplier", json!(1e300)),
+            ("learning_rate_multiplier", json!(1e-300)),
+            ("learning_rate", json!(1e-300)),
+            ("weight_decay", json!(1e39)),
+            ("max_grad_norm", json!(1e39)),
+            ("max_grad_norm", json!(1e-46)),
+            ("early_stopping_threshold", json!(1e308)),
         ] {
             let refusal = read_json(json!({ name: value })).expect_err(name);
             assert_eq!(refusal.param, format!("hyperparameters.{name}"));

@@ -19,28 +19,9 @@ const MOST_MODULE_CHARS: usize = 200;
 /// Most indexes of layers.
 const MOST_LAYERS: usize = 1024;
 
-/// The range of a number.
-#[derive(Clone, Copy)]
-pub(super) struct Range {
-    least: f64,
-    /// Whether `least` itself is allowed.
-    with_least: bool,
-    most: f64,
-}
-
-impl Range {
-    pub(super) fn up_to(self, most: f64) -> Self {
-        Self { most, ..self }
-    }
-}
-
-pub(super) fn above(least: f64) -> Range {
-    Range { least, with_least: false, most: f64::MAX }
-}
-
-pub(super) fn from(least: f64) -> Range {
-    Range { least, with_least: true, most: f64::MAX }
-}
+/// The range of a number, both ends included. It has two ends, because a run computes in 32 bits, where
+/// numbers of 64 bits may be infinite or zero.
+pub(super) type Range = std::ops::RangeInclusive<f64>;
 
 /// The values of a request's hyperparameters, each read with its type and range.
 pub(super) struct HyperparameterFields<'a> {
@@ -91,23 +72,13 @@ impl HyperparameterFields<'_> {
         let Some(value) = self.chosen(name) else {
             return Ok(None);
         };
-        let is_inside = |number: &f64| {
-            let is_above = *number > range.least || (range.with_least && *number == range.least);
-            is_above && *number <= range.most
-        };
-        match value.as_f64().filter(is_inside) {
+        match value.as_f64().filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
             None => {
-                let least = match range.with_least {
-                    true => format!("at least {}", range.least),
-                    false => format!("above {}", range.least),
-                };
-                let most = match range.most < f64::MAX {
-                    true => format!(" and at most {}", range.most),
-                    false => String::new(),
-                };
+                let (least, most) = (range.start(), range.end());
                 let value = excerpt_of(value);
-                let message = format!("{name} is {value}; it must be a number {least}{most}");
+                let message =
+                    format!("{name} is {value}; it must be a number from {least} to {most}");
                 Err(self.refuse(name, message))
             }
         }
@@ -148,8 +119,9 @@ impl HyperparameterFields<'_> {
     /// The smallest improvement, in hone's spelling or Together's.
     pub(super) fn threshold(&self) -> Result<Option<f64>, Refusal> {
         const OTHER: &str = "early_stopping_min_delta";
-        let own = self.number("early_stopping_threshold", from(0.0))?;
-        let other = self.number(OTHER, from(0.0))?;
+        const RANGE: Range = 0.0..=1e6;
+        let own = self.number("early_stopping_threshold", RANGE)?;
+        let other = self.number(OTHER, RANGE)?;
         if let (Some(own), Some(other)) = (own, other)
             && own != other
         {
