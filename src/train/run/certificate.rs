@@ -54,14 +54,25 @@ pub(super) struct ReferenceLogits {
 impl ReferenceLogits {
     /// Computes them for the first tokens of a few examples, with the engine as it is now.
     pub(super) fn compute(setup: &RunSetup, engine: &mut dyn Engine) -> Result<Self, BackendError> {
-        let (rows_of, file): (_, &EncodedFile) = match &setup.validation {
-            Some(file) => ("validation", file),
-            None => ("training", &setup.training),
-        };
+        if let Some(file) = &setup.validation {
+            let reference = Self::of_file("validation", file, setup, engine)?;
+            if !reference.rows.is_empty() {
+                return Ok(reference);
+            }
+        }
+        Self::of_file("training", &setup.training, setup, engine)
+    }
+
+    fn of_file(
+        rows_of: &'static str,
+        file: &EncodedFile,
+        setup: &RunSetup,
+        engine: &mut dyn Engine,
+    ) -> Result<Self, BackendError> {
         let mut left = (MOST_LOGITS / setup.vocabulary.max(1)).max(1);
         let mut rows = Vec::new();
-        for sequence in file.examples.iter().filter_map(|example| example.views.first()).take(ROWS)
-        {
+        let first = file.examples.iter().filter_map(|example| example.views.first());
+        for sequence in first.filter(|sequence| !sequence.input_ids.is_empty()).take(ROWS) {
             let ids = &sequence.input_ids[..sequence.input_ids.len().min(TOKENS).min(left)];
             if ids.is_empty() {
                 break;
@@ -140,15 +151,14 @@ pub(super) fn issue(
         other => differs(&other.to_string()),
     })?;
     let mut rows = Vec::with_capacity(reference.rows.len());
+    if reference.rows.is_empty() {
+        return Err(differs("there is no example whose logits could be compared"));
+    }
     let (mut difference, mut largest, mut tokens) = (0.0f32, 0.0f32, 0);
     for (ids, trained) in &reference.rows {
         let read = loaded.logits(ids).map_err(engine_failed)?;
-        for (read, trained) in read.iter().zip(trained) {
-            // A number that is none must not pass as the smaller one.
-            let apart = (read - trained).abs();
-            difference = if apart.is_nan() { f32::INFINITY } else { difference.max(apart) };
-            largest = largest.max(trained.abs());
-        }
+        difference = difference.max(largest_difference(&read, trained)?);
+        largest = trained.iter().fold(largest, |largest, logit| largest.max(logit.abs()));
         tokens += ids.len();
         rows.push(row(ids, &read));
     }
@@ -197,6 +207,25 @@ pub(super) fn issue(
     atomic_file::write(&path, &text)
         .map_err(|error| internal(format!("{}: {error}", path.display())))?;
     Ok(path)
+}
+
+/// The largest difference between two rows of logits.
+///
+/// # Errors
+/// Rows of unequal length, and logits that are no numbers.
+fn largest_difference(read: &[f32], trained: &[f32]) -> Result<f32, JobError> {
+    if read.len() != trained.len() || read.is_empty() {
+        let (read, trained) = (read.len(), trained.len());
+        return Err(differs(&format!("there are {read} logits instead of {trained}")));
+    }
+    let mut largest = 0.0f32;
+    for (read, trained) in read.iter().zip(trained) {
+        if !read.is_finite() || !trained.is_finite() {
+            return Err(differs(&format!("logits are {read} and {trained}, which are no numbers")));
+        }
+        largest = largest.max((read - trained).abs());
+    }
+    Ok(largest)
 }
 
 fn differs(what: &str) -> JobError {
@@ -358,11 +387,21 @@ pub fn verify(folder: &Path, base: Option<&Path>) -> Result<Verified, VerifyErro
     let relative = if is_same || is_f32 { SAME_ARITHMETIC } else { OTHER_ARITHMETIC };
     let allowed = relative * certificate.compared.largest_logit.max(1.0);
     let loaded = LoadedExport::read(folder, base.as_ref(), kind).map_err(|error| load(&error))?;
+    if certificate.rows.is_empty() {
+        return Err(VerifyError::Numbers("the certificate has no row of numbers".to_owned()));
+    }
     let (mut difference, mut tokens) = (0.0f32, 0);
     for certified in &certificate.rows {
         let logits = loaded.logits(&certified.token_ids).map_err(|error| load(&error))?;
         let vocabulary = logits.len() / certified.token_ids.len().max(1);
         let made = row(&certified.token_ids, &logits);
+        let counts = [&certified.logits, &certified.log_probabilities].map(Vec::len);
+        if certified.likeliest.len() != made.likeliest.len()
+            || counts != [&made.logits, &made.log_probabilities].map(Vec::len)
+        {
+            let text = "a row of the certificate has numbers for more or fewer tokens than it has";
+            return Err(VerifyError::Numbers(text.to_owned()));
+        }
         // The logit of the token that was the likeliest then: another may lead by a hair now.
         let then = certified.likeliest.iter().enumerate().map(|(place, id)| {
             logits.get(place * vocabulary + *id as usize).copied().unwrap_or(f32::NAN)
@@ -375,7 +414,7 @@ pub fn verify(folder: &Path, base: Option<&Path>) -> Result<Verified, VerifyErro
         }
         tokens += certified.token_ids.len();
     }
-    if difference > allowed {
+    if difference.is_nan() || allowed.is_nan() || difference > allowed {
         return Err(VerifyError::Numbers(format!(
             "they differ by up to {difference:.3e}, and {allowed:.3e} is allowed"
         )));
@@ -439,5 +478,31 @@ mod tests {
         assert_eq!(error.code, ErrorCode::ExportCheckFailed);
         assert!(error.message.contains("logits differ by up to"), "{}", error.message);
         assert!(!folder.path().join(FILE_NAME).exists());
+
+        // What compares nothing, or fewer numbers, does not pass either.
+        let (rows_of, rows) = (reference.rows_of, Vec::new());
+        let error = issue(&spec, &setup, &ReferenceLogits { rows_of, rows }, folder.path());
+        assert!(error.expect_err("it has no rows").message.contains("no example"));
+        let half =
+            reference.rows.iter().map(|(ids, all)| (ids.clone(), all[..all.len() / 2].to_vec()));
+        let half = ReferenceLogits { rows_of, rows: half.collect() };
+        let error = issue(&spec, &setup, &half, folder.path()).expect_err("it has fewer");
+        assert!(error.message.contains("logits instead of"), "{}", error.message);
+        assert!(!folder.path().join(FILE_NAME).exists());
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_no_small_difference() {
+        assert!(largest_difference(&[1.0, 2.0], &[1.0, 2.5]).is_ok_and(|most| most == 0.5));
+        for (read, trained) in [
+            (vec![f32::NAN], vec![1.0]),
+            (vec![1.0], vec![f32::NAN]),
+            (vec![f32::INFINITY], vec![f32::INFINITY]),
+            (vec![1.0, 2.0], vec![1.0]),
+            (vec![], vec![]),
+        ] {
+            let error = largest_difference(&read, &trained).expect_err("it is no match");
+            assert_eq!(error.code, ErrorCode::ExportCheckFailed);
+        }
     }
 }
