@@ -1,6 +1,7 @@
 //! The model cache: models in memory, as many as the budget holds. The least recently used one is
 //! unloaded first. Called by [`super::request_preparer`].
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,8 +29,11 @@ pub(super) struct ModelCache {
     budget: u64,
     /// The most recently used one last.
     loaded: Mutex<Vec<Arc<LoadedModel>>>,
-    /// Locked while a model is loaded: one at a time, so that each load sees the memory of the others.
+    /// Locked while weights are loaded: one model at a time, so that each load sees the memory of the others.
     loading: Mutex<()>,
+    /// For each model that is being opened a lock, so that it is opened once. A folder that takes long to open
+    /// delays no other model.
+    opening: Mutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
 /// The budget when the operator sets none, in bytes.
@@ -41,7 +45,12 @@ pub(super) fn default_budget() -> u64 {
 
 impl ModelCache {
     pub fn new(budget: u64) -> Self {
-        Self { budget, loaded: Mutex::new(Vec::new()), loading: Mutex::new(()) }
+        Self {
+            budget,
+            loaded: Mutex::new(Vec::new()),
+            loading: Mutex::new(()),
+            opening: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The model of `source`, loaded if it is not yet, and again after its files have changed. `runtime`
@@ -63,7 +72,13 @@ impl ModelCache {
         if let Some(model) = self.find(&id, now.as_ref()) {
             return Ok(model);
         }
-        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = {
+            let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody waits at are done.
+            opening.retain(|_, gate| Arc::strong_count(gate) > 1);
+            Arc::clone(opening.entry(id.clone()).or_default())
+        };
+        let _opened_once = gate.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = self.find(&id, now.as_ref()) {
             return Ok(model);
         }
@@ -78,7 +93,6 @@ impl ModelCache {
                 self.load(&id, folder.path(), None)?
             }
         };
-        self.lock().push(Arc::clone(&model));
         Ok(model)
     }
 
@@ -145,15 +159,23 @@ impl ModelCache {
         if let Some(outdated) = with_same_weights {
             tracing::info!(model = id, "the model's files have changed, and were read again");
             let responder = Arc::clone(outdated.responder());
-            return Ok(Arc::new(LoadedModel::new(id, model, fingerprint, responder)));
+            return Ok(self.keep(LoadedModel::new(id, model, fingerprint, responder)));
         }
+        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         let needs = InferenceEngine::needed_bytes(&model.config, model.weights.as_ref());
         self.make_room(id, needs)?;
         let responder =
             InferenceEngine::load(&model.config, model.weights.as_ref(), BackendKind::Cpu)
                 .map_err(|error| cannot(error.to_string()))?;
         tracing::info!(model = id, bytes = responder.memory_use(), "model loaded for serving");
-        Ok(Arc::new(LoadedModel::new(id, model, fingerprint, Arc::new(responder))))
+        Ok(self.keep(LoadedModel::new(id, model, fingerprint, Arc::new(responder))))
+    }
+
+    /// Puts a model among the loaded ones.
+    fn keep(&self, model: LoadedModel) -> Arc<LoadedModel> {
+        let model = Arc::new(model);
+        self.lock().push(Arc::clone(&model));
+        model
     }
 
     /// Unloads models without sequences until there are `needs` bytes.

@@ -90,7 +90,10 @@ impl Sampler {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SampleError {
     /// The model's arithmetic failed.
-    #[error("the model computed logits that are not numbers")]
+    #[error(
+        "the model computed logits that are not numbers: its weights hold such values, or its \
+         configuration does not fit them"
+    )]
     NotANumber,
     /// Biases ban every token.
     #[error("logit_bias bans every token of the model")]
@@ -101,7 +104,7 @@ impl From<SampleError> for ServeError {
     fn from(error: SampleError) -> Self {
         let message = error.to_string();
         match error {
-            SampleError::NotANumber => Self::new(ErrorCode::InternalError, message),
+            SampleError::NotANumber => Self::about("model", ErrorCode::InvalidModel, message),
             SampleError::NothingLeft => {
                 Self::about("logit_bias", ErrorCode::InvalidRequest, message)
             }
@@ -377,6 +380,6 @@ mod tests {
         assert_eq!((nothing.code, nothing.param), (ErrorCode::InvalidRequest, Some("logit_bias")));
         let broken = Sampler::new(plain(), 0, 0).choose(&mut [1.0, f32::NAN]);
         let broken = ServeError::from(broken.expect_err("broken"));
-        assert_eq!((broken.code, broken.param), (ErrorCode::InternalError, None));
+        assert_eq!((broken.code, broken.param), (ErrorCode::InvalidModel, Some("model")));
     }
 }

@@ -9,4 +9,5 @@ pub mod excerpt;
 pub mod fail_point;
 pub mod file_digest;
 pub mod hex;
+pub mod regular_file;
 pub mod strftime;

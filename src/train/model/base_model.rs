@@ -1,6 +1,5 @@
 //! A base model on disk, opened: configuration, weights, tokenizer, template.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,8 +17,15 @@ use crate::artifacts::model::{
 use crate::base_models::RECORD_FILE;
 use crate::domain::chat_template::{ControlTokens, TemplateDefaults};
 use crate::util::file_digest::StreamDigest;
+use crate::util::regular_file;
 
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+
+/// Longest `tokenizer.json`; those of large vocabularies have some 30 MB.
+const MAX_TOKENIZER_BYTES: u64 = 96 << 20;
+
+/// Longest configuration of a folder.
+const MAX_JSON_BYTES: u64 = 16 << 20;
 
 /// Everything that one base model's folder or `.gguf` file holds.
 pub struct BaseModel {
@@ -79,7 +85,8 @@ impl BaseModel {
         );
         let generation = read_json_if_there(&folder.join("generation_config.json"))?;
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+        let bytes = regular_file::read(&path, MAX_TOKENIZER_BYTES)
+            .map_err(|error| LoadError::io(&path, error))?;
         let mut ends = ids(&generation["eos_token_id"]);
         ends.extend(ids(&config["eos_token_id"]));
         let special = SpecialIds {
@@ -281,7 +288,8 @@ impl BaseModel {
 }
 
 fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let bytes = std::fs::read(path).map_err(|error| LoadError::io(path, error))?;
+    let bytes =
+        regular_file::read(path, MAX_JSON_BYTES).map_err(|error| LoadError::io(path, error))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| LoadError::malformed(path, format!("not JSON: {error}")))
 }
@@ -346,7 +354,7 @@ fn digest_of(files: &[PathBuf]) -> Result<String, LoadError> {
     for path in files {
         digest.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         digest.update(&[0]);
-        File::open(path)
+        regular_file::open(path)
             .and_then(|mut file| digest.read_all(&mut file, |_chunk| Ok(())))
             .map_err(|error| LoadError::io(path, error))?;
     }

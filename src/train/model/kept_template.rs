@@ -13,6 +13,7 @@ use super::error::LoadError;
 use super::template_sources::TemplateSources;
 use crate::artifacts::model::{TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::domain::chat_template::TemplateDefaults;
+use crate::util::regular_file;
 
 /// How a tuned model's conversations are rendered.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -22,6 +23,9 @@ pub struct KeptTemplate {
     /// Settings for answers.
     pub defaults: TemplateDefaults,
 }
+
+/// Longest of the two files.
+const MAX_BYTES: u64 = 4 << 20;
 
 /// What `chat_template_settings.json` holds.
 #[derive(Default, Serialize, Deserialize)]
@@ -58,7 +62,7 @@ impl KeptTemplate {
     pub fn of_adapter(folder: &Path) -> Result<Option<Self>, LoadError> {
         let read = |name: &str| {
             let path = folder.join(name);
-            match std::fs::read(&path) {
+            match regular_file::read(&path, MAX_BYTES) {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(LoadError::io(&path, error)),
@@ -97,7 +101,8 @@ pub(super) fn defaults_of(folder: &Path) -> Result<TemplateDefaults, LoadError> 
     if !path.exists() {
         return Ok(TemplateDefaults::default());
     }
-    let bytes = std::fs::read(&path).map_err(|error| LoadError::io(&path, error))?;
+    let bytes =
+        regular_file::read(&path, MAX_BYTES).map_err(|error| LoadError::io(&path, error))?;
     Ok(SettingsFile::read(&bytes)?.defaults)
 }
 

@@ -15,6 +15,7 @@ use super::chat_template::{ChatTemplate, DEFAULT, TemplateError, TemplateTokens}
 use super::error::LoadError;
 use crate::artifacts::model::{SPECIAL_TOKENS_FILE, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
 use crate::util::hex::hex;
+use crate::util::regular_file;
 
 /// The folder of the others.
 const ADDITIONAL_FOLDER: &str = "additional_chat_templates";
@@ -24,6 +25,9 @@ const PROCESSOR_FILE: &str = "chat_template.json";
 
 /// The key of `tokenizer_config.json` and of [`PROCESSOR_FILE`].
 pub(super) const KEY: &str = "chat_template";
+
+/// Longest template; real ones have some 20 kB.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// Chat templates by name. A model with only one has it as [`DEFAULT`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -212,7 +216,8 @@ fn named(value: &Value) -> BTreeMap<String, String> {
 
 /// A text file, with the ends of its lines as Python reads them.
 fn read_text(path: &Path) -> Result<String, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|error| LoadError::io(path, error))?;
+    let text = regular_file::read_text(path, MAX_TEMPLATE_BYTES)
+        .map_err(|error| LoadError::io(path, error))?;
     Ok(unix_lines(&text))
 }
 

@@ -10,6 +10,7 @@ pub mod events;
 pub mod extensions;
 pub mod files;
 pub mod graders;
+pub mod hostile_models;
 pub mod idempotency;
 pub mod jobs;
 pub mod keys;

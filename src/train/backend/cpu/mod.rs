@@ -3,15 +3,15 @@
 //!
 //! The only folder of hone that holds `unsafe`: each use states why it is sound.
 
-pub mod attention;
+pub(crate) mod attention;
 pub mod backend;
-pub mod buffer_pool;
-pub mod gemm;
+pub(crate) mod buffer_pool;
+pub(crate) mod gemm;
 pub mod isa;
-pub mod layers;
+pub(crate) mod layers;
 mod parallel;
 pub mod peak;
-pub mod vector;
+pub(crate) mod vector;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 
 mod family;
 mod keys;
+mod limits;
 mod rope;
 mod sliding_window;
 
@@ -12,6 +13,9 @@ use serde_json::Value;
 
 pub use self::family::{Family, KNOWN, class_of};
 use self::keys::ConfigKeys;
+use self::limits::{
+    MOST_HEAD_WIDTH, MOST_HEADS, MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, MOST_WIDTH,
+};
 pub use self::rope::Rope;
 use self::rope::{context_length, ropes};
 use self::sliding_window::windows;
@@ -121,9 +125,9 @@ impl ModelConfig {
     }
 
     fn read_gpt2(keys: &ConfigKeys<'_>) -> Result<Self, LoadError> {
-        let hidden = keys.size("n_embd")?;
-        let heads = keys.size("n_head")?;
-        let layers = keys.size("n_layer")?;
+        let hidden = keys.size("n_embd", MOST_WIDTH)?;
+        let heads = keys.size("n_head", MOST_HEADS)?;
+        let layers = keys.size("n_layer", MOST_LAYERS)?;
         let head_dim = hidden / heads;
         let by_layer = keys.flag("scale_attn_by_inverse_layer_idx", false)?;
         if by_layer || !keys.flag("scale_attn_weights", true)? {
@@ -133,16 +137,16 @@ impl ModelConfig {
         }
         Ok(Self {
             family: Family::Gpt2,
-            vocabulary: keys.size("vocab_size")?,
+            vocabulary: keys.size("vocab_size", MOST_TOKENS)?,
             hidden,
             layers,
             heads,
             kv_heads: heads,
             head_dim,
-            intermediate: keys.optional_size("n_inner")?.unwrap_or(4 * hidden),
-            context_length: keys.size("n_positions")?,
+            intermediate: keys.optional_size("n_inner", MOST_WIDTH)?.unwrap_or(4 * hidden),
+            context_length: keys.size("n_positions", MOST_POSITIONS)?,
             norm: NormKind::Layer,
-            norm_epsilon: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
+            norm_epsilon: keys.epsilon("layer_norm_epsilon", 1e-5)?,
             embedding_scale: 1.0,
             ropes: Vec::new(),
             learned_positions: true,
@@ -161,20 +165,20 @@ impl ModelConfig {
     }
 
     fn read_modern(keys: &ConfigKeys<'_>, family: Family) -> Result<Self, LoadError> {
-        let hidden = keys.size("hidden_size")?;
-        let heads = keys.size("num_attention_heads")?;
-        let layers = keys.size("num_hidden_layers")?;
+        let hidden = keys.size("hidden_size", MOST_WIDTH)?;
+        let heads = keys.size("num_attention_heads", MOST_HEADS)?;
+        let layers = keys.size("num_hidden_layers", MOST_LAYERS)?;
         let kv_heads = match family {
             Family::GptNeox => heads,
-            _ => keys.optional_size("num_key_value_heads")?.unwrap_or(heads),
+            _ => keys.optional_size("num_key_value_heads", MOST_HEADS)?.unwrap_or(heads),
         };
-        let head_dim = match keys.optional_size("head_dim")? {
+        let head_dim = match keys.optional_size("head_dim", MOST_HEAD_WIDTH)? {
             Some(width) => width,
             None => hidden / heads,
         };
         let is_gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
         let is_neox = family == Family::GptNeox;
-        let scale_width = match keys.number("query_pre_attn_scalar")? {
+        let scale_width = match keys.positive("query_pre_attn_scalar")? {
             Some(width) if is_gemma => width,
             _ => head_dim as f64,
         };
@@ -188,26 +192,26 @@ impl ModelConfig {
         };
         let attention_bias = keys.flag("attention_bias", is_neox)?;
         let (score_cap, logit_cap) = if is_gemma {
-            (keys.number("attn_logit_softcapping")?, keys.number("final_logit_softcapping")?)
+            (keys.positive("attn_logit_softcapping")?, keys.positive("final_logit_softcapping")?)
         } else {
             (None, None)
         };
         Ok(Self {
             family,
-            vocabulary: keys.size("vocab_size")?,
+            vocabulary: keys.size("vocab_size", MOST_TOKENS)?,
             hidden,
             layers,
             heads,
             kv_heads,
             head_dim,
-            intermediate: keys.size("intermediate_size")?,
+            intermediate: keys.size("intermediate_size", MOST_WIDTH)?,
             context_length: context_length(keys)?,
             norm: match family {
                 Family::GptNeox => NormKind::Layer,
                 _ if is_gemma => NormKind::RmsOnePlus,
                 _ => NormKind::Rms,
             },
-            norm_epsilon: keys.number(epsilon_key)?.unwrap_or(default_epsilon) as f32,
+            norm_epsilon: keys.epsilon(epsilon_key, default_epsilon)?,
             embedding_scale: if is_gemma { (hidden as f32).sqrt() } else { 1.0 },
             ropes: ropes(keys, family, layers, head_dim)?,
             learned_positions: false,
@@ -244,6 +248,12 @@ impl ModelConfig {
             return Err(ConfigKeys::error(format!(
                 "a hidden size of {} is too small for {} heads",
                 self.hidden, self.heads
+            )));
+        }
+        if self.head_dim > MOST_HEAD_WIDTH {
+            return Err(ConfigKeys::error(format!(
+                "heads of {} elements are wider than {MOST_HEAD_WIDTH}",
+                self.head_dim
             )));
         }
         for rope in &self.ropes {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::family::Family;
 use super::keys::ConfigKeys;
+use super::limits::MOST_POSITIONS;
 use super::sliding_window::slides;
 use crate::train::model::error::LoadError;
 
@@ -36,10 +37,10 @@ pub(super) fn ropes(
         _ => ("rope_theta", "partial_rotary_factor"),
     };
     let pick = |new: &str, old: &str| -> Result<Option<f64>, LoadError> {
-        if is_new_spelling && let Some(value) = section.number(new)? {
+        if is_new_spelling && let Some(value) = section.positive(new)? {
             return Ok(Some(value));
         }
-        keys.number(old)
+        keys.positive(old)
     };
     let theta = pick("rope_theta", theta_key)?.unwrap_or(10_000.0);
     let default_share = if family == Family::GptNeox { 0.25 } else { 1.0 };
@@ -51,7 +52,7 @@ pub(super) fn ropes(
 /// The longest sequence in tokens. LongRoPE turns longer sequences otherwise from their first token
 /// on; hone computes those that the model was first trained for.
 pub(super) fn context_length(keys: &ConfigKeys<'_>) -> Result<usize, LoadError> {
-    let longest = keys.size("max_position_embeddings")?;
+    let longest = keys.size("max_position_embeddings", MOST_POSITIONS)?;
     let parameters = keys.get("rope_parameters").or_else(|| keys.get("rope_scaling"));
     let Some(section) = parameters.and_then(Value::as_object).map(ConfigKeys) else {
         return Ok(longest);
@@ -68,7 +69,7 @@ fn long_rope_original(
     section: &ConfigKeys<'_>,
 ) -> Result<Option<usize>, LoadError> {
     let key = "original_max_position_embeddings";
-    Ok(section.optional_size(key)?.or(keys.optional_size(key)?))
+    Ok(section.optional_size(key, MOST_POSITIONS)?.or(keys.optional_size(key, MOST_POSITIONS)?))
 }
 
 /// Gemma 3 turns sliding and full layers with different bases.
@@ -82,15 +83,15 @@ fn gemma3_ropes(
     {
         let part = |name: &str, theta: f64| -> Result<Rope, LoadError> {
             let section = ConfigKeys(both.get(name).and_then(Value::as_object).unwrap_or(&empty));
-            let theta = section.number("rope_theta")?.unwrap_or(theta);
+            let theta = section.positive("rope_theta")?.unwrap_or(theta);
             rope(keys, &section, theta, 1.0, head_dim)
         };
         (part("full_attention", 1e6)?, part("sliding_attention", 1e4)?)
     } else {
         let scaling =
             ConfigKeys(keys.get("rope_scaling").and_then(Value::as_object).unwrap_or(&empty));
-        let full_theta = keys.number("rope_theta")?.unwrap_or(1e6);
-        let local_theta = keys.number("rope_local_base_freq")?.unwrap_or(1e4);
+        let full_theta = keys.positive("rope_theta")?.unwrap_or(1e6);
+        let local_theta = keys.positive("rope_local_base_freq")?.unwrap_or(1e4);
         let none = ConfigKeys(&empty);
         let full = rope(keys, &scaling, full_theta, 1.0, head_dim)?;
         (full, rope(keys, &none, local_theta, 1.0, head_dim)?)
@@ -110,6 +111,9 @@ fn rope(
     share: f64,
     head_dim: usize,
 ) -> Result<Rope, LoadError> {
+    if share > 1.0 {
+        return Err(ConfigKeys::error(format!("{share} of a head's elements turn, not 1 at most")));
+    }
     let turning = (head_dim as f64 * share) as usize;
     let base: Vec<f64> =
         (0..turning / 2).map(|i| theta.powf(-(2.0 * i as f64) / turning as f64)).collect();
@@ -117,7 +121,7 @@ fn rope(
     let mut magnitude = 1.0;
     let need = |key: &str| -> Result<f64, LoadError> {
         section
-            .number(key)?
+            .positive(key)?
             .ok_or_else(|| ConfigKeys::error(format!("rope type {kind:?} needs {key:?}")))
     };
     let frequencies: Vec<f64> = match kind {
@@ -161,12 +165,12 @@ fn rope(
 
 /// LongRoPE's factor on cosine and sine: √(1 + ln(stretch) / ln(original length)).
 fn long_rope_magnitude(keys: &ConfigKeys<'_>, section: &ConfigKeys<'_>) -> Result<f32, LoadError> {
-    if let Some(factor) = section.number("attention_factor")? {
+    if let Some(factor) = section.positive("attention_factor")? {
         return Ok(factor as f32);
     }
-    let longest = keys.size("max_position_embeddings")? as f64;
+    let longest = keys.size("max_position_embeddings", MOST_POSITIONS)? as f64;
     let original = long_rope_original(keys, section)?.map_or(longest, |length| length as f64);
-    let stretch = section.number("factor")?.unwrap_or(longest / original);
+    let stretch = section.positive("factor")?.unwrap_or(longest / original);
     if stretch <= 1.0 {
         return Ok(1.0);
     }

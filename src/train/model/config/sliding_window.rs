@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::family::Family;
 use super::keys::ConfigKeys;
+use super::limits::MOST_POSITIONS;
 use crate::train::model::error::LoadError;
 
 /// The sliding window of each layer.
@@ -12,7 +13,7 @@ pub(super) fn windows(
     family: Family,
     layers: usize,
 ) -> Result<Vec<Option<usize>>, LoadError> {
-    let Some(window) = keys.optional_size("sliding_window")? else {
+    let Some(window) = keys.optional_size("sliding_window", MOST_POSITIONS)? else {
         return Ok(vec![None; layers]);
     };
     let is_qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
@@ -39,9 +40,10 @@ pub(super) fn slides(
         }
         return Ok(types.iter().take(layers).map(|kind| kind == "sliding_attention").collect());
     }
-    let first_full = keys.optional_size("max_window_layers")?.unwrap_or(layers);
+    let first_full = keys.optional_size("max_window_layers", MOST_POSITIONS)?.unwrap_or(layers);
     let default_period = if family == Family::Gemma2 { 2 } else { 6 };
-    let period = keys.optional_size("sliding_window_pattern")?.unwrap_or(default_period);
+    let period =
+        keys.optional_size("sliding_window_pattern", MOST_POSITIONS)?.unwrap_or(default_period);
     Ok((0..layers)
         .map(|layer| match family {
             Family::Llama | Family::GptNeox | Family::Gpt2 => false,

@@ -5,6 +5,7 @@ mod bytes;
 mod encode_escaped;
 mod error;
 mod escape;
+mod growth;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use self::bytes::Spelling;
 pub use self::error::TokenizerError;
 use self::escape::LetterTokenizer;
 pub use self::escape::{ESCAPE, escape, unescape};
+use self::growth::refuse_growth;
 
 /// Ids of the tokens with a meaning of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +58,7 @@ impl Tokenizer {
     /// # Errors
     /// When it is no tokenizer that the `tokenizers` library reads.
     pub fn from_json(bytes: &[u8], special: SpecialIds) -> Result<Self, TokenizerError> {
+        refuse_growth(bytes)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| TokenizerError(format!("the tokenizer cannot be read: {error}")))?;
         let put_first = put_first(&inner);

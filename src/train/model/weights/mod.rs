@@ -11,12 +11,13 @@ pub mod safetensors;
 mod shards;
 mod tensor_index;
 
-use super::error::LoadError;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use half::{bf16, f16};
+
+use super::error::LoadError;
+use crate::util::regular_file;
 
 /// Most names that an error lists.
 const LISTED: usize = 8;
@@ -33,7 +34,7 @@ pub(in crate::train) fn listed(names: &[String], between: &str) -> String {
 /// `count` bytes of a file from `start` on, which lie inside of it.
 fn read_range(path: &Path, start: u64, count: usize) -> Result<Vec<u8>, LoadError> {
     let io_error = |error| LoadError::io(path, error);
-    let mut file = File::open(path).map_err(io_error)?;
+    let mut file = regular_file::open(path).map_err(io_error)?;
     file.seek(SeekFrom::Start(start)).map_err(io_error)?;
     let mut bytes = vec![0u8; count];
     file.read_exact(&mut bytes).map_err(io_error)?;

@@ -14,6 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::tensor_index::{ElementKind, TensorEntry, TensorIndex};
 use super::{FloatType, WeightSource, listed, pickle, shards};
 use crate::train::model::error::LoadError;
+use crate::util::regular_file;
 
 /// The file of weights that are in one piece.
 pub const FILE_NAME: &str = "pytorch_model.bin";
@@ -198,7 +199,7 @@ struct TorchArchive<'a> {
 impl<'a> TorchArchive<'a> {
     fn open(path: &'a Path) -> Result<Self, LoadError> {
         let io_error = |error| LoadError::io(path, error);
-        let mut file = File::open(path).map_err(io_error)?;
+        let mut file = regular_file::open(path).map_err(io_error)?;
         let length = file.metadata().map_err(io_error)?.len();
         let mut begin = [0u8; OLD_FORMAT.len()];
         if length >= begin.len() as u64 {

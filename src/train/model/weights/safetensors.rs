@@ -1,7 +1,6 @@
 //! Weights in safetensors: `model.safetensors`, or the shards that `model.safetensors.index.json`
 //! names.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -11,6 +10,7 @@ use safetensors::tensor::Metadata;
 use super::tensor_index::{ElementKind, TensorEntry, TensorIndex};
 use super::{FloatType, WeightSource, shards};
 use crate::train::model::error::LoadError;
+use crate::util::regular_file;
 
 /// The file of weights that are in one piece.
 pub const FILE_NAME: &str = "model.safetensors";
@@ -45,7 +45,7 @@ pub fn open(folder: &Path) -> Result<Box<dyn WeightSource>, LoadError> {
 /// checked.
 fn read_header(path: &Path) -> Result<Vec<(String, TensorEntry)>, LoadError> {
     let io_error = |error| LoadError::io(path, error);
-    let mut file = File::open(path).map_err(io_error)?;
+    let mut file = regular_file::open(path).map_err(io_error)?;
     let length = file.metadata().map_err(io_error)?.len();
     if length < PREFIX_BYTES {
         return Err(LoadError::malformed(path, "it is too short for a safetensors file"));

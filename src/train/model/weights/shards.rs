@@ -2,12 +2,12 @@
 //! a `weight_map` from each tensor's name to the file that holds it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::listed;
 use crate::train::model::error::LoadError;
+use crate::util::regular_file;
 
 /// Longest index that is read into memory.
 const MAX_INDEX_BYTES: u64 = 16 * 1024 * 1024;
@@ -23,7 +23,7 @@ pub(super) struct Shards {
 
 /// Reads an index whose shards have names that end in `ending`, and looks that each of them is there.
 pub(super) fn read(index: &Path, ending: &str) -> Result<Shards, LoadError> {
-    let file = File::open(index).map_err(|error| LoadError::io(index, error))?;
+    let file = regular_file::open(index).map_err(|error| LoadError::io(index, error))?;
     let mut bytes = Vec::new();
     let mut limited = file.take(MAX_INDEX_BYTES + 1);
     limited.read_to_end(&mut bytes).map_err(|error| LoadError::io(index, error))?;

@@ -33,8 +33,9 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// A backend on one level of instructions.
+    /// A backend on a level of instructions, or on the best one that this CPU has where that is lower.
     pub fn new(isa: Isa) -> Self {
+        let isa = isa.min(Isa::best());
         let (pool, page_memory) =
             (Arc::new(BufferPool::default()), Arc::new(PageMemory::default()));
         Self { isa, pool, page_memory, round_to_bf16: false }

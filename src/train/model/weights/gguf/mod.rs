@@ -13,9 +13,7 @@ mod write_layout;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{Cursor, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use candle_core::CpuStorage;
@@ -31,6 +29,7 @@ use crate::train::model::chat_template::DEFAULT;
 use crate::train::model::error::LoadError;
 use crate::train::model::template_sources::TemplateSources;
 use crate::train::model::tokenizer::SpecialIds;
+use crate::util::regular_file;
 
 /// The key of a chat template.
 pub const TEMPLATE_KEY: &str = "tokenizer.chat_template";
@@ -108,20 +107,39 @@ pub fn keys(path: &Path) -> Result<(HashMap<String, Value>, RopeFactors), LoadEr
 /// Metadata and the list of tensors.
 fn read_header(path: &Path) -> Result<Content, LoadError> {
     let io_error = |error| LoadError::io(path, error);
-    let file = File::open(path).map_err(io_error)?;
+    let file = regular_file::open(path).map_err(io_error)?;
     let mut header = Vec::new();
     file.take(MAX_HEADER_BYTES).read_to_end(&mut header).map_err(io_error)?;
-    // Candle divides by the alignment that the file says, be it zero.
-    let read = catch_unwind(AssertUnwindSafe(|| Content::read(&mut Cursor::new(&header))));
-    let reason = match read {
-        Ok(Ok(content)) => return Ok(content),
-        Ok(Err(error)) => error.to_string(),
-        Err(_panic) => "its alignment is zero".to_owned(),
+    // Candle divides by the alignment that the file says.
+    let reason = if has_no_alignment(&header) {
+        "its alignment is zero".to_owned()
+    } else {
+        match Content::read(&mut Cursor::new(&header)) {
+            Ok(content) => return Ok(content),
+            Err(error) => error.to_string(),
+        }
     };
     let reason = format!(
         "not a GGUF file, damaged, or with tensors of an unknown type (hone reads {TYPES}): {reason}"
     );
     Err(LoadError::malformed(path, reason))
+}
+
+/// Whether a header says that tensors are aligned to zero bytes.
+fn has_no_alignment(header: &[u8]) -> bool {
+    const KEY: &[u8] = b"general.alignment";
+    // Behind the key stand the type of its value, four bytes, and the value.
+    const TYPE_BYTES: usize = 4;
+    let key = header.windows(KEY.len()).position(|window| window == KEY);
+    let Some(rest) = key.map(|at| &header[at + KEY.len()..]) else { return false };
+    let Some((kind, value)) = rest.split_at_checked(TYPE_BYTES) else { return false };
+    let width = match kind {
+        [0 | 1, 0, 0, 0] => 1,
+        [2 | 3, 0, 0, 0] => 2,
+        [4 | 5, 0, 0, 0] => 4,
+        _ => return false,
+    };
+    value.get(..width).is_some_and(|value| value.iter().all(|byte| *byte == 0))
 }
 
 /// The configuration, and the weights under Hugging Face's names.
