@@ -22,6 +22,8 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
+use crate::util::disk_space::{self, is_full};
+
 /// Bytes that are read or written at once. A call holds a small multiple of it in memory.
 const CHUNK: usize = 1024 * 1024;
 
@@ -63,7 +65,7 @@ pub enum BlobError {
     /// There is no blob with this key.
     #[error("no blob under {0:?}")]
     NotFound(String),
-    /// The disk is full.
+    /// The disk is full, but for what stays free on it.
     #[error("the disk is full")]
     Full,
     /// The storage failed.
@@ -143,7 +145,14 @@ impl Blobs {
         let upload = self.storage.put_multipart(&parse(key)?).await;
         let upload = upload.map_err(|error| storage_error(key, error))?;
         let path = self.objects.join(key);
-        Ok(StagedBlob { upload, key: key.to_owned(), path, buffered: Vec::new(), written: 0 })
+        Ok(StagedBlob {
+            upload,
+            key: key.to_owned(),
+            objects: self.objects.clone(),
+            path,
+            buffered: Vec::new(),
+            written: 0,
+        })
     }
 
     /// A stream of the bytes under `key` (all, or a range), and the blob's whole size. A range may
@@ -182,7 +191,8 @@ impl Blobs {
 
     /// Copies a blob to a local file, in constant memory; the file appears whole or not at all.
     pub async fn fetch_to(&self, key: &str, to: &Path) -> Result<(), BlobError> {
-        let (_size, mut stream) = self.stream(key, None).await?;
+        let (size, mut stream) = self.stream(key, None).await?;
+        disk_space::require(&self.objects, size).map_err(|source| local_error(to, source))?;
         let partial = to.with_added_extension("partial");
         let failed = |source| local_error(&partial, source);
         let mut file = File::create(&partial).await.map_err(failed)?;
@@ -224,6 +234,8 @@ impl Blobs {
 pub struct StagedBlob {
     upload: Box<dyn MultipartUpload>,
     key: String,
+    /// The folder whose disk the blob is on.
+    objects: PathBuf,
     /// The path of the blob.
     path: PathBuf,
     /// Bytes that have not been written yet.
@@ -243,6 +255,8 @@ impl StagedBlob {
 
     async fn flush(&mut self) -> Result<(), BlobError> {
         let part = PutPayload::from_iter(std::mem::take(&mut self.buffered));
+        disk_space::require(&self.objects, part.content_length() as u64)
+            .map_err(|source| local_error(&self.objects, source))?;
         self.written += part.content_length();
         let put = self.upload.put_part(part).await;
         put.map_err(|error| storage_error(&self.key, error))
@@ -272,11 +286,6 @@ impl StagedBlob {
 /// Parses a key for the storage. hone chooses the keys; one with an empty part or a `..` is a bug and refused.
 fn parse(key: &str) -> Result<Key, BlobError> {
     Key::parse(key).map_err(|error| BlobError::Storage(error.into()))
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind;
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 fn local_error(path: &Path, source: std::io::Error) -> BlobError {

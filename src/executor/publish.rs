@@ -77,12 +77,13 @@ impl Publisher<'_> {
         let event = NewEvent::message(EventLevel::Info, message);
         let checkpoint =
             NewCheckpoint { checkpoint: &row, model: &model, files: &files, events: &[event] };
-        let was_added = context.store.add_checkpoint(claim, &checkpoint).await?;
-        if !was_added {
+        let added = context.store.add_checkpoint(claim, &checkpoint).await;
+        if !matches!(added, Ok(true)) {
             for file in &files {
                 context.blobs.delete(&file.blob_key).await?;
             }
         }
+        added?;
         reach(FailPoint::CheckpointPublished, directory).await?;
         Ok(())
     }

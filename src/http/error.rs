@@ -95,6 +95,13 @@ impl ApiError {
         Self::new(ErrorCode::InternalError, "the server had an error; its log says more")
     }
 
+    /// The 507 of a full disk.
+    fn full_disk() -> Self {
+        let message = "the server's disk is full: delete files or models, which works all the same, or \
+                       ask whoever runs the server for room";
+        Self::new(ErrorCode::InsufficientStorage, message)
+    }
+
     /// The envelope as text, for a reply that has begun already.
     pub fn into_json(self) -> String {
         serde_json::json!(ErrorBody::from(self)).to_string()
@@ -165,6 +172,7 @@ impl From<StoreError> for ApiError {
                 ),
             )
             .with_retry_after(RETRY_AFTER_FULL_QUEUE),
+            StoreError::Full => Self::full_disk(),
             other => Self::internal(other),
         }
     }
@@ -179,9 +187,7 @@ impl From<Refusal> for ApiError {
 impl From<BlobError> for ApiError {
     fn from(error: BlobError) -> Self {
         match error {
-            BlobError::Full => {
-                Self::new(ErrorCode::InsufficientStorage, "the server's disk is full")
-            }
+            BlobError::Full => Self::full_disk(),
             other => Self::internal(other),
         }
     }

@@ -8,6 +8,9 @@ pub enum StoreError {
     /// The database failed.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// The disk is full, or the room that is kept on it has been used.
+    #[error("the disk of the database is full")]
+    Full,
     /// A row holds what this version cannot read.
     #[error("the database holds an unreadable value in {column}: {reason}")]
     Corrupt {

@@ -270,6 +270,6 @@ pub trait Store: WebhookStore + KeyStore {
 
     // ---- health
 
-    /// Answers when the database does.
+    /// Answers when the database can be read and written; [`StoreError::Full`] on a full disk.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod clock;
+pub mod disk_space;
 pub mod duplicate_key;
 pub mod error_source;
 pub mod exact_json;

@@ -87,6 +87,10 @@ pub async fn create(
         report: (purpose == FilePurpose::FineTune).then_some(digest.report),
     };
     received.staged.commit().await?;
-    state.store.insert_file(&file).await?;
+    if let Err(error) = state.store.insert_file(&file).await {
+        // A client that tries again and again must not fill the disk.
+        state.blobs.delete(&file.blob_key).await?;
+        return Err(error.into());
+    }
     Ok(Json(file.into()))
 }

@@ -68,10 +68,10 @@ pub async fn add_part(
         bytes: received.bytes as i64,
     };
     received.staged.commit().await?;
-    let refused = match state.store.add_part(&part).await? {
-        Some(AddPartOutcome::Added) => return Ok(Json(part.into())),
-        Some(AddPartOutcome::NotPending(upload)) => super::not_pending(&upload),
-        Some(AddPartOutcome::TooMuch(upload)) => {
+    let refused = match state.store.add_part(&part).await {
+        Ok(Some(AddPartOutcome::Added)) => return Ok(Json(part.into())),
+        Ok(Some(AddPartOutcome::NotPending(upload))) => super::not_pending(&upload),
+        Ok(Some(AddPartOutcome::TooMuch(upload))) => {
             let message = format!(
                 "the parts of the upload {:?} hold more than twice the {} bytes for which it was \
                  created, or are too many",
@@ -79,7 +79,8 @@ pub async fn add_part(
             );
             ApiError::new(ErrorCode::InvalidRequest, message).with_param("data")
         }
-        None => super::no_such_upload(&part.upload_id),
+        Ok(None) => super::no_such_upload(&part.upload_id),
+        Err(error) => error.into(),
     };
     super::remove_blobs(&state, vec![part.blob_key]).await;
     Err(refused)

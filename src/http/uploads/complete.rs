@@ -64,7 +64,14 @@ pub async fn complete(
             return completed_before(&state, upload, &completion).await;
         }
     };
-    match state.store.complete_upload(&id, &completion.part_ids, &file).await? {
+    let completed = match state.store.complete_upload(&id, &completion.part_ids, &file).await {
+        Ok(completed) => completed,
+        Err(error) => {
+            super::remove_blobs(&state, vec![file.blob_key]).await;
+            return Err(error.into());
+        }
+    };
+    match completed {
         Some(CompleteUploadOutcome::Completed(upload, unneeded)) => {
             // Nothing here may fail: clients repeat a failed request.
             super::remove_blobs(&state, unneeded).await;

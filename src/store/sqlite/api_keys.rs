@@ -50,7 +50,7 @@ impl KeyStore for SqliteStore {
 
     async fn revoke_api_key(&self, id: &str) -> Result<RevokeOutcome, StoreError> {
         let outcome = self
-            .write(async |tx, now| {
+            .write_from_reserve(async |tx, now| {
                 let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1")
                     .bind(id)
                     .fetch_optional(&mut *tx)

@@ -11,6 +11,7 @@ mod checkpoints;
 mod cursor;
 mod events;
 mod files;
+mod health;
 mod idempotency_keys;
 mod jobs;
 mod models;
@@ -19,6 +20,7 @@ mod permissions;
 mod progress;
 mod queue;
 mod read_cache;
+mod reserve;
 mod rows;
 mod uploads;
 mod webhook_outbox;
@@ -26,6 +28,7 @@ mod webhooks;
 mod write;
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -33,7 +36,9 @@ use sqlx::SqlitePool;
 
 use files::FileFilter;
 pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
+use health::LastProof;
 use read_cache::{CommitCounter, ReadCache};
+use reserve::Reserve;
 
 use super::{
     AddPartOutcome, CachedReply, CancelOutcome, CancelUploadOutcome, Claim, CompleteUploadOutcome,
@@ -61,6 +66,10 @@ pub struct SqliteStore {
     /// Connections that only read.
     readers: SqlitePool,
     clock: Arc<dyn Clock>,
+    data_dir: PathBuf,
+    /// Room for what must be written on a full disk.
+    reserve: Reserve,
+    last_proof: LastProof,
     commits: CommitCounter,
     /// By id.
     job_cache: ReadCache<String, Arc<CachedReply<Job>>>,
@@ -106,11 +115,11 @@ impl Store for SqliteStore {
     }
 
     async fn delete_file(&self, id: &str) -> Result<DeleteFileOutcome, StoreError> {
-        self.write(async |tx, now| files::delete(tx, id, now).await).await
+        self.write_from_reserve(async |tx, now| files::delete(tx, id, now).await).await
     }
 
     async fn remove_expired_files(&self) -> Result<Vec<String>, StoreError> {
-        self.write(async |tx, now| files::remove_expired(tx, now).await).await
+        self.write_from_reserve(async |tx, now| files::remove_expired(tx, now).await).await
     }
 
     async fn blob_keys(&self) -> Result<Vec<String>, StoreError> {
@@ -143,11 +152,11 @@ impl Store for SqliteStore {
     }
 
     async fn cancel_upload(&self, id: &str) -> Result<Option<CancelUploadOutcome>, StoreError> {
-        self.write(async |tx, now| uploads::cancel(tx, id, now).await).await
+        self.write_from_reserve(async |tx, now| uploads::cancel(tx, id, now).await).await
     }
 
     async fn expire_uploads(&self, grace_seconds: i64) -> Result<Vec<String>, StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             let since = now.saturating_sub(grace_seconds);
             uploads::expire(tx, since).await
         })
@@ -216,7 +225,7 @@ impl Store for SqliteStore {
     }
 
     async fn request_cancel(&self, id: &str) -> Result<Option<CancelOutcome>, StoreError> {
-        self.write(async |tx, now| jobs::request_cancel(tx, id, now).await).await
+        self.write_from_reserve(async |tx, now| jobs::request_cancel(tx, id, now).await).await
     }
 
     async fn request_pause(
@@ -287,7 +296,7 @@ impl Store for SqliteStore {
     }
 
     async fn delete_model(&self, id: &str) -> Result<DeleteModelOutcome, StoreError> {
-        self.write(async |tx, _now| models::delete(tx, id).await).await
+        self.write_from_reserve(async |tx, _now| models::delete(tx, id).await).await
     }
 
     async fn grant_permissions(
@@ -310,7 +319,7 @@ impl Store for SqliteStore {
     }
 
     async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError> {
-        self.write(async |tx, _now| permissions::delete(tx, checkpoint, id).await).await
+        self.write_from_reserve(async |tx, _now| permissions::delete(tx, checkpoint, id).await).await
     }
 
     async fn is_permitted(&self, checkpoint: &str, project: &Project) -> Result<bool, StoreError> {
@@ -318,7 +327,7 @@ impl Store for SqliteStore {
     }
 
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError> {
-        self.write(async |tx, now| queue::requeue_orphans(tx, now, events).await).await
+        self.write_from_reserve(async |tx, now| queue::requeue_orphans(tx, now, events).await).await
     }
 
     async fn claim(
@@ -342,7 +351,7 @@ impl Store for SqliteStore {
     }
 
     async fn release(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             events::append(tx, &claim.job_id, now, events).await?;
             queue::give_back(tx, claim, queue::AttemptCount::NotCounted, now).await?;
             Ok(())
@@ -351,7 +360,7 @@ impl Store for SqliteStore {
     }
 
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             events::append(tx, &claim.job_id, now, events).await?;
             queue::give_back(tx, claim, queue::AttemptCount::Counted, now).await?;
             Ok(())
@@ -419,7 +428,7 @@ impl Store for SqliteStore {
     }
 
     async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             queue::check_claim(tx, claim).await?;
             let checkpoint = checkpoints::by_step(tx, &claim.job_id, step).await?;
             let Some(checkpoint) = checkpoint else {
@@ -444,7 +453,7 @@ impl Store for SqliteStore {
     }
 
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             progress::succeeded(tx, claim, success, now).await?;
             for file in &success.files {
                 files::insert(tx, file).await?;
@@ -461,7 +470,7 @@ impl Store for SqliteStore {
         error: &JobError,
         events: &[NewEvent],
     ) -> Result<(), StoreError> {
-        self.write(async |tx, now| {
+        self.write_from_reserve(async |tx, now| {
             progress::failed(tx, claim, error, now).await?;
             events::append(tx, &claim.job_id, now, events).await
         })
@@ -469,11 +478,11 @@ impl Store for SqliteStore {
     }
 
     async fn finish_cancelled(&self, claim: &Claim) -> Result<(), StoreError> {
-        self.write(async |tx, now| progress::cancelled(tx, claim, now).await).await
+        self.write_from_reserve(async |tx, now| progress::cancelled(tx, claim, now).await).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        self.prove_writable().await
     }
 }

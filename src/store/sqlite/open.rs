@@ -12,7 +12,9 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteStore;
+use super::health::{self, LastProof};
 use super::read_cache::{CommitCounter, ReadCache};
+use super::reserve::Reserve;
 use crate::store::StoreError;
 use crate::util::clock::Clock;
 
@@ -67,7 +69,7 @@ pub async fn open(data_dir: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore,
     };
     let (writer, options) = connect(data_dir).await?;
     migrate(&writer, data_dir).await?;
-    with_readers(writer, options, clock, Some(lock)).await
+    with_readers(data_dir, (writer, options), clock, Some(lock)).await
 }
 
 /// Opens the store for a short command, whether a server has the folder or not.
@@ -87,12 +89,12 @@ pub async fn open_beside_a_server(
         FolderLock::Taken(lock) => {
             let (writer, options) = connect(data_dir).await?;
             migrate(&writer, data_dir).await?;
-            with_readers(writer, options, clock, Some(lock)).await
+            with_readers(data_dir, (writer, options), clock, Some(lock)).await
         }
         FolderLock::HeldBy(holder) => {
             let (writer, options) = connect(data_dir).await?;
             require_schema(&writer, data_dir, &holder).await?;
-            with_readers(writer, options, clock, None).await
+            with_readers(data_dir, (writer, options), clock, None).await
         }
     }
 }
@@ -131,6 +133,7 @@ async fn connect(data_dir: &Path) -> Result<(SqlitePool, SqliteConnectOptions), 
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(TEST_BEFORE_ACQUIRE)
+        .after_release(|connection, _age| Box::pin(health::is_usable(connection)))
         .connect_with(options.clone())
         .await
         .map_err(|error| {
@@ -145,8 +148,8 @@ async fn connect(data_dir: &Path) -> Result<(SqlitePool, SqliteConnectOptions), 
 }
 
 async fn with_readers(
-    writer: SqlitePool,
-    options: SqliteConnectOptions,
+    data_dir: &Path,
+    (writer, options): (SqlitePool, SqliteConnectOptions),
     clock: Arc<dyn Clock>,
     lock: Option<File>,
 ) -> Result<SqliteStore, StoreError> {
@@ -160,6 +163,9 @@ async fn with_readers(
         writer,
         readers,
         clock,
+        data_dir: data_dir.to_owned(),
+        reserve: Reserve::take(data_dir),
+        last_proof: LastProof::default(),
         commits: CommitCounter::default(),
         job_cache: ReadCache::new(),
         event_cache: ReadCache::new(),

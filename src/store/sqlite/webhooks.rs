@@ -99,7 +99,7 @@ impl WebhookStore for SqliteStore {
         project: &Project,
         id: &str,
     ) -> Result<bool, StoreError> {
-        self.write(async |tx, _now| {
+        self.write_from_reserve(async |tx, _now| {
             let deleted =
                 sqlx::query("DELETE FROM webhook_endpoints WHERE id = $1 AND project = $2")
                     .bind(id)

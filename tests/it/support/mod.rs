@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod executor;
 pub mod gguf_writer;
+pub mod machine_faults;
 pub mod pytorch_writer;
 pub mod scripted_model;
 pub mod server;

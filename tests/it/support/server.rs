@@ -111,7 +111,41 @@ impl Server {
             true => File::create(data_dir.join(LOG)).expect("made").into(),
             false => Stdio::null(),
         };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hone"))
+        let binary = Command::new(env!("CARGO_BIN_EXE_hone"));
+        Self::launch_by(binary, data_dir, models_dir, settings, stderr)
+    }
+
+    /// A server whose data folder is a disk of its own with so many MiB. `None` where this user may not mount
+    /// one, even in a namespace of its own.
+    pub fn start_on_a_disk_of(mebibytes: u32) -> Option<Self> {
+        // The folder of the models hides behind no mount.
+        let folder = tempfile::tempdir().expect("a folder");
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let namespace = ["--user", "--map-root-user", "--mount", "sh", "-c"];
+        let mount = format!("mount -t tmpfs -o size={mebibytes}m none \"$0\"");
+        let mut can_mount = Command::new("unshare");
+        can_mount.args(namespace).arg(&mount).arg(folder.path());
+        if !can_mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command.args(namespace).arg(format!("{mount} && exec \"$@\"")).arg(folder.path());
+        command.arg(env!("CARGO_BIN_EXE_hone"));
+        let data_dir = folder.path().join("data");
+        let mut server = Self::launch_by(command, &data_dir, &models, Vec::new(), Stdio::null());
+        server._folder = Some(folder);
+        Some(server)
+    }
+
+    /// Starts `binary`, which is the program or what becomes it.
+    fn launch_by(
+        mut binary: Command,
+        data_dir: &Path,
+        models_dir: &Path,
+        settings: Vec<(String, String)>,
+        stderr: Stdio,
+    ) -> Self {
+        let mut child = binary
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
             .arg("--models-dir")
@@ -193,6 +227,16 @@ impl Server {
 
     /// Ends the trainer at once; says whether there was one.
     pub fn kill_trainer(&self) -> bool {
+        let ids = self.trainers();
+        for id in &ids {
+            // It may have ended by itself meanwhile.
+            let _ = Command::new("kill").args(["-KILL", id]).stderr(Stdio::null()).status();
+        }
+        !ids.is_empty()
+    }
+
+    /// The ids of its trainers.
+    pub fn trainers(&self) -> Vec<String> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         let mut children = std::fs::read_to_string(path).expect("the server runs");
         // Those that other threads have started.
@@ -201,14 +245,10 @@ impl Server {
             children.push(' ');
             children.push_str(&std::fs::read_to_string(path).unwrap_or_default());
         }
-        let mut ids: Vec<&str> = children.split_whitespace().collect();
+        let mut ids: Vec<String> = children.split_whitespace().map(str::to_owned).collect();
         ids.sort_unstable();
         ids.dedup();
-        for id in &ids {
-            // It may have ended by itself meanwhile.
-            let _ = Command::new("kill").args(["-KILL", id]).stderr(Stdio::null()).status();
-        }
-        !ids.is_empty()
+        ids
     }
 
     /// Waits until the server dies by itself, and starts another one over its folders.
