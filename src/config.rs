@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::http::HeaderValue;
 use clap::{Args, ValueEnum};
@@ -153,11 +154,21 @@ pub struct Limits {
     /// Most jobs of one project that wait for their turn or are paused.
     #[arg(long, env = "HONE_MAX_QUEUED_JOBS", default_value_t = MAX_QUEUED_JOBS, value_name = "COUNT")]
     pub max_queued_jobs: NonZeroU32,
+
+    /// Longest wait of a job for what others hold (memory, room on the disk, file descriptors), such as 30m or
+    /// 24h; then it fails.
+    #[arg(long, env = "HONE_RESOURCE_WAIT", default_value = "24h", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    pub resource_wait: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests_per_minute: None, max_queued_jobs: MAX_QUEUED_JOBS }
+        Self {
+            requests_per_minute: None,
+            max_queued_jobs: MAX_QUEUED_JOBS,
+            resource_wait: RESOURCE_WAIT,
+        }
     }
 }
 
@@ -224,6 +235,9 @@ const MAX_QUEUED_JOBS: NonZeroU32 = match NonZeroU32::new(1000) {
     Some(count) => count,
     None => NonZeroU32::MAX,
 };
+
+/// Longest wait of a job for what others hold unless it is set.
+pub const RESOURCE_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Largest upload in bytes, as OpenAI has it.
 pub const MAX_UPLOAD_BYTES: u64 = 512 * 1024 * 1024;

@@ -139,6 +139,8 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         timeouts: Timeouts::default(),
         priority,
         yields_to: (priority == Priority::Serve).then(|| models.serving_load().clone()),
+        serving_memory: Some(models.memory()),
+        resource_wait: args.limits.resource_wait,
     };
     let dry_runs =
         DryRuns::new(context.clone()).context("finding the folder of work in progress")?;

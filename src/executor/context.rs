@@ -9,7 +9,7 @@ use crate::blobs::Blobs;
 use crate::config::Priority;
 use crate::device::Device;
 use crate::queue::Queue;
-use crate::serve::ServingLoad;
+use crate::serve::{ServingLoad, ServingMemory};
 use crate::store::Store;
 use crate::util::clock::Clock;
 
@@ -62,4 +62,9 @@ pub struct ExecutorContext {
     pub priority: Priority,
     /// The serving load to which a job yields between micro-batches.
     pub yields_to: Option<ServingLoad>,
+    /// The models that answer beside it, which make room for a job that waits for memory.
+    pub serving_memory: Option<ServingMemory>,
+    /// How long a job waits for what others hold (memory, room on the disk, file descriptors) before it
+    /// fails.
+    pub resource_wait: Duration,
 }

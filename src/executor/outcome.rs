@@ -1,5 +1,7 @@
 //! The outcome of the work on a claimed job, and its record in the store.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -36,9 +38,20 @@ pub(super) enum JobOutcome {
     /// Something failed after a new checkpoint was written. It does not count as an attempt: attempts
     /// end a job that fails again and again at the same place.
     Continue(NewEvent),
+    /// Others hold what the job lacks: it stays queued, and tries again later.
+    Postponed {
+        /// When.
+        seconds: i64,
+        /// Says why.
+        event: NewEvent,
+    },
     /// Another executor holds the job now.
     ClaimLost,
 }
+
+/// How long a job waits when it lacks something for the first time, the second and the third, in seconds;
+/// later ones wait as long as the third.
+const POSTPONED_SECONDS: [i64; 3] = [1, 30, 300];
 
 impl JobOutcome {
     /// Another attempt when the job has attempts left; otherwise it fails.
@@ -61,6 +74,29 @@ impl JobOutcome {
         Self::Failed(JobError { code, message, param: None })
     }
 
+    /// Waits for what others hold, for as long as a job may; then it fails with `error`.
+    pub(super) fn postpone_or_fail(context: &ExecutorContext, job: &Job, error: JobError) -> Self {
+        let now = context.clock.now();
+        let (since, count) = job.shortage.map_or((now, 0), |short| (short.since, short.count));
+        let waited = Duration::from_secs(now.saturating_sub(since).unsigned_abs());
+        if waited >= context.resource_wait {
+            let waited = humantime::format_duration(waited);
+            let message = format!("{}; given up after {waited} (--resource-wait)", error.message);
+            return Self::Failed(JobError { message, ..error });
+        }
+        let index = (count as usize).min(POSTPONED_SECONDS.len() - 1);
+        let seconds = POSTPONED_SECONDS[index];
+        let message =
+            format!("{}; the job stays queued and tries again in {seconds} s", error.message);
+        let data = serde_json::json!({
+            "code": error.code,
+            "waited_seconds": waited.as_secs(),
+            "next_attempt_in_seconds": seconds,
+        });
+        let event = NewEvent::message(EventLevel::Warn, message);
+        Self::Postponed { seconds, event: NewEvent { data: Some(data), ..event } }
+    }
+
     /// [`Self::Continue`] after a trainer has written a checkpoint newer than the one that it started
     /// from.
     pub(super) fn continue_from(step: u64, what: &str, data: serde_json::Value) -> Self {
@@ -78,6 +114,7 @@ impl JobOutcome {
             Self::Released { .. } => "released",
             Self::Paused { .. } => "paused",
             Self::Retry(_) | Self::Continue(_) => "retry",
+            Self::Postponed { .. } => "postponed",
             Self::ClaimLost => "lost",
         }
     }
@@ -161,6 +198,9 @@ impl JobOutcome {
             }
             Self::Continue(event) => store.release(claim, std::slice::from_ref(event)).await,
             Self::Retry(event) => store.retry(claim, std::slice::from_ref(event)).await,
+            Self::Postponed { seconds, event } => {
+                store.postpone(claim, *seconds, std::slice::from_ref(event)).await
+            }
             Self::ClaimLost => Ok(()),
         }
     }

@@ -13,6 +13,7 @@ use crate::domain::model::TunedModel;
 use crate::store::StoreError;
 use crate::train::protocol::RunSpec;
 use crate::util::fail_point::FailPoint;
+use crate::util::shortage;
 
 /// Why a job's files could not be staged.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) enum StagingError {
         code: ErrorCode,
         /// What happened.
         reason: String,
+        /// Whether others hold what it lacked: it is waited for.
+        is_shortage: bool,
     },
 }
 
@@ -35,7 +38,14 @@ impl StagingError {
 
     fn lookup(id: &str, error: &StoreError) -> Self {
         let reason = format!("{id} cannot be looked up: {error}");
-        Self::Transient { code: ErrorCode::InternalError, reason }
+        // A store that fails does so for all jobs, and is no fault of this one.
+        let is_shortage = matches!(error, StoreError::Database(_) | StoreError::Full);
+        Self::Transient { code: ErrorCode::InternalError, reason, is_shortage }
+    }
+
+    fn local(error: &std::io::Error, reason: String) -> Self {
+        let is_shortage = shortage::of_io(error).is_some();
+        Self::Transient { code: local_code(error), reason, is_shortage }
     }
 }
 
@@ -54,6 +64,16 @@ pub(super) fn blob_code(error: &BlobError) -> ErrorCode {
     }
 }
 
+/// Whether blobs failed because others hold what they lacked.
+pub(super) fn is_blob_shortage(error: &BlobError) -> bool {
+    match error {
+        BlobError::Full => true,
+        BlobError::NotFound(_) => false,
+        BlobError::Storage(error) => shortage::of(error).is_some(),
+        BlobError::Local { source, .. } => shortage::of_io(source).is_some(),
+    }
+}
+
 fn local_code(error: &std::io::Error) -> ErrorCode {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -64,9 +84,9 @@ fn local_code(error: &std::io::Error) -> ErrorCode {
 }
 
 async fn make_folder(path: &Path) -> Result<(), StagingError> {
-    tokio::fs::create_dir_all(path).await.map_err(|error| StagingError::Transient {
-        code: local_code(&error),
-        reason: format!("the work folder {} cannot be made: {error}", path.display()),
+    tokio::fs::create_dir_all(path).await.map_err(|error| {
+        let reason = format!("the work folder {} cannot be made: {error}", path.display());
+        StagingError::local(&error, reason)
     })
 }
 
@@ -100,9 +120,8 @@ impl Staging<'_> {
             Some((model, start)) if model.is_whole => (start, None),
             start => (self.base_model()?, start.map(|(_, folder)| folder)),
         };
-        FailPoint::Staged.reach_async().await.map_err(|error| StagingError::Transient {
-            code: local_code(&error),
-            reason: format!("the files could not be staged: {error}"),
+        FailPoint::Staged.reach_async().await.map_err(|error| {
+            StagingError::local(&error, format!("the files could not be staged: {error}"))
         })?;
         Ok(RunSpec {
             base_model,
@@ -132,9 +151,8 @@ impl Staging<'_> {
             }
             Err(error) => Err(error),
         };
-        found.map_err(|error| StagingError::Transient {
-            code: ErrorCode::InternalError,
-            reason: format!("the models folder cannot be read: {error}"),
+        found.map_err(|error| {
+            StagingError::local(&error, format!("the models folder cannot be read: {error}"))
         })
     }
 
@@ -195,6 +213,7 @@ impl Staging<'_> {
             Err(error) => Err(StagingError::Transient {
                 code: blob_code(&error),
                 reason: format!("the file {} cannot be fetched: {error}", file.id),
+                is_shortage: is_blob_shortage(&error),
             }),
         }
     }

@@ -21,6 +21,10 @@ use crate::store::{Claim, StoreError};
 use crate::train::protocol::{Control, Progress};
 use crate::train::run::checkpoint;
 use crate::util::fail_point::FailPoint;
+use crate::util::shortage;
+
+/// How long the memory that a job waits for is kept free while its trainer starts.
+const START_TIME: Duration = Duration::from_secs(120);
 
 /// Works on a claimed job until it ends, is given back, or is lost.
 pub(super) async fn run_job(
@@ -57,6 +61,13 @@ enum TrainerEnd {
     Stopped,
     /// The run failed.
     Failed(JobError),
+    /// Others hold what the run lacks.
+    Short {
+        /// For the job, should it not wait any longer.
+        error: JobError,
+        /// Bytes of the machine's memory that the run needs, where that is what it lacks.
+        memory: Option<u64>,
+    },
     /// It exited without a last message.
     Died,
     /// It did not end in the time that it had.
@@ -71,9 +82,12 @@ impl TrainerEnd {
     /// How long the process may still take to exit.
     fn exit_timeout(&self, timeouts: Timeouts) -> Duration {
         match self {
-            Self::Finished(_) | Self::Cancelled | Self::Stopped | Self::Failed(_) | Self::Died => {
-                timeouts.exit
-            }
+            Self::Finished(_)
+            | Self::Cancelled
+            | Self::Stopped
+            | Self::Failed(_)
+            | Self::Short { .. }
+            | Self::Died => timeouts.exit,
             Self::Overdue | Self::Malformed(_) | Self::ClaimLost => Duration::ZERO,
         }
     }
@@ -96,19 +110,27 @@ impl Supervisor<'_> {
             let what = format!("the claimed job could not be started: {error}");
             return JobOutcome::retry_or_fail(self.job, ErrorCode::InternalError, &what, None);
         }
-        let started = match is_first_start {
-            true => "Fine-tuning job started",
-            false => "Fine-tuning job started again",
+        let started = match (is_first_start, self.job.shortage) {
+            (true, _) => Some("Fine-tuning job started"),
+            (false, None) => Some("Fine-tuning job started again"),
+            // It may wait for long, and each attempt says whether it can begin.
+            (false, Some(_)) => None,
         };
-        let written = self.progress.note(EventLevel::Info, started.to_owned(), None).await;
-        if self.is_claim_lost(written) {
-            return JobOutcome::ClaimLost;
+        if let Some(started) = started {
+            let written = self.progress.note(EventLevel::Info, started.to_owned(), None).await;
+            if self.is_claim_lost(written) {
+                return JobOutcome::ClaimLost;
+            }
         }
 
         let spec = match staging::stage(self.context, self.job).await {
             Ok(spec) => spec,
             Err(StagingError::Permanent(error)) => return JobOutcome::Failed(error),
-            Err(StagingError::Transient { code, reason }) => {
+            Err(StagingError::Transient { code, reason, is_shortage: true }) => {
+                let error = JobError { code, message: reason, param: None };
+                return JobOutcome::postpone_or_fail(self.context, self.job, error);
+            }
+            Err(StagingError::Transient { code, reason, is_shortage: false }) => {
                 return JobOutcome::retry_or_fail(self.job, code, &reason, None);
             }
         };
@@ -134,6 +156,11 @@ impl Supervisor<'_> {
             Ok(trainer) => trainer,
             Err(error) => {
                 let what = format!("the trainer {} cannot be started: {error}", binary.display());
+                if shortage::of_io(&error).is_some() {
+                    let code = ErrorCode::InternalError;
+                    let error = JobError { code, message: what, param: None };
+                    return JobOutcome::postpone_or_fail(self.context, self.job, error);
+                }
                 return JobOutcome::retry_or_fail(self.job, ErrorCode::WorkerCrashed, &what, None);
             }
         };
@@ -159,7 +186,12 @@ impl Supervisor<'_> {
             (End::ClaimLost, _) => JobOutcome::ClaimLost,
 
             (
-                End::Cancelled | End::Stopped | End::Died | End::Overdue | End::Malformed(_),
+                End::Cancelled
+                | End::Stopped
+                | End::Short { .. }
+                | End::Died
+                | End::Overdue
+                | End::Malformed(_),
                 Request::Cancel,
             ) => JobOutcome::Cancelled,
 
@@ -170,12 +202,16 @@ impl Supervisor<'_> {
                 self.stopped(|step| JobOutcome::Released { step }).await
             }
 
-            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Request::Pause) => {
-                JobOutcome::Paused { step: None }
-            }
-            (End::Cancelled | End::Died | End::Overdue | End::Malformed(_), Request::Stop) => {
-                JobOutcome::Released { step: None }
-            }
+            (
+                End::Cancelled | End::Short { .. } | End::Died | End::Overdue | End::Malformed(_),
+                Request::Pause,
+            ) => JobOutcome::Paused { step: None },
+            (
+                End::Cancelled | End::Short { .. } | End::Died | End::Overdue | End::Malformed(_),
+                Request::Stop,
+            ) => JobOutcome::Released { step: None },
+
+            (End::Short { error, memory }, Request::None) => self.short(error, memory).await,
 
             (End::Malformed(reason), Request::None) => {
                 let what = format!("the trainer wrote a malformed message: {reason}");
@@ -197,9 +233,31 @@ impl Supervisor<'_> {
             Ok(success) => JobOutcome::Succeeded(Box::new(success)),
             Err(error) => {
                 let what = format!("the results could not be stored: {error}");
+                if staging::is_blob_shortage(&error) {
+                    let code = staging::blob_code(&error);
+                    let error = JobError { code, message: what, param: None };
+                    return JobOutcome::postpone_or_fail(self.context, self.job, error);
+                }
                 JobOutcome::retry_or_fail(self.job, staging::blob_code(&error), &what, None)
             }
         }
+    }
+
+    /// The outcome of a run that lacks what others hold. Models that answer beside it make room.
+    async fn short(&self, error: JobError, memory: Option<u64>) -> JobOutcome {
+        let outcome = JobOutcome::postpone_or_fail(self.context, self.job, error);
+        if let (JobOutcome::Postponed { seconds, .. }, Some(bytes), Some(serving)) =
+            (&outcome, memory, &self.context.serving_memory)
+        {
+            let (serving, seconds) = (serving.clone(), seconds.unsigned_abs());
+            let until_it_has_begun = Duration::from_secs(seconds) + START_TIME;
+            // Unloading gives many pages back.
+            let unloaded = move || serving.keep_free(bytes, until_it_has_begun);
+            if let Err(panic) = tokio::task::spawn_blocking(unloaded).await {
+                tracing::error!(error = %panic, "models were not unloaded for a job that waits");
+            }
+        }
+        outcome
     }
 
     /// Writes the step at which the trainer stopped; the outcome names it.
@@ -267,6 +325,10 @@ impl Supervisor<'_> {
                 self.progress.note(EventLevel::Info, message, None).await
             }
             Progress::Step { metrics, tokens_per_second, seconds_left, yielded_seconds } => {
+                if let Some(serving) = &self.context.serving_memory {
+                    // The run has what it needs.
+                    serving.keep_free(0, Duration::ZERO);
+                }
                 self.progress.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
             }
             Progress::Checkpoint { metrics, directory, evicted } => {
@@ -311,6 +373,7 @@ impl Supervisor<'_> {
                 return Some(TrainerEnd::Stopped);
             }
             Progress::Failed { error } => return Some(TrainerEnd::Failed(error)),
+            Progress::Short { error, memory } => return Some(TrainerEnd::Short { error, memory }),
             Progress::DryRunDone { .. } => {
                 let reason = "the result of a dry run, which was not requested";
                 return Some(TrainerEnd::Malformed(reason.to_owned()));

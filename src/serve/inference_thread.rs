@@ -24,8 +24,7 @@ const MAX_PREPARED: usize = 256;
 
 /// What the thread shares with other threads.
 pub(super) struct ThreadContext {
-    /// Bytes that models, adapters and key/value caches may take.
-    pub memory: u64,
+    pub models: Arc<ModelCache>,
     pub serving_load: ServingLoad,
     pub statistics: Arc<Statistics>,
 }
@@ -36,11 +35,10 @@ pub(super) fn run(
     runtime: &Handle,
     context: &ThreadContext,
 ) {
-    let ThreadContext { memory, serving_load, statistics } = context;
-    let models = Arc::new(ModelCache::new(*memory));
+    let ThreadContext { models, serving_load, statistics } = context;
     let (done, prepared) = mpsc::unbounded_channel();
     let preparer =
-        RequestPreparer::new(Arc::clone(&models), runtime.clone(), done, Arc::clone(statistics));
+        RequestPreparer::new(Arc::clone(models), runtime.clone(), done, Arc::clone(statistics));
     let scheduler = Scheduler::new(Arc::clone(statistics));
     let mut thread = InferenceThread {
         inbox,

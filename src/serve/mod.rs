@@ -40,6 +40,7 @@ mod tool_format;
 mod waiting_requests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -47,6 +48,7 @@ use tokio::sync::mpsc;
 pub use self::error::ServeError;
 pub use self::events::{CalledTool, Event, Events, FinishReason, LikelyToken, ScoredToken};
 use self::inference_thread::ThreadContext;
+use self::model_cache::ModelCache;
 pub use self::request::{Prompt, Request, Sampling, TemplateOverrides, TextPrompt};
 use self::request_preparer::QueuedRequest;
 pub use self::serving_load::ServingLoad;
@@ -61,8 +63,21 @@ pub struct ModelServer {
     /// Has no bound of its own: each request in it has a place among `waiting`.
     inbox: mpsc::UnboundedSender<QueuedRequest>,
     waiting: Arc<WaitingRequests>,
+    models: Arc<ModelCache>,
     serving_load: ServingLoad,
     statistics: Arc<Statistics>,
+}
+
+/// The memory of the models that answer, as those see it who need memory beside them.
+#[derive(Clone)]
+pub struct ServingMemory(Arc<ModelCache>);
+
+impl ServingMemory {
+    /// Unloads models that answer nothing until `bytes` of the machine's memory are free, and loads none into
+    /// these for as long as `time`. Later calls replace earlier ones. Blocks while models are unloaded.
+    pub fn keep_free(&self, bytes: u64, time: Duration) {
+        self.0.keep_free(bytes, time);
+    }
 }
 
 impl ModelServer {
@@ -72,15 +87,22 @@ impl ModelServer {
     pub fn start(runtime: Handle, memory: Option<u64>) -> std::io::Result<Self> {
         let (inbox, requests) = mpsc::unbounded_channel();
         let (serving_load, statistics) = (ServingLoad::default(), Arc::new(Statistics::default()));
+        let budget = memory.unwrap_or_else(model_cache::default_budget);
+        let models = Arc::new(ModelCache::new(budget));
         let context = ThreadContext {
-            memory: memory.unwrap_or_else(model_cache::default_budget),
+            models: Arc::clone(&models),
             serving_load: serving_load.clone(),
             statistics: Arc::clone(&statistics),
         };
         std::thread::Builder::new()
             .name("inference".to_owned())
             .spawn(move || inference_thread::run(requests, &runtime, &context))?;
-        Ok(Self { inbox, waiting: Arc::default(), serving_load, statistics })
+        Ok(Self { inbox, waiting: Arc::default(), models, serving_load, statistics })
+    }
+
+    /// The memory of the models.
+    pub fn memory(&self) -> ServingMemory {
+        ServingMemory(Arc::clone(&self.models))
     }
 
     /// Whether requests are being served.

@@ -34,6 +34,8 @@ pub(super) struct ModelCache {
     /// For each model that is being opened a lock, so that it is opened once. A folder that takes long to open
     /// delays no other model.
     opening: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Bytes of the machine's memory that are left to a job that waits, and until when.
+    kept_free: Mutex<Option<(u64, Instant)>>,
 }
 
 /// The budget when the operator sets none, in bytes.
@@ -50,6 +52,7 @@ impl ModelCache {
             loaded: Mutex::new(Vec::new()),
             loading: Mutex::new(()),
             opening: Mutex::new(HashMap::new()),
+            kept_free: Mutex::new(None),
         }
     }
 
@@ -192,14 +195,12 @@ impl ModelCache {
         let began = Instant::now();
         loop {
             let is_within = self.usage().1 + needs <= self.budget;
-            let is_free = memory::available().is_none_or(|free| needs <= free);
+            let wanted = needs.saturating_add(self.kept_free());
+            let is_free = memory::available().is_none_or(|free| wanted <= free);
             if is_within && is_free {
                 return Ok(());
             }
-            let mut loaded = self.lock();
-            let unused = loaded.iter().position(|model| Arc::strong_count(model) == 1);
-            let Some(unused) = unused else {
-                drop(loaded);
+            if !self.unload_one() {
                 if began.elapsed() < MEMORY_WAIT {
                     // A sequence may finish soon.
                     std::thread::sleep(MEMORY_POLL);
@@ -211,11 +212,33 @@ impl ModelCache {
                     gigabytes(needs)
                 );
                 return Err(ServeError::new(ErrorCode::ModelLoading, message));
-            };
-            let unloaded = loaded.remove(unused);
-            drop(loaded);
-            tracing::info!(model = unloaded.id(), "model unloaded to make room");
+            }
         }
+    }
+
+    /// Unloads the least recently used model that runs no sequence; `false` when there is none.
+    fn unload_one(&self) -> bool {
+        let mut loaded = self.lock();
+        let unused = loaded.iter().position(|model| Arc::strong_count(model) == 1);
+        let Some(unused) = unused else { return false };
+        let unloaded = loaded.remove(unused);
+        drop(loaded);
+        tracing::info!(model = unloaded.id(), "model unloaded to make room");
+        true
+    }
+
+    /// Unloads models that run no sequence until `bytes` of the machine's memory are free, and loads none
+    /// into these for as long as `time`.
+    pub fn keep_free(&self, bytes: u64, time: Duration) {
+        let until = (bytes > 0).then(|| (bytes, Instant::now() + time));
+        *self.kept_free.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        while memory::available().is_some_and(|free| free < bytes) && self.unload_one() {}
+    }
+
+    /// Bytes that no model is loaded into now.
+    fn kept_free(&self) -> u64 {
+        let kept_free = *self.kept_free.lock().unwrap_or_else(PoisonError::into_inner);
+        kept_free.filter(|(_, until)| Instant::now() < *until).map_or(0, |(bytes, _)| bytes)
     }
 }
 

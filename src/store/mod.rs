@@ -206,7 +206,7 @@ pub trait Store: WebhookStore + KeyStore {
     /// attempt does not count; those whose user has cancelled or paused them are cancelled or
     /// paused instead.
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError>;
-    /// Claims the oldest job that waits, or whose lease has run out.
+    /// Claims the oldest job that waits and has not been postponed, or whose lease has run out.
     async fn claim(
         &self,
         owner: &str,
@@ -224,6 +224,15 @@ pub trait Store: WebhookStore + KeyStore {
     /// Gives a claimed job back to the queue after its trainer died; the attempt counts. When its user
     /// has cancelled or paused it, it is cancelled or paused instead.
     async fn retry(&self, claim: &Claim, events: &[NewEvent]) -> Result<(), StoreError>;
+
+    /// Gives a claimed job back to the queue for so many seconds, because others hold what it lacks; does
+    /// not count as an attempt. When its user has cancelled or paused it, it is cancelled or paused instead.
+    async fn postpone(
+        &self,
+        claim: &Claim,
+        seconds: i64,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError>;
 
     // ---- progress of a claimed job
 

@@ -166,6 +166,13 @@ pub enum Progress {
         /// All of it.
         dry_run: Box<DryRun>,
     },
+    /// Others hold now what the run lacks: another trainer may continue later.
+    Short {
+        /// For the job, should it not wait any longer.
+        error: JobError,
+        /// Bytes of the machine's memory that the run needs, where that is what it lacks.
+        memory: Option<u64>,
+    },
     /// The run failed, and another attempt would not help.
     Failed {
         /// For the job.

@@ -11,4 +11,5 @@ pub mod fail_point;
 pub mod file_digest;
 pub mod hex;
 pub mod regular_file;
+pub mod shortage;
 pub mod strftime;

@@ -214,6 +214,17 @@ pub struct Job {
     pub cancel_requested: bool,
     /// Whether the user wants it to pause, and it still runs.
     pub pause_requested: bool,
+    /// What it has waited for since its last step, if it has.
+    pub shortage: Option<JobShortage>,
+}
+
+/// The wait of a job for what others hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobShortage {
+    /// Unix seconds at which it first lacked something.
+    pub since: i64,
+    /// How often it has by now.
+    pub count: u32,
 }
 
 impl Job {
@@ -257,6 +268,7 @@ impl Job {
             attempt: 0,
             cancel_requested: false,
             pause_requested: false,
+            shortage: None,
         }
     }
 

@@ -289,7 +289,8 @@ async fn set_status(
     id: &str,
     to: JobStatus,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE jobs SET status = $1 WHERE id = $2")
+    // Whoever resumes a job wants it tried now.
+    sqlx::query("UPDATE jobs SET status = $1, waits_until = NULL WHERE id = $2")
         .bind(to.as_str())
         .bind(id)
         .execute(connection)

@@ -35,8 +35,8 @@ use async_trait::async_trait;
 use sqlx::SqlitePool;
 
 use files::FileFilter;
-pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
 use health::LastProof;
+pub use open::{DATABASE_FILE, LOCK_FILE, open, open_beside_a_server};
 use read_cache::{CommitCounter, ReadCache};
 use reserve::Reserve;
 
@@ -319,7 +319,8 @@ impl Store for SqliteStore {
     }
 
     async fn delete_permission(&self, checkpoint: &str, id: &str) -> Result<bool, StoreError> {
-        self.write_from_reserve(async |tx, _now| permissions::delete(tx, checkpoint, id).await).await
+        self.write_from_reserve(async |tx, _now| permissions::delete(tx, checkpoint, id).await)
+            .await
     }
 
     async fn is_permitted(&self, checkpoint: &str, project: &Project) -> Result<bool, StoreError> {
@@ -364,6 +365,20 @@ impl Store for SqliteStore {
             events::append(tx, &claim.job_id, now, events).await?;
             queue::give_back(tx, claim, queue::AttemptCount::Counted, now).await?;
             Ok(())
+        })
+        .await
+    }
+
+    async fn postpone(
+        &self,
+        claim: &Claim,
+        seconds: i64,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError> {
+        self.write_from_reserve(async |tx, now| {
+            events::append(tx, &claim.job_id, now, events).await?;
+            queue::give_back(tx, claim, queue::AttemptCount::NotCounted, now).await?;
+            queue::postpone(tx, &claim.job_id, now, seconds).await
         })
         .await
     }

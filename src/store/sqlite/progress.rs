@@ -36,7 +36,8 @@ pub(super) async fn step(
     estimated_finish: Option<i64>,
 ) -> Result<(), StoreError> {
     let changed = sqlx::query(
-        "UPDATE jobs SET trained_steps = $1, estimated_finish = $2
+        "UPDATE jobs SET trained_steps = $1, estimated_finish = $2, short_since = NULL,
+                         short_count = 0, waits_until = NULL
          WHERE id = $3 AND lease_epoch = $4 AND status = $5",
     )
     .bind(rows::to_integer("jobs.trained_steps", step)?)

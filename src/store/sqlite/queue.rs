@@ -54,7 +54,28 @@ pub(super) async fn requeue_orphans(
     Ok(requeued)
 }
 
-/// Claims the oldest job that waits, or whose lease has run out.
+/// Keeps a queued job from being claimed for so many seconds, because others hold what it lacks.
+pub(super) async fn postpone(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    now: i64,
+    seconds: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE jobs SET short_since = coalesce(short_since, $1), short_count = short_count + 1,
+                         waits_until = $2
+         WHERE id = $3 AND status = $4",
+    )
+    .bind(now)
+    .bind(now.saturating_add(seconds))
+    .bind(job_id)
+    .bind(JobStatus::Queued.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Claims the oldest job that waits and has not been postponed, or whose lease has run out.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
     owner: &str,
@@ -63,7 +84,8 @@ pub(super) async fn claim(
 ) -> Result<Option<(Claim, Job)>, StoreError> {
     let candidate = sqlx::query(
         "SELECT id, status FROM jobs
-         WHERE status = $1 OR (status = $2 AND lease_expires_at <= $3)
+         WHERE (status = $1 AND coalesce(waits_until, 0) <= $3)
+            OR (status = $2 AND lease_expires_at <= $3)
          ORDER BY position LIMIT 1",
     )
     .bind(JobStatus::Queued.as_str())

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::domain::api_key::ApiKey;
 use crate::domain::file::{FilePurpose, FileRecord};
 use crate::domain::job::{
-    EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobStatus, NewEvent,
+    EventKind, EventLevel, Job, JobCheckpoint, JobEvent, JobShortage, JobStatus, NewEvent,
 };
 use crate::domain::model::{CheckpointPermission, TunedModel};
 use crate::domain::project::Project;
@@ -141,6 +141,12 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     let total_steps: Option<i64> = row.try_get("total_steps")?;
     let cancel_requested_at: Option<i64> = row.try_get("cancel_requested_at")?;
     let pause_requested_at: Option<i64> = row.try_get("pause_requested_at")?;
+    let short_since: Option<i64> = row.try_get("short_since")?;
+    let mut shortage = None;
+    if let Some(since) = short_since {
+        let count = to_count("jobs.short_count", row.try_get("short_count")?)?;
+        shortage = Some(JobShortage { since, count });
+    }
     Ok(Job {
         id: row.try_get("id")?,
         project: project(row)?,
@@ -168,6 +174,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         attempt: to_count("jobs.attempt", row.try_get("attempt")?)?,
         cancel_requested: cancel_requested_at.is_some(),
         pause_requested: pause_requested_at.is_some(),
+        shortage,
     })
 }
 

@@ -52,7 +52,7 @@ impl OpenBackend {
     pub fn memory(&self) -> Result<Option<DeviceMemory>, DeviceError> {
         match &self.cuda {
             Some(device) => device.memory(),
-            None => Ok(memory::available().map(|free| DeviceMemory { free, total: free })),
+            None => Ok(memory::of_machine()),
         }
     }
 }

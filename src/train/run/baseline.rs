@@ -1,10 +1,9 @@
 //! The base model as a baseline of the diagnostics, and the answers by which models are compared.
 
-use super::errors::engine_failed;
+use super::errors::{RunError, engine_failed};
 use super::findings;
 use super::general_text;
 use super::setup::RunSetup;
-use crate::domain::job::JobError;
 use crate::train::engine::Engine;
 
 /// Training prompts that the model answers at the ends of epochs, to see repetition.
@@ -23,7 +22,7 @@ pub(super) struct Baseline {
 
 impl Baseline {
     /// Measures it while the engine still holds the base.
-    pub(super) fn measure(setup: &RunSetup, engine: &mut dyn Engine) -> Result<Self, JobError> {
+    pub(super) fn measure(setup: &RunSetup, engine: &mut dyn Engine) -> Result<Self, RunError> {
         let texts = general_text::sequences(&setup.base, setup.context);
         let general_text = general_text::loss(engine, &texts, false).map_err(engine_failed)?;
         let answers = answers(setup, engine, false)?;
@@ -36,7 +35,7 @@ pub(super) fn answers(
     setup: &RunSetup,
     engine: &mut dyn Engine,
     trained: bool,
-) -> Result<Vec<Vec<u32>>, JobError> {
+) -> Result<Vec<Vec<u32>>, RunError> {
     let ends = &setup.base.tokenizer.special().ends;
     let mut answers = Vec::new();
     for prompt in setup.prompts(SAMPLES) {

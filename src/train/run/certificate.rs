@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::sha256_of;
 use super::checkpoint_error::CheckpointError;
-use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal, invalid_model};
+use super::errors::{
+    RunError, cannot_load, checkpoint_failed, engine_failed, file_failed, internal, invalid_model,
+};
 use super::setup::RunSetup;
 use crate::artifacts::certificate::{
     Certificate, CertifiedBaseModel, CertifiedData, CertifiedRow, FILE_NAME, FORMAT_VERSION,
@@ -140,7 +142,7 @@ pub(super) fn issue(
     setup: &RunSetup,
     reference: &ReferenceLogits,
     directory: &Path,
-) -> Result<PathBuf, JobError> {
+) -> Result<PathBuf, RunError> {
     let is_whole = setup.adapter.is_none();
     let folder = if is_whole { directory.join(model::FOLDER) } else { directory.to_owned() };
     let base = (!is_whole).then_some(&setup.base);
@@ -204,8 +206,7 @@ pub(super) fn issue(
         .map_err(|error| internal(format!("the certificate cannot be written: {error}")))?;
     text.push(b'\n');
     let path = spec.work_dir.join(FILE_NAME);
-    atomic_file::write(&path, &text)
-        .map_err(|error| internal(format!("{}: {error}", path.display())))?;
+    atomic_file::write(&path, &text).map_err(|error| file_failed(&path, &error))?;
     Ok(path)
 }
 
@@ -213,7 +214,7 @@ pub(super) fn issue(
 ///
 /// # Errors
 /// Rows of unequal length, and logits that are no numbers.
-fn largest_difference(read: &[f32], trained: &[f32]) -> Result<f32, JobError> {
+fn largest_difference(read: &[f32], trained: &[f32]) -> Result<f32, RunError> {
     if read.len() != trained.len() || read.is_empty() {
         let (read, trained) = (read.len(), trained.len());
         return Err(differs(&format!("there are {read} logits instead of {trained}")));
@@ -228,8 +229,8 @@ fn largest_difference(read: &[f32], trained: &[f32]) -> Result<f32, JobError> {
     Ok(largest)
 }
 
-fn differs(what: &str) -> JobError {
-    JobError {
+fn differs(what: &str) -> RunError {
+    RunError::from(JobError {
         code: ErrorCode::ExportCheckFailed,
         message: format!(
             "the model's files were read back and do not compute what was trained: {what}. Nothing is \
@@ -237,7 +238,7 @@ fn differs(what: &str) -> JobError {
              again"
         ),
         param: None,
-    }
+    })
 }
 
 /// SHA-256 of the files that make a model, by name.
@@ -475,19 +476,20 @@ mod tests {
         tensors.get_mut(key).expect("is there").1.fill(0.5);
         std::fs::write(&path, peft::serialise(&tensors).expect("serialises")).expect("writes");
         let error = issue(&spec, &setup, &reference, folder.path()).expect_err("it differs");
-        assert_eq!(error.code, ErrorCode::ExportCheckFailed);
-        assert!(error.message.contains("logits differ by up to"), "{}", error.message);
+        assert_eq!(error.error.code, ErrorCode::ExportCheckFailed);
+        let message = error.error.message;
+        assert!(message.contains("logits differ by up to"), "{message}");
         assert!(!folder.path().join(FILE_NAME).exists());
 
         // What compares nothing, or fewer numbers, does not pass either.
         let (rows_of, rows) = (reference.rows_of, Vec::new());
         let error = issue(&spec, &setup, &ReferenceLogits { rows_of, rows }, folder.path());
-        assert!(error.expect_err("it has no rows").message.contains("no example"));
+        assert!(error.expect_err("it has no rows").error.message.contains("no example"));
         let half =
             reference.rows.iter().map(|(ids, all)| (ids.clone(), all[..all.len() / 2].to_vec()));
         let half = ReferenceLogits { rows_of, rows: half.collect() };
         let error = issue(&spec, &setup, &half, folder.path()).expect_err("it has fewer");
-        assert!(error.message.contains("logits instead of"), "{}", error.message);
+        assert!(error.error.message.contains("logits instead of"), "{}", error.error.message);
         assert!(!folder.path().join(FILE_NAME).exists());
     }
 
@@ -502,7 +504,7 @@ mod tests {
             (vec![], vec![]),
         ] {
             let error = largest_difference(&read, &trained).expect_err("it is no match");
-            assert_eq!(error.code, ErrorCode::ExportCheckFailed);
+            assert_eq!(error.error.code, ErrorCode::ExportCheckFailed);
         }
     }
 }

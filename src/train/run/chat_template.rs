@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::channels::Sink;
-use super::errors::{internal, invalid_model, invalid_template};
+use super::errors::{RunError, internal, invalid_model, invalid_template};
 use super::notices::{note, warn};
 use crate::artifacts::model::TEMPLATE_FILE;
-use crate::domain::job::{EventLevel, JobError};
+use crate::domain::job::EventLevel;
 use crate::train::model::base_model::BaseModel;
 use crate::train::model::chat_template::{STRFTIME_NOW, TemplateSettings};
 use crate::train::model::kept_template::KeptTemplate;
@@ -55,7 +55,7 @@ pub(super) fn prepare(
     base: &mut BaseModel,
     spec: &RunSpec,
     sink: &mut Sink<'_>,
-) -> Result<(), JobError> {
+) -> Result<(), RunError> {
     if let Some(folder) = &spec.continue_from {
         let kept = KeptTemplate::of_adapter(folder).map_err(|error| internal(error.to_string()))?;
         base.use_kept(kept).map_err(invalid_model)?;
@@ -151,7 +151,7 @@ fn notices(base: &BaseModel, spec: &RunSpec, sink: &mut Sink<'_>) {
 }
 
 /// Keeps the template of a run in its work folder, unless an earlier attempt has.
-pub(super) fn keep(base: &BaseModel, spec: &RunSpec) -> Result<(), JobError> {
+pub(super) fn keep(base: &BaseModel, spec: &RunSpec) -> Result<(), RunError> {
     let path = spec.work_dir.join(FILE);
     if path.exists() {
         return Ok(());
@@ -168,7 +168,7 @@ pub(super) fn keep(base: &BaseModel, spec: &RunSpec) -> Result<(), JobError> {
 }
 
 /// What an earlier attempt has kept; `None` in the first one.
-fn read_kept(spec: &RunSpec) -> Result<Option<KeptByRun>, JobError> {
+fn read_kept(spec: &RunSpec) -> Result<Option<KeptByRun>, RunError> {
     let path = spec.work_dir.join(FILE);
     let failed = |error: &dyn std::fmt::Display| internal(format!("{}: {error}", path.display()));
     match std::fs::read(&path) {
@@ -178,7 +178,7 @@ fn read_kept(spec: &RunSpec) -> Result<Option<KeptByRun>, JobError> {
     }
 }
 
-fn files_of(base: &BaseModel) -> Result<BTreeMap<String, Value>, JobError> {
+fn files_of(base: &BaseModel) -> Result<BTreeMap<String, Value>, RunError> {
     states_of_files(&base.path)
         .map_err(|error| internal(format!("{}: {error}", base.path.display())))
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,7 @@ use crate::artifacts::peft;
 use crate::domain::job::{ResolvedHyperparameters, StepMetrics};
 use crate::train::engine::Engine;
 use crate::util::fail_point::FailPoint;
-use crate::util::{atomic_file, file_digest};
+use crate::util::{atomic_file, disk_space, file_digest};
 
 const STATE_FILE: &str = "state.json";
 const FIRST_MOMENTS_FILE: &str = "first_moments.safetensors";
@@ -120,21 +121,25 @@ pub struct WorkDirLock {
 }
 
 /// Locks a work folder, which is created if it is not there. Another trainer may still work in it: one
-/// whose server was killed ends only after its step. `when_locked` is called once in that case,
-/// before the wait.
-pub fn lock(work_dir: &Path, when_locked: impl FnOnce()) -> Result<WorkDirLock, CheckpointError> {
+/// whose server was killed ends only after its micro-batch. `waits` is called again and again in that case;
+/// `None` when it returns false.
+pub fn lock(
+    work_dir: &Path,
+    mut waits: impl FnMut() -> bool,
+) -> Result<Option<WorkDirLock>, CheckpointError> {
+    /// How often the lock is tried.
+    const POLL: Duration = Duration::from_millis(20);
     std::fs::create_dir_all(work_dir).map_err(io_error(work_dir))?;
     let path = work_dir.join(LOCK_FILE);
     let file = File::create(&path).map_err(io_error(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            when_locked();
-            file.lock().map_err(io_error(&path))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(WorkDirLock { _file: file })),
+            Err(std::fs::TryLockError::WouldBlock) if waits() => std::thread::sleep(POLL),
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
         }
-        Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
     }
-    Ok(WorkDirLock { _file: file })
 }
 
 /// The folder of the checkpoint of `step`.
@@ -154,6 +159,7 @@ pub fn write(
     if is_whole(&target) {
         return Ok(target);
     }
+    disk_space::require(work_dir, 0).map_err(io_error(work_dir))?;
     if target.exists() {
         std::fs::remove_dir_all(&target).map_err(io_error(&target))?;
     }

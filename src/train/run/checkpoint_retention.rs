@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::errors::checkpoint_failed;
+use super::errors::{RunError, checkpoint_failed};
 use super::{Run, Sink, checkpoint};
-use crate::domain::job::JobError;
 use crate::train::protocol::Progress;
 
 /// Checkpoints of a run that are for resuming after a crash, beside those of the first steps and those
@@ -22,7 +21,7 @@ impl Run<'_> {
         step: u64,
         is_improvement: bool,
         sink: &mut Sink<'_>,
-    ) -> Result<(), JobError> {
+    ) -> Result<(), RunError> {
         let plan = &self.setup.plan;
         if plan.saves_after(step) || is_improvement {
             let evicted = self.retain(step);
@@ -37,7 +36,7 @@ impl Run<'_> {
     }
 
     /// Writes the checkpoint of the current step; its folder.
-    pub(super) fn write_checkpoint(&mut self) -> Result<PathBuf, JobError> {
+    pub(super) fn write_checkpoint(&mut self) -> Result<PathBuf, RunError> {
         let Self { spec, setup, state, engine, .. } = self;
         checkpoint::write(&spec.work_dir, &**engine, &setup.trained_model(), state)
             .map_err(checkpoint_failed)
@@ -86,7 +85,7 @@ impl Run<'_> {
 
     /// Removes checkpoints from the work folder, but the newest, the best, and those that are not
     /// published yet.
-    fn remove_old_checkpoints(&self) -> Result<(), JobError> {
+    fn remove_old_checkpoints(&self) -> Result<(), RunError> {
         let work_dir = &self.spec.work_dir;
         let best = self.state.early_stopping.best.map(|best| best.step);
         let steps = checkpoint::steps(work_dir).map_err(checkpoint_failed)?;

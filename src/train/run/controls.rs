@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use super::errors::RunError;
 use super::{Controls, Run};
-use crate::domain::job::JobError;
 use crate::train::protocol::{Control, Progress};
 
 impl Run<'_> {
@@ -11,7 +11,7 @@ impl Run<'_> {
     pub(super) fn stop_if_requested(
         &mut self,
         controls: &mut Controls<'_>,
-    ) -> Result<Option<Progress>, JobError> {
+    ) -> Result<Option<Progress>, RunError> {
         if !self.has_steps_left() {
             return Ok(None);
         }

@@ -2,10 +2,11 @@
 //! is reported once.
 
 use super::baseline::answers;
+use super::errors::RunError;
 use super::findings::{self, Finding};
 use super::notices::note;
 use super::{Run, Sink};
-use crate::domain::job::{EventLevel, JobError, StepMetrics};
+use crate::domain::job::{EventLevel, StepMetrics};
 
 impl Run<'_> {
     /// Looks for divergence and overfitting, and at the ends of epochs for collapse.
@@ -13,7 +14,7 @@ impl Run<'_> {
         &mut self,
         metrics: &StepMetrics,
         sink: &mut Sink<'_>,
-    ) -> Result<(), JobError> {
+    ) -> Result<(), RunError> {
         let plan = &self.setup.plan;
         let warm_up = plan.hyperparameters.warmup_ratio * plan.total_steps as f64;
         let is_early = (metrics.step as f64) <= warm_up.max(plan.total_steps as f64 / 2.0);

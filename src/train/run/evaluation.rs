@@ -1,11 +1,11 @@
 //! Evaluation: the loss over the whole validation file, and whether the model has improved.
 
 use super::early_stopping::EvalResult;
-use super::errors::engine_failed;
+use super::errors::{RunError, engine_failed};
 use super::notices::note;
 use super::objective::LossStatistics;
 use super::{Run, Sink};
-use crate::domain::job::{EventLevel, JobError, StepMetrics};
+use crate::domain::job::{EventLevel, StepMetrics};
 
 impl Run<'_> {
     /// Evaluates the whole validation file where the plan says so, and writes the result into
@@ -15,7 +15,7 @@ impl Run<'_> {
         &mut self,
         metrics: &mut StepMetrics,
         sink: &mut Sink<'_>,
-    ) -> Result<bool, JobError> {
+    ) -> Result<bool, RunError> {
         let plan = &self.setup.plan;
         let values = &plan.hyperparameters;
         let Some(validation) =

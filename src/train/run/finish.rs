@@ -4,20 +4,22 @@ use std::path::{Path, PathBuf};
 
 use super::certificate::ReferenceLogits;
 use super::checkpoint;
-use super::errors::{cannot_load, checkpoint_failed, engine_failed, internal};
+use super::errors::{
+    RunError, cannot_load, checkpoint_failed, engine_failed, file_failed, internal,
+};
 use super::findings;
 use super::general_text;
 use super::notices::{self, note, warn};
 use super::report::{self, ReportInputs};
 use super::{Run, Sink};
 use crate::artifacts::{certificate, metrics_csv};
-use crate::domain::job::{EventLevel, JobError};
+use crate::domain::job::EventLevel;
 use crate::train::protocol::Progress;
 use crate::util::atomic_file;
 
 impl Run<'_> {
     /// Writes what the run leaves: the best checkpoint as the model, the metrics and the report.
-    pub(super) fn finish(&mut self, sink: &mut Sink<'_>) -> Result<Progress, JobError> {
+    pub(super) fn finish(&mut self, sink: &mut Sink<'_>) -> Result<Progress, RunError> {
         let last = self.write_checkpoint()?;
         let (step, directory) = self.choose_model(last, sink)?;
         let general_text = self.general_text_losses(step, sink)?;
@@ -64,7 +66,7 @@ impl Run<'_> {
         &mut self,
         step: u64,
         sink: &mut Sink<'_>,
-    ) -> Result<Option<(f64, f64)>, JobError> {
+    ) -> Result<Option<(f64, f64)>, RunError> {
         let texts = general_text::sequences(&self.setup.base, self.setup.context);
         let mut loss =
             |trained: bool| general_text::loss(self.engine, &texts, trained).map_err(engine_failed);
@@ -85,7 +87,7 @@ impl Run<'_> {
         &mut self,
         last: PathBuf,
         sink: &mut Sink<'_>,
-    ) -> Result<(u64, PathBuf), JobError> {
+    ) -> Result<(u64, PathBuf), RunError> {
         let now = self.state.step;
         let Some(best) = self.state.early_stopping.best.filter(|best| best.step != now) else {
             return Ok((now, last));
@@ -109,11 +111,10 @@ impl Run<'_> {
         Ok((best.step, folder))
     }
 
-    fn write_file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, JobError> {
+    fn write_file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, RunError> {
         let path: &Path = &self.spec.work_dir;
         let path = path.join(name);
-        atomic_file::write(&path, bytes)
-            .map_err(|error| internal(format!("{}: {error}", path.display())))?;
+        atomic_file::write(&path, bytes).map_err(|error| file_failed(&path, &error))?;
         Ok(path)
     }
 }

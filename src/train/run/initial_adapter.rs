@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::checkpoint::sha256_of;
-use super::errors::{checkpoint_failed, internal, no_such_target};
+use super::errors::{RunError, checkpoint_failed, file_failed, internal, no_such_target};
 use crate::artifacts::peft::{self, AdapterConfig};
-use crate::domain::job::{FineTuneMode, Hyperparameters, JobError, LoraLayers};
+use crate::domain::job::{FineTuneMode, Hyperparameters, LoraLayers};
 use crate::train::model::tensors::NamedTensors;
 
 /// An adapter in PEFT layout, read.
@@ -19,10 +19,10 @@ pub(super) struct InitialAdapter {
 
 impl InitialAdapter {
     /// Reads the adapter that lies in `folder`.
-    pub(super) fn read(folder: &Path) -> Result<Self, JobError> {
+    pub(super) fn read(folder: &Path) -> Result<Self, RunError> {
         let read = |name: &str| {
             let path = folder.join(name);
-            std::fs::read(&path).map_err(|error| internal(format!("{}: {error}", path.display())))
+            std::fs::read(&path).map_err(|error| file_failed(&path, &error))
         };
         let (config, tensors) = peft::read(&read(peft::CONFIG_FILE)?, &read(peft::WEIGHTS_FILE)?)
             .map_err(|error| internal(error.to_string()))?;
@@ -34,7 +34,7 @@ impl InitialAdapter {
     ///
     /// # Errors
     /// A stated value that the adapter does not have: its shape cannot change on the way.
-    pub(super) fn complete(&self, requested: &mut Hyperparameters) -> Result<(), JobError> {
+    pub(super) fn complete(&self, requested: &mut Hyperparameters) -> Result<(), RunError> {
         let config = &self.config;
         complete(&mut requested.tuning, FineTuneMode::Lora, "tuning")?;
         let rank = u32::try_from(config.r).unwrap_or(u32::MAX);
@@ -82,7 +82,7 @@ fn complete<T: PartialEq + serde::Serialize>(
     requested: &mut Option<T>,
     value: T,
     name: &str,
-) -> Result<(), JobError> {
+) -> Result<(), RunError> {
     let json = |value: &T| serde_json::to_string(value).unwrap_or_default();
     match requested {
         Some(stated) if *stated != value => Err(no_such_target(format!(

@@ -36,34 +36,40 @@ mod step;
 mod step_timer;
 mod yielding;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use self::baseline::Baseline;
 use self::batches::BatchOrder;
 use self::certificate::ReferenceLogits;
 pub use self::channels::{Controls, Sink};
 use self::checkpoint::{RunState, WorkDirLock};
-use self::errors::{checkpoint_failed, engine_failed};
+use self::errors::{RunError, checkpoint_failed, engine_failed};
 use self::learning_rate::learning_rate;
 use self::notices::note;
 use self::objective::Objective;
 use self::setup::{RunSetup, prepare};
 use self::step_timer::StepTimer;
 use self::yielding::YieldToServing;
-use crate::domain::job::{EventLevel, JobError};
+use crate::domain::job::EventLevel;
 use crate::train::engine::{BackendKind, Engine};
 use crate::train::protocol::{Control, Progress, RunSpec};
 
 /// Runs `spec` to its end and says so: the last message is `Finished`, `Cancelled`, `Stopped` or
 /// `Failed`.
 pub fn run(spec: &RunSpec, backend: BackendKind, sink: &mut Sink<'_>, controls: &mut Controls<'_>) {
+    // An earlier trainer of the job holds its memory until its end, so the folder is taken before the memory
+    // is judged. It is held until the certificate is there: another trainer must not write into it before.
+    let mut early = VecDeque::new();
+    let _lock = match wait_for_folder(spec, &mut early, sink, controls) {
+        Ok(lock) => lock,
+        Err(last) => return sink(last),
+    };
+    let controls = &mut || early.pop_front().or_else(&mut *controls);
     let (setup, mut engine) = match prepare(spec, backend, sink) {
         Ok(prepared) => prepared,
-        Err(error) => return sink(Progress::Failed { error }),
+        Err(error) => return sink(error.into_progress()),
     };
-    // Outlives the certificate: another trainer must not write into the folder before the end.
-    let mut lock = None;
-    let ended = train(spec, &setup, engine.as_mut(), &mut lock, sink, controls);
+    let ended = train(spec, &setup, engine.as_mut(), sink, controls);
     let Some((last, reference)) = report_failure(engine, ended, sink) else { return };
     let checked = match (&last, reference) {
         (Progress::Finished { directory, .. }, Some(reference)) => {
@@ -73,14 +79,55 @@ pub fn run(spec: &RunSpec, backend: BackendKind, sink: &mut Sink<'_>, controls: 
     };
     match checked {
         Ok(()) => sink(last),
-        Err(error) => sink(Progress::Failed { error }),
+        Err(error) => sink(error.into_progress()),
+    }
+}
+
+/// Takes the run's folder, as soon as an earlier trainer of the job has ended; the run's last message when it
+/// is told to end before. Controls that come meanwhile are kept in `early`.
+fn wait_for_folder(
+    spec: &RunSpec,
+    early: &mut VecDeque<Control>,
+    sink: &mut Sink<'_>,
+    controls: &mut Controls<'_>,
+) -> Result<WorkDirLock, Progress> {
+    let mut is_said = false;
+    let mut requested = None;
+    let locked = checkpoint::lock(&spec.work_dir, || {
+        if !is_said {
+            is_said = true;
+            let message = "An earlier trainer of this job is ending; this one waits for it";
+            note(sink, EventLevel::Info, message.to_owned(), None);
+        }
+        while let Some(control) = controls() {
+            match control {
+                Control::Stop | Control::Cancel => {
+                    requested = Some(control);
+                    return false;
+                }
+                other => early.push_back(other),
+            }
+        }
+        true
+    });
+    match locked {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => {
+            let steps = checkpoint::steps(&spec.work_dir).unwrap_or_default();
+            let step = steps.first().copied().unwrap_or(0);
+            Err(match requested {
+                Some(Control::Cancel) => Progress::Cancelled { step },
+                _ => Progress::Stopped { step },
+            })
+        }
+        Err(error) => Err(checkpoint_failed(error).into_progress()),
     }
 }
 
 /// Drops the engine: the certificate loads the base again, and memory holds it once. A failure is reported before:
 /// after some faults of a device nothing of it can be released any more, and dropping panics.
-fn report_failure<E, T>(engine: E, ended: Result<T, JobError>, sink: &mut Sink<'_>) -> Option<T> {
-    let ended = ended.map_err(|error| sink(Progress::Failed { error })).ok();
+fn report_failure<E, T>(engine: E, ended: Result<T, RunError>, sink: &mut Sink<'_>) -> Option<T> {
+    let ended = ended.map_err(|error| sink(error.into_progress())).ok();
     drop(engine);
     ended
 }
@@ -90,15 +137,9 @@ fn train(
     spec: &RunSpec,
     setup: &RunSetup,
     engine: &mut dyn Engine,
-    lock: &mut Option<WorkDirLock>,
     sink: &mut Sink<'_>,
     controls: &mut Controls<'_>,
-) -> Result<(Progress, Option<ReferenceLogits>), JobError> {
-    let locked = checkpoint::lock(&spec.work_dir, || {
-        let message = "An earlier trainer of this job is ending; this one waits for it".to_owned();
-        note(sink, EventLevel::Info, message, None);
-    });
-    *lock = Some(locked.map_err(checkpoint_failed)?);
+) -> Result<(Progress, Option<ReferenceLogits>), RunError> {
     let mut run = Run::new(spec, setup, engine)?;
     run.resume(sink)?;
     let last = run.train(sink, controls)?;
@@ -131,7 +172,7 @@ impl<'a> Run<'a> {
         spec: &'a RunSpec,
         setup: &'a RunSetup,
         engine: &'a mut dyn Engine,
-    ) -> Result<Self, JobError> {
+    ) -> Result<Self, RunError> {
         let beta = setup.plan.hyperparameters.beta;
         // Preferences are measured against the model that the run begins with: the base, or the
         // model that the job continues from.
@@ -165,7 +206,7 @@ impl<'a> Run<'a> {
         &mut self,
         sink: &mut Sink<'_>,
         controls: &mut Controls<'_>,
-    ) -> Result<Progress, JobError> {
+    ) -> Result<Progress, RunError> {
         let plan = &self.setup.plan;
         let mut eta = self.eta();
         if let Some(ended) = self.stop_if_requested(controls)? {
@@ -197,6 +238,7 @@ mod tests {
 
     use super::*;
     use crate::domain::error_code::ErrorCode;
+    use crate::domain::job::JobError;
 
     /// As cuBLAS's handle after an illegal address: dropping it panics.
     struct Broken<'a>(&'a Cell<bool>);
@@ -221,7 +263,10 @@ mod tests {
             message: "CUDA_ERROR_ILLEGAL_ADDRESS".to_owned(),
             param: None,
         };
-        assert_eq!(report_failure::<_, ()>(Broken(&is_reported), Err(error), &mut sink), None);
+        assert_eq!(
+            report_failure::<_, ()>(Broken(&is_reported), Err(error.into()), &mut sink),
+            None
+        );
         assert_eq!(said, "CUDA_ERROR_ILLEGAL_ADDRESS");
     }
 }

@@ -1,15 +1,14 @@
 //! Going on from a checkpoint of an earlier trainer of the same job.
 
-use super::errors::checkpoint_failed;
+use super::errors::{RunError, checkpoint_failed};
 use super::notices::warn;
 use super::{Run, Sink, checkpoint};
-use crate::domain::job::JobError;
 use crate::train::protocol::Progress;
 
 impl Run<'_> {
     /// Resumes from the newest whole checkpoint, if there is one. Retained checkpoints are announced
     /// again: the supervisor may have died before it published them.
-    pub(super) fn resume(&mut self, sink: &mut Sink<'_>) -> Result<(), JobError> {
+    pub(super) fn resume(&mut self, sink: &mut Sink<'_>) -> Result<(), RunError> {
         let work_dir = &self.spec.work_dir;
         let search =
             checkpoint::newest(work_dir, &self.state.identity).map_err(checkpoint_failed)?;

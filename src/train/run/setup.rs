@@ -8,8 +8,8 @@ use super::channels::Sink;
 use super::chat_template;
 use super::checkpoint::Identity;
 use super::errors::{
-    cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, no_such_target,
-    no_validation_example, too_few,
+    RunError, cannot_load, cannot_open, engine_failed, invalid_file, invalid_model, memory_refused,
+    no_such_target, no_validation_example, too_few,
 };
 use super::export::{TrainedModel, WEIGHT_TYPE};
 use super::initial_adapter::InitialAdapter;
@@ -19,12 +19,10 @@ use crate::artifacts::peft::AdapterConfig;
 use crate::base_models::hub_name;
 use crate::dataset::MIN_EXAMPLES;
 use crate::device::Device;
-use crate::domain::job::{
-    DataFile, FineTuneMode, Hyperparameters, JobError, ResolvedHyperparameters,
-};
+use crate::domain::job::{DataFile, FineTuneMode, Hyperparameters, ResolvedHyperparameters};
 use crate::train::data::tokenize::{EncodedFile, encode_file};
 use crate::train::decoder::pack::longest_shared_prefix;
-use crate::train::device;
+use crate::train::device::{self, DeviceMemory};
 use crate::train::engine::memory::{self, estimate::MemoryEstimate, estimate::Workload};
 use crate::train::engine::{BackendKind, Engine, InferenceEngine, OpenBackend, load_on};
 use crate::train::model::base_model::BaseModel;
@@ -94,12 +92,12 @@ pub(super) struct RunMemory {
     pass_tokens: usize,
     /// Where its tensors lie.
     device: Device,
-    /// Bytes that are free there; `None` where the device does not tell, or was not asked.
-    pub free: Option<u64>,
+    /// What is there; `None` where the device does not tell, or was not asked.
+    available: Option<DeviceMemory>,
     /// Bytes of the machine's memory that it needs beside a device of its own.
     host: Option<u64>,
-    /// Bytes that are free there.
-    host_free: Option<u64>,
+    /// What the machine has.
+    host_available: Option<DeviceMemory>,
 }
 
 impl From<&EncodedFile> for DataTotals {
@@ -114,7 +112,7 @@ impl From<&EncodedFile> for DataTotals {
 
 impl BaseSetup {
     /// Opens the base model of `spec` and the adapter that the run begins with.
-    pub(super) fn open(spec: &RunSpec, sink: &mut Sink<'_>) -> Result<Self, JobError> {
+    pub(super) fn open(spec: &RunSpec, sink: &mut Sink<'_>) -> Result<Self, RunError> {
         let mut base = BaseModel::open(&spec.base_model).map_err(invalid_model)?;
         chat_template::prepare(&mut base, spec, sink)?;
         let model = ModelConfig::read(&base.config).map_err(invalid_model)?;
@@ -140,7 +138,7 @@ impl BaseSetup {
         &self,
         training: DataTotals,
         validation: Option<DataTotals>,
-    ) -> Result<Plan, JobError> {
+    ) -> Result<Plan, RunError> {
         if validation.is_some_and(|file| file.examples == 0) {
             return Err(no_validation_example(self.context));
         }
@@ -161,7 +159,7 @@ impl BaseSetup {
         open: Option<&OpenBackend>,
         longest: usize,
         shared: impl FnOnce() -> usize,
-    ) -> Result<RunMemory, JobError> {
+    ) -> Result<RunMemory, RunError> {
         let trainable = trainable(&plan.hyperparameters);
         let workload = Workload {
             model: &self.model,
@@ -184,25 +182,29 @@ impl BaseSetup {
                 Some(memory::estimate::host_bytes(&workload, read_back))
             }
         };
-        let free = found.map(|memory| memory.free);
-        let host_free = device::memory::available();
-        Ok(RunMemory { need, pass_tokens, device, free, host, host_free })
+        let host_available = device::memory::of_machine();
+        Ok(RunMemory { need, pass_tokens, device, available: found, host, host_available })
     }
 }
 
 impl RunMemory {
     /// Refuses a run that does not fit, with the numbers.
-    pub(super) fn check(&self) -> Result<(), JobError> {
-        memory::check(&self.need, (self.device, self.free))?;
-        match self.host {
-            Some(host) => memory::check_host(self.device, host, self.host_free),
-            None => Ok(()),
+    pub(super) fn check(&self) -> Result<(), RunError> {
+        memory::check(&self.need, self.device, self.available).map_err(memory_refused)?;
+        if let Some(host) = self.host {
+            memory::check_host(self.device, host, self.host_available).map_err(memory_refused)?;
         }
+        Ok(())
+    }
+
+    /// Bytes that are free on the device; `None` where it does not tell, or was not asked.
+    pub(super) fn free(&self) -> Option<u64> {
+        self.available.map(|memory| memory.free)
     }
 
     /// Bytes that the run may use for what only makes it faster.
     pub(super) fn spare(&self) -> u64 {
-        memory::spare(&self.need, self.free)
+        memory::spare(&self.need, self.free())
     }
 }
 
@@ -211,7 +213,7 @@ pub(super) fn prepare(
     spec: &RunSpec,
     backend: BackendKind,
     sink: &mut Sink<'_>,
-) -> Result<(RunSetup, Box<dyn Engine>), JobError> {
+) -> Result<(RunSetup, Box<dyn Engine>), RunError> {
     let setup = BaseSetup::open(spec, sink)?;
     chat_template::keep(&setup.base, spec)?;
     let (training, validation) = tokenize(spec, &setup, sink)?;
@@ -291,7 +293,7 @@ fn tokenize(
     spec: &RunSpec,
     setup: &BaseSetup,
     sink: &mut Sink<'_>,
-) -> Result<(EncodedFile, Option<EncodedFile>), JobError> {
+) -> Result<(EncodedFile, Option<EncodedFile>), RunError> {
     let BaseSetup { base, context, .. } = setup;
     let training = encode_file(&spec.training_file, base, *context)
         .map_err(|error| invalid_file(error, DataFile::Training))?;
@@ -365,6 +367,7 @@ mod tests {
     use super::*;
     use crate::domain::chat_template::ChatTemplateSettings;
     use crate::domain::error_code::ErrorCode;
+    use crate::train::run::errors::Shortage;
     use std::path::Path;
 
     /// The memory of a run over tiny-llama on `backend`.
@@ -392,18 +395,37 @@ mod tests {
     fn a_run_on_a_gpu_is_refused_where_the_machine_cannot_check_the_trained_model() {
         let memory = memory(BackendKind::Cuda(3));
         let need = memory.host.expect("it reads back");
-        let with_free = |free, host_free| RunMemory { free, host_free, ..memory };
-        for enough in [Some(need), None] {
-            with_free(Some(1 << 40), enough).check().expect("it fits");
+        let of = |free, total| Some(DeviceMemory { free, total });
+        let with = |available, host_available| RunMemory { available, host_available, ..memory };
+        let large = of(1 << 40, 1 << 40);
+        for enough in [of(need, need), None] {
+            with(large, enough).check().expect("it fits");
         }
-        let error =
-            with_free(Some(1 << 40), Some(need - 1)).check().expect_err("the machine is full");
-        assert_eq!(error.code, ErrorCode::OutOfMemory);
+        let RunError { error, shortage } =
+            with(large, of(need - 1, need - 1)).check().expect_err("the machine is too small");
+        assert_eq!((error.code, shortage), (ErrorCode::OutOfMemory, None));
         assert!(error.message.contains("cuda:3 needs about"), "{}", error.message);
         assert!(error.message.contains("machine's own memory"), "{}", error.message);
         // The device is asked as well.
-        let error = with_free(Some(1), Some(1 << 40)).check().expect_err("the device is full");
+        let error = with(of(1, 1), large).check().expect_err("the device is too small").error;
         assert!(!error.message.contains("machine's own memory"), "{}", error.message);
+    }
+
+    #[test]
+    fn memory_that_others_hold_is_a_shortage_that_passes_and_too_small_a_machine_is_not() {
+        let memory = memory(BackendKind::Cpu);
+        let need = memory.need.total();
+        let with = |free, total| {
+            let available = Some(DeviceMemory { free, total });
+            RunMemory { available, ..memory }.check()
+        };
+        with(need, need).expect("it fits");
+        let held = with(need - 1, need).expect_err("others hold it");
+        assert_eq!(held.shortage, Some(Shortage { memory: Some(need) }));
+        assert!(held.error.message.contains("are free (held: "), "{}", held.error.message);
+        let lasting = with(need - 1, need - 1).expect_err("there is not as much");
+        assert_eq!((lasting.error.code, lasting.shortage), (ErrorCode::OutOfMemory, None));
+        assert!(lasting.error.message.contains("MiB in all"), "{}", lasting.error.message);
     }
 
     #[test]

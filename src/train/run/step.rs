@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::errors::{engine_failed, not_finite};
+use super::errors::{RunError, engine_failed, not_finite};
 use super::eta::Eta;
 use super::objective::LossStatistics;
 use super::step_timer::StepTimer;
 use super::{Controls, Run, Sink};
-use crate::domain::job::{JobError, StepMetrics};
+use crate::domain::job::StepMetrics;
 use crate::train::backend::AdamWStep;
 use crate::train::engine::MicroBatch;
 use crate::train::protocol::{Control, Progress};
@@ -41,7 +41,7 @@ impl Run<'_> {
         step: u64,
         batch: &[usize],
         controls: &mut Controls<'_>,
-    ) -> Result<Option<LossStatistics>, JobError> {
+    ) -> Result<Option<LossStatistics>, RunError> {
         let mut part = MicroBatch::whole(step, self.training.units(batch));
         let mut losses: BTreeMap<usize, LossStatistics> = BTreeMap::new();
         for items in self.training.micro_batches(self.engine, batch) {
@@ -74,7 +74,7 @@ impl Run<'_> {
         step: u64,
         learning_rate: f64,
         batch: &[usize],
-    ) -> Result<Update, JobError> {
+    ) -> Result<Update, RunError> {
         let values = &self.setup.plan.hyperparameters;
         let adamw = AdamWStep {
             learning_rate,

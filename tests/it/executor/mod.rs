@@ -7,3 +7,4 @@ pub mod faults;
 pub mod jobs;
 pub mod kills;
 pub mod shipped_binary;
+pub mod shortages;

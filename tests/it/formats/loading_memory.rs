@@ -14,6 +14,7 @@ use hone::domain::job::{Auto, FineTuneMode};
 use hone::train::data::tokenize::encode_file;
 use hone::train::decoder::pack::longest_shared_prefix;
 use hone::train::decoder::shapes;
+use hone::train::device::DeviceMemory;
 use hone::train::device::memory::available_under;
 use hone::train::engine::memory::estimate::{MemoryEstimate, Workload, estimate};
 use hone::train::engine::memory::{check, spare};
@@ -224,21 +225,26 @@ fn what_a_run_of_the_real_model_takes_is_what_was_said_before() {
 fn a_run_that_cannot_fit_is_refused_with_the_numbers() {
     let trainer = with_model(trainer(10, 8), |_| {});
     let need = needed(&trainer);
-    assert!(check(&need, (Device::Cpu, None)).is_ok());
-    assert!(check(&need, (Device::Cpu, Some(need.total()))).is_ok());
+    let of = |free, total| Some(DeviceMemory { free, total });
+    assert!(check(&need, Device::Cpu, None).is_ok());
+    assert!(check(&need, Device::Cpu, of(need.total(), need.total())).is_ok());
     let large = MemoryEstimate { weights: 5000 << 20, activations: 300 << 20, ..need };
-    let error = check(&large, (Device::Cpu, Some(2000 << 20))).unwrap_err();
+    let refused = check(&large, Device::Cpu, of(2000 << 20, 1 << 40)).unwrap_err();
+    assert!(!refused.is_lasting);
+    let error = refused.error;
     assert_eq!(error.code, ErrorCode::OutOfMemory);
     for words in [
         &format!(
             "training on cpu needs about {} MiB (5000 MiB of weights, 300 of",
             large.total() >> 20
         ),
-        "2000 MiB are free",
+        "2000 of 1048576 MiB are free",
         "context_length",
     ] {
         assert!(error.message.contains(words), "{words}: {}", error.message);
     }
+    let refused = check(&large, Device::Cpu, of(2000 << 20, 3000 << 20)).unwrap_err();
+    assert!(refused.is_lasting && refused.error.message.contains("3000 MiB in all"), "{refused:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hone::base_models::Catalog;
 use hone::blobs::{Blobs, upload_key};
-use hone::config::Priority;
+use hone::config::{Priority, RESOURCE_WAIT};
 use hone::device::Device;
 use hone::domain::file::FilePurpose;
 use hone::domain::job::{EventKind, Hyperparameters, Job, JobEvent, JobStatus};
@@ -34,6 +34,7 @@ pub struct Workshop {
     pub trainer: PathBuf,
     pub device: Device,
     pub yields_to: Option<ServingLoad>,
+    pub resource_wait: Duration,
 }
 
 /// An executor at work.
@@ -60,6 +61,7 @@ impl Workshop {
             trainer: trainer.to_owned(),
             device: Device::Cpu,
             yields_to: None,
+            resource_wait: RESOURCE_WAIT,
         }
     }
 
@@ -77,6 +79,8 @@ impl Workshop {
             timeouts: self.timeouts,
             priority: Priority::Serve,
             yields_to: self.yields_to.clone(),
+            serving_memory: None,
+            resource_wait: self.resource_wait,
         });
         prepared.await.expect("prepares")
     }

@@ -13,6 +13,7 @@ use crate::domain::error_code::ErrorCode;
 use crate::domain::job::JobError;
 use crate::train::backend::BackendError;
 use crate::train::device::DeviceMemory;
+use crate::train::device::memory::held_memory;
 
 /// The device of a run's tensors, and its free bytes; `None` where they are unknown. It opens the device for the
 /// question: a run asks the backend that it has opened ([`OpenBackend::memory`]).
@@ -58,47 +59,85 @@ pub fn spare(need: &MemoryEstimate, free: Option<u64>) -> u64 {
     free.map_or(0, |free| free.saturating_sub(need.total()) / 2)
 }
 
-/// Refuses a run that cannot fit into the `free` bytes of its device, with the numbers. A machine or
-/// device that does not tell how much is free is not refused.
-///
-/// # Errors
-/// `out_of_memory`, with what would make the run smaller.
-pub fn check(need: &MemoryEstimate, (place, free): (Device, Option<u64>)) -> Result<(), JobError> {
-    let Some(free) = free.filter(|free| need.total() > *free) else {
-        return Ok(());
-    };
-    Err(JobError {
-        code: ErrorCode::OutOfMemory,
-        message: format!(
-            "training on {place} needs about {} MiB ({need}) and {} MiB are free: choose a smaller \
-             base model, a shorter context_length, a smaller lora_r or a machine with more memory",
-            need.total() >> 20,
-            free >> 20
-        ),
-        param: None,
-    })
+/// Why a run is not begun.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryRefusal {
+    /// `out_of_memory`, with the numbers, and with what would make the run smaller.
+    pub error: JobError,
+    /// Whether it needs more than there is. Else others hold it now.
+    pub is_lasting: bool,
+    /// Bytes of the machine's own memory that it needs, where that is short.
+    pub host_bytes: Option<u64>,
 }
 
-/// Refuses a run on `place`, a device of its own, whose machine has too little memory: `need` bytes, where `free`
-/// are free.
+/// Refuses a run that does not fit into the memory of its device, with the numbers. A machine or device that
+/// does not tell how much is free is not refused.
 ///
 /// # Errors
-/// `out_of_memory`, with both numbers.
-pub fn check_host(place: Device, need: u64, free: Option<u64>) -> Result<(), JobError> {
-    let Some(free) = free.filter(|free| need > *free) else {
+/// The need is more than what is free, now or ever.
+pub fn check(
+    need: &MemoryEstimate,
+    place: Device,
+    memory: Option<DeviceMemory>,
+) -> Result<(), MemoryRefusal> {
+    let Some(memory) = memory.filter(|memory| need.total() > memory.free) else {
         return Ok(());
     };
-    Err(JobError {
-        code: ErrorCode::OutOfMemory,
-        message: format!(
-            "training on {place} needs about {} MiB of the machine's own memory too, to read the model \
-             and to check the trained one on the CPU, and {} MiB are free: choose a smaller base model or \
-             a machine with more memory",
-            need >> 20,
-            free >> 20
-        ),
-        param: None,
-    })
+    let host_bytes = (place == Device::Cpu).then(|| need.total());
+    let advice = "choose a smaller base model, a shorter context_length, a smaller lora_r or a machine \
+                  with more memory";
+    let needs = format!("training on {place} needs about {} MiB ({need})", need.total() >> 20);
+    Err(refusal(&needs, need.total(), memory, advice, host_bytes))
+}
+
+/// Refuses a run on `place`, a device of its own, whose machine has too little memory for `need` bytes.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_host(
+    place: Device,
+    need: u64,
+    memory: Option<DeviceMemory>,
+) -> Result<(), MemoryRefusal> {
+    let Some(memory) = memory.filter(|memory| need > memory.free) else {
+        return Ok(());
+    };
+    let needs = format!(
+        "training on {place} needs about {} MiB of the machine's own memory too, to read the model and to \
+         check the trained one on the CPU",
+        need >> 20
+    );
+    let advice = "choose a smaller base model or a machine with more memory";
+    Err(refusal(&needs, need, memory, advice, Some(need)))
+}
+
+fn refusal(
+    needs: &str,
+    bytes: u64,
+    memory: DeviceMemory,
+    advice: &str,
+    host_bytes: Option<u64>,
+) -> MemoryRefusal {
+    let is_lasting = bytes > memory.total;
+    let has = match is_lasting {
+        true => format!("there are {} MiB in all", memory.total >> 20),
+        false => {
+            let holders = match host_bytes {
+                Some(_) => held_memory().map_or_else(String::new, |held| format!(" ({held})")),
+                None => String::new(),
+            };
+            format!("{} of {} MiB are free{holders}", memory.free >> 20, memory.total >> 20)
+        }
+    };
+    MemoryRefusal {
+        error: JobError {
+            code: ErrorCode::OutOfMemory,
+            message: format!("{needs} and {has}: {advice}"),
+            param: None,
+        },
+        is_lasting,
+        host_bytes,
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::Path;
 use self::flops::FlopEstimate;
 pub use self::time_estimate::MachineSpeed;
 use self::token_count::TokenCount;
-use super::errors::{cannot_open, invalid_file, invalid_model, no_such_target};
+use super::errors::{RunError, cannot_open, invalid_file, invalid_model, no_such_target};
 use super::notices;
 use super::plan::{self, DataSize};
 use super::setup::{BaseSetup, trainable};
@@ -94,12 +94,13 @@ fn fill(
         trained: memory.need.adapter,
         activations: memory.need.activations,
         logits: memory.need.logits,
-        free: memory.free,
+        free: memory.free(),
         fits: refused.is_none(),
     });
-    if let Some(error) = refused {
+    if let Some(RunError { error, shortage }) = refused {
         // Another run may hold now what this one would find free.
-        let message = format!("As things are now, the job would fail: {}", error.message);
+        let would = if shortage.is_some() { "wait" } else { "fail" };
+        let message = format!("As things are now, the job would {would}: {}", error.message);
         report.notes.push(NewEvent::message(EventLevel::Warn, message));
     }
 
@@ -143,7 +144,7 @@ impl DataFiles<'_> {
                 DataFile::Validation => report.validation_problems = problems.clone(),
             }
         }
-        self.error.get_or_insert(invalid_file(error, which));
+        self.error.get_or_insert(invalid_file(error, which).into());
         None
     }
 }
