@@ -64,3 +64,19 @@ pub(super) fn remove_files(
     }
     Ok(())
 }
+
+/// Removes the empty folders below `folder`. Symbolic links are not followed.
+pub(super) fn remove_empty_folders(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_empty_folders(&entry.path())?;
+            match fs::remove_dir(entry.path()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

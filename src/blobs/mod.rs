@@ -99,7 +99,9 @@ impl Blobs {
         }
         let storage = LocalFileSystem::new_with_prefix(&objects)
             .map_err(|error| storage_error("", error))?
-            .with_fsync(true);
+            .with_fsync(true)
+            // Checkpoints come and go, and each has a folder.
+            .with_automatic_cleanup(true);
         Ok(Self { storage: Arc::new(storage), objects, spool })
     }
 
@@ -118,6 +120,8 @@ impl Blobs {
             local::remove_files(&spool, |_name| true, &mut removed)
                 .map_err(|source| local_error(&spool, source))?;
             local::remove_files(&objects, local::is_staged, &mut removed)
+                .map_err(|source| local_error(&objects, source))?;
+            local::remove_empty_folders(&objects)
                 .map_err(|source| local_error(&objects, source))?;
             Ok(removed)
         });

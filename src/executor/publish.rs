@@ -88,12 +88,12 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// Unpublishes the checkpoints of `steps`: the row first, so that none names bytes that are gone.
-    pub(super) async fn unpublish(&self, steps: &[u64]) -> Result<(), PublishError> {
-        for step in steps {
-            for blob_key in self.context.store.remove_checkpoint(self.claim, *step).await? {
-                self.context.blobs.delete(&blob_key).await?;
-            }
+    /// Unpublishes the checkpoints up to the step `through` that are not of the `retained` steps: the rows
+    /// first, so that none names bytes that are gone. Those that an earlier executor left are among them.
+    pub(super) async fn retain(&self, retained: &[u64], through: u64) -> Result<(), PublishError> {
+        let Self { context, claim, .. } = self;
+        for blob_key in context.store.retain_checkpoints(claim, retained, through).await? {
+            context.blobs.delete(&blob_key).await?;
         }
         Ok(())
     }

@@ -14,9 +14,10 @@ use super::publish::{PublishError, Publisher, RunOutput};
 use super::staging::{self, StagingError};
 use super::trainer::{Trainer, TrainerExit, TrainerMessage, TrainerMode};
 use super::trainer_control::{ControlsSent, EndRequest, yield_to_serving};
+use crate::blobs::BlobError;
 use crate::config::Priority;
 use crate::domain::error_code::ErrorCode;
-use crate::domain::job::{EventLevel, Job, JobError, StepMetrics};
+use crate::domain::job::{EventLevel, Job, JobError};
 use crate::store::{Claim, StoreError};
 use crate::train::protocol::{Control, Progress};
 use crate::train::run::checkpoint;
@@ -331,8 +332,16 @@ impl Supervisor<'_> {
                 }
                 self.progress.step(&metrics, tokens_per_second, seconds_left, yielded_seconds).await
             }
-            Progress::Checkpoint { metrics, directory, evicted } => {
-                let published = self.publish_checkpoint(&metrics, &directory, &evicted).await;
+            Progress::Checkpoint { metrics, directory, retained, through } => {
+                let published = self.publisher.checkpoint(&metrics, &directory).await;
+                let published = match self.publisher.retain(&retained, through).await {
+                    // What is not retained has made room.
+                    Ok(()) if matches!(published, Err(PublishError::Blobs(BlobError::Full))) => {
+                        self.publisher.checkpoint(&metrics, &directory).await
+                    }
+                    Ok(()) => published,
+                    failed => published.and(failed),
+                };
                 trainer.send(Control::Published { step: metrics.step }).await;
                 match published {
                     Ok(()) => Ok(()),
@@ -380,17 +389,6 @@ impl Supervisor<'_> {
             }
         };
         self.is_claim_lost(written).then_some(TrainerEnd::ClaimLost)
-    }
-
-    /// Publishes a checkpoint, and unpublishes those that it evicts.
-    async fn publish_checkpoint(
-        &self,
-        metrics: &StepMetrics,
-        directory: &Path,
-        evicted: &[u64],
-    ) -> Result<(), PublishError> {
-        self.publisher.checkpoint(metrics, directory).await?;
-        self.publisher.unpublish(evicted).await
     }
 
     /// Whether a write found the claim lost. Training continues through other failures of the store:

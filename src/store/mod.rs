@@ -255,16 +255,22 @@ pub trait Store: WebhookStore + KeyStore {
         events: &[NewEvent],
     ) -> Result<(), StoreError>;
     /// Adds a checkpoint with its model and its files. A second one for the same job and step adds
-    /// nothing and is not an error, because steps may run twice; `false` says so, and that the blobs are
-    /// not needed.
+    /// nothing and is not an error, because steps may run twice, and neither is one that has been removed;
+    /// `false` says so, and that the blobs are not needed.
     async fn add_checkpoint(
         &self,
         claim: &Claim,
         checkpoint: &NewCheckpoint<'_>,
     ) -> Result<bool, StoreError>;
-    /// Removes the checkpoint of a step with its model and its files; the keys of their blobs, which
-    /// the caller removes. Nothing where there is none, or where a job continues from it.
-    async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError>;
+    /// Removes the checkpoints of a job up to the step `through` that are not of the `retained` steps, with
+    /// their models and files; the keys of their blobs, which the caller removes. One from which a job
+    /// continues stays until the next time.
+    async fn retain_checkpoints(
+        &self,
+        claim: &Claim,
+        retained: &[u64],
+        through: u64,
+    ) -> Result<Vec<String>, StoreError>;
     /// Ends the job as succeeded, all in one transaction.
     async fn finish_succeeded(&self, claim: &Claim, success: &Success) -> Result<(), StoreError>;
     /// Ends the job with an error.

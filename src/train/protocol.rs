@@ -133,8 +133,10 @@ pub enum Progress {
         /// Holds `adapter_config.json` and `adapter_model.safetensors` among others or, where the
         /// model's own weights train, the folder `model`.
         directory: PathBuf,
-        /// Steps whose checkpoints the user does not need any more.
-        evicted: Vec<u64>,
+        /// Steps whose checkpoints are retained for the user, this one among them.
+        retained: Vec<u64>,
+        /// Optimiser steps done: checkpoints of later ones are those of an earlier trainer.
+        through: u64,
     },
     /// Training is done.
     Finished {

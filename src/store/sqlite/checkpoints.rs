@@ -2,22 +2,56 @@
 
 use sqlx::SqliteConnection;
 
-use super::{cursor, rows};
+use super::{cursor, files, models, rows};
 use crate::domain::job::JobCheckpoint;
-use crate::store::{Page, PageRequest, StoreError};
+use crate::store::{DeleteFileOutcome, DeleteModelOutcome, Page, PageRequest, StoreError};
 
-/// The job's checkpoint of this step.
-pub(super) async fn by_step(
+/// Whether there is a checkpoint of this step of the job, or has been one that was removed.
+pub(super) async fn has_been(
     connection: &mut SqliteConnection,
     job_id: &str,
     step: u64,
-) -> Result<Option<JobCheckpoint>, StoreError> {
-    let row = sqlx::query("SELECT * FROM checkpoints WHERE job_id = $1 AND step = $2")
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM checkpoints WHERE job_id = $1 AND step = $2)
+             OR EXISTS (SELECT 1 FROM removed_checkpoints WHERE job_id = $1 AND step = $2)",
+    );
+    let step = rows::to_integer("checkpoints.step", step)?;
+    Ok(found.bind(job_id).bind(step).fetch_one(connection).await?)
+}
+
+/// The job's checkpoints up to this step.
+pub(super) async fn up_to(
+    connection: &mut SqliteConnection,
+    job_id: &str,
+    step: u64,
+) -> Result<Vec<JobCheckpoint>, StoreError> {
+    let found = sqlx::query("SELECT * FROM checkpoints WHERE job_id = $1 AND step <= $2")
         .bind(job_id)
         .bind(rows::to_integer("checkpoints.step", step)?)
-        .fetch_optional(connection)
+        .fetch_all(connection)
         .await?;
-    row.as_ref().map(rows::checkpoint).transpose()
+    found.iter().map(rows::checkpoint).collect()
+}
+
+/// Removes a checkpoint with its model and its files, unless a job continues from it; the keys of the blobs.
+pub(super) async fn remove(
+    connection: &mut SqliteConnection,
+    checkpoint: &JobCheckpoint,
+    now: i64,
+) -> Result<Vec<String>, StoreError> {
+    let mut blob_keys = Vec::new();
+    match models::delete(connection, &checkpoint.model_name).await? {
+        DeleteModelOutcome::Deleted => {}
+        DeleteModelOutcome::UsedByJob(_) | DeleteModelOutcome::NotFound => return Ok(blob_keys),
+    }
+    for id in &checkpoint.result_files {
+        let outcome = files::delete(connection, id, now).await?;
+        if let DeleteFileOutcome::Deleted(file) = outcome {
+            blob_keys.push(file.blob_key);
+        }
+    }
+    Ok(blob_keys)
 }
 
 /// Adds a row; its model is there already.
@@ -50,7 +84,9 @@ pub(super) async fn list(
     let before = match &page.after {
         None => i64::MAX,
         Some(id) => {
-            let query = "SELECT step FROM checkpoints WHERE id = $1 AND job_id = $2";
+            let query = "SELECT step FROM checkpoints WHERE id = $1 AND job_id = $2
+                 UNION ALL SELECT position FROM deleted_items
+                 WHERE list = 'checkpoints' AND id = $1 AND owner = $2";
             cursor::position(connection, query, id, job_id).await?
         }
     };

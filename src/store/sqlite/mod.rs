@@ -428,7 +428,7 @@ impl Store for SqliteStore {
         self.write(async |tx, now| {
             queue::check_claim(tx, claim).await?;
             let step = checkpoint.step;
-            if checkpoints::by_step(tx, &claim.job_id, step).await?.is_some() {
+            if checkpoints::has_been(tx, &claim.job_id, step).await? {
                 return Ok(false);
             }
             for file in files {
@@ -442,24 +442,18 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn remove_checkpoint(&self, claim: &Claim, step: u64) -> Result<Vec<String>, StoreError> {
+    async fn retain_checkpoints(
+        &self,
+        claim: &Claim,
+        retained: &[u64],
+        through: u64,
+    ) -> Result<Vec<String>, StoreError> {
         self.write_from_reserve(async |tx, now| {
             queue::check_claim(tx, claim).await?;
-            let checkpoint = checkpoints::by_step(tx, &claim.job_id, step).await?;
-            let Some(checkpoint) = checkpoint else {
-                return Ok(Vec::new());
-            };
-            match models::delete(tx, &checkpoint.model_name).await? {
-                DeleteModelOutcome::Deleted => {}
-                DeleteModelOutcome::UsedByJob(_) | DeleteModelOutcome::NotFound => {
-                    return Ok(Vec::new());
-                }
-            }
             let mut blob_keys = Vec::new();
-            for id in &checkpoint.result_files {
-                let outcome = files::delete(tx, id, now).await?;
-                if let DeleteFileOutcome::Deleted(file) = outcome {
-                    blob_keys.push(file.blob_key);
+            for checkpoint in checkpoints::up_to(tx, &claim.job_id, through).await? {
+                if !retained.contains(&checkpoint.step) {
+                    blob_keys.extend(checkpoints::remove(tx, &checkpoint, now).await?);
                 }
             }
             Ok(blob_keys)

@@ -24,9 +24,9 @@ impl Run<'_> {
     ) -> Result<(), RunError> {
         let plan = &self.setup.plan;
         if plan.saves_after(step) || is_improvement {
-            let evicted = self.retain(step);
+            self.retain(step);
             let directory = self.write_checkpoint()?;
-            self.announce(step, directory, evicted, sink);
+            self.announce(step, directory, sink);
         } else if is_resume_point(step, plan.total_steps) {
             self.write_checkpoint()?;
         } else {
@@ -42,10 +42,10 @@ impl Run<'_> {
             .map_err(checkpoint_failed)
     }
 
-    /// Retains the checkpoint of this step for the user; the steps whose checkpoints are evicted for
-    /// it. The best one always stays. With `n_checkpoints` those of the plan alone count, and others
-    /// are evicted as soon as they are not the best any more.
-    fn retain(&mut self, step: u64) -> Vec<u64> {
+    /// Retains the checkpoint of this step for the user, and evicts others for it. The best one always
+    /// stays. With `n_checkpoints` those of the plan alone count, and others are evicted as soon as they are
+    /// not the best any more.
+    fn retain(&mut self, step: u64) {
         let plan = &self.setup.plan;
         let limit = plan.hyperparameters.save_total_limit as usize;
         let counts =
@@ -55,32 +55,21 @@ impl Run<'_> {
         retained.push(step);
         let counted = retained.iter().filter(|step| counts(**step)).count();
         let surplus = counted.saturating_sub(limit.max(1));
-        let mut evicted = Vec::new();
         let mut rank = 0;
         retained.retain(|step| {
             rank += usize::from(counts(*step));
-            let stays = (counts(*step) && rank > surplus) || Some(*step) == best;
-            if !stays {
-                evicted.push(*step);
-            }
-            stays
+            (counts(*step) && rank > surplus) || Some(*step) == best
         });
-        evicted
     }
 
     /// Says that the checkpoint of `step` lies in `directory` for the supervisor to publish.
-    pub(super) fn announce(
-        &mut self,
-        step: u64,
-        directory: PathBuf,
-        evicted: Vec<u64>,
-        sink: &mut Sink<'_>,
-    ) {
+    pub(super) fn announce(&mut self, step: u64, directory: PathBuf, sink: &mut Sink<'_>) {
         let Some(metrics) = self.state.metrics.get(step as usize - 1).cloned() else {
             return;
         };
         self.unpublished.insert(step);
-        sink(Progress::Checkpoint { metrics, directory, evicted });
+        let (retained, through) = (self.state.retained.clone(), self.state.step);
+        sink(Progress::Checkpoint { metrics, directory, retained, through });
     }
 
     /// Removes checkpoints from the work folder, but the newest, the best, and those that are not

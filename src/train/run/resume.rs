@@ -24,7 +24,7 @@ impl Run<'_> {
         for step in self.state.retained.clone() {
             let directory = checkpoint::folder(work_dir, step);
             if checkpoint::is_whole(&directory) {
-                self.announce(step, directory, Vec::new(), sink);
+                self.announce(step, directory, sink);
             }
         }
         Ok(())

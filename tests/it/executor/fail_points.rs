@@ -272,3 +272,24 @@ async fn an_operation_that_fails_at_any_point_is_tried_again_or_said() {
         case.leaves_nothing(0).await;
     }
 }
+
+#[tokio::test]
+async fn a_checkpoint_that_was_superseded_while_its_server_died_is_removed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The second checkpoint is published, and the first one is not removed yet.
+    let rules = format!("{};checkpoint_published@2=die", folder.path().display());
+    let server = Server::start_with(&[(VARIABLE, &rules)]);
+    let hyperparameters =
+        json!({"n_epochs": 3, "batch_size": 4, "lora_r": 4, "save_total_limit": 1});
+    let job = server.create_job(&chat_lines(12), hyperparameters).await;
+    let server = server.dies_and_restarts();
+    server.ended(&job, "succeeded").await;
+    let page = server.get(&format!("/v1/fine_tuning/jobs/{job}/checkpoints")).await.ok();
+    let steps: Vec<u64> = page["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["step_number"].as_u64())
+        .collect();
+    assert_eq!(steps, [9]);
+}

@@ -2,6 +2,7 @@
 
 pub mod answering;
 pub mod chat_stream;
+pub mod checkpoints;
 pub mod completions;
 pub mod connections;
 pub mod cors;

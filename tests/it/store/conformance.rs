@@ -1125,20 +1125,56 @@ async fn a_superseded_checkpoint_goes_with_its_model_and_files_unless_a_job_need
     store.insert_job(&next, &[], ANY_NUMBER).await.expect("added");
 
     let (model, files) = &made[0];
-    let mut keys = store.remove_checkpoint(&claim, 10).await.expect("removes");
+    let mut keys = store.retain_checkpoints(&claim, &[20], 20).await.expect("removes");
     keys.sort_unstable();
     let mut wanted: Vec<String> = files.iter().map(|file| file.blob_key.clone()).collect();
     wanted.sort_unstable();
     assert_eq!(keys, wanted);
     assert_eq!(store.model(&model.id).await.expect("reads"), None);
     assert_eq!(store.file(&files[0].id).await.expect("reads"), None);
-    for step in [10, 20, 30] {
-        let keys = store.remove_checkpoint(&claim, step).await.expect("asks");
-        assert!(keys.is_empty(), "{step}: gone, needed, or never there");
+    for through in [10, 20, 30] {
+        let keys = store.retain_checkpoints(&claim, &[30], through).await.expect("asks");
+        assert!(keys.is_empty(), "{through}: gone, needed, or never there");
     }
     let left = store.list_checkpoints(&id, &first(10)).await.expect("lists");
     assert_eq!(left.items.iter().map(|row| row.step).collect::<Vec<_>>(), [20]);
     let late = Claim { epoch: claim.epoch - 1, ..claim };
-    let refused = store.remove_checkpoint(&late, 20).await;
+    let refused = store.retain_checkpoints(&late, &[], 20).await;
     assert!(matches!(refused, Err(StoreError::LostClaim(_))));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_was_removed_does_not_come_back_and_pages_go_on_after_it() {
+    let fixture = Fixture::sqlite().await;
+    let id = fixture.add_job().await;
+    let (claim, _job) = fixture.claim().await;
+    let store = &fixture.store;
+    for step in [10, 20, 30, 40] {
+        let made = checkpoint(&id, step);
+        assert!(store.add_checkpoint(&claim, &without_events(&made)).await.expect("adds"));
+    }
+    let steps = async || {
+        let page = store.list_checkpoints(&id, &first(10)).await.expect("lists");
+        page.items.iter().map(|row| row.step).collect::<Vec<_>>()
+    };
+    let page = store.list_checkpoints(&id, &first(10)).await.expect("lists").items;
+    // Its user deletes one, training supersedes another.
+    let deleted = store.delete_model(&page[1].model_name).await.expect("asks");
+    assert_eq!(deleted, DeleteModelOutcome::Deleted);
+    store.retain_checkpoints(&claim, &[20, 30, 40], 40).await.expect("removes");
+    assert_eq!(steps().await, [40, 20]);
+    for step in [10, 30, 40] {
+        let again = checkpoint(&id, step);
+        assert!(!store.add_checkpoint(&claim, &without_events(&again)).await.expect("asks"));
+    }
+    assert_eq!(steps().await, [40, 20]);
+    // A page begins after one that is gone meanwhile.
+    for (gone, wanted) in [(&page[1], vec![20]), (&page[3], vec![])] {
+        let after = PageRequest { after: Some(gone.id.clone()), limit: 10 };
+        let page = store.list_checkpoints(&id, &after).await.expect("lists");
+        assert_eq!(page.items.iter().map(|row| row.step).collect::<Vec<_>>(), wanted);
+    }
+    // A trainer that continues from step 20 knows nothing of what an earlier one published after it.
+    store.retain_checkpoints(&claim, &[20], 20).await.expect("removes nothing");
+    assert_eq!(steps().await, [40, 20]);
 }

@@ -111,8 +111,8 @@ fn left(said: &[Progress]) -> Left {
     for progress in said {
         match progress {
             Progress::Step { metrics, .. } => left.steps.push(metrics.clone()),
-            Progress::Checkpoint { metrics, evicted, .. } => {
-                left.announced.push((metrics.step, evicted.clone()));
+            Progress::Checkpoint { metrics, retained, .. } => {
+                left.announced.push((metrics.step, retained.clone()));
             }
             Progress::Note { level: EventLevel::Warn, message, .. } => {
                 left.warnings.push(message.clone());
@@ -267,9 +267,9 @@ fn checkpoints_are_kept_at_intervals_the_last_few_and_the_best() {
     let wanted: Vec<u64> = (1..=48).filter(|step| step % 4 == 0 || step % 6 == 0).collect();
     assert_eq!(announced, wanted);
     let mut kept: Vec<u64> = Vec::new();
-    for (step, evicted) in &left.announced {
+    for (step, retained) in &left.announced {
         kept.push(*step);
-        kept.retain(|step| !evicted.contains(step));
+        kept.retain(|step| retained.contains(step));
     }
     let best = left.report["losses"]["best"]["step"].as_u64().expect("a look");
     assert!(best < 44, "{best}");
@@ -298,9 +298,9 @@ fn as_many_checkpoints_as_are_asked_for_stay_beside_the_best() {
     values.n_checkpoints = Some(12);
     let left = left(&recipe.run());
     let mut kept: Vec<u64> = Vec::new();
-    for (step, evicted) in &left.announced {
+    for (step, retained) in &left.announced {
         kept.push(*step);
-        kept.retain(|step| !evicted.contains(step));
+        kept.retain(|step| retained.contains(step));
     }
     assert!(left.announced.len() > 14, "{:?}", left.announced);
     let best = left.report["losses"]["best"]["step"].as_u64().expect("a look");
