@@ -206,7 +206,8 @@ pub trait Store: WebhookStore + KeyStore {
     /// attempt does not count; those whose user has cancelled or paused them are cancelled or
     /// paused instead.
     async fn requeue_orphans(&self, events: &[NewEvent]) -> Result<Vec<String>, StoreError>;
-    /// Claims the oldest job that waits and has not been postponed, or whose lease has run out.
+    /// Claims a job that waits and has not been postponed, or whose lease has run out. Projects take turns,
+    /// and one whose job was given back keeps its own; within a project the oldest goes first.
     async fn claim(
         &self,
         owner: &str,

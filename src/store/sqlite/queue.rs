@@ -4,6 +4,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::{events, jobs, rows};
 use crate::domain::job::{Job, JobStatus, NewEvent};
+use crate::domain::project::Project;
 use crate::store::{Claim, HeartbeatReply, StoreError};
 
 /// Whether giving a job back counts as one of its attempts.
@@ -70,12 +71,18 @@ pub(super) async fn postpone(
     .bind(now.saturating_add(seconds))
     .bind(job_id)
     .bind(JobStatus::Queued.as_str())
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    // It waits, and another one may begin.
+    let row = sqlx::query("SELECT project FROM jobs WHERE id = $1")
+        .bind(job_id)
+        .fetch_one(&mut *connection)
+        .await?;
+    take_turn(connection, &rows::project(&row)?).await
 }
 
-/// Claims the oldest job that waits and has not been postponed, or whose lease has run out.
+/// Claims a job that waits and has not been postponed, or whose lease has run out: the oldest of the project
+/// whose turn it is.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
     owner: &str,
@@ -83,10 +90,10 @@ pub(super) async fn claim(
     lease_seconds: i64,
 ) -> Result<Option<(Claim, Job)>, StoreError> {
     let candidate = sqlx::query(
-        "SELECT id, status FROM jobs
+        "SELECT id, status FROM jobs LEFT JOIN project_turns USING (project)
          WHERE (status = $1 AND coalesce(waits_until, 0) <= $3)
             OR (status = $2 AND lease_expires_at <= $3)
-         ORDER BY position LIMIT 1",
+         ORDER BY CASE status WHEN $2 THEN 0 ELSE coalesce(turn, 0) END, position LIMIT 1",
     )
     .bind(JobStatus::Queued.as_str())
     .bind(JobStatus::Running.as_str())
@@ -112,10 +119,40 @@ pub(super) async fn claim(
     .bind(owner)
     .bind(now.saturating_add(lease_seconds))
     .bind(&id)
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
     let claim = Claim { job_id: id, epoch: row.try_get("lease_epoch")? };
-    Ok(Some((claim, rows::job(&row)?)))
+    let job = rows::job(&row)?;
+    take_turn(connection, &job.project).await?;
+    Ok(Some((claim, job)))
+}
+
+/// Puts a project behind all others.
+async fn take_turn(
+    connection: &mut SqliteConnection,
+    project: &Project,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO project_turns (project, turn)
+         VALUES ($1, (SELECT coalesce(max(turn), 0) + 1 FROM project_turns))
+         ON CONFLICT (project) DO UPDATE SET turn = excluded.turn",
+    )
+    .bind(project.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Puts the project of a job before all others: the job has begun, and is to end.
+async fn keep_turn(connection: &mut SqliteConnection, job_id: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE project_turns SET turn = 0
+         WHERE project = (SELECT project FROM jobs WHERE id = $1)",
+    )
+    .bind(job_id)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Renews a claim until `until`.
@@ -181,7 +218,10 @@ pub(super) async fn give_back(
     .bind(uncounted)
     .bind(&claim.job_id)
     .bind(claim.epoch)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    if next == JobStatus::Queued {
+        keep_turn(connection, &claim.job_id).await?;
+    }
     Ok(next)
 }

@@ -78,7 +78,7 @@ pub(super) fn file(row: &SqliteRow) -> Result<FileRecord, StoreError> {
 }
 
 /// Whose a row is.
-fn project(row: &SqliteRow) -> Result<Project, StoreError> {
+pub(super) fn project(row: &SqliteRow) -> Result<Project, StoreError> {
     Ok(Project::stored(row.try_get("project")?))
 }
 

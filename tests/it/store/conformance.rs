@@ -1178,3 +1178,55 @@ async fn a_checkpoint_that_was_removed_does_not_come_back_and_pages_go_on_after_
     store.retain_checkpoints(&claim, &[20], 20).await.expect("removes nothing");
     assert_eq!(steps().await, [40, 20]);
 }
+
+/// Adds a job that waits, of this project.
+async fn add_job_of(fixture: &Fixture, project: &str) -> String {
+    let mut file = file(FilePurpose::FineTune);
+    file.project = Project::stored(project.to_owned());
+    fixture.store.insert_file(&file).await.expect("a file is added");
+    let mut job = job(&file.id);
+    job.project = file.project;
+    fixture.store.insert_job(&job, &[], ANY_NUMBER).await.expect("a job is added");
+    job.id
+}
+
+#[tokio::test]
+async fn projects_take_turns_and_each_ones_jobs_keep_their_order() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let mut of_many = Vec::new();
+    for _ in 0..25 {
+        of_many.push(add_job_of(&fixture, "many").await);
+    }
+    let of_one = add_job_of(&fixture, "one").await;
+    let of_two = [add_job_of(&fixture, "two").await, add_job_of(&fixture, "two").await];
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let (claim, job) = fixture.claim().await;
+        order.push(job.id);
+        store.finish_cancelled(&claim).await.expect("ends");
+    }
+    let wanted =
+        [&of_many[0], &of_one, &of_two[0], &of_many[1], &of_two[1], &of_many[2]].map(Clone::clone);
+    assert_eq!(order, wanted);
+
+    // A job that was given back has begun, and goes on before another project begins.
+    let late = add_job_of(&fixture, "one").await;
+    let (claim, begun) = fixture.claim().await;
+    assert_eq!(begun.id, late, "its project was claimed from longest ago");
+    add_job_of(&fixture, "three").await;
+    store.release(&claim, &[]).await.expect("gives back");
+    let (claim, again) = fixture.claim().await;
+    assert_eq!(again.id, late);
+    // One that waits for what others hold lets them begin.
+    store.postpone(&claim, 30, &[]).await.expect("postpones");
+    let (_claim, next) = fixture.claim().await;
+    assert_eq!(next.project.as_str(), "three");
+    for _ in 0..22 {
+        assert_eq!(fixture.claim().await.1.project.as_str(), "many");
+    }
+    assert_eq!(store.claim("tests", 60).await.expect("asks"), None, "it is not due yet");
+    fixture.clock.advance(31);
+    let (_claim, due) = fixture.claim().await;
+    assert_eq!((due.id, due.shortage.map(|short| short.count)), (late, Some(1)));
+}
