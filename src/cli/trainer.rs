@@ -4,7 +4,10 @@
 //! lines to standard output. See `train::protocol`.
 
 use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -21,6 +24,9 @@ const NICENESS: i32 = 5;
 
 /// The same of a dry run: a run goes first.
 const DRY_RUN_NICENESS: i32 = 10;
+
+/// How often a trainer says that it lives.
+const PULSE: Duration = Duration::from_secs(1);
 
 /// Settings of a trainer, from the server that starts it.
 #[derive(Debug, Clone, Args)]
@@ -51,24 +57,60 @@ pub fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
 
 /// Trains, and writes the progress.
 fn train(spec: &RunSpec, device: Device, controls: Receiver<Control>) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
+    let pulse = Arc::new(Pulse::default());
+    start(Arc::clone(&pulse))?;
     let mut failure: Option<std::io::Error> = None;
     let mut sink = |progress: Progress| {
+        let mut output = std::io::stdout().lock();
+        if progress.is_last() {
+            // Nothing comes after it: the pulse looks while it holds the output.
+            pulse.is_over.store(true, Ordering::Release);
+        }
         if let Err(error) = write_message(&mut output, &progress.for_clients(spec)) {
             failure.get_or_insert(error);
         }
     };
-    let mut next_control = || match controls.try_recv() {
-        Ok(control) => Some(control),
-        Err(TryRecvError::Empty) => None,
-        // The reader sends a stop before it ends, so this comes after that.
-        Err(TryRecvError::Disconnected) => Some(Control::Stop),
+    let mut next_control = || {
+        pulse.asked.fetch_add(1, Ordering::Relaxed);
+        match controls.try_recv() {
+            Ok(control) => Some(control),
+            Err(TryRecvError::Empty) => None,
+            // The reader sends a stop before it ends, so this comes after that.
+            Err(TryRecvError::Disconnected) => Some(Control::Stop),
+        }
     };
     run(spec, BackendKind::of(device), &mut sink, &mut next_control);
     match failure {
         Some(error) => Err(error).context("writing the progress for the supervisor"),
         None => Ok(()),
     }
+}
+
+/// What the pulse of a run says.
+#[derive(Default)]
+struct Pulse {
+    /// How often the run has asked for controls.
+    asked: AtomicU64,
+    /// The run has said its last message.
+    is_over: AtomicBool,
+}
+
+/// Says again and again that the process lives, until its run is over. What cannot be said is no matter: the
+/// supervisor is gone.
+fn start(pulse: Arc<Pulse>) -> anyhow::Result<()> {
+    std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
+        loop {
+            std::thread::sleep(PULSE);
+            let mut output = std::io::stdout().lock();
+            let progress = Progress::Pulse { asked: pulse.asked.load(Ordering::Relaxed) };
+            if pulse.is_over.load(Ordering::Acquire)
+                || write_message(&mut output, &progress).is_err()
+            {
+                return;
+            }
+        }
+    })?;
+    Ok(())
 }
 
 /// Writes what the run would be.

@@ -152,6 +152,8 @@ error_codes! {
     ExportCheckFailed => "export_check_failed", Server, 500;
     /// Job: the trainer process died again and again at the same place.
     WorkerCrashed => "worker_crashed", Server, 500;
+    /// Job: the trainer process stood still again and again at the same place.
+    StepStalled => "step_stalled", Server, 500;
 }
 
 #[cfg(test)]

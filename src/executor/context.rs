@@ -24,6 +24,12 @@ pub struct Timeouts {
     pub pause: Duration,
     /// After its last message.
     pub exit: Duration,
+    /// After it has said nothing: a trainer that lives says so every second.
+    pub silence: Duration,
+    /// After its run has not moved while it does steps; longer where its own pace is slower.
+    pub stuck: Duration,
+    /// The same before its first step and after its last one.
+    pub stuck_outside: Duration,
 }
 
 impl Default for Timeouts {
@@ -33,6 +39,9 @@ impl Default for Timeouts {
             stop: Duration::from_secs(20),
             pause: Duration::from_secs(600),
             exit: Duration::from_secs(10),
+            silence: Duration::from_secs(120),
+            stuck: Duration::from_secs(600),
+            stuck_outside: Duration::from_secs(6 * 3600),
         }
     }
 }

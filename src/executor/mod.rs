@@ -34,6 +34,8 @@ mod staging;
 mod supervise;
 mod trainer;
 mod trainer_control;
+mod trainer_end;
+mod watchdog;
 mod work_folder;
 
 use std::path::PathBuf;

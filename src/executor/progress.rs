@@ -22,7 +22,8 @@ pub(super) struct ProgressRecorder<'a> {
     claim: &'a Claim,
     /// The values whose explanations an earlier attempt has written.
     explained: Option<&'a ResolvedHyperparameters>,
-    total_steps: Option<u64>,
+    /// Optimiser steps in all, once they are known.
+    pub(super) total_steps: Option<u64>,
     written_at: Option<Instant>,
     /// Metrics of the last step, when they are not written yet.
     unwritten: Option<StepMetrics>,

@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{ExecutorContext, Timeouts};
+use super::context::ExecutorContext;
 use super::heartbeat::{ControlRequest, Heartbeat};
 use super::outcome::JobOutcome;
 use super::progress::ProgressRecorder;
@@ -14,6 +15,8 @@ use super::publish::{PublishError, Publisher, RunOutput};
 use super::staging::{self, StagingError};
 use super::trainer::{Trainer, TrainerExit, TrainerMessage, TrainerMode};
 use super::trainer_control::{ControlsSent, EndRequest, yield_to_serving};
+use super::trainer_end::TrainerEnd;
+use super::watchdog::Watchdog;
 use crate::blobs::BlobError;
 use crate::config::Priority;
 use crate::domain::error_code::ErrorCode;
@@ -50,48 +53,6 @@ pub(super) async fn run_job(
         controls: ControlsSent::none(context.timeouts),
     };
     supervisor.run(claim.epoch == 1).await
-}
-
-/// How a trainer ended, as its supervisor saw it.
-enum TrainerEnd {
-    /// The run is finished.
-    Finished(RunOutput),
-    /// It ended after [`Control::Cancel`].
-    Cancelled,
-    /// It stopped at a checkpoint after [`Control::Stop`].
-    Stopped,
-    /// The run failed.
-    Failed(JobError),
-    /// Others hold what the run lacks.
-    Short {
-        /// For the job, should it not wait any longer.
-        error: JobError,
-        /// Bytes of the machine's memory that the run needs, where that is what it lacks.
-        memory: Option<u64>,
-    },
-    /// It exited without a last message.
-    Died,
-    /// It did not end in the time that it had.
-    Overdue,
-    /// It wrote a malformed message.
-    Malformed(String),
-    /// The claim is lost.
-    ClaimLost,
-}
-
-impl TrainerEnd {
-    /// How long the process may still take to exit.
-    fn exit_timeout(&self, timeouts: Timeouts) -> Duration {
-        match self {
-            Self::Finished(_)
-            | Self::Cancelled
-            | Self::Stopped
-            | Self::Failed(_)
-            | Self::Short { .. }
-            | Self::Died => timeouts.exit,
-            Self::Overdue | Self::Malformed(_) | Self::ClaimLost => Duration::ZERO,
-        }
-    }
 }
 
 /// What supervising one job needs.
@@ -186,31 +147,16 @@ impl Supervisor<'_> {
             (End::Failed(error), _) => JobOutcome::Failed(error),
             (End::ClaimLost, _) => JobOutcome::ClaimLost,
 
-            (
-                End::Cancelled
-                | End::Stopped
-                | End::Short { .. }
-                | End::Died
-                | End::Overdue
-                | End::Malformed(_),
-                Request::Cancel,
-            ) => JobOutcome::Cancelled,
-
+            // What was requested holds however the trainer ended then.
+            (_, Request::Cancel) => JobOutcome::Cancelled,
             (End::Stopped, Request::Pause) => {
                 self.stopped(|step| JobOutcome::Paused { step }).await
             }
             (End::Stopped, Request::Stop) => {
                 self.stopped(|step| JobOutcome::Released { step }).await
             }
-
-            (
-                End::Cancelled | End::Short { .. } | End::Died | End::Overdue | End::Malformed(_),
-                Request::Pause,
-            ) => JobOutcome::Paused { step: None },
-            (
-                End::Cancelled | End::Short { .. } | End::Died | End::Overdue | End::Malformed(_),
-                Request::Stop,
-            ) => JobOutcome::Released { step: None },
+            (_, Request::Pause) => JobOutcome::Paused { step: None },
+            (_, Request::Stop) => JobOutcome::Released { step: None },
 
             (End::Short { error, memory }, Request::None) => self.short(error, memory).await,
 
@@ -218,12 +164,14 @@ impl Supervisor<'_> {
                 let what = format!("the trainer wrote a malformed message: {reason}");
                 self.crashed(&what, exit)
             }
+            (End::Stalled(stall), Request::None) => {
+                let what = stall.describe(self.progress.step);
+                let code = ErrorCode::StepStalled;
+                self.try_again(new_checkpoint, code, &what, exit)
+            }
             (End::Cancelled | End::Stopped | End::Died | End::Overdue, Request::None) => {
                 let what = exit.describe(self.progress.step);
-                match new_checkpoint {
-                    Some(step) => JobOutcome::continue_from(step, &what, exit.data()),
-                    None => self.crashed(&what, exit),
-                }
+                self.try_again(new_checkpoint, ErrorCode::WorkerCrashed, &what, exit)
             }
         }
     }
@@ -270,6 +218,20 @@ impl Supervisor<'_> {
         outcome(self.progress.step)
     }
 
+    /// Another attempt, which does not count where the last one has come further.
+    fn try_again(
+        &self,
+        new_checkpoint: Option<u64>,
+        code: ErrorCode,
+        what: &str,
+        exit: &TrainerExit,
+    ) -> JobOutcome {
+        match new_checkpoint {
+            Some(step) => JobOutcome::continue_from(step, what, exit.data()),
+            None => JobOutcome::retry_or_fail(self.job, code, what, Some(exit.data())),
+        }
+    }
+
     fn crashed(&self, what: &str, exit: &TrainerExit) -> JobOutcome {
         JobOutcome::retry_or_fail(self.job, ErrorCode::WorkerCrashed, what, Some(exit.data()))
     }
@@ -278,15 +240,25 @@ impl Supervisor<'_> {
     async fn listen(&mut self, trainer: &mut Trainer) -> TrainerEnd {
         let mut known = ControlRequest::None;
         let mut is_serving = false;
+        let mut watchdog = Watchdog::new(self.context.timeouts, Instant::now());
         loop {
             tokio::select! {
                 message = trainer.next_message() => match message {
                     None => return TrainerEnd::Died,
                     Some(TrainerMessage::Malformed(reason)) => return TrainerEnd::Malformed(reason),
                     Some(TrainerMessage::Progress(progress)) => {
+                        let began = Instant::now();
+                        match &*progress {
+                            Progress::Pulse { asked } => watchdog.pulse(began, *asked),
+                            Progress::Step { metrics, .. } => {
+                                watchdog.step(began, metrics.step, self.progress.total_steps);
+                            }
+                            _ => {}
+                        }
                         if let Some(end) = self.handle(trainer, *progress).await {
                             return end;
                         }
+                        watchdog.heard(Instant::now(), began.elapsed());
                     }
                 },
                 request = self.heartbeat.change_from(known) => {
@@ -306,6 +278,7 @@ impl Supervisor<'_> {
                     self.controls.stop(trainer).await;
                 },
                 () = self.controls.overdue() => return TrainerEnd::Overdue,
+                stall = watchdog.stalled() => return TrainerEnd::Stalled(stall),
             }
         }
     }
@@ -382,6 +355,7 @@ impl Supervisor<'_> {
                 return Some(TrainerEnd::Stopped);
             }
             Progress::Failed { error } => return Some(TrainerEnd::Failed(error)),
+            Progress::Pulse { .. } => return None,
             Progress::Short { error, memory } => return Some(TrainerEnd::Short { error, memory }),
             Progress::DryRunDone { .. } => {
                 let reason = "the result of a dry run, which was not requested";

@@ -73,7 +73,7 @@ impl RunSpec {
 pub enum Control {
     /// End within one step; nothing of the run is needed any more.
     Cancel,
-    /// Write a checkpoint within one step and end; another trainer will continue from it.
+    /// Write a checkpoint within one micro-batch and end; another trainer will continue from it.
     Stop,
     /// Requests are being answered on the device: pause between micro-batches. One runs now and then, so
     /// that the run never stops for good.
@@ -168,6 +168,11 @@ pub enum Progress {
         /// All of it.
         dry_run: Box<DryRun>,
     },
+    /// The process lives; it says so again and again.
+    Pulse {
+        /// How often the run has asked for controls, which it does between micro-batches.
+        asked: u64,
+    },
     /// Others hold now what the run lacks: another trainer may continue later.
     Short {
         /// For the job, should it not wait any longer.
@@ -195,6 +200,7 @@ impl Progress {
                 Self::Note { level, message: event.message, data }
             }
             Self::Failed { error } => Self::Failed { error: shown(error) },
+            Self::Short { error, memory } => Self::Short { error: shown(error), memory },
             Self::DryRunDone { mut dry_run } => {
                 dry_run.error = dry_run.error.map(shown);
                 for note in &mut dry_run.notes {
@@ -203,6 +209,24 @@ impl Progress {
                 Self::DryRunDone { dry_run }
             }
             other => other,
+        }
+    }
+
+    /// Whether nothing comes after it.
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Finished { .. }
+            | Self::Cancelled { .. }
+            | Self::Stopped { .. }
+            | Self::DryRunDone { .. }
+            | Self::Short { .. }
+            | Self::Failed { .. } => true,
+            Self::Note { .. }
+            | Self::Resolved { .. }
+            | Self::Resumed { .. }
+            | Self::Step { .. }
+            | Self::Checkpoint { .. }
+            | Self::Pulse { .. } => false,
         }
     }
 }

@@ -19,6 +19,12 @@ case "$spec" in
     echo '{"type":"note","level":"info","message":"not listening","data":null}'
     exec sleep 60
     ;;
+*'"base_model_id":"hangs"'*)
+    echo '{"type":"step","metrics":{"step":1,"train_loss":1,"train_mean_token_accuracy":0,"learning_rate":1,"epoch":1,"grad_norm":1},"tokens_per_second":1,"seconds_left":9}'
+    while sleep 0.2; do
+        echo '{"type":"pulse","asked":1}'
+    done
+    ;;
 *'"base_model_id":"lingers"'*)
     echo '{"type":"failed","error":{"code":"nan_loss","message":"the loss is NaN","param":null}}'
     exec sleep 60

@@ -128,10 +128,7 @@ pub(super) async fn claim(
 }
 
 /// Puts a project behind all others.
-async fn take_turn(
-    connection: &mut SqliteConnection,
-    project: &Project,
-) -> Result<(), StoreError> {
+async fn take_turn(connection: &mut SqliteConnection, project: &Project) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO project_turns (project, turn)
          VALUES ($1, (SELECT coalesce(max(turn), 0) + 1 FROM project_turns))

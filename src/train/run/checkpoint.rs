@@ -6,11 +6,12 @@
 //! that is then renamed. A folder whose manifest does not verify is passed over.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::chat_template::TemplateIdentity;
@@ -74,6 +75,9 @@ pub struct RunState {
     /// Steps whose checkpoints are retained for the user, in order.
     #[serde(rename = "kept")]
     pub retained: Vec<u64>,
+    /// Metrics of the last step, when the run was told to stop before it was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unevaluated: Option<StepMetrics>,
 }
 
 impl RunState {
@@ -88,6 +92,7 @@ impl RunState {
             early_stopping: EarlyStopping::default(),
             findings: Vec::new(),
             retained: Vec::new(),
+            unevaluated: None,
         }
     }
 }
@@ -129,16 +134,45 @@ pub fn lock(
 ) -> Result<Option<WorkDirLock>, CheckpointError> {
     /// How often the lock is tried.
     const POLL: Duration = Duration::from_millis(20);
+    /// An earlier trainer whose server is gone has as long to end as one that is told to.
+    const GRACE: Duration = Duration::from_secs(30);
+    let began = Instant::now();
     std::fs::create_dir_all(work_dir).map_err(io_error(work_dir))?;
     let path = work_dir.join(LOCK_FILE);
-    let file = File::create(&path).map_err(io_error(&path))?;
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(&path).map_err(io_error(&path))?;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Some(WorkDirLock { _file: file })),
-            Err(std::fs::TryLockError::WouldBlock) if waits() => std::thread::sleep(POLL),
+            Ok(()) => {
+                file.set_len(0).map_err(io_error(&path))?;
+                writeln!(file, "{}", std::process::id()).map_err(io_error(&path))?;
+                return Ok(Some(WorkDirLock { _file: file }));
+            }
+            Err(std::fs::TryLockError::WouldBlock) if waits() => {
+                if began.elapsed() >= GRACE {
+                    end_holder(&path);
+                }
+                std::thread::sleep(POLL);
+            }
             Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
             Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
         }
+    }
+}
+
+/// Kills the trainer that holds the lock at `path`, by the number in it, if a process of that number has the
+/// file open: it is stopped or hangs, and would hold its memory and the folder for ever.
+fn end_holder(path: &Path) {
+    let number = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    let Some(pid) = number.and_then(Pid::from_raw) else { return };
+    let folder = format!("/proc/{}/fd", pid.as_raw_nonzero());
+    let Ok(path) = path.canonicalize() else { return };
+    let mut open = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    if open.any(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file == path)) {
+        tracing::warn!(process = %pid.as_raw_nonzero(), "an earlier trainer does not end and is killed");
+        // It may have ended by itself meanwhile.
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
@@ -147,8 +181,8 @@ pub fn folder(work_dir: &Path, step: u64) -> PathBuf {
     work_dir.join(format!("step-{step}"))
 }
 
-/// Writes the engine's state as the checkpoint of `state.step`; one that is there already and whole
-/// stays, since the same step always writes the same bytes.
+/// Writes the engine's state as the checkpoint of `state.step`; one that is there already, whole and of this
+/// state, stays.
 pub fn write(
     work_dir: &Path,
     engine: &dyn Engine,
@@ -156,7 +190,8 @@ pub fn write(
     state: &RunState,
 ) -> Result<PathBuf, CheckpointError> {
     let target = folder(work_dir, state.step);
-    if is_whole(&target) {
+    // The same step always comes to the same state, but for an evaluation that is still to be done.
+    if read_state(&target).is_ok_and(|found| found == *state) {
         return Ok(target);
     }
     disk_space::require(work_dir, 0).map_err(io_error(work_dir))?;

@@ -1,6 +1,7 @@
 //! Which checkpoints a run writes, which of them it retains for the user, and which it removes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::errors::{RunError, checkpoint_failed};
 use super::{Run, Sink, checkpoint};
@@ -9,6 +10,10 @@ use crate::train::protocol::Progress;
 /// Checkpoints of a run that are for resuming after a crash, beside those of the first steps and those
 /// that are retained for the user.
 const RESUME_POINTS: u64 = 10;
+
+/// Where a micro-batch takes so long, each step is saved: an order to stop may not come through in the time
+/// that the run has to end.
+const LONG_MICRO_BATCH: Duration = Duration::from_secs(8);
 
 /// Newest checkpoints that stay in the work folder: one may be torn.
 const NEWEST_IN_WORK_DIR: usize = 2;
@@ -27,7 +32,7 @@ impl Run<'_> {
             self.retain(step);
             let directory = self.write_checkpoint()?;
             self.announce(step, directory, sink);
-        } else if is_resume_point(step, plan.total_steps) {
+        } else if is_resume_point(step, plan.total_steps) || self.slowest >= LONG_MICRO_BATCH {
             self.write_checkpoint()?;
         } else {
             return Ok(());

@@ -12,23 +12,21 @@ impl Run<'_> {
         &mut self,
         controls: &mut Controls<'_>,
     ) -> Result<Option<Progress>, RunError> {
-        if !self.has_steps_left() {
-            return Ok(None);
+        match self.has_steps_left() && self.requested(controls).is_some() {
+            true => self.stop().map(Some),
+            false => Ok(None),
         }
+    }
+
+    /// Stops the run after its last whole step, as was requested; its last message. Gradients of a step that
+    /// is not whole are dropped: the weights have not moved in it.
+    pub(super) fn stop(&mut self) -> Result<Progress, RunError> {
         let step = self.state.step;
-        match self.requested(controls) {
-            Some(Control::Cancel) => Ok(Some(Progress::Cancelled { step })),
-            Some(Control::Stop) => {
-                self.write_checkpoint()?;
-                Ok(Some(Progress::Stopped { step }))
-            }
-            Some(
-                Control::Published { .. }
-                | Control::PauseMicroBatches
-                | Control::ResumeMicroBatches,
-            )
-            | None => Ok(None),
+        if self.requested == Some(Control::Cancel) {
+            return Ok(Progress::Cancelled { step });
         }
+        self.write_checkpoint()?;
+        Ok(Progress::Stopped { step })
     }
 
     /// Reads all messages that have come, and waits while micro-batches are paused; the cancel or

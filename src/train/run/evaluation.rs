@@ -4,26 +4,27 @@ use super::early_stopping::EvalResult;
 use super::errors::{RunError, engine_failed};
 use super::notices::note;
 use super::objective::LossStatistics;
-use super::{Run, Sink};
+use super::{Controls, Run, Sink};
 use crate::domain::job::{EventLevel, StepMetrics};
 
 impl Run<'_> {
     /// Evaluates the whole validation file where the plan says so, and writes the result into
     /// `metrics`: that of the whole file, and that of one batch's worth of examples, other ones each
-    /// time. Whether the model has improved.
+    /// time. Whether the model has improved; `None` when the run was told to end meanwhile.
     pub(super) fn evaluate(
         &mut self,
         metrics: &mut StepMetrics,
         sink: &mut Sink<'_>,
-    ) -> Result<bool, RunError> {
+        controls: &mut Controls<'_>,
+    ) -> Result<Option<bool>, RunError> {
         let plan = &self.setup.plan;
         let values = &plan.hyperparameters;
-        let Some(validation) =
-            self.validation.as_ref().filter(|_| plan.evaluates_after(metrics.step))
-        else {
-            return Ok(false);
+        if self.validation.is_none() || !plan.evaluates_after(metrics.step) {
+            return Ok(Some(false));
+        }
+        let Some(losses) = self.validation_losses(controls)? else {
+            return Ok(None);
         };
-        let losses = validation.evaluate(self.engine).map_err(engine_failed)?;
         let all = LossStatistics::sum(&losses);
         metrics.full_valid_loss = Some(all.mean_loss());
         metrics.full_valid_mean_token_accuracy = Some(all.accuracy());
@@ -52,7 +53,27 @@ impl Run<'_> {
             );
             note(sink, EventLevel::Info, message, None);
         }
-        Ok(is_improvement)
+        Ok(Some(is_improvement))
+    }
+
+    /// The losses of each validation example, computed in micro-batches; `None` when the run was told to
+    /// end between them.
+    fn validation_losses(
+        &mut self,
+        controls: &mut Controls<'_>,
+    ) -> Result<Option<Vec<LossStatistics>>, RunError> {
+        let Some(validation) = &self.validation else { return Ok(Some(Vec::new())) };
+        let examples: Vec<usize> = (0..validation.len()).collect();
+        let mut losses = vec![LossStatistics::default(); examples.len()];
+        for items in validation.micro_batches(self.engine, &examples) {
+            if self.requested(controls).is_some() {
+                return Ok(None);
+            }
+            if let Some(validation) = &self.validation {
+                validation.evaluate(self.engine, &items, &mut losses).map_err(engine_failed)?;
+            }
+        }
+        Ok(Some(losses))
     }
 
     /// Whether early stopping ends the run.

@@ -37,6 +37,7 @@ mod step_timer;
 mod yielding;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use self::baseline::Baseline;
 use self::batches::BatchOrder;
@@ -162,6 +163,8 @@ struct Run<'a> {
     /// A cancel or stop that has come and is not carried out yet.
     requested: Option<Control>,
     yielding: YieldToServing,
+    /// What the slowest micro-batch took.
+    slowest: Duration,
     timer: StepTimer,
     /// What the engine computes at the end, for the certificate.
     reference: Option<ReferenceLogits>,
@@ -196,6 +199,7 @@ impl<'a> Run<'a> {
             unpublished: BTreeSet::new(),
             requested: None,
             yielding: YieldToServing::default(),
+            slowest: Duration::ZERO,
             timer: StepTimer::default(),
             reference: None,
         })
@@ -208,6 +212,12 @@ impl<'a> Run<'a> {
         controls: &mut Controls<'_>,
     ) -> Result<Progress, RunError> {
         let plan = &self.setup.plan;
+        if let Some(metrics) = self.state.unevaluated.take() {
+            let mut eta = self.eta();
+            if let Some(ended) = self.conclude_step(metrics, &mut eta, sink, controls)? {
+                return Ok(ended);
+            }
+        }
         let mut eta = self.eta();
         if let Some(ended) = self.stop_if_requested(controls)? {
             return Ok(ended);
@@ -216,15 +226,11 @@ impl<'a> Run<'a> {
             let rate = learning_rate(&plan.hyperparameters, step, plan.total_steps);
             let batch = self.batches.of(step);
             let Some(losses) = self.accumulate(step, &batch, controls)? else {
-                return Ok(Progress::Cancelled { step: self.state.step });
+                return self.stop();
             };
             let update = self.clip_and_update(step, rate, &batch)?;
-            let mut metrics = self.metrics(step, &batch, &losses, &update);
-            let is_improvement = self.evaluate(&mut metrics, sink)?;
-            self.diagnose(&metrics, sink)?;
-            self.log(metrics, &batch, &mut eta, sink);
-            self.save(step, is_improvement, sink)?;
-            if let Some(ended) = self.stop_if_requested(controls)? {
+            let metrics = self.metrics(step, &batch, &losses, &update);
+            if let Some(ended) = self.conclude_step(metrics, &mut eta, sink, controls)? {
                 return Ok(ended);
             }
         }

@@ -182,26 +182,24 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Forward over all examples; the losses of each.
+    /// Forward over `items`; adds the losses of each to those of its example.
     pub(super) fn evaluate(
         &self,
         engine: &mut dyn Engine,
-    ) -> Result<Vec<LossStatistics>, BackendError> {
-        let examples: Vec<usize> = (0..self.len()).collect();
-        let mut losses = vec![LossStatistics::default(); examples.len()];
-        for items in self.micro_batches(engine, &examples) {
-            let made: Vec<LossStatistics> = match &self.preferences {
-                None => into(engine.evaluate(&self.sequences(&items))?),
-                Some(references) => {
-                    let pairs = self.pairs(references, &items);
-                    into(engine.evaluate_preferences(&pairs, references.beta)?)
-                }
-            };
-            for (item, one) in items.iter().zip(&made) {
-                losses[item.example].add(one);
+        items: &[Item],
+        losses: &mut [LossStatistics],
+    ) -> Result<(), BackendError> {
+        let made: Vec<LossStatistics> = match &self.preferences {
+            None => into(engine.evaluate(&self.sequences(items))?),
+            Some(references) => {
+                let pairs = self.pairs(references, items);
+                into(engine.evaluate_preferences(&pairs, references.beta)?)
             }
+        };
+        for (item, one) in items.iter().zip(&made) {
+            losses[item.example].add(one);
         }
-        Ok(losses)
+        Ok(())
     }
 
     /// Splits examples into the micro-batches that the engine takes at once.

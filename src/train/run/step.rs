@@ -1,6 +1,7 @@
 //! The parts of one optimiser step: gradients of its micro-batches, the update, its metrics.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::errors::{RunError, engine_failed, not_finite};
 use super::eta::Eta;
@@ -10,7 +11,7 @@ use super::{Controls, Run, Sink};
 use crate::domain::job::StepMetrics;
 use crate::train::backend::AdamWStep;
 use crate::train::engine::MicroBatch;
-use crate::train::protocol::{Control, Progress};
+use crate::train::protocol::Progress;
 
 /// One update of what trains.
 pub(super) struct Update {
@@ -34,7 +35,7 @@ impl Run<'_> {
         self.state.step < self.setup.plan.total_steps && !self.stops_early()
     }
 
-    /// Runs forward and backward over a batch, in micro-batches; `None` when it was cancelled between
+    /// Runs forward and backward over a batch, in micro-batches; `None` when the run was told to end between
     /// them. The gradients are those of the mean over the whole batch.
     pub(super) fn accumulate(
         &mut self,
@@ -45,12 +46,13 @@ impl Run<'_> {
         let mut part = MicroBatch::whole(step, self.training.units(batch));
         let mut losses: BTreeMap<usize, LossStatistics> = BTreeMap::new();
         for items in self.training.micro_batches(self.engine, batch) {
-            // A stop waits for the end of the step; a cancel does not.
-            if part.first > 0 && self.requested(controls) == Some(Control::Cancel) {
+            if part.first > 0 && self.requested(controls).is_some() {
                 return Ok(None);
             }
+            let began = Instant::now();
             let made =
                 self.training.accumulate(self.engine, &items, part).map_err(engine_failed)?;
+            self.slowest = self.slowest.max(began.elapsed());
             for (item, one) in items.iter().zip(&made) {
                 losses.entry(item.example).or_default().add(one);
             }
@@ -127,10 +129,31 @@ impl Run<'_> {
         self.state.metrics.push(metrics.clone());
         sink(Progress::Step {
             metrics,
-            tokens_per_second: self.tokens_of(batch) as f64 / self.timer.seconds(),
+            tokens_per_second: self.timer.per_second(self.tokens_of(batch)),
             seconds_left: eta.seconds_left(),
             yielded_seconds: self.yielding.waited.as_secs_f64(),
         });
+    }
+
+    /// What follows a step whose weights have moved: evaluate → diagnose → log → checkpoint → stop. The run's
+    /// last message when it is told to end; an evaluation that is broken off is done by the next trainer.
+    pub(super) fn conclude_step(
+        &mut self,
+        mut metrics: StepMetrics,
+        eta: &mut Eta,
+        sink: &mut Sink<'_>,
+        controls: &mut Controls<'_>,
+    ) -> Result<Option<Progress>, RunError> {
+        let step = metrics.step;
+        let Some(is_improvement) = self.evaluate(&mut metrics, sink, controls)? else {
+            self.state.unevaluated = Some(metrics);
+            return self.stop().map(Some);
+        };
+        self.diagnose(&metrics, sink)?;
+        let batch = self.batches.of(step);
+        self.log(metrics, &batch, eta, sink);
+        self.save(step, is_improvement, sink)?;
+        self.stop_if_requested(controls)
     }
 
     fn tokens_of(&self, batch: &[usize]) -> u64 {

@@ -23,8 +23,11 @@ impl StepTimer {
         }
     }
 
-    /// What the step took; never zero.
-    pub(super) fn seconds(&self) -> f64 {
-        self.took.as_secs_f64().max(1e-9)
+    /// How many of `count` there were in a second; zero of a step that was not measured.
+    pub(super) fn per_second(&self, count: u64) -> f64 {
+        match self.took {
+            Duration::ZERO => 0.0,
+            took => count as f64 / took.as_secs_f64(),
+        }
     }
 }

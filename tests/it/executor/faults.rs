@@ -13,13 +13,20 @@ use crate::support::executor::{Workshop, waits};
 /// A workshop whose base models are named after faults, with the script that has them.
 async fn workshop() -> (Workshop, tempfile::TempDir) {
     let models = tempfile::tempdir().expect("a folder");
-    for fault in ["garbles", "endless-line", "killed", "deaf", "lingers", "empty-handed"] {
+    for fault in ["garbles", "endless-line", "killed", "deaf", "lingers", "empty-handed", "hangs"] {
         std::fs::write(models.path().join(format!("{fault}.gguf")), b"GGUF").expect("writes");
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/faulty_trainer.sh");
     let mut workshop = Workshop::new(models.path(), &script).await;
     let short = Duration::from_secs(1);
-    workshop.timeouts = Timeouts { cancel: short, stop: short, pause: short, exit: short };
+    workshop.timeouts = Timeouts {
+        cancel: short,
+        stop: short,
+        pause: short,
+        exit: short,
+        stuck: short,
+        ..Timeouts::default()
+    };
     (workshop, models)
 }
 
@@ -125,6 +132,20 @@ async fn a_failure_counts_though_the_process_lingers() {
     let job = workshop.ended(&lingers).await;
     assert_eq!(message(&job, ErrorCode::NanLoss), "the loss is NaN");
     assert_eq!(job.attempt, 1, "another try would not help");
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_run_that_does_not_move_is_ended_again_and_again_and_fails_its_job_alone() {
+    let (workshop, _models) = workshop().await;
+    let hangs = create(&workshop, "hangs").await;
+    let next = create(&workshop, "lingers").await;
+    let running = workshop.start().await;
+    let job = workshop.ended(&hangs).await;
+    let text = message(&job, ErrorCode::StepStalled);
+    assert!(text.contains("the run did not move for") && text.contains("after step 1"), "{text}");
+    assert_eq!(job.attempt, 3);
+    workshop.ended(&next).await;
     running.shut_down().await;
 }
 

@@ -12,6 +12,7 @@ use hone::executor::MAX_ATTEMPTS;
 use sha2::{Digest, Sha256};
 
 use crate::support::executor::{Workshop, waits};
+use crate::support::server::signal;
 use crate::support::store::first;
 
 const MODEL: &str = "tiny-llama";
@@ -187,6 +188,32 @@ async fn a_job_whose_trainer_is_killed_makes_the_same_model_as_one_left_alone() 
 
     let other = workshop.ended(&undisturbed).await;
     assert_eq!(other.attempt, 1);
+    let expected = adapter_digest(&workshop, &other).await;
+    assert_eq!(adapter_digest(&workshop, &job).await, expected);
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_trainer_that_is_stopped_is_ended_and_its_job_makes_the_same_model() {
+    let mut workshop = workshop().await;
+    // It says every second that it lives.
+    workshop.timeouts.silence = Duration::from_secs(5);
+    let disturbed = create(&workshop, 6).await;
+    let undisturbed = create(&workshop, 6).await;
+    let running = workshop.start().await;
+    workshop.until(&disturbed, is_under_way).await;
+    let stopped = Instant::now();
+    signal(trainer_process(&workshop), "STOP");
+    let job = workshop.ended(&disturbed).await;
+    let events = workshop.events(&disturbed).await;
+    let warning = events.iter().find(|event| event.event.level == EventLevel::Warn);
+    let warning = &warning.expect("a stall is said").event.message;
+    assert!(
+        warning.contains("said nothing for 5 s") && warning.contains("step_stalled"),
+        "{warning}"
+    );
+    assert!(stopped.elapsed() < Duration::from_secs(60), "{:?}", stopped.elapsed());
+    let other = workshop.ended(&undisturbed).await;
     let expected = adapter_digest(&workshop, &other).await;
     assert_eq!(adapter_digest(&workshop, &job).await, expected);
     running.shut_down().await;

@@ -173,3 +173,20 @@ async fn a_trainer_waits_for_an_earlier_one_before_it_judges_the_memory() {
     let waited = |event: &Value| event["data"]["code"] == "out_of_memory";
     assert!(!events.iter().any(waited), "{events:#?}");
 }
+
+#[cfg(feature = "fail-points")]
+#[tokio::test]
+async fn an_earlier_trainer_that_hangs_is_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // It hangs in the middle of a checkpoint, and does not hear that its server is gone.
+    let rules = format!("{};checkpoint_renamed=stall", folder.path().display());
+    let server = Server::start_with(&[(hone::util::fail_point::VARIABLE, &rules)]);
+    let id = create(&server, 4).await;
+    let began = Instant::now();
+    while !folder.path().join("checkpoint_renamed.visits").exists() {
+        assert!(began.elapsed() < TIMEOUT, "no checkpoint is written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let server = server.kill_and_restart();
+    server.ended(&id, "succeeded").await;
+}

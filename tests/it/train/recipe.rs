@@ -313,6 +313,76 @@ fn as_many_checkpoints_as_are_asked_for_stay_beside_the_best() {
 }
 
 #[test]
+fn a_run_that_is_told_to_stop_at_any_moment_loses_no_step_and_comes_to_the_same_bytes() {
+    // Steps and evaluations of several micro-batches each.
+    let long = || {
+        let mut recipe = Recipe::new();
+        let lines = |answer: &str| -> String {
+            let line = |number| {
+                let question = format!("What comes after {number}? {}", "Think well. ".repeat(8));
+                json!({"messages": [{"role": "user", "content": question},
+                    {"role": "assistant", "content": answer}]})
+            };
+            (0..12).map(|number| format!("{}\n", line(number))).collect()
+        };
+        std::fs::write(&recipe.spec.training_file, lines("The next one.")).expect("writes");
+        let path = recipe.folder.path().join("valid.jsonl");
+        std::fs::write(&path, lines("I would rather not say it.")).expect("writes");
+        recipe.spec.validation_file = Some(path);
+        let values = &mut recipe.spec.hyperparameters;
+        values.n_epochs = Auto::Value(2);
+        values.batch_size = Auto::Value(12);
+        values.eval_steps = Auto::Value(1);
+        recipe
+    };
+    let said_of = |said: &[Progress]| {
+        let left = left(said);
+        let bytes = std::fs::read(left.adapter.join("adapter_model.safetensors")).expect("reads");
+        (bytes, left.report)
+    };
+    let mut asked = 0;
+    let undisturbed = long();
+    let wanted = said_of(&undisturbed.run_with(&mut || {
+        asked += 1;
+        None
+    }));
+    assert!(asked >= 10, "it asks {asked} times: more micro-batches are needed");
+    let mut within_steps = 0;
+    for moment in 1..=asked {
+        let recipe = long();
+        let mut asked = 0;
+        let said = recipe.run_with(&mut || {
+            asked += 1;
+            (asked == moment).then_some(Control::Stop)
+        });
+        let steps = |said: &[Progress]| -> Vec<StepMetrics> {
+            let of = |one: &Progress| match one {
+                Progress::Step { metrics, .. } => Some(metrics.clone()),
+                _ => None,
+            };
+            said.iter().filter_map(of).collect()
+        };
+        match said.last() {
+            Some(Progress::Stopped { step }) => {
+                // At most one more micro-batch is asked for, and none of a step that was done is lost.
+                assert!(asked <= moment + 1, "{moment}: it asked {asked} times");
+                let done = steps(&said).last().map_or(0, |metrics| metrics.step);
+                assert!(*step == done || *step == done + 1, "{moment}: {step} of {done}");
+                within_steps += u32::from(*step == done + 1);
+            }
+            Some(Progress::Finished { .. }) => continue,
+            other => panic!("{moment}: {other:?}"),
+        }
+        let resumed = recipe.run();
+        let all = [steps(&said), steps(&resumed)].concat();
+        let numbers: Vec<u64> = all.iter().map(|metrics| metrics.step).collect();
+        assert_eq!(numbers, (1..=2).collect::<Vec<_>>(), "{moment}: each step is done once");
+        assert!(said_of(&resumed) == wanted, "{moment}: other bytes");
+    }
+    assert!(within_steps > 3, "it was told in an evaluation {within_steps} times");
+}
+
+#[test]
 fn the_report_holds_what_was_found_and_no_text_of_the_data() {
     let mut recipe = Recipe::new();
     recipe.spec.hyperparameters.learning_rate = Some(2e-2);
