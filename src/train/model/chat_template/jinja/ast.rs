@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use super::integer::Integer;
 
+/// How deep expressions may be nested, and how deep expressions, blocks and calls of macros while they run.
+pub(crate) const MAX_DEPTH: usize = 300;
+
 /// A statement, or a piece of text between statements.
 pub(crate) enum Statement {
     /// Text that is written as it stands.
@@ -23,7 +26,7 @@ pub(crate) enum Statement {
     /// `{% macro %}`.
     Macro(Arc<Macro>),
     /// `{% call %}`: the body as a macro, and the call that gets it.
-    Call(Arc<Macro>, Expression),
+    Call(Arc<Macro>, Box<Call>),
     /// `{% filter %}`.
     Filter(Expression, Vec<Self>),
     /// `{% generation %}`: what the assistant wrote.

@@ -1,7 +1,9 @@
 //! `text.format(…)`.
 
-use super::error::{Error, check_text_bytes};
-use super::value::{Arguments, Value};
+use super::arguments::Arguments;
+use super::budget::{self, check_text_bytes};
+use super::error::Error;
+use super::value::Value;
 use super::{format_spec, repr};
 
 /// Finds an attribute or an item of a value.
@@ -50,6 +52,7 @@ fn fill(text: &str, fields: &mut Fields<'_>, depth: usize) -> Result<String, Err
             return Err(Error::new("Single '}' encountered in format string"));
         }
         let end = closing(rest).ok_or_else(|| Error::new("expected '}' before end of string"))?;
+        budget::charge(1)?;
         out.push_str(&field(&rest[..end], fields, depth)?);
         check_text_bytes(out.len())?;
         rest = &rest[end + 1..];
@@ -165,6 +168,7 @@ impl Fields<'_> {
                 ))
             });
         }
+        budget::charge_items(self.arguments.keywords.len())?;
         let found = self.arguments.keywords.iter().find(|(known, _)| **known == *name);
         found
             .map(|(_, value)| value.clone())

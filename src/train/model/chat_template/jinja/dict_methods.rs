@@ -3,9 +3,12 @@
 use std::any::Any;
 use std::rc::Rc;
 
+use super::arguments::Arguments;
+use super::dict::{Dict, Key};
 use super::error::Error;
-use super::repr;
-use super::value::{Arguments, Dict, Items, Key, Object, Value};
+use super::object::Object;
+use super::value::Value;
+use super::{budget, repr};
 
 /// What a dictionary offers.
 pub(crate) const NAMES: &[&str] = &["copy", "fromkeys", "get", "items", "keys", "values"];
@@ -50,7 +53,7 @@ pub(crate) fn make(arguments: Arguments) -> Result<Dict, Error> {
     let mut positional = arguments.positional.into_iter();
     let mut made = match (positional.next(), positional.next()) {
         (None, _) => Dict::default(),
-        (Some(Value::Dict(dict)), None) => dict.as_ref().clone(),
+        (Some(Value::Dict(dict)), None) => dict.copied()?,
         (Some(pairs), None) => {
             let mut made = Dict::default();
             for (index, pair) in pairs.iterate()?.enumerate() {
@@ -86,17 +89,6 @@ struct View {
     part: Part,
 }
 
-impl View {
-    fn list(&self) -> Vec<Value> {
-        let pick = |(key, value): (&Value, &Value)| match self.part {
-            Part::Keys => key.clone(),
-            Part::Values => value.clone(),
-            Part::Items => Value::tuple(vec![key.clone(), value.clone()]),
-        };
-        self.dict.iter().map(pick).collect()
-    }
-}
-
 impl Object for View {
     fn type_name(&self) -> &'static str {
         match self.part {
@@ -107,11 +99,29 @@ impl Object for View {
     }
 
     fn repr(&self) -> Result<String, Error> {
-        Ok(format!("{}({})", self.type_name(), repr::repr(&Value::list(self.list()))?))
+        let mut items = Vec::new();
+        while let Some(item) = self.nth(items.len()) {
+            budget::check_items(items.len())?;
+            items.push(item);
+        }
+        Ok(format!("{}({})", self.type_name(), repr::repr(&Value::list(items))?))
     }
 
-    fn iterate(&self) -> Option<Items> {
-        Some(self.list().into())
+    fn depth(&self) -> usize {
+        self.dict.depth() + 1
+    }
+
+    fn is_iterable(&self) -> bool {
+        true
+    }
+
+    fn nth(&self, index: usize) -> Option<Value> {
+        let (key, value) = self.dict.nth(index)?;
+        Some(match self.part {
+            Part::Keys => key.clone(),
+            Part::Values => value.clone(),
+            Part::Items => Value::tuple(vec![key.clone(), value.clone()]),
+        })
     }
 
     fn length(&self) -> Option<usize> {

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-/// Longest text and most items that one value of a template may have.
-pub(crate) const MAX_TEXT_BYTES: usize = 64 * 1024 * 1024;
-const MAX_ITEMS: usize = 4 * 1024 * 1024;
+/// Longest message: texts of a template may stand in it.
+const MAX_MESSAGE_BYTES: usize = 2048;
 
 /// Why a template cannot be read, or stops while it renders.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Error {
+pub(crate) struct Error(Box<Reason>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reason {
     message: String,
     /// The line of the template, where it is known.
     line: Option<usize>,
@@ -21,44 +23,47 @@ enum Kind {
     Failed,
     /// What the template itself says with `raise_exception`.
     Raised,
-    /// The template takes too many steps.
-    Endless,
+    /// The template costs more than it may.
+    Limit,
 }
 
 impl Error {
     /// Something that went wrong.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), line: None, kind: Kind::Failed }
+        Self::of(Kind::Failed, message.into())
     }
 
     /// What the template says with `raise_exception`.
     pub(crate) fn raised(message: impl Into<String>) -> Self {
-        Self { message: message.into(), line: None, kind: Kind::Raised }
+        Self::of(Kind::Raised, message.into())
     }
 
-    /// The template takes more than `steps` steps.
-    pub(crate) fn endless(steps: u64) -> Self {
-        let message = format!("the template takes more than {steps} steps");
-        Self { message, line: None, kind: Kind::Endless }
+    /// The template costs more than it may.
+    pub(crate) fn limit(message: impl Into<String>) -> Self {
+        Self::of(Kind::Limit, message.into())
     }
 
-    /// Whether the template takes too many steps.
+    fn of(kind: Kind, message: String) -> Self {
+        Self(Box::new(Reason { message: shortened(message), line: None, kind }))
+    }
+
+    /// Whether the template costs more than it may: it would with whatever else it is given.
     pub(crate) fn is_endless(&self) -> bool {
-        self.kind == Kind::Endless
+        self.0.kind == Kind::Limit
     }
 
     /// The same with the line, unless a line inside of it is known already.
     pub(crate) fn at(mut self, line: usize) -> Self {
-        self.line.get_or_insert(line);
+        self.0.line.get_or_insert(line);
         self
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.message)?;
-        match self.line {
-            Some(line) if self.kind != Kind::Raised => {
+        formatter.write_str(&self.0.message)?;
+        match self.0.line {
+            Some(line) if self.0.kind != Kind::Raised => {
                 write!(formatter, " (line {line} of the template)")
             }
             _ => Ok(()),
@@ -68,18 +73,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Refuses texts that a template makes longer than the machine can bear.
-pub(crate) fn check_text_bytes(bytes: usize) -> Result<(), Error> {
-    if bytes <= MAX_TEXT_BYTES {
-        return Ok(());
+/// A message that is not longer than an error may be.
+pub(crate) fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+        message.shrink_to_fit();
     }
-    Err(Error::new(format!("the template makes a text of more than {MAX_TEXT_BYTES} bytes")))
-}
-
-/// Refuses lists that a template makes longer than the machine can bear.
-pub(crate) fn check_items(items: usize) -> Result<(), Error> {
-    if items <= MAX_ITEMS {
-        return Ok(());
-    }
-    Err(Error::new(format!("the template makes a list of more than {MAX_ITEMS} items")))
+    message
 }

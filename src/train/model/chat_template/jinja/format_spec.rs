@@ -1,10 +1,13 @@
 //! Python's format specifications (`{:>8.2f}`), and the padding that `%` shares with them.
 
-use super::error::{Error, check_text_bytes};
+use super::budget::{self, check_text_bytes};
+use super::error::Error;
 use super::integer::Integer;
 use super::value::Value;
 use super::{float, repr};
 
+/// Longest specification.
+const MAX_SPEC_BYTES: usize = 256;
 /// Most places behind the point that are written.
 const MAX_PRECISION: usize = 10_000;
 
@@ -26,6 +29,9 @@ pub(crate) struct FormatSpec {
 impl FormatSpec {
     /// `[[fill]align][sign][#][0][width][grouping][.precision][kind]`.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        if text.len() > MAX_SPEC_BYTES {
+            return Err(Error::new(format!("Invalid format specifier '{text}'")));
+        }
         let mut spec = Self::default();
         let characters: Vec<char> = text.chars().collect();
         let is_align = |index: usize| characters.get(index).is_some_and(|c| "<>=^".contains(*c));
@@ -76,7 +82,11 @@ impl FormatSpec {
 
     /// Refuses widths and precisions that no machine can bear.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        check_text_bytes(self.width)?;
+        check_text_bytes(self.width.saturating_mul(self.fill.map_or(1, char::len_utf8)))?;
+        budget::charge_text(self.width)?;
+        if self.kind != Some('s') {
+            budget::charge_text(self.precision.unwrap_or(0).min(MAX_PRECISION) * 8)?;
+        }
         if self.precision.unwrap_or(0) > MAX_PRECISION && self.kind != Some('s') {
             return Err(Error::new("precision too big"));
         }
@@ -118,13 +128,8 @@ impl FormatSpec {
 
     fn grouped(&self, digits: &str) -> String {
         let Some(separator) = self.grouping else { return digits.to_owned() };
-        let size = if matches!(self.kind, Some('b' | 'o' | 'x' | 'X')) { 4 } else { 3 };
-        let is_digit = |c: char| c.is_ascii_hexdigit();
-        let is_hexadecimal = size == 4;
-        let end = digits
-            .find(|c: char| if is_hexadecimal { !is_digit(c) } else { !c.is_ascii_digit() })
-            .unwrap_or(digits.len());
-        let (whole, rest) = digits.split_at(end);
+        let size = self.group_size();
+        let (whole, rest) = self.split_whole(digits);
         let mut out = String::new();
         for (index, digit) in whole.chars().enumerate() {
             if index > 0 && (whole.len() - index).is_multiple_of(size) {
@@ -135,16 +140,33 @@ impl FormatSpec {
         out + rest
     }
 
+    /// How many digits stand between two separators.
+    fn group_size(&self) -> usize {
+        if matches!(self.kind, Some('b' | 'o' | 'x' | 'X')) { 4 } else { 3 }
+    }
+
+    /// The digits before the point, and the rest.
+    fn split_whole<'a>(&self, digits: &'a str) -> (&'a str, &'a str) {
+        let is_hexadecimal = self.group_size() == 4;
+        let is_digit =
+            |c: char| if is_hexadecimal { c.is_ascii_hexdigit() } else { c.is_ascii_digit() };
+        digits.split_at(digits.find(|c| !is_digit(c)).unwrap_or(digits.len()))
+    }
+
     /// Grouped digits with as many zeros before them as fit into the width.
     fn grouped_to(&self, grouped: &str, room: usize) -> String {
         let separator = self.grouping.unwrap_or(',');
-        let mut plain: String = grouped.chars().filter(|c| *c != separator).collect();
-        let mut out = grouped.to_owned();
-        while out.len() < room {
-            plain.insert(0, '0');
-            out = self.grouped(&plain);
+        let plain: String = grouped.chars().filter(|c| *c != separator).collect();
+        let (whole, rest) = self.split_whole(&plain);
+        let needed = room.saturating_sub(rest.len());
+        let size = self.group_size();
+        // A separator stands before each group but the first one.
+        let mut digits = needed - needed / (size + 1);
+        while digits > 1 && digits - 1 + (digits - 2) / size >= needed {
+            digits -= 1;
         }
-        out
+        let zeros = digits.saturating_sub(whole.len());
+        self.grouped(&format!("{}{plain}", "0".repeat(zeros)))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Which names a template reads without having set them: what it asks of whoever renders it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::ast::{CallArguments, Expression, Macro, Statement, Target};
+use super::ast::{Call, CallArguments, Expression, Macro, Statement, Target};
 
 /// The names that statements read and have not set before, wherever they run.
 pub(super) fn of(statements: &[Statement]) -> BTreeSet<String> {
@@ -16,15 +16,32 @@ pub(super) fn of(statements: &[Statement]) -> BTreeSet<String> {
 struct Finder {
     free: BTreeSet<String>,
     /// The names that are set for certain at the current place.
-    set: BTreeSet<Arc<str>>,
+    set: HashSet<Arc<str>>,
+    /// The same names in the order in which they were set, so that those of a block can be taken back.
+    order: Vec<Arc<str>>,
 }
 
 impl Finder {
     /// Runs something whose names are gone behind it.
     fn scoped(&mut self, run: impl FnOnce(&mut Self)) {
-        let outer = self.set.clone();
+        let outer = self.order.len();
         run(self);
-        self.set = outer;
+        self.take_back(outer);
+    }
+
+    /// Takes back the names that were set since there were so many.
+    fn take_back(&mut self, count: usize) -> Vec<Arc<str>> {
+        let names = self.order.split_off(count);
+        names.iter().for_each(|name| {
+            self.set.remove(name);
+        });
+        names
+    }
+
+    fn set(&mut self, name: &Arc<str>) {
+        if self.set.insert(name.clone()) {
+            self.order.push(name.clone());
+        }
     }
 
     fn statements(&mut self, statements: &[Statement]) {
@@ -42,7 +59,7 @@ impl Finder {
                 self.scoped(|finder| {
                     finder.target(&definition.target);
                     finder.optional(definition.condition.as_ref());
-                    finder.set.insert(Arc::from("loop"));
+                    finder.set(&Arc::from("loop"));
                     finder.statements(&definition.body);
                 });
                 self.scoped(|finder| finder.statements(&definition.otherwise));
@@ -64,12 +81,12 @@ impl Finder {
                 });
             }
             Statement::Macro(definition) => {
-                self.set.extend(definition.name.clone());
+                definition.name.iter().for_each(|name| self.set(name));
                 self.body_of(definition);
             }
             Statement::Call(definition, call) => {
                 self.body_of(definition);
-                self.expression(call);
+                self.call(call);
             }
             Statement::Generation(definition) => self.body_of(definition),
             Statement::Filter(value, body) | Statement::Autoescape(value, body) => {
@@ -82,31 +99,31 @@ impl Finder {
 
     /// Behind the branches those names are set that every branch sets.
     fn branches(&mut self, branches: &[(Expression, Vec<Statement>)], otherwise: &[Statement]) {
-        let before = self.set.clone();
-        let mut common: Option<BTreeSet<Arc<str>>> = None;
+        let before = self.order.len();
+        // In how many branches a name is set.
+        let mut counts: HashMap<Arc<str>, usize> = HashMap::new();
         for (test, body) in branches {
             self.expression(test);
             self.statements(body);
-            let after = std::mem::replace(&mut self.set, before.clone());
-            common = Some(match common {
-                Some(common) => common.intersection(&after).cloned().collect(),
-                None => after,
-            });
+            for name in self.take_back(before) {
+                *counts.entry(name).or_default() += 1;
+            }
         }
         self.statements(otherwise);
-        if let Some(common) = common {
-            self.set.retain(|name| common.contains(name));
+        for name in self.take_back(before) {
+            if counts.get(&name) == Some(&branches.len()) {
+                self.set(&name);
+            }
         }
     }
 
     /// What a macro or the body of a call reads.
     fn body_of(&mut self, definition: &Macro) {
         self.scoped(|finder| {
-            let special = ["caller", "kwargs", "varargs"].map(Arc::from);
-            finder.set.extend(special);
+            ["caller", "kwargs", "varargs"].map(Arc::from).iter().for_each(|name| finder.set(name));
             for (name, default) in &definition.parameters {
                 finder.optional(default.as_ref());
-                finder.set.insert(name.clone());
+                finder.set(name);
             }
             finder.statements(&definition.body);
         });
@@ -114,9 +131,7 @@ impl Finder {
 
     fn target(&mut self, target: &Target) {
         match target {
-            Target::Name(name) => {
-                self.set.insert(name.clone());
-            }
+            Target::Name(name) => self.set(name),
             Target::Tuple(targets) => targets.iter().for_each(|target| self.target(target)),
             Target::Namespace(name, _) => self.name(name),
         }
@@ -166,10 +181,7 @@ impl Finder {
                 self.expression(value);
                 bounds.iter().for_each(|bound| self.optional(bound.as_ref()));
             }
-            Expression::Call(call) => {
-                self.expression(&call.callee);
-                self.arguments(&call.arguments);
-            }
+            Expression::Call(call) => self.call(call),
             Expression::Filter(value, _, arguments, _) => {
                 self.optional(value.as_deref());
                 self.arguments(arguments);
@@ -187,6 +199,11 @@ impl Finder {
                 self.optional(otherwise.as_deref());
             }
         }
+    }
+
+    fn call(&mut self, call: &Call) {
+        self.expression(&call.callee);
+        self.arguments(&call.arguments);
     }
 
     fn arguments(&mut self, arguments: &CallArguments) {

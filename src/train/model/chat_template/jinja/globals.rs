@@ -4,13 +4,19 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::arguments::Arguments;
+use super::dict::{Dict, Key};
 use super::error::Error;
-use super::value::{Arguments, Dict, Key, Object, Value};
+use super::list::List;
+use super::object::Object;
+use super::value::Value;
 use super::{dict_methods, range, repr};
 
 /// A function that templates can call.
 pub(crate) struct Function {
     name: &'static str,
+    /// How deep values are nested that it holds.
+    nesting: usize,
     function: Box<dyn Fn(Arguments) -> Result<Value, Error>>,
 }
 
@@ -20,7 +26,16 @@ impl Function {
         name: &'static str,
         function: impl Fn(Arguments) -> Result<Value, Error> + 'static,
     ) -> Value {
-        Value::object(Self { name, function: Box::new(function) })
+        Self::holding(name, 0, function)
+    }
+
+    /// A function that holds values.
+    pub(crate) fn holding(
+        name: &'static str,
+        nesting: usize,
+        function: impl Fn(Arguments) -> Result<Value, Error> + 'static,
+    ) -> Value {
+        Value::object(Self { name, nesting, function: Box::new(function) })
     }
 }
 
@@ -29,13 +44,12 @@ impl Object for Function {
         "function"
     }
 
-    fn repr(&self) -> Result<String, Error> {
-        Err(Error::new(format!("the template prints the function '{}'", self.name)))
+    fn depth(&self) -> usize {
+        self.nesting + 1
     }
 
-    fn attribute(&self, name: &str) -> Option<Value> {
-        let is_dict = self.name == "dict" && name == "fromkeys";
-        is_dict.then(|| Self::value("fromkeys", dict_methods::from_keys))
+    fn repr(&self) -> Result<String, Error> {
+        Err(Error::new(format!("the template prints the function '{}'", self.name)))
     }
 
     fn is_callable(&self) -> bool {
@@ -55,10 +69,7 @@ impl Object for Function {
 pub(crate) fn all() -> Vec<(&'static str, Value)> {
     vec![
         ("range", Function::value("range", range::make)),
-        (
-            "dict",
-            Function::value("dict", |arguments| dict_methods::make(arguments).map(Value::dict)),
-        ),
+        ("dict", Value::object(DictType)),
         ("namespace", Function::value("namespace", namespace)),
         ("cycler", Function::value("cycler", cycler)),
         ("joiner", Function::value("joiner", joiner)),
@@ -77,10 +88,41 @@ fn raise_exception(arguments: Arguments) -> Result<Value, Error> {
     Err(Error::raised(repr::to_text(&message.unwrap_or(Value::None))?))
 }
 
+/// `dict`, which makes dictionaries.
+struct DictType;
+
+impl Object for DictType {
+    fn type_name(&self) -> &'static str {
+        "type"
+    }
+
+    fn repr(&self) -> Result<String, Error> {
+        Ok("<class 'dict'>".to_owned())
+    }
+
+    fn attribute(&self, name: &str) -> Option<Value> {
+        (name == "fromkeys").then(|| Function::value("fromkeys", dict_methods::from_keys))
+    }
+
+    fn is_callable(&self) -> bool {
+        true
+    }
+
+    fn call(&self, arguments: Arguments) -> Result<Value, Error> {
+        dict_methods::make(arguments).map(Value::dict)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// An object whose attributes a template sets.
 #[derive(Default)]
 pub(crate) struct Namespace {
     attributes: RefCell<Dict>,
+    /// How deep values were nested in it at most.
+    depth: Cell<usize>,
     /// Whether the interpreter knows of it.
     pub(crate) is_registered: Cell<bool>,
 }
@@ -90,8 +132,9 @@ fn namespace(arguments: Arguments) -> Result<Value, Error> {
     for (name, _) in attributes.iter() {
         check_attribute_name(name)?;
     }
+    let depth = Cell::new(attributes.depth());
     let attributes = RefCell::new(attributes);
-    Ok(Value::object(Namespace { attributes, is_registered: Cell::new(false) }))
+    Ok(Value::object(Namespace { attributes, depth, is_registered: Cell::new(false) }))
 }
 
 fn check_attribute_name(name: &Value) -> Result<(), Error> {
@@ -110,6 +153,7 @@ impl Namespace {
     /// Names that begin with an underscore.
     pub(crate) fn set(&self, name: &str, value: Value) -> Result<(), Error> {
         check_attribute_name(&Value::from(name))?;
+        self.depth.set(self.depth.get().max(value.depth()));
         self.attributes.borrow_mut().insert(Key::text(name), value);
         Ok(())
     }
@@ -125,12 +169,16 @@ impl Object for Namespace {
         "TemplateNamespace"
     }
 
+    fn depth(&self) -> usize {
+        self.depth.get() + 1
+    }
+
     fn repr(&self) -> Result<String, Error> {
         // One that holds itself has no end.
         let Ok(attributes) = self.attributes.try_borrow_mut() else {
             return Err(Error::new("the template prints a namespace that holds itself"));
         };
-        Ok(format!("<Namespace {}>", repr::repr(&Value::dict(attributes.clone()))?))
+        Ok(format!("<Namespace {}>", repr::repr(&Value::dict(attributes.copied()?))?))
     }
 
     fn attribute(&self, name: &str) -> Option<Value> {
@@ -143,7 +191,10 @@ impl Object for Namespace {
 }
 
 /// Values that come one after the other, again and again, and the position of the next one.
-struct Cycler(Rc<(Vec<Value>, Cell<usize>)>);
+struct Cycler {
+    items: Rc<List>,
+    position: Rc<Cell<usize>>,
+}
 
 fn cycler(arguments: Arguments) -> Result<Value, Error> {
     if arguments.positional.is_empty() {
@@ -152,7 +203,8 @@ fn cycler(arguments: Arguments) -> Result<Value, Error> {
     if let Some((name, _)) = arguments.keywords.first() {
         return Err(Error::new(format!("cycler() got an unexpected keyword argument '{name}'")));
     }
-    Ok(Value::object(Cycler(Rc::new((arguments.positional, Cell::new(0))))))
+    let items = List::new(arguments.positional);
+    Ok(Value::object(Cycler { items: Rc::new(items), position: Rc::default() }))
 }
 
 impl Object for Cycler {
@@ -160,23 +212,25 @@ impl Object for Cycler {
         "Cycler"
     }
 
+    fn depth(&self) -> usize {
+        self.items.depth() + 1
+    }
+
     fn attribute(&self, name: &str) -> Option<Value> {
-        let state = self.0.clone();
-        let (items, position) = &*self.0;
+        let (items, position) = (self.items.clone(), self.position.clone());
         match name {
             "current" => Some(items[position.get()].clone()),
-            "items" => Some(Value::tuple(items.clone())),
+            "items" => Some(Value::Tuple(items)),
             "pos" => Some(position.get().into()),
-            "next" => Some(Function::value("next", move |arguments| {
+            "next" => Some(Function::holding("next", self.depth(), move |arguments| {
                 let [] = arguments.positional("next", 0)?;
-                let (items, position) = &*state;
                 let item = items[position.get()].clone();
                 position.set((position.get() + 1) % items.len());
                 Ok(item)
             })),
             "reset" => Some(Function::value("reset", move |arguments| {
                 let [] = arguments.positional("reset", 0)?;
-                state.1.set(0);
+                position.set(0);
                 Ok(Value::None)
             })),
             _ => None,
@@ -203,6 +257,10 @@ fn joiner(arguments: Arguments) -> Result<Value, Error> {
 impl Object for Joiner {
     fn type_name(&self) -> &'static str {
         "Joiner"
+    }
+
+    fn depth(&self) -> usize {
+        self.separator.depth() + 1
     }
 
     fn attribute(&self, name: &str) -> Option<Value> {

@@ -7,12 +7,17 @@ use num_bigint::{BigInt, Sign};
 use num_integer::Integer as _;
 use num_traits::{FromPrimitive, Num, Pow, Signed, ToPrimitive, Zero};
 
+use super::budget;
 use super::error::Error;
 
 /// Python's limit on digits of a number that becomes a text, or comes from one.
 const MAX_DIGITS: usize = 4300;
+/// A number of more bits has more digits for certain.
+const MAX_DECIMAL_BITS: u64 = 4 * 4300;
 /// Longest number that a template may compute.
-const MAX_BITS: u64 = 1 << 20;
+const MAX_BITS: u64 = 1 << 17;
+/// Longest text that is read as a number in a base that is a power of two.
+const MAX_BITS_READ: usize = 1 << 17;
 
 /// A whole number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +76,8 @@ impl Integer {
         }
         let digits: String =
             digits.chars().filter(|digit| *digit != '_').map(super::unicode::ascii_digit).collect();
-        if digits.len() > MAX_DIGITS && !base.is_power_of_two() {
+        let most = if base.is_power_of_two() { MAX_BITS_READ } else { MAX_DIGITS };
+        if digits.len() > most {
             return None;
         }
         let signed = if negative { format!("-{digits}") } else { digits };
@@ -127,9 +133,7 @@ impl Integer {
             // The nearest float is what the standard says `as` gives.
             Self::Small(value) => Ok(*value as f64),
             Self::Big(value) => value
-                .to_string()
-                .parse::<f64>()
-                .ok()
+                .to_f64()
                 .filter(|float| float.is_finite())
                 .ok_or_else(|| Error::new("int too large to convert to float")),
         }
@@ -151,16 +155,23 @@ impl Integer {
     /// # Errors
     /// More digits than Python writes.
     pub(crate) fn to_text(&self, base: u32) -> Result<String, Error> {
-        let text = match self {
+        let value = match self {
             Self::Small(value) if base == 10 => return Ok(value.to_string()),
-            other => other.to_big().to_str_radix(base),
+            other => other.to_big(),
         };
-        if base == 10 && text.trim_start_matches('-').len() > MAX_DIGITS {
-            return Err(Error::new(format!(
+        budget::charge(1 + value.bits() / 64)?;
+        // Each digit has more than three bits: a text that is far too long is not even made.
+        let is_too_long = |text: &str| text.trim_start_matches('-').len() > MAX_DIGITS;
+        let text = match base {
+            10 if value.bits() > MAX_DECIMAL_BITS => None,
+            10 => Some(value.to_str_radix(10)).filter(|text| !is_too_long(text)),
+            other => Some(value.to_str_radix(other)),
+        };
+        text.ok_or_else(|| {
+            Error::new(format!(
                 "Exceeds the limit ({MAX_DIGITS} digits) for integer string conversion"
-            )));
-        }
-        Ok(text)
+            ))
+        })
     }
 
     pub(crate) fn add(&self, other: &Self) -> Self {
@@ -193,6 +204,7 @@ impl Integer {
         }
         let (a, b) = (self.to_big(), other.to_big());
         check_bits(a.bits() + b.bits())?;
+        charge_product(a.bits(), b.bits())?;
         Ok((a * b).into())
     }
 
@@ -210,7 +222,9 @@ impl Integer {
             let (quotient, rest) = a.div_mod_floor(b);
             return Ok((Self::Small(quotient), Self::Small(rest)));
         }
-        let (quotient, rest) = self.to_big().div_mod_floor(&other.to_big());
+        let (a, b) = (self.to_big(), other.to_big());
+        charge_product(a.bits(), b.bits())?;
+        let (quotient, rest) = a.div_mod_floor(&b);
         Ok((quotient.into(), rest.into()))
     }
 
@@ -229,6 +243,7 @@ impl Integer {
         }
         let (a, b) = (self.to_big(), other.to_big());
         let bits = |value: &BigInt| i64::try_from(value.bits()).unwrap_or(i64::MAX);
+        charge_product(a.bits(), b.bits())?;
         // 66 bits of the quotient, of which the last one tells whether anything follows.
         let shift = 66 - (bits(&a) - bits(&b));
         let magnitude = |value: &BigInt, shift: i64| {
@@ -263,7 +278,9 @@ impl Integer {
                 _ => Self::Small(1),
             });
         }
-        check_bits(base.bits().saturating_mul(exponent))?;
+        let bits = base.bits().saturating_mul(exponent);
+        check_bits(bits)?;
+        charge_product(bits, bits)?;
         Ok(Pow::pow(base, exponent).into())
     }
 
@@ -300,9 +317,15 @@ impl Ord for Integer {
     }
 }
 
+/// Counts the steps of a product or a quotient of numbers of so many bits.
+fn charge_product(a: u64, b: u64) -> Result<(), Error> {
+    // Words of 64 bits; some of their products are a step.
+    budget::charge((1 + a / 64) * (1 + b / 64) / 16)
+}
+
 fn check_bits(bits: u64) -> Result<(), Error> {
     if bits <= MAX_BITS {
         return Ok(());
     }
-    Err(Error::new(format!("the template computes a number of more than {MAX_BITS} bits")))
+    Err(Error::limit(format!("the template computes a number of more than {MAX_BITS} bits")))
 }

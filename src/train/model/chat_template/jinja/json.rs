@@ -1,7 +1,8 @@
 //! JSON as values: integers of any size stay whole, numbers with a fraction become Python's floats.
 
+use super::dict::{Dict, Key};
 use super::integer::Integer;
-use super::value::{Dict, Key, Value};
+use super::value::Value;
 use crate::util::exact_json::ExactJson;
 
 /// JSON that has been parsed already.

@@ -190,7 +190,7 @@ impl<'a> Lexer<'a> {
                 return Ok(());
             };
             if first.is_ascii_digit() {
-                self.read_number(is_after_dot);
+                self.read_number(is_after_dot)?;
             } else if first == '_' || unicode::is_word(first) {
                 let is_part = |c: char| unicode::is_word(c) || is_mark(c);
                 let length = self.rest.find(|c: char| !is_part(c)).unwrap_or(self.rest.len());
@@ -228,7 +228,7 @@ impl<'a> Lexer<'a> {
         true
     }
 
-    fn read_number(&mut self, is_after_dot: bool) {
+    fn read_number(&mut self, is_after_dot: bool) -> Result<(), Error> {
         let bytes = self.rest.as_bytes();
         let prefix = self.rest.get(..2).map(str::to_ascii_lowercase);
         let base = match prefix.as_deref() {
@@ -263,7 +263,8 @@ impl<'a> Lexer<'a> {
         if end > whole {
             let value = float::parse(&self.rest[..end]).unwrap_or(f64::NAN);
             self.tokens.push((Token::Float(value), self.line));
-            return self.advance(end);
+            self.advance(end);
+            return Ok(());
         }
         // A zero in front ends a number, unless only zeros follow.
         let length = if bytes[0] == b'0' {
@@ -271,13 +272,16 @@ impl<'a> Lexer<'a> {
         } else {
             whole
         };
-        self.push_integer(length);
+        self.push_integer(length)
     }
 
-    fn push_integer(&mut self, length: usize) {
-        let value = Integer::parse(&self.rest[..length], 0).unwrap_or(Integer::Small(0));
+    fn push_integer(&mut self, length: usize) -> Result<(), Error> {
+        let Some(value) = Integer::parse(&self.rest[..length], 0) else {
+            return self.fail(format!("a number of {length} digits is too long"));
+        };
         self.tokens.push((Token::Int(value), self.line));
         self.advance(length);
+        Ok(())
     }
 
     fn read_string(&mut self, quote: char) -> Result<(), Error> {

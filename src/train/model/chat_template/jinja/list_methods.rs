@@ -1,7 +1,9 @@
 //! Methods of lists and tuples. Those that would change a list are hidden, as in the sandbox of Jinja.
 
+use super::arguments::Arguments;
+use super::budget;
 use super::error::Error;
-use super::value::{Arguments, Value};
+use super::value::Value;
 
 /// What a list offers.
 pub(crate) const NAMES: &[&str] = &["copy", "count", "index"];
@@ -18,7 +20,9 @@ pub(crate) fn call(items: &[Value], name: &str, arguments: Arguments) -> Result<
             let [Some(wanted)] = arguments.positional(name, 1)? else {
                 return Err(Error::new("count() takes exactly one argument"));
             };
-            Ok(items.iter().filter(|item| item.equals(&wanted)).count().into())
+            let count = items.iter().filter(|item| item.equals(&wanted)).count();
+            budget::check()?;
+            Ok(count.into())
         }
         "index" => {
             let [wanted, start, stop] = arguments.positional(name, 1)?;
@@ -28,13 +32,16 @@ pub(crate) fn call(items: &[Value], name: &str, arguments: Arguments) -> Result<
                 position.map_or(default, |position| clamp(items.len(), position.saturating()))
             };
             let (start, stop) = (border(start, 0), border(stop, items.len()));
-            (start..stop)
-                .find(|index| items[*index].equals(&wanted))
+            let found = (start..stop).find(|index| items[*index].equals(&wanted));
+            budget::check()?;
+            found
                 .map(Value::from)
                 .ok_or_else(|| Error::new("the value that index() looks for is not in the list"))
         }
         _ => {
             let [] = arguments.positional(name, 0)?;
+            budget::check_items(items.len())?;
+            budget::charge_items(items.len())?;
             Ok(Value::list(items.to_vec()))
         }
     }

@@ -1,13 +1,13 @@
 //! The operators of expressions, with Python's rules for numbers, texts and lists.
 
 use std::cmp::Ordering;
-use std::rc::Rc;
 
 use super::ast::{Binary, Comparison};
-use super::error::{Error, check_items, check_text_bytes};
+use super::budget::{self, check_items, check_text_bytes};
+use super::error::Error;
 use super::integer::Integer;
 use super::value::Value;
-use super::{float, percent_format, repr};
+use super::{float, markup, percent_format};
 
 /// What a binary operator makes of two values.
 pub(crate) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Value, Error> {
@@ -96,10 +96,11 @@ fn add(left: &Value, right: &Value) -> Result<Value, Error> {
         // What is not HTML yet is escaped where HTML is added to it.
         (Value::Markup(_), Value::Text(_) | Value::Markup(_))
         | (Value::Text(_), Value::Markup(_)) => {
-            joined(&escape(left)?, &escape(right)?).map(|text| Value::Markup(text.into()))
+            joined(&markup::escaped(left)?, &markup::escaped(right)?)
+                .map(|text| Value::Markup(text.into()))
         }
-        (Value::List(a), Value::List(b)) => Ok(Value::List(chained(a, b)?)),
-        (Value::Tuple(a), Value::Tuple(b)) => Ok(Value::Tuple(chained(a, b)?)),
+        (Value::List(a), Value::List(b)) => chained(a, b).map(Value::list),
+        (Value::Tuple(a), Value::Tuple(b)) => chained(a, b).map(Value::tuple),
         _ => match (number(left), number(right)) {
             (Some(Number::Int(a)), Some(Number::Int(b))) => of_integers(Binary::Add, &a, &b),
             (Some(a), Some(b)) => of_floats(Binary::Add, a.to_float()?, b.to_float()?),
@@ -114,15 +115,17 @@ fn add(left: &Value, right: &Value) -> Result<Value, Error> {
 
 fn joined(a: &str, b: &str) -> Result<String, Error> {
     check_text_bytes(a.len() + b.len())?;
+    budget::charge_text(a.len() + b.len())?;
     let mut text = String::with_capacity(a.len() + b.len());
     text.push_str(a);
     text.push_str(b);
     Ok(text)
 }
 
-fn chained(a: &[Value], b: &[Value]) -> Result<Rc<Vec<Value>>, Error> {
+fn chained(a: &[Value], b: &[Value]) -> Result<Vec<Value>, Error> {
     check_items(a.len() + b.len())?;
-    Ok(Rc::new([a, b].concat()))
+    budget::charge_items(a.len() + b.len())?;
+    Ok([a, b].concat())
 }
 
 fn multiply(left: &Value, right: &Value) -> Result<Value, Error> {
@@ -140,12 +143,16 @@ fn multiply(left: &Value, right: &Value) -> Result<Value, Error> {
     let times = usize::try_from(times.saturating()).unwrap_or(0);
     let repeated_text = |text: &str| {
         check_text_bytes(text.len().saturating_mul(times))?;
+        budget::charge_text(text.len() * times)?;
         Ok(text.repeat(times))
     };
     let repeated = |items: &[Value]| {
         let length = items.len().saturating_mul(times);
         check_items(length)?;
-        Ok(items.iter().cycle().take(length).cloned().collect())
+        budget::charge_items(length)?;
+        let mut repeated = Vec::with_capacity(length);
+        repeated.extend(items.iter().cycle().take(length).cloned());
+        Ok(repeated)
     };
     match sequence {
         Value::Text(text) => repeated_text(text).map(Value::from),
@@ -180,7 +187,7 @@ pub(crate) fn plus(value: &Value) -> Result<Value, Error> {
 
 /// What a comparison says.
 pub(crate) fn compare(operator: Comparison, left: &Value, right: &Value) -> Result<bool, Error> {
-    Ok(match operator {
+    let holds = match operator {
         Comparison::Equal => left.equals(right),
         Comparison::NotEqual => !left.equals(right),
         Comparison::In => contains(right, left)?,
@@ -189,7 +196,17 @@ pub(crate) fn compare(operator: Comparison, left: &Value, right: &Value) -> Resu
         Comparison::LessOrEqual => order(left, right, "<=")?.is_some_and(Ordering::is_le),
         Comparison::Greater => order(left, right, ">")?.is_some_and(Ordering::is_gt),
         Comparison::GreaterOrEqual => order(left, right, ">=")?.is_some_and(Ordering::is_ge),
-    })
+    };
+    budget::check()?;
+    Ok(holds)
+}
+
+/// `left < right`.
+///
+/// # Errors
+/// Types that Python does not order.
+pub(crate) fn is_less(left: &Value, right: &Value) -> Result<bool, Error> {
+    Ok(order(left, right, "<")?.is_some_and(Ordering::is_lt))
 }
 
 /// The order of two values; none where one is not a number.
@@ -197,11 +214,15 @@ pub(crate) fn compare(operator: Comparison, left: &Value, right: &Value) -> Resu
 /// # Errors
 /// Types that Python does not order.
 pub(crate) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<Ordering>, Error> {
+    budget::charge(1)?;
     Ok(match (left, right) {
         (Value::Undefined(reason), _) | (_, Value::Undefined(reason)) => {
             return Err(Error::new(reason.as_ref()));
         }
-        (Value::Text(a) | Value::Markup(a), Value::Text(b) | Value::Markup(b)) => Some(a.cmp(b)),
+        (Value::Text(a) | Value::Markup(a), Value::Text(b) | Value::Markup(b)) => {
+            budget::charge_text(a.len().min(b.len()))?;
+            Some((**a).cmp(&**b))
+        }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             for (a, b) in a.iter().zip(b.iter()) {
                 if !a.equals(b) {
@@ -232,7 +253,10 @@ pub(crate) fn order(left: &Value, right: &Value, symbol: &str) -> Result<Option<
 pub(crate) fn contains(container: &Value, item: &Value) -> Result<bool, Error> {
     match container {
         Value::Text(text) | Value::Markup(text) => match item.as_text() {
-            Some(part) => Ok(text.contains(part)),
+            Some(part) => {
+                budget::charge_text(text.len())?;
+                Ok(text.contains(part))
+            }
             None => Err(Error::new(format!(
                 "'in <string>' requires string as left operand, not {}",
                 item.type_name()
@@ -250,48 +274,5 @@ pub(crate) fn contains(container: &Value, item: &Value) -> Result<bool, Error> {
             }
             Ok(false)
         }
-    }
-}
-
-/// A text as HTML: texts that are it already stay.
-pub(crate) fn escape(value: &Value) -> Result<String, Error> {
-    let text = repr::to_text(value)?;
-    if matches!(value, Value::Markup(_)) {
-        return Ok(text.into_owned());
-    }
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&#39;"),
-            '"' => out.push_str("&#34;"),
-            other => out.push(other),
-        }
-    }
-    Ok(out)
-}
-
-/// The values in ascending order, equal ones in the order in which they came.
-///
-/// # Errors
-/// Types that Python does not order.
-pub(crate) fn sort_by_key(items: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>, Error> {
-    let mut failed = None;
-    let mut items = items;
-    items.sort_by(|(a, _), (b, _)| {
-        let (a, b) = if reverse { (b, a) } else { (a, b) };
-        match order(a, b, "<") {
-            Ok(order) => order.unwrap_or(Ordering::Equal),
-            Err(error) => {
-                failed.get_or_insert(error);
-                Ordering::Equal
-            }
-        }
-    });
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(items.into_iter().map(|(_, item)| item).collect()),
     }
 }

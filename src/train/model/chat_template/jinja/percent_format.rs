@@ -1,6 +1,7 @@
 //! `text % values`.
 
-use super::error::{Error, check_text_bytes};
+use super::budget::{self, check_text_bytes};
+use super::error::Error;
 use super::format_spec::FormatSpec;
 use super::integer::Integer;
 use super::value::Value;
@@ -36,8 +37,9 @@ impl Values<'_> {
 /// # Errors
 /// Values that are missing, left over, or do not fit a field.
 pub(crate) fn format(text: &str, values: &Value) -> Result<String, Error> {
+    budget::charge_text(text.len())?;
     let list = match values {
-        Value::Tuple(items) => items.as_ref().clone(),
+        Value::Tuple(items) => items.to_vec(),
         other => vec![other.clone()],
     };
     let mut values = Values { all: values, remaining: list.into_iter() };
@@ -46,6 +48,7 @@ pub(crate) fn format(text: &str, values: &Value) -> Result<String, Error> {
     while let Some(position) = rest.find('%') {
         out.push_str(&rest[..position]);
         rest = &rest[position + 1..];
+        budget::charge(1)?;
         rest = format_field(rest, &mut values, &mut out)?;
         check_text_bytes(out.len())?;
     }

@@ -2,10 +2,11 @@
 
 use std::any::Any;
 
-use super::arguments::whole;
+use super::arguments::{Arguments, whole};
 use super::error::Error;
+use super::object::Object;
 use super::slice::{Slice, index_of};
-use super::value::{Arguments, Items, Object, Value};
+use super::value::Value;
 
 /// Longest range of Jinja's sandbox.
 const MAX_RANGE: u64 = 100_000;
@@ -55,6 +56,12 @@ impl Range {
         usize::try_from(self.count()).unwrap_or(0)
     }
 
+    /// What tells its numbers: how many, the first and the step, as far as there are so many.
+    fn numbers(&self) -> (usize, Option<i64>, Option<i64>) {
+        let length = self.len();
+        (length, (length > 0).then_some(self.start), (length > 1).then_some(self.step))
+    }
+
     /// The numbers that a slice selects, which are a range, too.
     pub(crate) fn slice(&self, slice: &Slice) -> Result<Self, Error> {
         let (start, stop, step) = slice.resolve(self.len())?;
@@ -94,8 +101,21 @@ impl Object for Range {
         index_of(self.len(), position).map(|index| self.at(index))
     }
 
-    fn iterate(&self) -> Option<Items> {
-        Some((0..self.len()).map(|index| self.at(index)).collect::<Vec<Value>>().into())
+    fn is_iterable(&self) -> bool {
+        true
+    }
+
+    fn nth(&self, index: usize) -> Option<Value> {
+        (index < self.len()).then(|| self.at(index))
+    }
+
+    /// Ranges are equal where their numbers are.
+    fn equals(&self, other: &dyn Object) -> bool {
+        other.as_any().downcast_ref::<Self>().is_some_and(|other| self.numbers() == other.numbers())
+    }
+
+    fn hash(&self) -> Option<u64> {
+        Some(u64::try_from(self.len()).unwrap_or(u64::MAX))
     }
 
     fn length(&self) -> Option<usize> {

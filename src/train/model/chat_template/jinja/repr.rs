@@ -1,10 +1,13 @@
 //! How Python prints values: `str()` and `repr()`.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use super::super::markers::RESERVED;
-use super::error::{Error, check_text_bytes};
+use super::budget::{self, check_text_bytes};
+use super::dict::Dict;
+use super::error::Error;
+use super::object::Object;
+use super::text::Text;
 use super::value::Value;
 use super::{float, unicode};
 
@@ -18,10 +21,10 @@ pub(crate) fn to_text(value: &Value) -> Result<Cow<'_, str>, Error> {
 }
 
 /// `str()` as a value that shares a text that it is already.
-pub(crate) fn to_shared(value: &Value) -> Result<Arc<str>, Error> {
+pub(crate) fn to_shared(value: &Value) -> Result<Text, Error> {
     match value {
         Value::Text(text) | Value::Markup(text) => Ok(text.clone()),
-        other => Ok(to_text(other)?.into()),
+        other => Ok(Text::from(&*to_text(other)?)),
     }
 }
 
@@ -34,6 +37,13 @@ pub(crate) fn repr(value: &Value) -> Result<String, Error> {
 
 fn push(value: &Value, out: &mut String) -> Result<(), Error> {
     check_text_bytes(out.len())?;
+    budget::descend()?;
+    let result = push_value(value, out);
+    budget::ascend();
+    result
+}
+
+fn push_value(value: &Value, out: &mut String) -> Result<(), Error> {
     match value {
         Value::Undefined(_) => out.push_str("Undefined"),
         Value::None => out.push_str("None"),
@@ -41,50 +51,58 @@ fn push(value: &Value, out: &mut String) -> Result<(), Error> {
         Value::Bool(false) => out.push_str("False"),
         Value::Int(value) => out.push_str(&value.to_text(10)?),
         Value::Float(value) => out.push_str(&float::repr(*value)),
-        Value::Text(text) => push_text(text, out),
+        Value::Text(text) => push_text(text, out)?,
         Value::Markup(text) => {
             out.push_str("Markup(");
-            push_text(text, out);
+            push_text(text, out)?;
             out.push(')');
         }
-        Value::List(items) => push_items(items, ['[', ']'], out)?,
+        Value::List(items) => push_items(items, ["[", "]"], out)?,
         Value::Tuple(items) if items.len() == 1 => {
-            out.push('(');
-            push(&items[0], out)?;
-            out.push_str(",)");
+            push_items(items, ["(", ",)"], out)?;
         }
-        Value::Tuple(items) => push_items(items, ['(', ')'], out)?,
-        Value::Dict(dict) => {
-            out.push('{');
-            for (index, (key, value)) in dict.iter().enumerate() {
-                if index > 0 {
-                    out.push_str(", ");
-                }
-                push(key, out)?;
-                out.push_str(": ");
-                push(value, out)?;
-            }
-            out.push('}');
-        }
-        Value::Object(object) => out.push_str(&object.repr()?),
+        Value::Tuple(items) => push_items(items, ["(", ")"], out)?,
+        Value::Dict(dict) => push_dict(dict, out)?,
+        Value::Object(object) => push_object(&***object, out)?,
     }
     Ok(())
 }
 
-fn push_items(items: &[Value], brackets: [char; 2], out: &mut String) -> Result<(), Error> {
-    out.push(brackets[0]);
+fn push_dict(dict: &Dict, out: &mut String) -> Result<(), Error> {
+    out.push('{');
+    for (index, (key, value)) in dict.iter().enumerate() {
+        if index > 0 {
+            out.push_str(", ");
+        }
+        push(key, out)?;
+        out.push_str(": ");
+        push(value, out)?;
+    }
+    out.push('}');
+    Ok(())
+}
+
+fn push_object(object: &dyn Object, out: &mut String) -> Result<(), Error> {
+    out.push_str(&object.repr()?);
+    Ok(())
+}
+
+fn push_items(items: &[Value], brackets: [&str; 2], out: &mut String) -> Result<(), Error> {
+    out.push_str(brackets[0]);
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             out.push_str(", ");
         }
         push(item, out)?;
     }
-    out.push(brackets[1]);
+    out.push_str(brackets[1]);
     Ok(())
 }
 
 /// A text in quotes: single ones, unless it holds those and no double ones.
-fn push_text(text: &str, out: &mut String) {
+fn push_text(text: &str, out: &mut String) -> Result<(), Error> {
+    budget::charge_text(text.len().saturating_mul(4))?;
+    check_text_bytes(out.len() + text.len())?;
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for character in text.chars() {
@@ -102,6 +120,7 @@ fn push_text(text: &str, out: &mut String) {
         }
     }
     out.push(quote);
+    check_text_bytes(out.len())
 }
 
 /// `\x7f`, `\u200b` or `\U000e0001`.

@@ -46,6 +46,26 @@ impl Slice {
         Ok((self.start.map_or(first, clamp), self.stop.map_or(last, clamp), step))
     }
 
+    /// The characters of a text that it selects.
+    ///
+    /// # Errors
+    /// A step of zero.
+    pub(crate) fn characters(&self, text: &str) -> Result<String, Error> {
+        let length = text.chars().count();
+        let (start, stop, step) = self.resolve(length)?;
+        let distance = if step > 0 { stop - start } else { start - stop };
+        let count = usize::try_from(distance).unwrap_or(0);
+        let every = usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX);
+        let start = usize::try_from(start).unwrap_or(0);
+        Ok(match step > 0 {
+            true => text.chars().skip(start).take(count).step_by(every).collect(),
+            false => {
+                let behind = (length - 1).saturating_sub(start);
+                text.chars().rev().skip(behind).take(count).step_by(every).collect()
+            }
+        })
+    }
+
     /// The indices that it selects of so many items.
     ///
     /// # Errors

@@ -1,9 +1,13 @@
 //! Methods of texts: those of Python's `str`.
 
-use super::arguments::{optional_text, required_text, whole};
+use std::collections::BTreeSet;
+
+use super::arguments::{Arguments, optional_text, required_text, whole};
 use super::brace_format::{self, Lookup};
-use super::error::{Error, check_text_bytes};
-use super::value::{Arguments, Dict, Key, Value};
+use super::budget::{self, check_text_bytes};
+use super::dict::{Dict, Key};
+use super::error::Error;
+use super::value::Value;
 use super::{character_classes, string_parts, unicode};
 
 /// What a text offers.
@@ -64,6 +68,7 @@ pub(crate) fn call(
     arguments: Arguments,
     lookup: Lookup,
 ) -> Result<Value, Error> {
+    charge(text, name)?;
     match name {
         "format" => return brace_format::format(text, &arguments, lookup).map(Value::from),
         "format_map" => return format_map(text, arguments, lookup),
@@ -71,12 +76,12 @@ pub(crate) fn call(
             let [separator, limit] = arguments.bind(name, ["sep", "maxsplit"], 0)?;
             let separator = optional_text(separator.as_ref())?;
             let limit = usize::try_from(whole(limit.as_ref(), -1)?).ok();
-            return string_parts::split(text, separator, limit, name == "rsplit").map(texts);
+            return texts(string_parts::split(text, separator, limit, name == "rsplit")?);
         }
         "splitlines" => {
             let [keeps_ends] = arguments.bind(name, ["keepends"], 0)?;
             let keeps_ends = keeps_ends.is_some_and(|keeps| keeps.is_true());
-            return Ok(texts(string_parts::lines(text, keeps_ends)));
+            return texts(string_parts::lines(text, keeps_ends)?);
         }
         "expandtabs" => {
             let [size] = arguments.bind(name, ["tabsize"], 0)?;
@@ -110,7 +115,7 @@ pub(crate) fn call(
         "capitalize" => capitalize(text).into(),
         "title" => title(text).into(),
         "swapcase" => swap_case(text).into(),
-        "strip" | "lstrip" | "rstrip" => strip(text, optional_text(Some(&first))?, name).into(),
+        "strip" | "lstrip" | "rstrip" => strip(text, optional_text(Some(&first))?, name)?.into(),
         "removeprefix" => text.strip_prefix(required_text(&first)?).unwrap_or(text).into(),
         "removesuffix" => text.strip_suffix(required_text(&first)?).unwrap_or(text).into(),
         "replace" => {
@@ -152,8 +157,25 @@ pub(crate) fn call(
     })
 }
 
-fn texts(parts: Vec<&str>) -> Value {
-    Value::list(parts.into_iter().map(Value::from).collect())
+/// Counts the steps of a method: most look at every character.
+fn charge(text: &str, name: &str) -> Result<(), Error> {
+    let weight = match name {
+        "startswith" | "endswith" | "removeprefix" | "removesuffix" | "strip" | "lstrip"
+        | "rstrip" => 0,
+        "find" | "rfind" | "index" | "rindex" | "count" | "replace" | "split" | "rsplit"
+        | "splitlines" | "partition" | "rpartition" => 1,
+        _ => 4,
+    };
+    budget::charge_text(text.len().saturating_mul(weight))
+}
+
+fn texts(parts: Vec<&str>) -> Result<Value, Error> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for part in parts {
+        texts.push(Value::from(part));
+        budget::check()?;
+    }
+    Ok(Value::list(texts))
 }
 
 fn folded(character: char) -> impl Iterator<Item = char> {
@@ -204,13 +226,25 @@ fn swap_case(text: &str) -> String {
 }
 
 /// White space or the given characters taken away at the ends that the method's name says.
-pub(crate) fn strip<'a>(text: &'a str, characters: Option<&str>, method: &str) -> &'a str {
-    let is_stripped = |character: char| match characters {
-        Some(set) => set.contains(character),
+///
+/// # Errors
+/// It would cost too much.
+pub(crate) fn strip<'a>(
+    text: &'a str,
+    characters: Option<&str>,
+    method: &str,
+) -> Result<&'a str, Error> {
+    budget::charge_text(characters.map_or(0, str::len))?;
+    let characters: Option<BTreeSet<char>> = characters.map(|set| set.chars().collect());
+    let is_stripped = |character: char| match &characters {
+        Some(set) => set.contains(&character),
         None => unicode::is_space(character),
     };
-    let text = if method == "rstrip" { text } else { text.trim_start_matches(is_stripped) };
-    if method == "lstrip" { text } else { text.trim_end_matches(is_stripped) }
+    let stripped = if method == "rstrip" { text } else { text.trim_start_matches(is_stripped) };
+    let stripped =
+        if method == "lstrip" { stripped } else { stripped.trim_end_matches(is_stripped) };
+    budget::charge_text((text.len() - stripped.len()).saturating_mul(4) + stripped.len() / 4)?;
+    Ok(stripped)
 }
 
 /// `replace()`: all occurrences, or the first ones.
@@ -220,6 +254,7 @@ pub(crate) fn replace(
     new: &str,
     limit: Option<usize>,
 ) -> Result<String, Error> {
+    budget::charge_text(text.len())?;
     if new.len() > old.len() {
         let times = text.matches(old).count().min(limit.unwrap_or(usize::MAX));
         check_text_bytes(text.len().saturating_add(times.saturating_mul(new.len())))?;
@@ -244,6 +279,7 @@ fn join(separator: &str, items: &Value) -> Result<String, Error> {
             out.push_str(separator);
         }
         check_text_bytes(out.len() + text.len())?;
+        budget::charge_text(text.len() + separator.len())?;
         out.push_str(text);
     }
     Ok(out)
@@ -344,6 +380,10 @@ impl<'a> Window<'a> {
             Some(Value::None) => Ok(default),
             other => whole(other, default),
         };
+        if start.is_none() && stop.is_none() {
+            return Ok(Some(Self { text, start: 0 }));
+        }
+        budget::charge_text(text.len())?;
         let length = text.chars().count();
         let signed = i64::try_from(length).unwrap_or(i64::MAX);
         let (start, stop) = (border(start, 0)?, border(stop, signed)?);
@@ -369,9 +409,10 @@ impl<'a> Window<'a> {
 
 fn borders(window: Option<Window<'_>>, parts: &Value, is_start: bool) -> Result<bool, Error> {
     let parts = match parts {
-        Value::Tuple(parts) => parts.as_ref().clone(),
+        Value::Tuple(parts) => parts.to_vec(),
         other => vec![other.clone()],
     };
+    budget::charge_items(parts.len())?;
     for part in parts {
         let part = required_text(&part)?;
         let found = window.as_ref().is_some_and(|window| match is_start {

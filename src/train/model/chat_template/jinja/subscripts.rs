@@ -1,11 +1,13 @@
 //! Attributes, items and slices of values.
 
+use super::arguments::Arguments;
 use super::brace_format::Step;
 use super::error::Error;
+use super::object::Object;
 use super::range::Range;
 use super::slice::{Slice, index_of};
-use super::value::{Arguments, Object, Value};
-use super::{dict_methods, list_methods, repr, string_methods};
+use super::value::Value;
+use super::{budget, dict_methods, list_methods, repr, string_methods};
 
 /// `value.name`: an attribute, or else the item of that name.
 ///
@@ -180,6 +182,10 @@ impl Object for BoundMethod {
         "builtin_function_or_method"
     }
 
+    fn depth(&self) -> usize {
+        self.value.depth() + 1
+    }
+
     fn repr(&self) -> Result<String, Error> {
         Err(Error::new(format!(
             "the template prints the method '{}' of a '{}' object: it lacks its parentheses, or \
@@ -213,9 +219,11 @@ impl Object for BoundMethod {
 
 fn character(text: &str, position: i64) -> Option<Value> {
     if text.is_ascii() {
+        budget::count_text(text.len() / 16);
         let index = index_of(text.len(), position)?;
         return Some(Value::from(&text[index..=index]));
     }
+    budget::count_text(text.len());
     let index = index_of(text.chars().count(), position)?;
     let character = text.chars().nth(index)?;
     Some(Value::from(character.to_string()))
@@ -229,9 +237,8 @@ pub(crate) fn slice(value: &Value, slice: &Slice) -> Result<Option<Value>, Error
     let part = match value {
         Value::Undefined(reason) => return Err(Error::new(reason.as_ref())),
         Value::Text(text) | Value::Markup(text) => {
-            let characters: Vec<char> = text.chars().collect();
-            let indices = slice.indices(characters.len())?;
-            let part: String = indices.into_iter().map(|index| characters[index]).collect();
+            budget::charge_text(text.len())?;
+            let part = slice.characters(text)?;
             match value {
                 Value::Markup(_) => Value::Markup(part.into()),
                 _ => part.into(),
@@ -239,6 +246,7 @@ pub(crate) fn slice(value: &Value, slice: &Slice) -> Result<Option<Value>, Error
         }
         Value::List(items) | Value::Tuple(items) => {
             let indices = slice.indices(items.len())?;
+            budget::charge_items(indices.len())?;
             let part = indices.into_iter().map(|index| items[index].clone()).collect();
             if matches!(value, Value::List(_)) { Value::list(part) } else { Value::tuple(part) }
         }

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::ast::Statement;
+use super::budget::Limits;
 use super::error::Error;
 use super::interpreter::Interpreter;
 use super::value::Value;
-use super::{free_names, parser};
+use super::{budget, free_names, parser};
+
+/// Longest template that is read; those of models have some thousand characters.
+const MAX_SOURCE_BYTES: usize = 512 * 1024;
 
 /// A template.
 pub(crate) struct Template {
@@ -20,6 +24,12 @@ impl Template {
     /// # Errors
     /// What is no Jinja, with the line.
     pub(crate) fn parse(source: &str) -> Result<Self, Error> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::new(format!(
+                "it has {} bytes, and no template may have more than {MAX_SOURCE_BYTES}",
+                source.len()
+            )));
+        }
         Ok(Self { statements: parser::parse(source)? })
     }
 
@@ -28,17 +38,19 @@ impl Template {
         free_names::of(&self.statements)
     }
 
-    /// What it writes with these values by their names.
+    /// What it writes with these values by their names, within the limits of a rendering.
     ///
     /// # Errors
-    /// What the template refuses, and what fails, with the line.
+    /// What the template refuses, what fails, with the line, and what costs too much.
     pub(crate) fn render<'a>(
         &self,
         context: impl IntoIterator<Item = (&'a str, Value)>,
     ) -> Result<String, Error> {
         let context = context.into_iter().map(|(name, value)| (Arc::from(name), value));
-        let mut interpreter = Interpreter::new(context);
-        interpreter.run(&self.statements)?;
-        Ok(interpreter.into_text())
+        budget::within(Limits::RENDERING, || {
+            let mut interpreter = Interpreter::new(context);
+            interpreter.run(&self.statements)?;
+            Ok(interpreter.into_text())
+        })
     }
 }

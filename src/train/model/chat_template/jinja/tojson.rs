@@ -1,10 +1,13 @@
 //! The filter `tojson`, with the defaults that transformers gives `json.dumps`.
 
 use super::super::markers::RESERVED;
-use super::error::{Error, check_text_bytes};
+use super::arguments::Arguments;
+use super::budget::{self, check_text_bytes};
+use super::dict::Dict;
+use super::error::Error;
 use super::float;
-use super::operators;
-use super::value::{Arguments, Value};
+use super::sort;
+use super::value::Value;
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub(crate) fn to_json(value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -59,39 +62,18 @@ struct Writer {
 impl Writer {
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         check_text_bytes(self.out.len())?;
+        budget::charge_text(self.between_items.len() + self.after_key.len())?;
         match value {
             Value::None => self.out.push_str("null"),
             Value::Bool(true) => self.out.push_str("true"),
             Value::Bool(false) => self.out.push_str("false"),
             Value::Int(value) => self.out.push_str(&value.to_text(10)?),
             Value::Float(value) => self.out.push_str(&number(*value)),
-            Value::Text(text) | Value::Markup(text) => self.write_text(text),
+            Value::Text(text) | Value::Markup(text) => self.write_text(text)?,
             Value::List(items) | Value::Tuple(items) if items.is_empty() => self.out.push_str("[]"),
-            Value::List(items) | Value::Tuple(items) => {
-                self.out.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    self.separate(index, depth);
-                    self.write(item, depth + 1)?;
-                }
-                self.close(depth);
-                self.out.push(']');
-            }
+            Value::List(items) | Value::Tuple(items) => self.write_items(items, depth)?,
             Value::Dict(dict) if dict.len() == 0 => self.out.push_str("{}"),
-            Value::Dict(dict) => {
-                let mut items: Vec<(&Value, &Value)> = dict.iter().collect();
-                if self.sort_keys {
-                    items = sorted(items)?;
-                }
-                self.out.push('{');
-                for (index, (key, value)) in items.into_iter().enumerate() {
-                    self.separate(index, depth);
-                    self.write_key(key)?;
-                    self.out.push_str(&self.after_key);
-                    self.write(value, depth + 1)?;
-                }
-                self.close(depth);
-                self.out.push('}');
-            }
+            Value::Dict(dict) => self.write_dict(dict, depth)?,
             other => {
                 return Err(Error::new(format!(
                     "Object of type {} is not JSON serializable",
@@ -102,24 +84,55 @@ impl Writer {
         Ok(())
     }
 
+    fn write_items(&mut self, items: &[Value], depth: usize) -> Result<(), Error> {
+        self.out.push('[');
+        for (index, item) in items.iter().enumerate() {
+            self.separate(index, depth)?;
+            self.write(item, depth + 1)?;
+        }
+        self.close(depth)?;
+        self.out.push(']');
+        Ok(())
+    }
+
+    fn write_dict(&mut self, dict: &Dict, depth: usize) -> Result<(), Error> {
+        let mut items: Vec<(&Value, &Value)> = dict.iter().collect();
+        if self.sort_keys {
+            items = sorted(items)?;
+        }
+        self.out.push('{');
+        for (index, (key, value)) in items.into_iter().enumerate() {
+            self.separate(index, depth)?;
+            self.write_key(key)?;
+            self.out.push_str(&self.after_key);
+            self.write(value, depth + 1)?;
+        }
+        self.close(depth)?;
+        self.out.push('}');
+        Ok(())
+    }
+
     /// What stands before an item.
-    fn separate(&mut self, index: usize, depth: usize) {
+    fn separate(&mut self, index: usize, depth: usize) -> Result<(), Error> {
         if index > 0 {
             self.out.push_str(&self.between_items);
         }
-        self.new_line(depth);
+        self.new_line(depth)
     }
 
     /// What stands before a closing bracket.
-    fn close(&mut self, depth: usize) {
-        self.new_line(depth - 1);
+    fn close(&mut self, depth: usize) -> Result<(), Error> {
+        self.new_line(depth - 1)
     }
 
-    fn new_line(&mut self, depth: usize) {
+    fn new_line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
+            check_text_bytes(self.out.len().saturating_add(indent.len().saturating_mul(depth)))?;
+            budget::charge_text(indent.len() * depth)?;
             self.out.push('\n');
             self.out.extend(std::iter::repeat_n(indent.as_str(), depth));
         }
+        Ok(())
     }
 
     fn write_key(&mut self, key: &Value) -> Result<(), Error> {
@@ -136,13 +149,14 @@ impl Writer {
                 )));
             }
         };
-        self.write_text(&text);
-        Ok(())
+        self.write_text(&text)
     }
 
     /// Characters that stand for something while a template renders stay as they are: they are found
     /// again in what it writes.
-    fn write_text(&mut self, text: &str) {
+    fn write_text(&mut self, text: &str) -> Result<(), Error> {
+        budget::charge_text(text.len().saturating_mul(4))?;
+        check_text_bytes(self.out.len() + text.len())?;
         self.out.push('"');
         for character in text.chars() {
             match character {
@@ -161,6 +175,7 @@ impl Writer {
             }
         }
         self.out.push('"');
+        check_text_bytes(self.out.len())
     }
 
     fn write_code(&mut self, character: char) {
@@ -182,7 +197,7 @@ fn number(value: f64) -> String {
 fn sorted<'a>(items: Vec<(&'a Value, &'a Value)>) -> Result<Vec<(&'a Value, &'a Value)>, Error> {
     let keys = items.iter().enumerate();
     let keys = keys.map(|(index, (key, _))| ((*key).clone(), Value::from(index))).collect();
-    let order = operators::sort_by_key(keys, false)?;
+    let order = sort::by_key(keys, false)?;
     let index = |value: Value| value.as_integer().and_then(|index| index.to_i64());
     Ok(order
         .into_iter()

@@ -1,10 +1,12 @@
 //! Tests: what stands behind `is`.
 
+use super::arguments::Arguments;
 use super::ast::{Binary, Comparison};
+use super::dict::Key;
 use super::error::Error;
 use super::operators;
-use super::value::{Arguments, Key, Value};
-use super::{character_classes, filters, repr};
+use super::value::Value;
+use super::{budget, character_classes, filters, repr};
 
 const NAMES: &[&str] = &[
     "!=",
@@ -72,7 +74,7 @@ pub(crate) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<b
     if matches!(name, "divisibleby" | "sameas") {
         let [other] = operand(name, arguments)?;
         return match name {
-            "sameas" => Ok(is_same(value, &other)),
+            "sameas" => Ok(value.is_same(&other)),
             _ => leaves(value, &other, 0),
         };
     }
@@ -97,8 +99,11 @@ pub(crate) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<b
         "integer" => matches!(value, Value::Int(_)),
         "number" => matches!(value, Value::Int(_) | Value::Float(_) | Value::Bool(_)),
         "iterable" => value.try_iterate().is_some(),
-        "lower" => character_classes::is(&repr::to_text(value)?, "islower"),
-        "upper" => character_classes::is(&repr::to_text(value)?, "isupper"),
+        "lower" | "upper" => {
+            let text = repr::to_text(value)?;
+            budget::charge_text(text.len().saturating_mul(4))?;
+            character_classes::is(&text, if name == "lower" { "islower" } else { "isupper" })
+        }
         "mapping" => matches!(value, Value::Dict(_)),
         "none" => matches!(value, Value::None),
         "sequence" => match value {
@@ -124,14 +129,4 @@ fn operand(name: &str, arguments: Arguments) -> Result<[Value; 1], Error> {
 /// Whether a division leaves this rest.
 fn leaves(value: &Value, divisor: &Value, rest: i64) -> Result<bool, Error> {
     Ok(operators::binary(Binary::Modulo, value, divisor)?.equals(&Value::int(rest)))
-}
-
-/// Whether both are one object, as far as that can be told: small values are what they say.
-fn is_same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::List(a), Value::List(b)) => std::rc::Rc::ptr_eq(a, b),
-        (Value::Tuple(a), Value::Tuple(b)) => std::rc::Rc::ptr_eq(a, b),
-        (Value::Dict(a), Value::Dict(b)) => std::rc::Rc::ptr_eq(a, b),
-        (a, b) => a.type_name() == b.type_name() && a.equals(b),
-    }
 }

@@ -1,8 +1,10 @@
 //! Filters by their names.
 
+use super::super::arguments::Arguments;
 use super::super::error::Error;
+use super::super::runtime::Runtime;
 use super::super::tojson;
-use super::super::value::{Arguments, Runtime, Value};
+use super::super::value::Value;
 use super::{html, number, sequence, text};
 
 const NAMES: &[&str] = &[

@@ -1,5 +1,6 @@
 //! Attributes that filters look up by a path such as `function.name`.
 
+use super::super::budget;
 use super::super::error::Error;
 use super::super::integer::Integer;
 use super::super::subscripts;
@@ -53,7 +54,10 @@ impl Path {
 /// A text in lower case; other values as they are.
 pub(super) fn ignore_case(value: Value) -> Value {
     match value.as_text() {
-        Some(text) => text.to_lowercase().into(),
+        Some(text) => {
+            budget::count_text(text.len());
+            text.to_lowercase().into()
+        }
         None => value,
     }
 }

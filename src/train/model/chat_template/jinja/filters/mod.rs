@@ -4,6 +4,7 @@ mod apply;
 mod attributes;
 mod html;
 mod number;
+mod pretty;
 mod sequence;
 mod text;
 mod wrap;

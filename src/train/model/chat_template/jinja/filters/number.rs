@@ -1,11 +1,14 @@
 //! Filters that make numbers, or texts of them.
 
-use super::super::arguments::whole;
+use super::super::arguments::{Arguments, whole};
 use super::super::ast::Binary;
 use super::super::error::Error;
 use super::super::integer::Integer;
-use super::super::value::{Arguments, Value};
-use super::super::{float, operators};
+use super::super::value::Value;
+use super::super::{budget, float, operators};
+
+/// Longest text that is read as a whole number.
+const MAX_NUMBER_BYTES: usize = 64 * 1024;
 
 /// What a filter makes of a value.
 pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -53,7 +56,10 @@ fn absolute(value: &Value) -> Result<Value, Error> {
 fn to_float(value: &Value) -> Result<Option<f64>, Error> {
     match value {
         Value::Float(number) => Ok(Some(*number)),
-        Value::Text(text) | Value::Markup(text) => Ok(float::parse(text)),
+        Value::Text(text) | Value::Markup(text) => {
+            budget::charge_text(text.len().saturating_mul(4))?;
+            Ok(float::parse(text))
+        }
         other => other.as_integer().map(|number| number.to_float()).transpose(),
     }
 }
@@ -66,6 +72,10 @@ fn to_integer(value: &Value, base: i64) -> Result<Option<Integer>, Error> {
         }
         Value::Float(number) => Ok(Integer::from_float(*number).ok()),
         Value::Text(text) | Value::Markup(text) => {
+            budget::charge_text(text.len().saturating_mul(4))?;
+            if text.len() > MAX_NUMBER_BYTES {
+                return Err(Error::limit("the text is too long for a number"));
+            }
             let base = u32::try_from(base).ok().filter(|base| matches!(base, 0 | 2..=36));
             let number = base.and_then(|base| Integer::parse(text, base));
             let by_float = || Integer::from_float(float::parse(text)?).ok();

@@ -3,11 +3,16 @@
 use std::any::Any;
 use std::collections::HashSet;
 
-use super::super::arguments::whole;
+use super::super::arguments::{Arguments, whole};
 use super::super::ast::Binary;
-use super::super::error::{Error, check_items, check_text_bytes};
-use super::super::value::{Arguments, Items, Key, Object, Runtime, Stream, Value};
-use super::super::{operators, repr, slice, subscripts};
+use super::super::budget::{check_items, check_text_bytes};
+use super::super::dict::Key;
+use super::super::error::Error;
+use super::super::items::Stream;
+use super::super::object::{Object, depth_of};
+use super::super::runtime::Runtime;
+use super::super::value::Value;
+use super::super::{budget, operators, repr, slice, sort, subscripts};
 use super::attributes::{Path, ignore_case};
 
 /// What a filter makes of a value.
@@ -71,6 +76,7 @@ fn last(value: &Value) -> Result<Value, Error> {
 
 fn reverse(value: &Value) -> Result<Value, Error> {
     if let Some(text) = value.as_text() {
+        budget::charge_text(text.len())?;
         return Ok(text.chars().rev().collect::<String>().into());
     }
     let mut items = value.to_vec()?;
@@ -116,7 +122,10 @@ fn map(runtime: &mut dyn Runtime, value: &Value, arguments: Arguments) -> Result
     };
     let filter = repr::to_shared(&filter)?;
     let arguments = Arguments { positional: positional.collect(), keywords };
-    let mut apply = |item| runtime.apply_filter(&filter, item, arguments.clone());
+    let mut apply = |item| {
+        budget::charge_items(arguments.len())?;
+        runtime.apply_filter(&filter, item, arguments.clone())
+    };
     Ok(Stream::value(value.iterate()?.map(|item| apply(item?))))
 }
 
@@ -144,6 +153,7 @@ fn select(
     let mut selected = |item: Result<Value, Error>| -> Result<Option<Value>, Error> {
         let item = item?;
         let tested = path.of(&item, None)?;
+        budget::charge_items(arguments.len())?;
         let found = match &test {
             Some(test) => runtime.apply_test(test, tested, arguments.clone())?,
             None => tested.is_true(),
@@ -164,7 +174,9 @@ fn join(value: &Value, arguments: Arguments) -> Result<Value, Error> {
             out.push_str(&separator);
         }
         let item = path.of(&item?, None)?;
-        out.push_str(&repr::to_text(&item)?);
+        let text = repr::to_text(&item)?;
+        budget::charge_text(separator.len() + text.len())?;
+        out.push_str(&text);
         check_text_bytes(out.len())?;
     }
     Ok(out.into())
@@ -194,7 +206,7 @@ fn sort(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         }
         keyed.push((Value::list(keys), item));
     }
-    operators::sort_by_key(keyed, is_set(reverse)).map(Value::list)
+    sort::by_key(keyed, is_set(reverse)).map(Value::list)
 }
 
 fn sort_dict(value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -215,7 +227,7 @@ fn sort_dict(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         let sorted_by = if case_sensitive { sorted_by } else { ignore_case(sorted_by) };
         (sorted_by, Value::tuple(vec![key.clone(), value.clone()]))
     });
-    operators::sort_by_key(pairs.collect(), is_set(reverse)).map(Value::list)
+    sort::by_key(pairs.collect(), is_set(reverse)).map(Value::list)
 }
 
 fn unique(value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -271,7 +283,7 @@ fn group(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         keyed.push((key(&item)?, item));
     }
     let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-    for item in operators::sort_by_key(keyed, false)? {
+    for item in sort::by_key(keyed, false)? {
         let of_item = key(&item)?;
         match groups.last_mut().filter(|(group, _)| group.equals(&of_item)) {
             Some((_, items)) => items.push(item),
@@ -319,8 +331,16 @@ impl Object for Group {
         slice::index_of(2, position).map(|index| self.pair().swap_remove(index))
     }
 
-    fn iterate(&self) -> Option<Items> {
-        Some(self.pair().into())
+    fn depth(&self) -> usize {
+        depth_of([&self.grouper, &self.list])
+    }
+
+    fn is_iterable(&self) -> bool {
+        true
+    }
+
+    fn nth(&self, index: usize) -> Option<Value> {
+        self.pair().into_iter().nth(index)
     }
 
     fn length(&self) -> Option<usize> {
@@ -398,6 +418,7 @@ fn slices_of(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, 
         if index >= longer {
             part.extend(fill.clone());
         }
+        budget::charge(1)?;
         made.push(Ok(Value::list(part)));
     }
     Ok(Stream::value(made.into_iter()))

@@ -1,11 +1,13 @@
 //! Filters that make texts.
 
-use super::super::arguments::{optional_text, required_text, whole};
-use super::super::error::{Error, check_text_bytes};
+use super::super::arguments::{Arguments, optional_text, required_text, whole};
+use super::super::budget::{self, check_text_bytes};
+use super::super::dict::{Dict, Key};
+use super::super::error::Error;
 use super::super::string_methods::{self, justify};
-use super::super::value::{Arguments, Value};
+use super::super::value::Value;
 use super::super::{percent_format, repr, string_parts, unicode};
-use super::wrap;
+use super::{pretty, wrap};
 
 /// What a filter makes of a value.
 pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -33,17 +35,20 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<V
         "trim" => {
             let [characters] = arguments.bind(name, ["chars"], 0)?;
             let characters = optional_text(characters.as_ref())?;
-            Ok(string_methods::strip(&soft()?, characters, "strip").into())
+            Ok(string_methods::strip(&soft()?, characters, "strip")?.into())
         }
         _ => {
             let [] = arguments.bind(name, [], 0)?;
+            if let Some(text) = value.as_text().filter(|_| name != "string") {
+                budget::charge_text(text.len().saturating_mul(4))?;
+            }
             Ok(match name {
                 "capitalize" => string_methods::capitalize(&soft()?).into(),
                 "lower" => soft()?.to_lowercase().into(),
                 "upper" => soft()?.to_uppercase().into(),
                 "title" => title(&soft()?).into(),
                 "wordcount" => word_count(&soft()?).into(),
-                "pprint" => wrap::pretty(value)?.into(),
+                "pprint" => pretty::pretty(value)?.into(),
                 _ => match value {
                     Value::Text(_) | Value::Markup(_) => value.clone(),
                     other => repr::to_text(other)?.into_owned().into(),
@@ -62,9 +67,9 @@ fn format(value: &Value, arguments: Arguments) -> Result<Value, Error> {
             ));
         }
         (true, false) => {
-            let mut dict = super::super::value::Dict::default();
+            let mut dict = Dict::default();
             for (name, value) in arguments.keywords {
-                dict.insert(super::super::value::Key::text(&name), value);
+                dict.insert(Key::text(&name), value);
             }
             Value::dict(dict)
         }
@@ -110,7 +115,7 @@ fn indent(value: &Value, arguments: Arguments) -> Result<Value, Error> {
     let is_set = |option: Option<Value>| option.is_some_and(|option| option.is_true());
     let (first, blank) = (is_set(first), is_set(blank));
     let text = format!("{text}\n");
-    let lines = string_parts::lines(&text, false);
+    let lines = string_parts::lines(&text, false)?;
     check_text_bytes(text.len().saturating_add(lines.len().saturating_mul(indention.len())))?;
     let mut out = String::with_capacity(text.len() + lines.len() * indention.len());
     for (index, line) in lines.iter().enumerate() {
@@ -150,6 +155,7 @@ fn truncate(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         return Ok(value.clone());
     }
     let text = required_text(value)?;
+    budget::charge_text(text.len())?;
     let kept = usize::try_from(length - end_length).unwrap_or(0);
     let cut: String = text.chars().take(kept).collect();
     let cut = match kill_words.is_some_and(|kills| kills.is_true()) {

@@ -1,12 +1,9 @@
-//! Filters that break lines: `wordwrap` and `pprint`.
+//! `wordwrap`, as Python's `textwrap` breaks lines.
 
-use super::super::arguments::{required_text, whole};
+use super::super::arguments::{Arguments, required_text, whole};
 use super::super::error::Error;
-use super::super::value::{Arguments, Dict, Key, Value};
-use super::super::{operators, repr, string_parts, unicode};
-
-/// Widest line of `pprint`.
-const PRETTY_WIDTH: usize = 80;
+use super::super::value::Value;
+use super::super::{budget, string_parts, unicode};
 
 /// `wordwrap`: Python's `textwrap.wrap` for each line.
 pub(super) fn word_wrap(value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -29,10 +26,33 @@ pub(super) fn word_wrap(value: &Value, arguments: Arguments) -> Result<Value, Er
         Value::Undefined(reason) => return Err(Error::new(reason.as_ref())),
         other => required_text(other)?,
     };
-    let lines = string_parts::lines(text, false);
-    let wrapped: Vec<String> =
-        lines.into_iter().map(|line| wrapper.wrap(line).join(&separator)).collect();
-    Ok(wrapped.join(&separator).into())
+    let mut out = Wrapped { text: String::new(), separator: &separator, is_first: true };
+    for line in string_parts::lines(text, false)? {
+        // Each character takes up four bytes for a while.
+        budget::check_text_bytes(line.len().saturating_mul(4))?;
+        budget::charge_text(line.len().saturating_mul(16))?;
+        let characters: Vec<char> = line.chars().collect();
+        wrapper.wrap(&characters, &mut out)?;
+    }
+    Ok(out.text.into())
+}
+
+/// The lines so far.
+struct Wrapped<'a> {
+    text: String,
+    separator: &'a str,
+    is_first: bool,
+}
+
+impl Wrapped<'_> {
+    fn push(&mut self, line: &[char]) -> Result<(), Error> {
+        budget::check_text_bytes(self.text.len() + self.separator.len() + line.len())?;
+        if !std::mem::take(&mut self.is_first) {
+            self.text.push_str(self.separator);
+        }
+        self.text.extend(line);
+        budget::charge(1)
+    }
 }
 
 struct Wrapper {
@@ -42,40 +62,42 @@ struct Wrapper {
 }
 
 impl Wrapper {
-    fn wrap(&self, line: &str) -> Vec<String> {
-        let characters: Vec<char> = line.chars().collect();
-        let mut chunks = self.chunks(&characters);
-        chunks.reverse();
-        let mut lines = Vec::new();
-        while !chunks.is_empty() {
-            let mut current: Vec<char> = Vec::new();
-            if is_space(chunks.last()) && !lines.is_empty() {
-                chunks.pop();
+    fn wrap(&self, text: &[char], out: &mut Wrapped<'_>) -> Result<(), Error> {
+        let end_behind = |start: usize| match start < text.len() {
+            true => self.chunk_end(text, start),
+            false => start,
+        };
+        let is_space = |start: usize, end: usize| text[start..end].iter().all(|c| is_white(*c));
+        let mut has_lines = false;
+        // The chunk that comes next.
+        let (mut start, mut end) = (0, end_behind(0));
+        // A line that is empty is a line, too.
+        if text.is_empty() {
+            return out.push(&[]);
+        }
+        while start < end {
+            if has_lines && is_space(start, end) {
+                (start, end) = (end, end_behind(end));
             }
-            while let Some(next) = chunks.last() {
-                if current.len() + next.len() > self.width {
-                    break;
-                }
-                current.extend(chunks.pop().unwrap_or_default());
+            let line_start = start;
+            while start < end && end - line_start <= self.width {
+                (start, end) = (end, end_behind(end));
             }
-            if let Some(next) = chunks.last_mut().filter(|next| next.len() > self.width) {
+            if start < end && end - start > self.width {
                 if self.breaks_long_words {
-                    let end = self.break_at(next, self.width - current.len());
-                    current.extend(next.drain(..end));
-                } else if current.is_empty() {
-                    current.extend(chunks.pop().unwrap_or_default());
+                    start += self.break_at(&text[start..end], self.width - (start - line_start));
+                } else if start == line_start {
+                    (start, end) = (end, end_behind(end));
                 }
             }
-            let kept = current.iter().rposition(|character| !is_white(*character));
-            let has_space_chunk = kept.is_none_or(|kept| kept + 1 < current.len());
-            if has_space_chunk {
-                current.truncate(kept.map_or(0, |kept| kept + 1));
-            }
-            if !current.is_empty() {
-                lines.push(current.into_iter().collect());
+            let line = &text[line_start..start];
+            let kept = line.iter().rposition(|character| !is_white(*character));
+            if let Some(kept) = kept {
+                out.push(&line[..=kept])?;
+                has_lines = true;
             }
         }
-        lines
+        if has_lines { Ok(()) } else { out.push(&[]) }
     }
 
     /// Where a word that is longer than a line is broken.
@@ -92,18 +114,7 @@ impl Wrapper {
         room
     }
 
-    /// Words, white space, and the parts of words with hyphens.
-    fn chunks(&self, text: &[char]) -> Vec<Vec<char>> {
-        let mut chunks = Vec::new();
-        let mut start = 0;
-        while start < text.len() {
-            let end = self.chunk_end(text, start);
-            chunks.push(text[start..end].to_vec());
-            start = end;
-        }
-        chunks
-    }
-
+    /// Where the chunk ends that begins here: white space, a word, or a part of a word with hyphens.
     fn chunk_end(&self, text: &[char], start: usize) -> usize {
         let at = |index: usize| text.get(index).copied();
         let run = |from: usize, is: &dyn Fn(char) -> bool| {
@@ -164,100 +175,6 @@ fn is_white(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ')
 }
 
-fn is_space(chunk: Option<&Vec<char>>) -> bool {
-    chunk.is_some_and(|chunk| chunk.iter().all(|character| is_white(*character)))
-}
-
 fn is_word_mark(character: char) -> bool {
     unicode::is_word(character) || "!\"'&.,?".contains(character)
-}
-
-/// `pprint`: one line with sorted keys, or one line for each item where it would be too long.
-pub(super) fn pretty(value: &Value) -> Result<String, Error> {
-    let mut out = String::new();
-    push_pretty(value, 0, 0, &mut out)?;
-    Ok(out)
-}
-
-fn push_pretty(
-    value: &Value,
-    indent: usize,
-    allowance: usize,
-    out: &mut String,
-) -> Result<(), Error> {
-    let line = repr::repr(&with_sorted_keys(value)?)?;
-    let room = PRETTY_WIDTH.saturating_sub(indent + allowance);
-    if line.chars().count() <= room {
-        out.push_str(&line);
-        return Ok(());
-    }
-    match value {
-        Value::Dict(_) => {
-            let Value::Dict(sorted) = with_sorted_keys(value)? else { return Ok(()) };
-            out.push('{');
-            let last = sorted.len() - 1;
-            for (index, (key, value)) in sorted.iter().enumerate() {
-                let key = repr::repr(key)?;
-                out.push_str(&key);
-                out.push_str(": ");
-                let rest = if index == last { allowance + 1 } else { 1 };
-                push_pretty(value, indent + key.chars().count() + 3, rest, out)?;
-                if index < last {
-                    out.push_str(",\n");
-                    out.push_str(&" ".repeat(indent + 1));
-                }
-            }
-            out.push('}');
-            Ok(())
-        }
-        Value::List(items) | Value::Tuple(items) => {
-            let is_list = matches!(value, Value::List(_));
-            let end = match (is_list, items.len()) {
-                (true, _) => "]",
-                (false, 1) => ",)",
-                (false, _) => ")",
-            };
-            out.push(if is_list { '[' } else { '(' });
-            for (index, item) in items.iter().enumerate() {
-                let is_last = index + 1 == items.len();
-                let rest = if is_last { allowance + end.len() } else { 1 };
-                push_pretty(item, indent + 1, rest, out)?;
-                if !is_last {
-                    out.push_str(",\n");
-                    out.push_str(&" ".repeat(indent + 1));
-                }
-            }
-            out.push_str(end);
-            Ok(())
-        }
-        Value::Text(_) if line.contains([' ', '\n']) => Err(Error::new(
-            "pprint of a text that is longer than a line is not supported in chat templates",
-        )),
-        _ => {
-            out.push_str(&line);
-            Ok(())
-        }
-    }
-}
-
-/// The value with the keys of its dictionaries in order.
-fn with_sorted_keys(value: &Value) -> Result<Value, Error> {
-    let all = |items: &[Value]| items.iter().map(with_sorted_keys).collect::<Result<Vec<_>, _>>();
-    Ok(match value {
-        Value::List(items) => Value::list(all(items)?),
-        Value::Tuple(items) => Value::tuple(all(items)?),
-        Value::Dict(dict) => {
-            let keyed = dict
-                .iter()
-                .map(|(key, value)| (key.clone(), Value::tuple(vec![key.clone(), value.clone()])));
-            let mut sorted = Dict::default();
-            for pair in operators::sort_by_key(keyed.collect(), false)? {
-                if let Value::Tuple(pair) = pair {
-                    sorted.insert(Key::new(pair[0].clone())?, with_sorted_keys(&pair[1])?);
-                }
-            }
-            Value::dict(sorted)
-        }
-        other => other.clone(),
-    })
 }

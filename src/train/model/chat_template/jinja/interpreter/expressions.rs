@@ -1,13 +1,18 @@
 //! What expressions are worth.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::super::ast::{Call, CallArguments, Constant, Expression};
-use super::super::error::{Error, check_text_bytes};
+use super::super::arguments::Arguments;
+use super::super::ast::{Binary, Call, CallArguments, Comparison, Constant, Expression};
+use super::super::budget::check_text_bytes;
+use super::super::dict::{Dict, Key};
+use super::super::error::Error;
+use super::super::runtime::Runtime;
 use super::super::slice::Slice;
-use super::super::value::{Arguments, Dict, Key, Runtime, Value};
-use super::super::{filters, operators, repr, subscripts, type_tests};
+use super::super::value::Value;
+use super::super::{budget, filters, markup, operators, repr, subscripts, type_tests};
 use super::loops::Loop;
 use super::state::Interpreter;
 
@@ -22,116 +27,197 @@ impl Interpreter {
                 .unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined")))),
             other => {
                 self.step()?;
-                self.nested(|interpreter| interpreter.evaluate_inner(other))
+                self.enter()?;
+                let value = self.evaluate_inner(other);
+                self.leave();
+                value
             }
         }
     }
 
+    /// Each kind has a method of its own, so that nested ones need little of the stack.
     fn evaluate_inner(&mut self, expression: &Expression) -> Result<Value, Error> {
         match expression {
             Expression::Constant(_) | Expression::Name(_) => self.evaluate(expression),
             Expression::List(items) => self.evaluate_all(items).map(Value::list),
             Expression::Tuple(items) => self.evaluate_all(items).map(Value::tuple),
             Expression::Dict(items) => self.evaluate_dict(items),
-            Expression::Attribute(value, name, line) => {
-                let value = self.evaluate(value)?;
-                self.look_ahead(&value, name)?;
-                subscripts::attribute(&value, name).map_err(|error| error.at(*line))
-            }
-            Expression::Item(value, key, line) => {
-                let value = self.evaluate(value)?;
-                let key = self.evaluate(key)?;
-                if let Some(name) = key.as_text() {
-                    self.look_ahead(&value, name)?;
-                }
-                subscripts::item(&value, &key).map_err(|error| error.at(*line))
-            }
-            Expression::Slice(sliced, borders, line) => {
-                let value = self.evaluate(sliced)?;
-                let [start, stop, step] = &**borders;
-                let mut border = |border: &Option<Expression>| match border {
-                    Some(border) => self.evaluate(border),
-                    None => Ok(Value::None),
-                };
-                let (start, stop, step) = (border(start)?, border(stop)?, border(step)?);
-                let sliced_value = match Slice::new(&start, &stop, &step) {
-                    Some(slice) => {
-                        subscripts::slice(&value, &slice).map_err(|error| error.at(*line))?
-                    }
-                    None => None,
-                };
-                match sliced_value {
-                    Some(part) => Ok(part),
-                    // Jinja computes beforehand what the template itself says, and forgives it.
-                    None if is_known_beforehand(sliced) => {
-                        Ok(subscripts::missing(&value, &Value::from("slice")))
-                    }
-                    None => {
-                        let kind = value.type_name();
-                        let message = format!("'{kind}' object cannot be sliced so");
-                        Err(Error::new(message).at(*line))
-                    }
-                }
-            }
-            Expression::Call(_) => self.evaluate_call(expression, None),
+            Expression::Attribute(value, name, line) => self.evaluate_attribute(value, name, *line),
+            Expression::Item(value, key, line) => self.evaluate_item(value, key, *line),
+            Expression::Slice(value, borders, line) => self.evaluate_slice(value, borders, *line),
+            Expression::Call(call) => self.evaluate_call(call, None),
             Expression::Filter(value, name, arguments, line) => {
-                let value = match value {
-                    Some(value) => self.evaluate(value)?,
-                    None => Value::from(""),
-                };
-                self.evaluate_filter(name, value, arguments, *line)
+                self.evaluate_filtered(value.as_deref(), name, arguments, *line)
             }
             Expression::Test(value, name, arguments, line) => {
-                let value = self.evaluate(value)?;
-                let arguments = self.evaluate_arguments(arguments)?;
-                let result = type_tests::apply(name, &value, arguments);
-                result.map(Value::Bool).map_err(|error| error.at(*line))
+                self.evaluate_test(value, name, arguments, *line)
             }
             Expression::Binary(operator, left, right, line) => {
-                let (left, right) = (self.evaluate(left)?, self.evaluate(right)?);
-                operators::binary(*operator, &left, &right).map_err(|error| error.at(*line))
+                self.evaluate_binary(*operator, left, right, *line)
             }
             Expression::Concat(parts) => self.evaluate_concat(parts),
-            Expression::Negate(value, line) => {
-                operators::negate(&self.evaluate(value)?).map_err(|error| error.at(*line))
-            }
-            Expression::Plus(value, line) => {
-                operators::plus(&self.evaluate(value)?).map_err(|error| error.at(*line))
-            }
-            Expression::Not(value) => Ok(Value::Bool(!self.evaluate(value)?.is_true())),
-            Expression::And(left, right) => {
-                let left = self.evaluate(left)?;
-                if left.is_true() { self.evaluate(right) } else { Ok(left) }
-            }
-            Expression::Or(left, right) => {
-                let left = self.evaluate(left)?;
-                if left.is_true() { Ok(left) } else { self.evaluate(right) }
-            }
-            Expression::Compare(first, rest, line) => {
-                let mut left = self.evaluate(first)?;
-                for (comparison, right) in rest {
-                    let right = self.evaluate(right)?;
-                    let holds = operators::compare(*comparison, &left, &right)
-                        .map_err(|error| error.at(*line))?;
-                    if !holds {
-                        return Ok(Value::Bool(false));
-                    }
-                    left = right;
-                }
-                Ok(Value::Bool(true))
-            }
+            Expression::Negate(value, line) => self.evaluate_unary(operators::negate, value, *line),
+            Expression::Plus(value, line) => self.evaluate_unary(operators::plus, value, *line),
+            Expression::Not(value) => self.evaluate_not(value),
+            Expression::And(left, right) => self.evaluate_either(left, right, false),
+            Expression::Or(left, right) => self.evaluate_either(left, right, true),
+            Expression::Compare(first, rest, line) => self.evaluate_compare(first, rest, *line),
             Expression::Conditional(both, otherwise) => {
-                let [test, then] = &**both;
-                if self.evaluate(test)?.is_true() {
-                    return self.evaluate(then);
-                }
-                match otherwise {
-                    Some(otherwise) => self.evaluate(otherwise),
-                    None => Ok(Value::undefined(
-                        "the inline if-expression evaluated to false and no else section was defined.",
-                    )),
-                }
+                self.evaluate_conditional(both, otherwise.as_deref())
             }
+        }
+    }
+
+    fn evaluate_attribute(
+        &mut self,
+        value: &Expression,
+        name: &str,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = self.evaluate(value)?;
+        self.look_ahead(&value, name)?;
+        subscripts::attribute(&value, name).map_err(|error| error.at(line))
+    }
+
+    fn evaluate_item(
+        &mut self,
+        value: &Expression,
+        key: &Expression,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = self.evaluate(value)?;
+        let key = self.evaluate(key)?;
+        if let Some(name) = key.as_text() {
+            self.look_ahead(&value, name)?;
+        }
+        subscripts::item(&value, &key).map_err(|error| error.at(line))
+    }
+
+    fn evaluate_slice(
+        &mut self,
+        sliced: &Expression,
+        borders: &[Option<Expression>; 3],
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = self.evaluate(sliced)?;
+        let mut border = |border: &Option<Expression>| match border {
+            Some(border) => self.evaluate(border),
+            None => Ok(Value::None),
+        };
+        let [start, stop, step] = borders;
+        let (start, stop, step) = (border(start)?, border(stop)?, border(step)?);
+        let part = match Slice::new(&start, &stop, &step) {
+            Some(slice) => subscripts::slice(&value, &slice).map_err(|error| error.at(line))?,
+            None => None,
+        };
+        match part {
+            Some(part) => Ok(part),
+            // Jinja computes beforehand what the template itself says, and forgives it.
+            None if is_known_beforehand(sliced) => {
+                Ok(subscripts::missing(&value, &Value::from("slice")))
+            }
+            None => {
+                let kind = value.type_name();
+                Err(Error::new(format!("'{kind}' object cannot be sliced so")).at(line))
+            }
+        }
+    }
+
+    fn evaluate_filtered(
+        &mut self,
+        value: Option<&Expression>,
+        name: &str,
+        arguments: &CallArguments,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = match value {
+            Some(value) => self.evaluate(value)?,
+            None => Value::from(""),
+        };
+        self.evaluate_filter(name, value, arguments, line)
+    }
+
+    fn evaluate_test(
+        &mut self,
+        value: &Expression,
+        name: &str,
+        arguments: &CallArguments,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = self.evaluate(value)?;
+        let arguments = self.evaluate_arguments(arguments)?;
+        let result = type_tests::apply(name, &value, arguments);
+        result.map(Value::Bool).map_err(|error| error.at(line))
+    }
+
+    fn evaluate_binary(
+        &mut self,
+        operator: Binary,
+        left: &Expression,
+        right: &Expression,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let left = self.evaluate(left)?;
+        let right = self.evaluate(right)?;
+        operators::binary(operator, &left, &right).map_err(|error| error.at(line))
+    }
+
+    fn evaluate_unary(
+        &mut self,
+        operator: fn(&Value) -> Result<Value, Error>,
+        value: &Expression,
+        line: usize,
+    ) -> Result<Value, Error> {
+        let value = self.evaluate(value)?;
+        operator(&value).map_err(|error| error.at(line))
+    }
+
+    fn evaluate_not(&mut self, value: &Expression) -> Result<Value, Error> {
+        Ok(Value::Bool(!self.evaluate(value)?.is_true()))
+    }
+
+    /// `and` and `or`: the left value, where it decides.
+    fn evaluate_either(
+        &mut self,
+        left: &Expression,
+        right: &Expression,
+        decides: bool,
+    ) -> Result<Value, Error> {
+        let left = self.evaluate(left)?;
+        if left.is_true() == decides { Ok(left) } else { self.evaluate(right) }
+    }
+
+    fn evaluate_compare(
+        &mut self,
+        first: &Expression,
+        rest: &[(Comparison, Expression)],
+        line: usize,
+    ) -> Result<Value, Error> {
+        let mut left = self.evaluate(first)?;
+        for (comparison, right) in rest {
+            let right = self.evaluate(right)?;
+            let holds = operators::compare(*comparison, &left, &right);
+            if !holds.map_err(|error| error.at(line))? {
+                return Ok(Value::Bool(false));
+            }
+            left = right;
+        }
+        Ok(Value::Bool(true))
+    }
+
+    fn evaluate_conditional(
+        &mut self,
+        [test, then]: &[Expression; 2],
+        otherwise: Option<&Expression>,
+    ) -> Result<Value, Error> {
+        if self.evaluate(test)?.is_true() {
+            return self.evaluate(then);
+        }
+        match otherwise {
+            Some(otherwise) => self.evaluate(otherwise),
+            None => Ok(Value::undefined(
+                "the inline if-expression evaluated to false and no else section was defined.",
+            )),
         }
     }
 
@@ -166,25 +252,23 @@ impl Interpreter {
         let mut out = String::new();
         for value in &values {
             if is_markup {
-                out.push_str(&operators::escape(value)?);
+                out.push_str(&markup::escaped(value)?);
             } else {
                 out.push_str(&repr::to_text(value)?);
             }
             check_text_bytes(out.len())?;
         }
+        budget::charge_text(out.len())?;
         Ok(if is_markup { Value::Markup(out.into()) } else { out.into() })
     }
 
     /// A call, with the body of a `{% call %}` as one more argument.
     pub(super) fn evaluate_call(
         &mut self,
-        expression: &Expression,
+        call: &Call,
         caller: Option<Value>,
     ) -> Result<Value, Error> {
-        let Expression::Call(call) = expression else {
-            return Err(Error::new("expected call"));
-        };
-        let Call { callee, arguments, line } = &**call;
+        let Call { callee, arguments, line } = call;
         let callee = self.evaluate(callee)?;
         let mut arguments = self.evaluate_arguments(arguments)?;
         if let Some(caller) = caller {
@@ -200,23 +284,48 @@ impl Interpreter {
             keywords.push((name.clone(), self.evaluate(value)?));
         }
         if let Some(more) = &arguments.more_positional {
-            positional.extend(self.evaluate(more)?.to_vec()?);
+            self.add_positional(more, &mut positional)?;
         }
         if let Some(more) = &arguments.more_keywords {
-            let more = self.evaluate(more)?;
-            let Value::Dict(dict) = &more else {
-                return Err(Error::new("argument after ** must be a mapping"));
-            };
-            for (name, value) in dict.iter() {
-                let name = name.as_text().ok_or_else(|| Error::new("keywords must be strings"))?;
-                if keywords.iter().any(|(known, _)| **known == *name) {
-                    let message = format!("got multiple values for keyword argument '{name}'");
-                    return Err(Error::new(message));
-                }
-                keywords.push((Arc::from(name), value.clone()));
-            }
+            self.add_keywords(more, &mut keywords)?;
         }
         Ok(Arguments { positional, keywords })
+    }
+
+    /// `*values`.
+    fn add_positional(
+        &mut self,
+        more: &Expression,
+        positional: &mut Vec<Value>,
+    ) -> Result<(), Error> {
+        let more = self.evaluate(more)?.to_vec()?;
+        check_count(positional.len() + more.len())?;
+        positional.extend(more);
+        Ok(())
+    }
+
+    /// `**values`.
+    fn add_keywords(
+        &mut self,
+        more: &Expression,
+        keywords: &mut Vec<(Arc<str>, Value)>,
+    ) -> Result<(), Error> {
+        let more = self.evaluate(more)?;
+        let Value::Dict(dict) = &more else {
+            return Err(Error::new("argument after ** must be a mapping"));
+        };
+        check_count(keywords.len() + dict.len())?;
+        let written: HashSet<Arc<str>> = keywords.iter().map(|(name, _)| name.clone()).collect();
+        for (name, value) in dict.iter() {
+            let name = name.as_text().ok_or_else(|| Error::new("keywords must be strings"))?;
+            budget::charge_text(name.len())?;
+            if written.contains(name) {
+                let message = format!("got multiple values for keyword argument '{name}'");
+                return Err(Error::new(message));
+            }
+            keywords.push((Arc::from(name), value.clone()));
+        }
+        Ok(())
     }
 
     fn evaluate_filter(
@@ -245,6 +354,16 @@ impl Interpreter {
         };
         self.evaluate_filter(name, value, arguments, *line)
     }
+}
+
+/// Most arguments of a call.
+const MAX_ARGUMENTS: usize = 1 << 16;
+
+fn check_count(arguments: usize) -> Result<(), Error> {
+    if arguments <= MAX_ARGUMENTS {
+        return Ok(());
+    }
+    Err(Error::limit(format!("the template makes a call with more than {MAX_ARGUMENTS} arguments")))
 }
 
 /// Whether a value is known before the template renders, since it depends on no variable.
@@ -287,7 +406,7 @@ fn of_constant(constant: &Constant) -> Value {
         Constant::Bool(value) => Value::Bool(*value),
         Constant::Int(value) => Value::Int(value.clone()),
         Constant::Float(value) => Value::Float(*value),
-        Constant::Text(text) => Value::Text(text.clone()),
+        Constant::Text(text) => Value::from(text.clone()),
     }
 }
 

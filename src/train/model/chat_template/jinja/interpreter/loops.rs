@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::super::ast::For;
 use super::super::error::Error;
 use super::super::globals::Function;
-use super::super::value::{Items, Object, Value};
+use super::super::items::Items;
+use super::super::object::Object;
+use super::super::value::Value;
 use super::scope::Scope;
 use super::state::Interpreter;
 
@@ -28,6 +30,8 @@ pub(super) struct LoopState {
     before: RefCell<Option<Value>>,
     current: RefCell<Option<Value>>,
     changed: RefCell<Option<Value>>,
+    /// How deep values are nested in what it iterates over.
+    nesting: usize,
     /// How many loops it runs in that called each other, itself included.
     pub(super) depth: usize,
 }
@@ -51,6 +55,7 @@ impl LoopState {
             before: RefCell::default(),
             current: RefCell::default(),
             changed: RefCell::default(),
+            nesting: iterable.depth(),
             depth,
         }))
     }
@@ -135,6 +140,10 @@ impl Object for Loop {
         "LoopContext"
     }
 
+    fn depth(&self) -> usize {
+        self.0.nesting + 1
+    }
+
     fn repr(&self) -> Result<String, Error> {
         let length = self.length().unwrap_or(0);
         Ok(format!("<LoopContext {}/{length}>", self.0.passed.get()))
@@ -162,11 +171,13 @@ impl Object for Loop {
             }
             "cycle" => {
                 let state = state.clone();
-                Function::value("cycle", move |arguments| state.cycle(arguments.positional))
+                Function::holding("cycle", self.depth(), move |arguments| {
+                    state.cycle(arguments.positional)
+                })
             }
             "changed" => {
                 let state = state.clone();
-                Function::value("changed", move |arguments| {
+                Function::holding("changed", self.depth(), move |arguments| {
                     Ok(state.has_changed(arguments.positional).into())
                 })
             }
@@ -206,6 +217,17 @@ impl Interpreter {
     ) -> Result<Flow, Error> {
         let state = LoopState::new(definition.clone(), scope, iterable, depth)
             .map_err(|error| error.at(definition.line))?;
+        let result = self.iterate(&state);
+        // It may hold the loop itself.
+        state.changed.take();
+        if Rc::strong_count(&state) > 1 {
+            self.register_scope(&state.scope);
+        }
+        result
+    }
+
+    fn iterate(&mut self, state: &Rc<LoopState>) -> Result<Flow, Error> {
+        let definition = &state.definition;
         let name: Arc<str> = Arc::from("loop");
         // Only an iteration that ran to its end counts, as in Jinja.
         let mut has_run = false;

@@ -4,9 +4,14 @@ use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
+use super::super::arguments::Arguments;
 use super::super::ast::Macro;
+use super::super::dict::{Dict, Key};
 use super::super::error::Error;
-use super::super::value::{Arguments, Dict, Key, Object, Value};
+use super::super::object::Object;
+use super::super::value::Value;
 use super::loops::Loop;
 use super::scope::Scope;
 use super::state::Interpreter;
@@ -32,9 +37,9 @@ impl Object for MacroValue {
     fn attribute(&self, name: &str) -> Option<Value> {
         let Macro { name: own_name, parameters, uses, .. } = &*self.definition;
         match name {
-            "name" => Some(own_name.clone().map_or(Value::None, Value::Text)),
+            "name" => Some(own_name.clone().map_or(Value::None, Value::from)),
             "arguments" => {
-                let names = parameters.iter().map(|(name, _)| Value::Text(name.clone()));
+                let names = parameters.iter().map(|(name, _)| Value::from(name.clone()));
                 Some(Value::tuple(names.collect()))
             }
             "caller" => Some(uses.caller.into()),
@@ -56,8 +61,8 @@ impl Object for MacroValue {
 impl Interpreter {
     /// A macro that sees the current scope.
     pub(super) fn define_macro(&mut self, definition: &Arc<Macro>) -> Value {
-        self.register_scope();
         let scope = self.scope.clone();
+        self.register_scope(&scope);
         Value::object(MacroValue { definition: definition.clone(), scope })
     }
 
@@ -98,7 +103,9 @@ impl Interpreter {
         arguments: Arguments,
     ) -> Result<Value, Error> {
         let name = definition.name.as_deref().unwrap_or("caller");
-        let Arguments { positional, mut keywords } = arguments;
+        let Arguments { positional, keywords } = arguments;
+        let mut keywords: Keywords =
+            keywords.into_iter().map(|(name, value)| (name, Some(value))).collect();
         let mut positional = positional.into_iter();
         let scope = Scope::new(Some(outer));
         let mut missing = Vec::new();
@@ -124,10 +131,10 @@ impl Interpreter {
         if definition.uses.kwargs {
             let mut dict = Dict::default();
             for (name, value) in keywords {
-                dict.insert(Key::text(&name), value);
+                value.into_iter().for_each(|value| dict.insert(Key::text(&name), value));
             }
             scope.set(Arc::from("kwargs"), Value::dict(dict));
-        } else if let Some((keyword, _)) = keywords.first() {
+        } else if let Some((keyword, _)) = keywords.iter().find(|(_, value)| value.is_some()) {
             return Err(Error::new(format!(
                 "macro '{name}' takes no keyword argument '{keyword}'"
             )));
@@ -151,7 +158,9 @@ impl Interpreter {
     }
 }
 
-fn take(keywords: &mut Vec<(Arc<str>, Value)>, name: &str) -> Option<Value> {
-    let index = keywords.iter().position(|(known, _)| **known == *name)?;
-    Some(keywords.remove(index).1)
+/// Arguments with names, in their order; those that were taken are gone.
+type Keywords = IndexMap<Arc<str>, Option<Value>>;
+
+fn take(keywords: &mut Keywords, name: &str) -> Option<Value> {
+    keywords.get_mut(name)?.take()
 }

@@ -1,6 +1,7 @@
 //! Variables, and where they can be seen.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,41 +9,67 @@ use super::super::value::Value;
 
 /// The variables of a block, and the block around it.
 pub(crate) struct Scope {
-    variables: RefCell<Vec<(Arc<str>, Value)>>,
+    variables: RefCell<Variables>,
     parent: Option<Rc<Self>>,
+    /// Whether the interpreter empties it in the end.
+    pub(super) is_registered: Cell<bool>,
 }
 
 impl Scope {
     pub(super) fn new(parent: Option<Rc<Self>>) -> Rc<Self> {
-        Rc::new(Self { variables: RefCell::new(Vec::new()), parent })
+        Rc::new(Self { variables: RefCell::default(), parent, is_registered: Cell::new(false) })
     }
 
     /// The value of a name here or further out.
     pub(super) fn get(&self, name: &Arc<str>) -> Option<Value> {
         let mut scope = self;
         loop {
-            let variables = scope.variables.borrow();
-            let found = variables.iter().find(|(known, _)| is_same(known, name));
-            if let Some((_, value)) = found {
+            if let Some(value) = scope.variables.borrow().get(name) {
                 return Some(value.clone());
             }
-            drop(variables);
             scope = scope.parent.as_deref()?;
         }
     }
 
     /// Sets a name here.
     pub(super) fn set(&self, name: Arc<str>, value: Value) {
-        let mut variables = self.variables.borrow_mut();
-        match variables.iter_mut().find(|(known, _)| is_same(known, &name)) {
-            Some((_, old)) => *old = value,
-            None => variables.push((name, value)),
-        }
+        self.variables.borrow_mut().set(name, value);
     }
 
     /// Lets go of all values.
     pub(super) fn clear(&self) {
         self.variables.take();
+    }
+}
+
+/// Most variables that are looked through one after the other.
+const MAX_LISTED: usize = 16;
+
+/// Variables by their names. Most scopes have a few, which are listed; many are found by their hashes.
+#[derive(Default)]
+struct Variables {
+    listed: Vec<(Arc<str>, Value)>,
+    more: HashMap<Arc<str>, Value>,
+}
+
+impl Variables {
+    fn get(&self, name: &Arc<str>) -> Option<&Value> {
+        let listed = self.listed.iter().find(|(known, _)| is_same(known, name));
+        match listed {
+            Some((_, value)) => Some(value),
+            None if self.more.is_empty() => None,
+            None => self.more.get(name),
+        }
+    }
+
+    fn set(&mut self, name: Arc<str>, value: Value) {
+        if let Some((_, old)) = self.listed.iter_mut().find(|(known, _)| is_same(known, &name)) {
+            *old = value;
+        } else if self.listed.len() < MAX_LISTED {
+            self.listed.push((name, value));
+        } else {
+            self.more.insert(name, value);
+        }
     }
 }
 

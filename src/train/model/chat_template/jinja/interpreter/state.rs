@@ -3,15 +3,16 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::super::error::{Error, MAX_TEXT_BYTES};
+use super::super::ast::MAX_DEPTH;
+use super::super::budget::{self, MAX_TEXT_BYTES};
+use super::super::error::Error;
 use super::super::globals::{self, Namespace};
-use super::super::value::{Object, Value};
+use super::super::object::SharedObject;
+use super::super::value::Value;
 use super::scope::Scope;
 
-/// Steps that a template may take: far more than a long conversation needs, and an endless loop ends.
-const FUEL: u64 = 20_000_000;
-/// How deep expressions, blocks and calls of macros may be nested while they run.
-const MAX_DEPTH: usize = 300;
+/// What a scope takes up that is kept to the end.
+const KEPT_BYTES: usize = 384;
 
 /// One rendering of a template.
 pub(crate) struct Interpreter {
@@ -21,11 +22,10 @@ pub(crate) struct Interpreter {
     pub(super) out: String,
     /// Whether what is written is escaped for HTML.
     pub(super) escapes: bool,
-    fuel: u64,
     depth: usize,
     /// Scopes and namespaces that may hold what refers to them; they are emptied in the end.
     scopes: Vec<Rc<Scope>>,
-    namespaces: Vec<Rc<dyn Object>>,
+    namespaces: Vec<SharedObject>,
 }
 
 impl Interpreter {
@@ -44,7 +44,6 @@ impl Interpreter {
             root,
             out: String::new(),
             escapes: false,
-            fuel: FUEL,
             depth: 0,
             scopes: Vec::new(),
             namespaces: Vec::new(),
@@ -58,8 +57,7 @@ impl Interpreter {
 
     /// Counts a step.
     pub(super) fn step(&mut self) -> Result<(), Error> {
-        self.fuel = self.fuel.checked_sub(1).ok_or_else(|| Error::endless(FUEL))?;
-        Ok(())
+        budget::charge(1)
     }
 
     /// Runs something that may hold more of its kind.
@@ -67,13 +65,24 @@ impl Interpreter {
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.enter()?;
+        let result = run(self);
+        self.leave();
+        result
+    }
+
+    /// Goes one level deeper.
+    pub(super) fn enter(&mut self) -> Result<(), Error> {
         if self.depth == MAX_DEPTH {
             return Err(Error::new("maximum recursion depth exceeded"));
         }
         self.depth += 1;
-        let result = run(self);
+        Ok(())
+    }
+
+    /// Goes back one level.
+    pub(super) fn leave(&mut self) {
         self.depth -= 1;
-        result
     }
 
     /// Runs something in a scope, and goes back to the current one.
@@ -101,30 +110,35 @@ impl Interpreter {
         let outer = std::mem::take(&mut self.out);
         let result = run(self);
         let written = std::mem::replace(&mut self.out, outer);
+        budget::give_bytes(written.len());
         result?;
         Ok(if self.escapes { Value::Markup(written.into()) } else { written.into() })
     }
 
     pub(super) fn write(&mut self, text: &str) -> Result<(), Error> {
         if self.out.len() + text.len() > MAX_TEXT_BYTES {
-            return Err(Error::new(format!(
+            return Err(Error::limit(format!(
                 "the template writes more than {MAX_TEXT_BYTES} bytes"
             )));
         }
+        budget::take_bytes(text.len());
+        budget::charge_text(text.len())?;
         self.out.push_str(text);
         Ok(())
     }
 
-    /// Remembers the current scope, which a macro refers to that may lie in it.
-    pub(super) fn register_scope(&mut self) {
-        if !self.scopes.iter().any(|known| Rc::ptr_eq(known, &self.scope)) {
-            self.scopes.push(self.scope.clone());
+    /// Remembers a scope, which a macro or a loop refers to that may lie in it.
+    pub(super) fn register_scope(&mut self, scope: &Rc<Scope>) {
+        if !scope.is_registered.replace(true) {
+            budget::take_bytes(KEPT_BYTES);
+            self.scopes.push(scope.clone());
         }
     }
 
     /// Remembers a namespace, which may come to hold itself.
-    pub(super) fn register_namespace(&mut self, object: &Rc<dyn Object>, namespace: &Namespace) {
+    pub(super) fn register_namespace(&mut self, object: &SharedObject, namespace: &Namespace) {
         if !namespace.is_registered.replace(true) {
+            budget::take_bytes(KEPT_BYTES);
             self.namespaces.push(object.clone());
         }
     }

@@ -1,18 +1,17 @@
 //! What statements do.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::super::ast::{Expression, Statement, Target};
+use super::super::arguments::Arguments;
+use super::super::ast::{Call, Expression, Macro, Statement, Target};
 use super::super::error::Error;
 use super::super::globals::Namespace;
 use super::super::value::Value;
-use super::super::{operators, repr};
+use super::super::{markup, repr};
 use super::loops::Flow;
 use super::scope::Scope;
 use super::state::Interpreter;
-
-/// How deep lists may be nested that a variable holds.
-const MAX_NESTED_LISTS: usize = 200;
 
 impl Interpreter {
     /// Runs a template.
@@ -23,7 +22,10 @@ impl Interpreter {
     pub(super) fn execute_all(&mut self, statements: &[Statement]) -> Result<Flow, Error> {
         for statement in statements {
             self.step()?;
-            let flow = self.nested(|interpreter| interpreter.execute(statement))?;
+            self.enter()?;
+            let flow = self.execute(statement);
+            self.leave();
+            let flow = flow?;
             if flow != Flow::Next {
                 return Ok(flow);
             }
@@ -35,14 +37,7 @@ impl Interpreter {
         match statement {
             Statement::Text(text) => self.write(text)?,
             Statement::Print(expression) => self.print(expression)?,
-            Statement::If(branches, otherwise) => {
-                for (test, body) in branches {
-                    if self.evaluate(test)?.is_true() {
-                        return self.execute_all(body);
-                    }
-                }
-                return self.execute_all(otherwise);
-            }
+            Statement::If(branches, otherwise) => return self.run_if(branches, otherwise),
             Statement::For(definition) => {
                 let iterable = self.evaluate(&definition.iterable)?;
                 return self.run_loop(definition, &iterable, self.scope.clone(), 1);
@@ -52,52 +47,19 @@ impl Interpreter {
                 self.assign(target, value).map_err(|error| error.at(*line))?;
             }
             Statement::SetBlock(target, filter, body, line) => {
-                let (written, flow) = self.write_aside(body)?;
-                let value = match filter {
-                    Some(filter) => self.filter_block(filter, written)?,
-                    None => written,
-                };
-                self.assign(target, value).map_err(|error| error.at(*line))?;
-                return Ok(flow);
+                return self.set_block(target, filter.as_ref(), body, *line);
             }
-            Statement::Filter(filter, body) => {
-                let (written, flow) = self.write_aside(body)?;
-                let value = self.filter_block(filter, written)?;
-                self.write(&repr::to_text(&value)?)?;
-                return Ok(flow);
-            }
-            Statement::With(assignments, body) => {
-                let scope = self.inner_scope();
-                for (target, value) in assignments {
-                    let value = self.evaluate(value)?;
-                    self.in_scope(scope.clone(), |this| this.assign(target, value))?;
-                }
-                return self.in_scope(scope, |this| this.execute_all(body));
-            }
+            Statement::Filter(filter, body) => return self.write_filtered(filter, body),
+            Statement::With(assignments, body) => return self.run_with(assignments, body),
             Statement::Macro(definition) => {
                 let value = self.define_macro(definition);
                 if let Some(name) = &definition.name {
                     self.scope.set(name.clone(), value);
                 }
             }
-            Statement::Call(definition, call) => {
-                let caller = self.define_macro(definition);
-                let value = self.evaluate_call(call, Some(caller))?;
-                self.write_value(&value)?;
-            }
-            Statement::Generation(definition) => {
-                let body = self.define_macro(definition);
-                let written = self.call(&body, super::super::value::Arguments::default())?;
-                self.write_value(&written)?;
-            }
-            Statement::Autoescape(is_on, body) => {
-                let is_on = self.evaluate(is_on)?.is_true();
-                let outer = std::mem::replace(&mut self.escapes, is_on);
-                let scope = self.inner_scope();
-                let result = self.in_scope(scope, |this| this.execute_all(body));
-                self.escapes = outer;
-                return result;
-            }
+            Statement::Call(definition, call) => self.write_call(definition, call)?,
+            Statement::Generation(definition) => self.write_generation(definition)?,
+            Statement::Autoescape(is_on, body) => return self.run_autoescape(is_on, body),
             Statement::Block(body) => {
                 let scope = Scope::new(Some(self.root.clone()));
                 self.in_scope(scope, |this| this.execute_all(body))?;
@@ -109,6 +71,76 @@ impl Interpreter {
         Ok(Flow::Next)
     }
 
+    fn run_if(
+        &mut self,
+        branches: &[(Expression, Vec<Statement>)],
+        otherwise: &[Statement],
+    ) -> Result<Flow, Error> {
+        for (test, body) in branches {
+            if self.evaluate(test)?.is_true() {
+                return self.execute_all(body);
+            }
+        }
+        self.execute_all(otherwise)
+    }
+
+    fn set_block(
+        &mut self,
+        target: &Target,
+        filter: Option<&Expression>,
+        body: &[Statement],
+        line: usize,
+    ) -> Result<Flow, Error> {
+        let (written, flow) = self.write_aside(body)?;
+        let value = match filter {
+            Some(filter) => self.filter_block(filter, written)?,
+            None => written,
+        };
+        self.assign(target, value).map_err(|error| error.at(line))?;
+        Ok(flow)
+    }
+
+    fn write_filtered(&mut self, filter: &Expression, body: &[Statement]) -> Result<Flow, Error> {
+        let (written, flow) = self.write_aside(body)?;
+        let value = self.filter_block(filter, written)?;
+        self.write(&repr::to_text(&value)?)?;
+        Ok(flow)
+    }
+
+    fn run_with(
+        &mut self,
+        assignments: &[(Target, Expression)],
+        body: &[Statement],
+    ) -> Result<Flow, Error> {
+        let scope = self.inner_scope();
+        for (target, value) in assignments {
+            let value = self.evaluate(value)?;
+            self.in_scope(scope.clone(), |this| this.assign(target, value))?;
+        }
+        self.in_scope(scope, |this| this.execute_all(body))
+    }
+
+    fn write_call(&mut self, definition: &Arc<Macro>, call: &Call) -> Result<(), Error> {
+        let caller = self.define_macro(definition);
+        let value = self.evaluate_call(call, Some(caller))?;
+        self.write_value(&value)
+    }
+
+    fn write_generation(&mut self, definition: &Arc<Macro>) -> Result<(), Error> {
+        let body = self.define_macro(definition);
+        let written = self.call(&body, Arguments::default())?;
+        self.write_value(&written)
+    }
+
+    fn run_autoescape(&mut self, is_on: &Expression, body: &[Statement]) -> Result<Flow, Error> {
+        let is_on = self.evaluate(is_on)?.is_true();
+        let outer = std::mem::replace(&mut self.escapes, is_on);
+        let scope = self.inner_scope();
+        let result = self.in_scope(scope, |this| this.execute_all(body));
+        self.escapes = outer;
+        result
+    }
+
     fn print(&mut self, expression: &Expression) -> Result<(), Error> {
         let value = self.evaluate(expression)?;
         self.write_value(&value)
@@ -117,7 +149,7 @@ impl Interpreter {
     /// Writes a value as `str()` has it.
     fn write_value(&mut self, value: &Value) -> Result<(), Error> {
         if self.escapes {
-            return self.write(&operators::escape(value)?);
+            return self.write(&markup::escaped(value)?);
         }
         self.write(&repr::to_text(value)?)
     }
@@ -137,9 +169,6 @@ impl Interpreter {
 
     /// Assigns a value to names, or to an attribute of a namespace.
     pub(super) fn assign(&mut self, target: &Target, value: Value) -> Result<(), Error> {
-        if value.is_deeper_than(MAX_NESTED_LISTS) {
-            return Err(Error::new("the template nests lists too deeply"));
-        }
         match target {
             Target::Name(name) => self.scope.set(name.clone(), value),
             Target::Tuple(targets) => {

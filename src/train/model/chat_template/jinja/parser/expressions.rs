@@ -1,5 +1,6 @@
 //! Expressions, from the loosest operator to the tightest.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::super::ast::{Binary, Call, CallArguments, Comparison, Constant, Expression, Target};
@@ -13,16 +14,17 @@ const MAX_CHAIN: usize = 150;
 
 impl Parser {
     pub(super) fn parse_expression(&mut self) -> Result<Expression, Error> {
-        self.nested(Self::parse_conditional)
+        let expression = self.nested(Self::parse_conditional)?;
+        self.check_height(expression)
     }
 
     /// `then if test else otherwise`.
     fn parse_conditional(&mut self) -> Result<Expression, Error> {
         let known = self.unknown.len();
         let mut then = self.parse_or()?;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             if !self.skip_name("if") {
-                return Ok(then);
+                return self.check_chain(then, length);
             }
             let test = self.parse_or()?;
             let otherwise = if self.skip_name("else") {
@@ -39,9 +41,9 @@ impl Parser {
 
     pub(super) fn parse_or(&mut self) -> Result<Expression, Error> {
         let mut left = self.parse_and()?;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             if !self.skip_name("or") {
-                return Ok(left);
+                return self.check_chain(left, length);
             }
             left = Expression::Or(Box::new(left), Box::new(self.parse_and()?));
         }
@@ -50,9 +52,9 @@ impl Parser {
 
     fn parse_and(&mut self) -> Result<Expression, Error> {
         let mut left = self.parse_not()?;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             if !self.skip_name("and") {
-                return Ok(left);
+                return self.check_chain(left, length);
             }
             left = Expression::And(Box::new(left), Box::new(self.parse_not()?));
         }
@@ -101,10 +103,10 @@ impl Parser {
         operand: fn(&mut Self) -> Result<Expression, Error>,
     ) -> Result<Expression, Error> {
         let mut left = operand(self)?;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             let line = self.line();
             let found = operators.iter().find(|(symbol, _)| self.is_operator(symbol));
-            let Some((_, operator)) = found else { return Ok(left) };
+            let Some((_, operator)) = found else { return self.check_chain(left, length) };
             self.advance();
             left = Expression::Binary(*operator, Box::new(left), Box::new(operand(self)?), line);
         }
@@ -164,12 +166,15 @@ impl Parser {
             }
             Token::String(first) => {
                 self.advance();
-                let mut text = first;
+                if !matches!(self.current(), Token::String(_)) {
+                    return Ok(Expression::Constant(Constant::Text(first)));
+                }
+                let mut text = first.to_string();
                 while let Token::String(more) = self.current() {
-                    text = Arc::from(format!("{text}{more}"));
+                    text.push_str(more);
                     self.advance();
                 }
-                Ok(Expression::Constant(Constant::Text(text)))
+                Ok(Expression::Constant(Constant::Text(text.into())))
             }
             Token::Int(value) => {
                 self.advance();
@@ -279,7 +284,7 @@ impl Parser {
     /// Attributes, items and calls.
     fn parse_postfix(&mut self, value: Expression) -> Result<Expression, Error> {
         let mut value = value;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             let line = self.line();
             if self.skip_operator(".") {
                 value = match self.advance() {
@@ -296,7 +301,7 @@ impl Parser {
             } else if self.is_operator("(") {
                 value = self.parse_call(value)?;
             } else {
-                return Ok(value);
+                return self.check_chain(value, length);
             }
         }
         self.fail("too many subscripts in a row")
@@ -345,6 +350,7 @@ impl Parser {
     fn parse_arguments(&mut self) -> Result<CallArguments, Error> {
         self.expect_operator("(")?;
         let mut arguments = CallArguments::default();
+        let mut keywords = HashSet::new();
         let mut is_first = true;
         while !self.is_operator(")") {
             if !is_first {
@@ -364,7 +370,7 @@ impl Parser {
             {
                 self.advance();
                 self.advance();
-                if arguments.keywords.iter().any(|(known, _)| *known == name) {
+                if !keywords.insert(name.clone()) {
                     return self.fail(format!("keyword argument repeated: {name}"));
                 }
                 arguments.keywords.push((name, self.parse_expression()?));
@@ -381,7 +387,7 @@ impl Parser {
     /// Filters, tests, and calls of what they give.
     fn parse_filters(&mut self, value: Expression) -> Result<Expression, Error> {
         let mut value = value;
-        for _ in 0..MAX_CHAIN {
+        for length in 0..MAX_CHAIN {
             if self.skip_operator("|") {
                 value = self.parse_filter(Some(value))?;
             } else if self.is_name("is") {
@@ -389,7 +395,7 @@ impl Parser {
             } else if self.is_operator("(") {
                 value = self.parse_call(value)?;
             } else {
-                return Ok(value);
+                return self.check_chain(value, length);
             }
         }
         self.fail("too many filters in a row")
@@ -408,11 +414,16 @@ impl Parser {
     }
 
     fn parse_dotted_name(&mut self) -> Result<Arc<str>, Error> {
-        let mut name = self.expect_name()?;
-        while self.skip_operator(".") {
-            name = Arc::from(format!("{name}.{}", self.expect_name()?));
+        let first = self.expect_name()?;
+        if !self.is_operator(".") {
+            return Ok(first);
         }
-        Ok(name)
+        let mut name = first.to_string();
+        while self.skip_operator(".") {
+            name.push('.');
+            name.push_str(&self.expect_name()?);
+        }
+        Ok(name.into())
     }
 
     fn parse_test(&mut self, value: Expression) -> Result<Expression, Error> {

@@ -1,6 +1,7 @@
 //! The grammar of templates, with Jinja's precedences.
 
 mod expressions;
+mod height;
 mod statements;
 mod tokens;
 

@@ -1,5 +1,6 @@
 //! Statements: what stands between `{%` and `%}`, and the blocks that they open.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::super::ast::{Expression, For, Macro, Parameters, SpecialNames, Statement};
@@ -119,15 +120,15 @@ impl Parser {
                 let has_parameters = self.is_operator("(");
                 let parameters = if has_parameters { self.parse_parameters()? } else { Vec::new() };
                 let call = self.parse_expression()?;
-                if !matches!(call, Expression::Call(_)) {
+                let Expression::Call(call) = call else {
                     return Err(Error::new("expected call").at(line));
-                }
+                };
                 Ok(Statement::Call(self.parse_function(None, parameters, "endcall")?, call))
             }
             "filter" => {
                 let mut filter = self.parse_filter(None)?;
                 while self.skip_operator("|") {
-                    filter = self.parse_filter(Some(filter))?;
+                    filter = self.parse_block_filter(Some(filter))?;
                 }
                 Ok(Statement::Filter(filter, self.parse_block("endfilter")?))
             }
@@ -176,6 +177,7 @@ impl Parser {
         loop {
             let known = self.unknown.len();
             let test = self.parse_tuple(Self::parse_or, None, false)?;
+            let test = self.check_height(test)?;
             self.unknown.truncate(known);
             let body = self.parse_body(&["elif", "else", "endif"], true)?;
             branches.push((test, body));
@@ -197,6 +199,7 @@ impl Parser {
             return self.expected("'in'");
         }
         let iterable = self.parse_tuple(Self::parse_or, Some("recursive"), false)?;
+        let iterable = self.check_height(iterable)?;
         let condition = if self.skip_name("if") { Some(self.parse_expression()?) } else { None };
         let is_recursive = self.skip_name("recursive");
         let outer = std::mem::replace(&mut self.is_in_loop, true);
@@ -219,9 +222,14 @@ impl Parser {
         }
         let mut filter = None;
         while self.skip_operator("|") {
-            filter = Some(self.parse_filter(filter)?);
+            filter = Some(self.parse_block_filter(filter)?);
         }
         Ok(Statement::SetBlock(target, filter, self.parse_block("endset")?, line))
+    }
+
+    fn parse_block_filter(&mut self, value: Option<Expression>) -> Result<Expression, Error> {
+        let filter = self.parse_filter(value)?;
+        self.check_height(filter)
     }
 
     fn parse_with(&mut self) -> Result<Statement, Error> {
@@ -240,12 +248,13 @@ impl Parser {
     fn parse_parameters(&mut self) -> Result<Parameters, Error> {
         self.expect_operator("(")?;
         let mut parameters = Parameters::new();
+        let mut known = HashSet::new();
         while !self.is_operator(")") {
             if !parameters.is_empty() {
                 self.expect_operator(",")?;
             }
             let name = self.expect_assignable()?;
-            if parameters.iter().any(|(known, _)| *known == name) {
+            if !known.insert(name.clone()) {
                 return self.fail(format!("duplicate argument '{name}'"));
             }
             let default = if self.skip_operator("=") {
