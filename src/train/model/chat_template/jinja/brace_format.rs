@@ -4,7 +4,7 @@ use super::arguments::Arguments;
 use super::budget::{self, check_text_bytes};
 use super::error::Error;
 use super::value::Value;
-use super::{format_spec, repr};
+use super::{format_spec, markup, repr};
 
 /// Finds an attribute or an item of a value.
 pub(crate) type Lookup = fn(&Value, &Step<'_>) -> Result<Value, Error>;
@@ -19,17 +19,23 @@ pub(crate) enum Step<'a> {
 struct Fields<'a> {
     arguments: &'a Arguments,
     lookup: Lookup,
+    escapes: bool,
     /// The number that the next field without one has; none once a field has one.
     next: Option<usize>,
     uses_numbers: bool,
 }
 
-/// The text with its fields filled in.
+/// The text with its fields filled in. `escapes` says whether it is HTML, so that what is written into it is escaped.
 ///
 /// # Errors
 /// Fields without a value, and specifications that do not fit a value.
-pub(crate) fn format(text: &str, arguments: &Arguments, lookup: Lookup) -> Result<String, Error> {
-    let mut fields = Fields { arguments, lookup, next: Some(0), uses_numbers: false };
+pub(crate) fn format(
+    text: &str,
+    arguments: &Arguments,
+    lookup: Lookup,
+    escapes: bool,
+) -> Result<String, Error> {
+    let mut fields = Fields { arguments, lookup, escapes, next: Some(0), uses_numbers: false };
     fill(text, &mut fields, 3)
 }
 
@@ -108,7 +114,16 @@ fn field(text: &str, fields: &mut Fields<'_>, depth: usize) -> Result<String, Er
             return Err(Error::new(format!("Unknown conversion specifier {other}")));
         }
     };
-    format_spec::format(&value, &specification)
+    match &value {
+        Value::Markup(text) if fields.escapes && specification.is_empty() => Ok(text.to_string()),
+        Value::Markup(_) if fields.escapes => {
+            Err(Error::new("Unsupported format specification for Markup."))
+        }
+        value if fields.escapes => {
+            markup::escaped_text(&format_spec::format(value, &specification)?)
+        }
+        value => format_spec::format(value, &specification),
+    }
 }
 
 impl Fields<'_> {

@@ -44,6 +44,17 @@ pub(crate) fn decode(text: &str) -> Result<String, Error> {
             'N' => {
                 return Err(Error::new("names of characters (\\N{…}) are not supported in texts"));
             }
+            // Jinja writes what is not ASCII as an escape of its own, which the backslash turns into text.
+            other if !other.is_ascii() => {
+                let code = u32::from(other);
+                out.push_str(&match code {
+                    0..=0xff => format!("\\x{code:02x}"),
+                    0x100..=0xffff => format!("\\u{code:04x}"),
+                    _ => format!("\\U{code:08x}"),
+                });
+                rest = after;
+                continue;
+            }
             _ => {
                 out.push('\\');
                 continue;

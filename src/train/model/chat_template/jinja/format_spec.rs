@@ -4,7 +4,7 @@ use super::budget::{self, check_text_bytes};
 use super::error::Error;
 use super::integer::Integer;
 use super::value::Value;
-use super::{float, repr};
+use super::{float, padding, repr};
 
 /// Longest specification.
 const MAX_SPEC_BYTES: usize = 256;
@@ -18,6 +18,8 @@ pub(crate) struct FormatSpec {
     pub(crate) align: Option<char>,
     /// `+`, `-` or a space.
     pub(crate) sign: Option<char>,
+    /// Whether zeros have no sign once they are rounded.
+    pub(crate) has_no_negative_zero: bool,
     pub(crate) is_alternate: bool,
     pub(crate) has_zeros: bool,
     pub(crate) width: usize,
@@ -27,7 +29,7 @@ pub(crate) struct FormatSpec {
 }
 
 impl FormatSpec {
-    /// `[[fill]align][sign][#][0][width][grouping][.precision][kind]`.
+    /// `[[fill]align][sign][z][#][0][width][grouping][.precision][kind]`.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         if text.len() > MAX_SPEC_BYTES {
             return Err(Error::new(format!("Invalid format specifier '{text}'")));
@@ -50,6 +52,7 @@ impl FormatSpec {
             found
         };
         spec.sign = take("+- ");
+        spec.has_no_negative_zero = take("z").is_some();
         spec.is_alternate = take("#").is_some();
         spec.has_zeros = take("0").is_some();
         let number = |take: &mut dyn FnMut(&str) -> Option<char>| {
@@ -76,6 +79,11 @@ impl FormatSpec {
         if at < characters.len() {
             return Err(Error::new(format!("Invalid format specifier '{text}'")));
         }
+        if let (Some(grouping), Some(kind)) = (spec.grouping, spec.kind)
+            && (matches!(kind, 'c' | 'n') || (grouping == ',' && "boxX".contains(kind)))
+        {
+            return Err(Error::new(format!("Cannot specify '{grouping}' with '{kind}'.")));
+        }
         spec.check()?;
         Ok(spec)
     }
@@ -94,7 +102,10 @@ impl FormatSpec {
     }
 
     /// A text, cut to the precision and padded to the width.
-    pub(crate) fn text(&self, text: &str) -> String {
+    ///
+    /// # Errors
+    /// The text would be too long.
+    pub(crate) fn text(&self, text: &str) -> Result<String, Error> {
         let text: String = match self.precision {
             Some(precision) => text.chars().take(precision).collect(),
             None => text.to_owned(),
@@ -104,7 +115,12 @@ impl FormatSpec {
     }
 
     /// A number of which the sign, what stands before its digits, and the digits are known.
-    pub(crate) fn number(&self, is_negative: bool, prefix: &str, digits: &str) -> String {
+    pub(crate) fn number(
+        &self,
+        is_negative: bool,
+        prefix: &str,
+        digits: &str,
+    ) -> Result<String, Error> {
         let sign = match self.sign {
             _ if is_negative => "-",
             Some('+') => "+",
@@ -119,9 +135,9 @@ impl FormatSpec {
             if fill == '0' && self.grouping.is_some() {
                 digits = self.grouped_to(&digits, room);
             }
-            let missing = room.saturating_sub(digits.chars().count());
-            let padding: String = std::iter::repeat_n(fill, missing).collect();
-            return format!("{sign}{prefix}{padding}{digits}");
+            let missing = padding::missing(&digits, room);
+            let digits = padding::padded(&digits, fill, [missing, 0])?;
+            return Ok(format!("{sign}{prefix}{digits}"));
         }
         pad(&format!("{sign}{prefix}{digits}"), self.width, fill, self.align.unwrap_or('>'))
     }
@@ -161,9 +177,9 @@ impl FormatSpec {
         let needed = room.saturating_sub(rest.len());
         let size = self.group_size();
         // A separator stands before each group but the first one.
-        let mut digits = needed - needed / (size + 1);
-        while digits > 1 && digits - 1 + (digits - 2) / size >= needed {
-            digits -= 1;
+        let mut digits = needed * size / (size + 1);
+        while digits + digits.saturating_sub(1) / size < needed {
+            digits += 1;
         }
         let zeros = digits.saturating_sub(whole.len());
         self.grouped(&format!("{}{plain}", "0".repeat(zeros)))
@@ -171,18 +187,14 @@ impl FormatSpec {
 }
 
 /// A text with fill characters around it.
-pub(crate) fn pad(text: &str, width: usize, fill: char, align: char) -> String {
-    let missing = width.saturating_sub(text.chars().count());
-    let left = match align {
+fn pad(text: &str, width: usize, fill: char, align: char) -> Result<String, Error> {
+    let missing = padding::missing(text, width);
+    let before = match align {
         '<' => 0,
         '^' => missing / 2,
         _ => missing,
     };
-    let mut out = String::with_capacity(text.len() + missing * fill.len_utf8());
-    out.extend(std::iter::repeat_n(fill, left));
-    out.push_str(text);
-    out.extend(std::iter::repeat_n(fill, missing - left));
-    out
+    padding::padded(text, fill, [before, missing - before])
 }
 
 /// `format(value, specification)`.
@@ -193,13 +205,17 @@ pub(crate) fn format(value: &Value, specification: &str) -> Result<String, Error
     let spec = FormatSpec::parse(specification)?;
     match (value, value.as_integer()) {
         (Value::Text(text) | Value::Markup(text), _) => {
-            if spec.sign.is_some() || spec.align == Some('=') || spec.is_alternate {
+            if spec.sign.is_some()
+                || spec.has_no_negative_zero
+                || spec.align == Some('=')
+                || spec.is_alternate
+            {
                 return Err(Error::new("Sign, '=' and '#' are not allowed with texts"));
             }
             if !matches!(spec.kind, None | Some('s')) || spec.grouping.is_some() {
                 return Err(unknown_kind(&spec, value));
             }
-            Ok(spec.text(text))
+            spec.text(text)
         }
         (Value::Float(number), _) => format_float(*number, &spec, value),
         (_, Some(number)) => match spec.kind {
@@ -224,6 +240,9 @@ fn unknown_kind(spec: &FormatSpec, value: &Value) -> Error {
 }
 
 fn format_integer(number: &Integer, spec: &FormatSpec, value: &Value) -> Result<String, Error> {
+    if spec.has_no_negative_zero {
+        return Err(Error::new("Negative zero coercion (z) not allowed in format specifier"));
+    }
     if spec.precision.is_some() {
         return Err(Error::new("Precision not allowed in integer format specifier"));
     }
@@ -237,7 +256,7 @@ fn format_integer(number: &Integer, spec: &FormatSpec, value: &Value) -> Result<
             let code = number.to_i64().and_then(|code| u32::try_from(code).ok());
             let character = code.and_then(char::from_u32);
             let character = character.ok_or_else(|| Error::new("%c arg not in range(0x110000)"))?;
-            return Ok(spec.text(&character.to_string()));
+            return spec.text(&character.to_string());
         }
         _ => return Err(unknown_kind(spec, value)),
     };
@@ -249,7 +268,7 @@ fn format_integer(number: &Integer, spec: &FormatSpec, value: &Value) -> Result<
     if spec.kind == Some('X') {
         digits = digits.to_ascii_uppercase();
     }
-    Ok(spec.number(is_negative, if spec.is_alternate { prefix } else { "" }, &digits))
+    spec.number(is_negative, if spec.is_alternate { prefix } else { "" }, &digits)
 }
 
 fn format_float(number: f64, spec: &FormatSpec, value: &Value) -> Result<String, Error> {
@@ -261,29 +280,44 @@ fn format_float(number: f64, spec: &FormatSpec, value: &Value) -> Result<String,
         Some('g' | 'G' | 'n') => float::general(magnitude, places, spec.is_alternate),
         Some('%') => float::fixed(magnitude * 100.0, places) + "%",
         None if spec.precision.is_none() => float::repr(magnitude),
-        None => shortened(magnitude, places),
+        None => shortened(magnitude, places, spec.is_alternate),
         _ => return Err(unknown_kind(spec, value)),
     };
     let digits = match spec.kind {
         Some('E' | 'F' | 'G') => digits.to_uppercase(),
         _ => digits,
     };
-    Ok(spec.number(number.is_sign_negative() && !number.is_nan(), "", &digits))
+    let digits = if spec.is_alternate { with_point(digits) } else { digits };
+    let is_zero = !digits.contains(|c: char| matches!(c, '1'..='9'));
+    let is_negative = number.is_sign_negative()
+        && !number.is_nan()
+        && !(spec.has_no_negative_zero && is_zero && number.is_finite());
+    spec.number(is_negative, "", &digits)
+}
+
+/// A number with a point, also where nothing stands behind it.
+pub(crate) fn with_point(digits: String) -> String {
+    if digits.contains('.') || !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return digits;
+    }
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let (whole, rest) = digits.split_at(end);
+    format!("{whole}.{rest}")
 }
 
 /// Like `g`, but with a digit behind the point at least, and an exponent one digit earlier.
-fn shortened(magnitude: f64, places: usize) -> String {
+fn shortened(magnitude: f64, places: usize, keeps_zeros: bool) -> String {
     let places = places.max(1);
     let scientific = float::scientific(magnitude, places - 1);
     let exponent = scientific.split_once('e').and_then(|(_, text)| text.parse::<i64>().ok());
     let is_large = exponent.is_some_and(|exponent| exponent >= places as i64 - 1);
-    let general = float::general(magnitude, places, false);
+    let general = float::general(magnitude, places, keeps_zeros);
     if general.contains(['e', 'n', 'i']) {
         return general;
     }
     if is_large {
         let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "+00"));
-        let mantissa = match mantissa.contains('.') {
+        let mantissa = match mantissa.contains('.') && !keeps_zeros {
             true => mantissa.trim_end_matches('0').trim_end_matches('.'),
             false => mantissa,
         };

@@ -20,7 +20,7 @@ pub(crate) fn escaped(value: &Value) -> Result<Cow<'_, str>, Error> {
     if matches!(value, Value::Markup(_)) {
         return Ok(text);
     }
-    escaped_text(&text).map(|text| Cow::Owned(text))
+    escaped_text(&text).map(Cow::Owned)
 }
 
 /// A text with entities for the characters of HTML.

@@ -24,7 +24,7 @@ pub(crate) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Va
         Binary::Add => return add(left, right),
         Binary::Multiply => return multiply(left, right),
         Binary::Modulo if left.as_text().is_some() => {
-            return percent_format::format(left.as_text().unwrap_or(""), right).map(Value::from);
+            return percent(left, right);
         }
         _ => {}
     }
@@ -33,6 +33,13 @@ pub(crate) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Va
         (Some(a), Some(b)) => of_floats(operator, a.to_float()?, b.to_float()?),
         _ => Err(unsupported(operator.symbol(), left, right)),
     }
+}
+
+/// `text % values`.
+pub(crate) fn percent(text: &Value, values: &Value) -> Result<Value, Error> {
+    let is_markup = matches!(text, Value::Markup(_));
+    let written = percent_format::format(text.as_text().unwrap_or_default(), values, is_markup)?;
+    Ok(if is_markup { Value::Markup(written.into()) } else { written.into() })
 }
 
 enum Number {

@@ -2,16 +2,17 @@
 
 use super::budget::{self, check_text_bytes};
 use super::error::Error;
-use super::format_spec::FormatSpec;
+use super::format_spec::{FormatSpec, with_point};
 use super::integer::Integer;
 use super::value::Value;
-use super::{float, repr};
+use super::{float, markup, repr};
 
 /// What stands for the fields of a text is taken from these values.
 struct Values<'a> {
     all: &'a Value,
     /// Those that are taken one by one.
     remaining: std::vec::IntoIter<Value>,
+    escapes: bool,
 }
 
 impl Values<'_> {
@@ -34,15 +35,17 @@ impl Values<'_> {
 
 /// The text with its fields filled in.
 ///
+/// `escapes` says whether the text is HTML, so that what is written into it is escaped.
+///
 /// # Errors
 /// Values that are missing, left over, or do not fit a field.
-pub(crate) fn format(text: &str, values: &Value) -> Result<String, Error> {
+pub(crate) fn format(text: &str, values: &Value, escapes: bool) -> Result<String, Error> {
     budget::charge_text(text.len())?;
     let list = match values {
         Value::Tuple(items) => items.to_vec(),
         other => vec![other.clone()],
     };
-    let mut values = Values { all: values, remaining: list.into_iter() };
+    let mut values = Values { all: values, remaining: list.into_iter(), escapes };
     let mut out = String::new();
     let mut rest = text;
     while let Some(position) = rest.find('%') {
@@ -121,7 +124,7 @@ fn format_field<'a>(
         Some(value) => value,
         None => values.next()?,
     };
-    out.push_str(&convert(&value, kind, &spec)?);
+    out.push_str(&convert(&value, kind, &spec, values.escapes)?);
     Ok(rest)
 }
 
@@ -155,15 +158,18 @@ fn size<'a>(text: &'a str, values: &mut Values<'_>) -> Result<(Option<i64>, &'a 
     Ok((Some(i64::from(size)), rest))
 }
 
-fn convert(value: &Value, kind: char, spec: &FormatSpec) -> Result<String, Error> {
+fn convert(value: &Value, kind: char, spec: &FormatSpec, escapes: bool) -> Result<String, Error> {
     let text = |text: &str| {
         let align = spec.align.or(Some('>'));
         FormatSpec { align, has_zeros: false, ..spec.clone() }.text(text)
     };
     match kind {
-        's' => Ok(text(&repr::to_text(value)?)),
-        'r' => Ok(text(&repr::repr(value)?)),
-        'a' => Ok(text(&repr::ascii(value)?)),
+        's' if escapes => text(&markup::escaped(value)?),
+        'r' if escapes => text(&markup::escaped_text(&repr::repr(value)?)?),
+        'a' if escapes => text(&markup::escaped_text(&repr::ascii(value)?)?),
+        's' => text(&repr::to_text(value)?),
+        'r' => text(&repr::repr(value)?),
+        'a' => text(&repr::ascii(value)?),
         'c' => {
             let character = match (value.as_text(), value.as_integer()) {
                 (Some(text), _) if text.chars().count() == 1 => Some(text.to_owned()),
@@ -175,7 +181,9 @@ fn convert(value: &Value, kind: char, spec: &FormatSpec) -> Result<String, Error
                 _ => None,
             };
             let character = character.ok_or_else(|| Error::new("%c requires int or char"))?;
-            Ok(text(&character))
+            let spec =
+                FormatSpec { precision: None, align: spec.align.or(Some('>')), ..spec.clone() };
+            FormatSpec { has_zeros: false, ..spec }.text(&character)
         }
         'd' | 'i' | 'u' => {
             let number = match value {
@@ -209,8 +217,9 @@ fn convert(value: &Value, kind: char, spec: &FormatSpec) -> Result<String, Error
                 _ => float::general(magnitude, places, spec.is_alternate),
             };
             let digits = if kind.is_uppercase() { digits.to_uppercase() } else { digits };
+            let digits = if spec.is_alternate { with_point(digits) } else { digits };
             let is_negative = number.is_sign_negative() && !number.is_nan();
-            Ok(FormatSpec { kind: None, ..spec.clone() }.number(is_negative, "", &digits))
+            FormatSpec { kind: None, ..spec.clone() }.number(is_negative, "", &digits)
         }
         other => Err(Error::new(format!("unsupported format character '{other}'"))),
     }
@@ -229,5 +238,5 @@ fn integer(number: &Integer, base: u32, prefix: &str, spec: &FormatSpec) -> Resu
     let zeros = spec.precision.unwrap_or(0).saturating_sub(digits.len());
     let digits = format!("{}{digits}", "0".repeat(zeros));
     let prefix = if spec.is_alternate { prefix } else { "" };
-    Ok(spec.number(number.is_negative(), prefix, &digits))
+    spec.number(number.is_negative(), prefix, &digits)
 }

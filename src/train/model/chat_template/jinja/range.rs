@@ -115,7 +115,11 @@ impl Object for Range {
     }
 
     fn hash(&self) -> Option<u64> {
-        Some(u64::try_from(self.len()).unwrap_or(u64::MAX))
+        let (length, start, step) = self.numbers();
+        let mix = |hash: u64, number: u64| hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number;
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        let numbers = [start, step].into_iter().flatten();
+        Some(numbers.fold(length, |hash, number| mix(hash, number.unsigned_abs())))
     }
 
     fn length(&self) -> Option<usize> {

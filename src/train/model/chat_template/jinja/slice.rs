@@ -60,7 +60,7 @@ impl Slice {
         Ok(match step > 0 {
             true => text.chars().skip(start).take(count).step_by(every).collect(),
             false => {
-                let behind = (length - 1).saturating_sub(start);
+                let behind = length.saturating_sub(start.saturating_add(1));
                 text.chars().rev().skip(behind).take(count).step_by(every).collect()
             }
         })

@@ -8,7 +8,7 @@ use super::budget::{self, check_text_bytes};
 use super::dict::{Dict, Key};
 use super::error::Error;
 use super::value::Value;
-use super::{character_classes, string_parts, unicode};
+use super::{bytes, character_classes, padding, string_parts, unicode};
 
 /// What a text offers.
 pub(crate) const NAMES: &[&str] = &[
@@ -70,7 +70,7 @@ pub(crate) fn call(
 ) -> Result<Value, Error> {
     charge(text, name)?;
     match name {
-        "format" => return brace_format::format(text, &arguments, lookup).map(Value::from),
+        "format" => return brace_format::format(text, &arguments, lookup, false).map(Value::from),
         "format_map" => return format_map(text, arguments, lookup),
         "split" | "rsplit" => {
             let [separator, limit] = arguments.bind(name, ["sep", "maxsplit"], 0)?;
@@ -87,9 +87,7 @@ pub(crate) fn call(
             let [size] = arguments.bind(name, ["tabsize"], 0)?;
             return expand_tabs(text, whole(size.as_ref(), 8)?).map(Value::from);
         }
-        "encode" => {
-            return Err(Error::new("a chat template writes text: encode() is not supported"));
-        }
+        "encode" => return bytes::encode(text, arguments),
         _ => {}
     }
     let [first, second, third] = arguments.positional(name, 0)?;
@@ -300,12 +298,10 @@ fn partition(text: &str, separator: &str, method: &str) -> Result<Value, Error> 
 }
 
 fn zero_fill(text: &str, width: i64) -> Result<String, Error> {
-    let width = usize::try_from(width).unwrap_or(0);
-    check_text_bytes(width)?;
-    let sign = text.chars().next().filter(|first| matches!(first, '+' | '-'));
-    let digits = &text[sign.map_or(0, char::len_utf8)..];
-    let missing = width.saturating_sub(text.chars().count());
-    Ok(format!("{}{}{digits}", sign.map(String::from).unwrap_or_default(), "0".repeat(missing)))
+    let missing = padding::missing(text, usize::try_from(width).unwrap_or(0));
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let sign = &text[..text.len() - digits.len()];
+    Ok(sign.to_owned() + &padding::padded(digits, '0', [missing, 0])?)
 }
 
 /// A text with fill characters at the ends that the method's name says.
@@ -315,16 +311,14 @@ pub(crate) fn justify(text: &str, width: i64, fill: &str, method: &str) -> Resul
         return Err(Error::new("The fill character must be exactly one character long"));
     };
     let width = usize::try_from(width).unwrap_or(0);
-    check_text_bytes(width.saturating_mul(fill.len_utf8()))?;
-    let missing = width.saturating_sub(text.chars().count());
-    let left = match method {
+    let missing = padding::missing(text, width);
+    let before = match method {
         "ljust" => 0,
         "rjust" => missing,
         // Python puts the odd one left where the width is odd, too.
         _ => missing / 2 + (missing & width & 1),
     };
-    let side = |count: usize| std::iter::repeat_n(fill, count);
-    Ok(side(left).chain(text.chars()).chain(side(missing - left)).collect())
+    padding::padded(text, fill, [before, missing - before])
 }
 
 fn expand_tabs(text: &str, size: i64) -> Result<String, Error> {
@@ -360,7 +354,7 @@ fn format_map(text: &str, arguments: Arguments, lookup: Lookup) -> Result<Value,
     let named = |(key, value): (&Value, &Value)| Some((key.as_text()?.into(), value.clone()));
     let keywords = dict.iter().filter_map(named).collect();
     let arguments = Arguments { positional: Vec::new(), keywords };
-    brace_format::format(text, &arguments, lookup).map(Value::from)
+    brace_format::format(text, &arguments, lookup, false).map(Value::from)
 }
 
 /// The part of a text between two positions, counted in characters.

@@ -7,7 +7,7 @@ use super::object::Object;
 use super::range::Range;
 use super::slice::{Slice, index_of};
 use super::value::Value;
-use super::{budget, dict_methods, list_methods, repr, string_methods};
+use super::{budget, dict_methods, list_methods, markup_methods, repr, string_methods};
 
 /// `value.name`: an attribute, or else the item of that name.
 ///
@@ -40,7 +40,10 @@ pub(crate) fn item(value: &Value, key: &Value) -> Result<Value, Error> {
         (Value::List(items) | Value::Tuple(items), Some(position)) => {
             index_of(items.len(), position).map(|index| items[index].clone())
         }
-        (Value::Text(text) | Value::Markup(text), Some(position)) => character(text, position),
+        (Value::Text(text), Some(position)) => character(text, position).map(Value::from),
+        (Value::Markup(text), Some(position)) => {
+            character(text, position).map(|character| Value::Markup(character.into()))
+        }
         (Value::Object(object), Some(position)) => object.item(position),
         _ => None,
     };
@@ -201,9 +204,8 @@ impl Object for BoundMethod {
 
     fn call(&self, arguments: Arguments) -> Result<Value, Error> {
         match &self.value {
-            Value::Text(text) | Value::Markup(text) => {
-                string_methods::call(text, self.name, arguments, look_up)
-            }
+            Value::Text(text) => string_methods::call(text, self.name, arguments, look_up),
+            Value::Markup(text) => markup_methods::call(text, self.name, arguments, look_up),
             Value::List(items) | Value::Tuple(items) => {
                 list_methods::call(items, self.name, arguments)
             }
@@ -217,16 +219,16 @@ impl Object for BoundMethod {
     }
 }
 
-fn character(text: &str, position: i64) -> Option<Value> {
+fn character(text: &str, position: i64) -> Option<String> {
     if text.is_ascii() {
         budget::count_text(text.len() / 16);
         let index = index_of(text.len(), position)?;
-        return Some(Value::from(&text[index..=index]));
+        return Some(text[index..=index].to_owned());
     }
     budget::count_text(text.len());
     let index = index_of(text.chars().count(), position)?;
     let character = text.chars().nth(index)?;
-    Some(Value::from(character.to_string()))
+    Some(character.to_string())
 }
 
 /// `value[start:stop:step]`; nothing for what cannot be sliced.

@@ -116,6 +116,14 @@ impl Value {
         }
     }
 
+    /// A text in the place of this one, which is HTML where this one is.
+    pub(crate) fn with_text(&self, text: String) -> Self {
+        match self {
+            Self::Markup(_) => Self::Markup(text.into()),
+            _ => Self::Text(text.into()),
+        }
+    }
+
     /// The whole number, if it is one; truth values are numbers, as in Python.
     pub(crate) fn as_integer(&self) -> Option<Integer> {
         match self {

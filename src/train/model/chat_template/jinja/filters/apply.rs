@@ -86,7 +86,7 @@ pub(crate) fn apply(
         }
         "capitalize" | "center" | "format" | "indent" | "lower" | "replace" | "string"
         | "title" | "trim" | "truncate" | "upper" | "wordcount" | "wordwrap" | "pprint" => {
-            text::apply(name, &value, arguments)
+            text::apply(name, &value, arguments, runtime.escapes())
         }
         "e" | "escape" | "forceescape" | "safe" | "striptags" | "urlencode" | "xmlattr" => {
             html::apply(name, &value, arguments, runtime.escapes())

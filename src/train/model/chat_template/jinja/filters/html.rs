@@ -57,89 +57,95 @@ fn attributes(value: &Value, has_space: bool) -> Result<String, Error> {
 /// A text without comments and tags, white space joined, and the commonest entities decoded.
 fn strip_tags(text: &str) -> Result<String, Error> {
     budget::charge_text(text.len().saturating_mul(4))?;
-    let text = without_tags(&without_comments(text));
-    let text = string_parts::split(&text, None, None, false)?.join(" ");
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('<') {
+        let tag = &rest[start..];
+        let end = match tag.strip_prefix("<!--") {
+            Some(comment) => comment.find("-->").map(|end| end + 7),
+            None => tag.find('>').map(|end| end + 1),
+        };
+        let Some(end) = end else { break };
+        kept.push_str(&rest[..start]);
+        rest = &tag[end..];
+    }
+    kept.push_str(rest);
+    let text = string_parts::split(&kept, None, None, false)?.join(" ");
     Ok(unescape(&text))
 }
 
-/// What is left of a text without its comments. What stands around one may begin another.
-fn without_comments(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    loop {
-        // How much of the beginning of a comment stands before the rest.
-        let joined = ["<!-", "<!", "<"].into_iter().find(|begin| {
-            out.ends_with(begin) && rest.starts_with(&BEGIN_OF_COMMENT[begin.len()..])
-        });
-        let start = match joined {
-            Some(begin) => out.len() - begin.len(),
-            None => match rest.find(BEGIN_OF_COMMENT) {
-                Some(at) => {
-                    out.push_str(&rest[..at]);
-                    rest = &rest[at..];
-                    out.len()
-                }
-                None => break,
-            },
-        };
-        let behind = match joined {
-            Some("<!-") if rest.starts_with("->") => Some(2),
-            _ => rest.find(END_OF_COMMENT).map(|at| at + END_OF_COMMENT.len()),
-        };
-        let Some(behind) = behind else { break };
-        out.truncate(start);
-        rest = &rest[behind..];
-    }
-    out.push_str(rest);
-    out
-}
-
-const BEGIN_OF_COMMENT: &str = "<!--";
-const END_OF_COMMENT: &str = "-->";
-
-fn without_tags(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, tag)) = rest.split_once('<') {
-        let Some((_, after)) = tag.split_once('>') else { break };
-        out.push_str(before);
-        rest = after;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// Longest entity: a number may have zeros before its digits.
-const MAX_ENTITY_BYTES: usize = 32;
+/// Most characters of an entity's name or number.
+const MAX_ENTITY: usize = 32;
 
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(start) = rest.find('&') {
-        out.push_str(&rest[..start]);
-        rest = &rest[start..];
-        let end = rest.bytes().take(MAX_ENTITY_BYTES).position(|byte| byte == b';');
-        let entity = end.map(|end| &rest[1..end]);
-        let Some((entity, character)) = entity.and_then(|name| Some((name, decoded(name)?))) else {
-            out.push('&');
-            rest = &rest[1..];
-            continue;
-        };
-        out.push(character);
-        rest = &rest[entity.len() + 2..];
+    while let Some((before, after)) = rest.split_once('&') {
+        out.push_str(before);
+        match entity(after) {
+            Some((character, length)) => {
+                out.extend(character);
+                rest = &after[length..];
+            }
+            None => {
+                out.push('&');
+                rest = after;
+            }
+        }
     }
     out.push_str(rest);
     out
 }
 
-fn decoded(entity: &str) -> Option<char> {
-    if let Some(number) = entity.strip_prefix('#') {
-        let code = match number.strip_prefix(['x', 'X']) {
-            Some(digits) => u32::from_str_radix(digits, 16),
-            None => number.parse(),
-        };
-        return code.ok().and_then(char::from_u32);
+/// The character of an entity, and how many bytes it has behind its `&`. Some need no semicolon.
+fn entity(text: &str) -> Option<(Option<char>, usize)> {
+    let is_end = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | ';');
+    let mut length = 0;
+    for character in text.chars().take(MAX_ENTITY) {
+        if is_end(character) {
+            break;
+        }
+        length += character.len_utf8();
     }
+    let name = &text[..length];
+    let has_end = text[length..].starts_with(';');
+    if let Some(number) = name.strip_prefix('#') {
+        let (digits, base) = match number.strip_prefix(['x', 'X']) {
+            Some(digits) => (digits, 16),
+            None => (number, 10),
+        };
+        let end = digits.find(|c: char| !c.is_digit(base)).unwrap_or(digits.len());
+        if end == 0 {
+            return None;
+        }
+        let code = u32::from_str_radix(&digits[..end], base).unwrap_or(u32::MAX);
+        let start = length - (digits.len() - end);
+        let closes = usize::from(text[start..].starts_with(';'));
+        return Some((numbered(code), start + closes));
+    }
+    if has_end && let Some(character) = named(name) {
+        return Some((Some(character), length + 1));
+    }
+    let begins = |old: &&str| name.starts_with(*old);
+    let old = ["amp", "lt", "gt", "quot", "nbsp", "copy"].into_iter().find(begins)?;
+    Some((Some(named(old)?), old.len()))
+}
+
+/// What browsers show for the codes of controls that Windows uses for characters.
+const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
+
+/// The character of a number; none for controls and what is no character.
+fn numbered(code: u32) -> Option<char> {
+    match code {
+        0 | 0xd800..=0xdfff | 0x11_0000.. => Some('\u{fffd}'),
+        0x80..=0x9f => WINDOWS.chars().nth(usize::try_from(code - 0x80).unwrap_or(0)),
+        1..=8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef => None,
+        _ if code & 0xfffe == 0xfffe => None,
+        _ => char::from_u32(code),
+    }
+}
+
+fn named(entity: &str) -> Option<char> {
     Some(match entity {
         "amp" => '&',
         "lt" => '<',

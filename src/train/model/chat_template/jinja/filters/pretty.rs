@@ -106,7 +106,7 @@ fn with_keys_in_order(dict: &Dict) -> Result<Dict, Error> {
         .iter()
         .map(|(key, value)| (key.clone(), Value::tuple(vec![key.clone(), value.clone()])));
     let mut sorted = Dict::default();
-    for pair in sort::by_key(keyed.collect(), false)? {
+    for pair in sort::by_any_key(keyed.collect())? {
         if let Value::Tuple(pair) = pair {
             sorted.insert(Key::new(pair[0].clone())?, with_sorted_keys(&pair[1])?);
         }

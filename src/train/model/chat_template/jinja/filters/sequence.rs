@@ -12,7 +12,7 @@ use super::super::items::Stream;
 use super::super::object::{Object, depth_of};
 use super::super::runtime::Runtime;
 use super::super::value::Value;
-use super::super::{budget, operators, repr, slice, sort, subscripts};
+use super::super::{budget, markup, operators, repr, slice, sort, subscripts};
 use super::attributes::{Path, ignore_case};
 
 /// What a filter makes of a value.
@@ -27,7 +27,7 @@ pub(super) fn apply(
         "select" | "reject" | "selectattr" | "rejectattr" => {
             Ok(lazily(|| select(runtime, name, &value, arguments)))
         }
-        "join" => join(&value, arguments),
+        "join" => join(&value, arguments, runtime.escapes()),
         "sort" => sort(&value, arguments),
         "dictsort" => sort_dict(&value, arguments),
         "unique" => unique(&value, arguments),
@@ -70,14 +70,19 @@ fn last(value: &Value) -> Result<Value, Error> {
     if value.length().is_err() {
         return Err(Error::new(format!("'{}' object is not reversible", value.type_name())));
     }
-    let last = value.to_vec()?.pop();
+    // Python reads a text backwards by its positions, which keeps HTML what it is.
+    let last = match value.as_text() {
+        Some(text) => text.chars().next_back().map(|last| value.with_text(last.to_string())),
+        None => value.to_vec()?.pop(),
+    };
     Ok(last.unwrap_or_else(|| Value::undefined("No last item, sequence was empty.")))
 }
 
 fn reverse(value: &Value) -> Result<Value, Error> {
     if let Some(text) = value.as_text() {
         budget::charge_text(text.len())?;
-        return Ok(text.chars().rev().collect::<String>().into());
+        let reversed: String = text.chars().rev().collect();
+        return Ok(value.with_text(reversed));
     }
     let mut items = value.to_vec()?;
     items.reverse();
@@ -163,23 +168,44 @@ fn select(
     Ok(Stream::value(value.iterate()?.filter_map(|item| selected(item).transpose())))
 }
 
-fn join(value: &Value, arguments: Arguments) -> Result<Value, Error> {
+fn join(value: &Value, arguments: Arguments, escapes: bool) -> Result<Value, Error> {
     let [separator, attribute] = arguments.bind("join", ["d", "attribute"], 0)?;
     let separator = separator.unwrap_or_else(|| Value::from(""));
-    let separator = repr::to_text(&separator)?;
     let path = Path::new(&attribute.unwrap_or(Value::None));
+    if !escapes {
+        let items = value.iterate()?.map(|item| path.of(&item?, None));
+        return join_all(&repr::to_text(&separator)?, items, false).map(Value::from);
+    }
+    let mut items = Vec::new();
+    for item in value.iterate()? {
+        items.push(path.of(&item?, None)?);
+    }
+    let is_markup = |value: &Value| matches!(value, Value::Markup(_));
+    if is_markup(&separator) || items.iter().any(is_markup) {
+        let separator = markup::escaped(&separator)?;
+        let text = join_all(&separator, items.into_iter().map(Ok), true)?;
+        return Ok(Value::Markup(text.into()));
+    }
+    join_all(&repr::to_text(&separator)?, items.into_iter().map(Ok), false).map(Value::from)
+}
+
+fn join_all(
+    separator: &str,
+    items: impl Iterator<Item = Result<Value, Error>>,
+    escapes: bool,
+) -> Result<String, Error> {
     let mut out = String::new();
-    for (index, item) in value.iterate()?.enumerate() {
+    for (index, item) in items.enumerate() {
         if index > 0 {
-            out.push_str(&separator);
+            out.push_str(separator);
         }
-        let item = path.of(&item?, None)?;
-        let text = repr::to_text(&item)?;
+        let item = item?;
+        let text = if escapes { markup::escaped(&item)? } else { repr::to_text(&item)? };
         budget::charge_text(separator.len() + text.len())?;
         out.push_str(&text);
         check_text_bytes(out.len())?;
     }
-    Ok(out.into())
+    Ok(out)
 }
 
 /// The value that an item is compared by.
@@ -371,22 +397,23 @@ fn sum(value: &Value, arguments: Arguments) -> Result<Value, Error> {
 
 fn batch(value: &Value, arguments: Arguments) -> Result<Value, Error> {
     let [count, fill] = arguments.bind("batch", ["linecount", "fill_with"], 1)?;
-    let count = usize::try_from(whole(count.as_ref(), 0)?).unwrap_or(0);
+    // No batch is ever full that has less than no items.
+    let count = usize::try_from(whole(count.as_ref(), 0)?).ok();
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
     Ok(lazily(|| batches(value, count, fill)))
 }
 
-fn batches(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {
+fn batches(value: &Value, count: Option<usize>, fill: Option<Value>) -> Result<Value, Error> {
     let mut batches = Vec::new();
     let mut batch = Vec::new();
     for item in value.iterate()? {
-        if batch.len() == count {
+        if Some(batch.len()) == count {
             batches.push(Value::list(std::mem::take(&mut batch)));
         }
         batch.push(item?);
     }
     if !batch.is_empty() {
-        if let Some(fill) = fill {
+        if let (Some(fill), Some(count)) = (fill, count) {
             check_items(count)?;
             batch.resize(count.max(batch.len()), fill);
         }
@@ -397,8 +424,11 @@ fn batches(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Er
 
 fn slices(value: &Value, arguments: Arguments) -> Result<Value, Error> {
     let [count, fill] = arguments.bind("slice", ["slices", "fill_with"], 1)?;
-    let count = usize::try_from(whole(count.as_ref(), 0)?).unwrap_or(0);
-    Ok(lazily(|| slices_of(value, count, fill)))
+    let count = usize::try_from(whole(count.as_ref(), 0)?).ok();
+    Ok(lazily(|| match count {
+        Some(count) => slices_of(value, count, fill),
+        None => Ok(Stream::value(std::iter::empty())),
+    }))
 }
 
 fn slices_of(value: &Value, count: usize, fill: Option<Value>) -> Result<Value, Error> {

@@ -6,28 +6,28 @@ use super::super::dict::{Dict, Key};
 use super::super::error::Error;
 use super::super::string_methods::{self, justify};
 use super::super::value::Value;
-use super::super::{percent_format, repr, string_parts, unicode};
+use super::super::{markup, operators, repr, string_parts, unicode};
 use super::{pretty, wrap};
 
 /// What a filter makes of a value.
-pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<Value, Error> {
+///
+/// `escapes` says whether the template escapes what it writes.
+pub(super) fn apply(
+    name: &str,
+    value: &Value,
+    arguments: Arguments,
+    escapes: bool,
+) -> Result<Value, Error> {
     if name == "format" {
         return format(value, arguments);
     }
     let soft = || repr::to_text(value);
     match name {
-        "replace" => {
-            let [old, new, count] = arguments.bind(name, ["old", "new", "count"], 2)?;
-            let text = |value: Option<Value>| repr::to_shared(&value.unwrap_or(Value::None));
-            let limit = match count.unwrap_or(Value::None) {
-                Value::None => None,
-                count => usize::try_from(whole(Some(&count), -1)?).ok(),
-            };
-            string_methods::replace(&soft()?, &text(old)?, &text(new)?, limit).map(Value::from)
-        }
+        "replace" => replace(value, arguments, escapes),
         "center" => {
             let [width] = arguments.bind(name, ["width"], 0)?;
-            justify(&soft()?, whole(width.as_ref(), 80)?, " ", name).map(Value::from)
+            let text = justify(&soft()?, whole(width.as_ref(), 80)?, " ", name)?;
+            Ok(value.with_text(text))
         }
         "indent" => indent(value, arguments),
         "truncate" => truncate(value, arguments),
@@ -35,7 +35,7 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<V
         "trim" => {
             let [characters] = arguments.bind(name, ["chars"], 0)?;
             let characters = optional_text(characters.as_ref())?;
-            Ok(string_methods::strip(&soft()?, characters, "strip")?.into())
+            Ok(value.with_text(string_methods::strip(&soft()?, characters, "strip")?.to_owned()))
         }
         _ => {
             let [] = arguments.bind(name, [], 0)?;
@@ -43,9 +43,9 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<V
                 budget::charge_text(text.len().saturating_mul(4))?;
             }
             Ok(match name {
-                "capitalize" => string_methods::capitalize(&soft()?).into(),
-                "lower" => soft()?.to_lowercase().into(),
-                "upper" => soft()?.to_uppercase().into(),
+                "capitalize" => value.with_text(string_methods::capitalize(&soft()?)),
+                "lower" => value.with_text(soft()?.to_lowercase()),
+                "upper" => value.with_text(soft()?.to_uppercase()),
                 "title" => title(&soft()?).into(),
                 "wordcount" => word_count(&soft()?).into(),
                 "pprint" => pretty::pretty(value)?.into(),
@@ -58,8 +58,26 @@ pub(super) fn apply(name: &str, value: &Value, arguments: Arguments) -> Result<V
     }
 }
 
+/// All occurrences, or the first ones. HTML is kept only where the template escapes what it writes.
+fn replace(value: &Value, arguments: Arguments, escapes: bool) -> Result<Value, Error> {
+    let [old, new, count] = arguments.bind("replace", ["old", "new", "count"], 2)?;
+    let limit = match count.unwrap_or(Value::None) {
+        Value::None => None,
+        count => usize::try_from(whole(Some(&count), -1)?).ok(),
+    };
+    let (old, new) = (old.unwrap_or(Value::None), new.unwrap_or(Value::None));
+    let (old_text, new_text) = (repr::to_text(&old)?, repr::to_text(&new)?);
+    let is_markup = |value: &Value| matches!(value, Value::Markup(_));
+    if !escapes || ![value, &old, &new].into_iter().any(is_markup) {
+        let text = string_methods::replace(&repr::to_text(value)?, &old_text, &new_text, limit)?;
+        return Ok(text.into());
+    }
+    let text = markup::escaped(value)?;
+    let text = string_methods::replace(&text, &old_text, &markup::escaped(&new)?, limit)?;
+    Ok(Value::Markup(text.into()))
+}
+
 fn format(value: &Value, arguments: Arguments) -> Result<Value, Error> {
-    let text = repr::to_text(value)?;
     let values = match (arguments.positional.is_empty(), arguments.keywords.is_empty()) {
         (false, false) => {
             return Err(Error::new(
@@ -75,7 +93,10 @@ fn format(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         }
         _ => Value::tuple(arguments.positional),
     };
-    percent_format::format(&text, &values).map(Value::from)
+    match value {
+        Value::Text(_) | Value::Markup(_) => operators::percent(value, &values),
+        other => operators::percent(&Value::from(repr::to_text(other)?.into_owned()), &values),
+    }
 }
 
 /// Words begin behind white space, hyphens and opening brackets.
@@ -131,7 +152,7 @@ fn indent(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         }
         out.push_str(line);
     }
-    Ok(out.into())
+    Ok(value.with_text(out))
 }
 
 fn truncate(value: &Value, arguments: Arguments) -> Result<Value, Error> {
@@ -162,5 +183,11 @@ fn truncate(value: &Value, arguments: Arguments) -> Result<Value, Error> {
         true => cut.as_str(),
         false => cut.rsplit_once(' ').map_or(cut.as_str(), |(before, _)| before),
     };
-    Ok(format!("{cut}{}", required_text(&end)?).into())
+    required_text(&end)?;
+    let end = if matches!(value, Value::Markup(_)) {
+        markup::escaped(&end)?
+    } else {
+        repr::to_text(&end)?
+    };
+    Ok(value.with_text(format!("{cut}{end}")))
 }

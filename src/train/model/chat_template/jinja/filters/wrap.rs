@@ -83,15 +83,19 @@ impl Wrapper {
             while start < end && end - line_start <= self.width {
                 (start, end) = (end, end_behind(end));
             }
+            // Python keeps the space before a long word where nothing of the word fits behind it.
+            let mut keeps_space = false;
             if start < end && end - start > self.width {
                 if self.breaks_long_words {
-                    start += self.break_at(&text[start..end], self.width - (start - line_start));
+                    let room = self.width - (start - line_start);
+                    keeps_space = room == 0;
+                    start += self.break_at(&text[start..end], room);
                 } else if start == line_start {
                     (start, end) = (end, end_behind(end));
                 }
             }
             let line = &text[line_start..start];
-            let kept = line.iter().rposition(|character| !is_white(*character));
+            let kept = line.iter().rposition(|c| keeps_space || !is_white(*c));
             if let Some(kept) = kept {
                 out.push(&line[..=kept])?;
                 has_lines = true;

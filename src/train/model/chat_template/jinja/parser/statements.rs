@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::super::ast::{Expression, For, Macro, Parameters, SpecialNames, Statement};
+use super::super::ast::{Expression, For, Macro, Parameters, SpecialNames, Statement, Target};
 use super::super::error::Error;
 use super::super::lexer::{Token, tokenize};
 use super::tokens::{Parser, is_named};
@@ -195,6 +195,14 @@ impl Parser {
 
     fn parse_for(&mut self, line: usize) -> Result<Statement, Error> {
         let target = self.parse_target(Some("in"), false)?;
+        self.refuse_loop(&target)?;
+        self.loops += 1;
+        let parsed = self.parse_for_behind(target, line);
+        self.loops -= 1;
+        parsed
+    }
+
+    fn parse_for_behind(&mut self, target: Target, line: usize) -> Result<Statement, Error> {
         if !self.skip_name("in") {
             return self.expected("'in'");
         }
@@ -214,8 +222,24 @@ impl Parser {
         Ok(Statement::For(Arc::new(statement)))
     }
 
+    /// A loop has a variable of this name.
+    fn refuse_loop(&self, target: &Target) -> Result<(), Error> {
+        match target {
+            Target::Name(name) if &**name == "loop" => {
+                self.fail("Can't assign to special loop variable in for-loop")
+            }
+            Target::Tuple(targets) => {
+                targets.iter().try_for_each(|target| self.refuse_loop(target))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn parse_set(&mut self, line: usize) -> Result<Statement, Error> {
         let target = self.parse_target(None, true)?;
+        if self.loops > 0 {
+            self.refuse_loop(&target)?;
+        }
         if self.skip_operator("=") {
             let value = self.parse_tuple(Self::parse_expression, None, false)?;
             return Ok(Statement::Set(target, value, line));

@@ -19,8 +19,10 @@ pub(crate) struct Parser {
     pub(super) unknown: Vec<(String, usize)>,
     /// Whether what is read stands directly in a branch of an `{% if %}`.
     pub(super) is_branch: bool,
-    /// Whether a loop surrounds what is read.
+    /// Whether a loop surrounds what is read, and could be left from here.
     pub(super) is_in_loop: bool,
+    /// How many loops surround what is read, also from outside of a macro.
+    pub(super) loops: usize,
     /// Which special names the macros around what is read use.
     pub(super) macros: Vec<SpecialNames>,
 }
@@ -34,6 +36,7 @@ impl Parser {
             unknown: Vec::new(),
             is_branch: false,
             is_in_loop: false,
+            loops: 0,
             macros: Vec::new(),
         }
     }
