@@ -100,21 +100,21 @@ fn templates_that_never_end_or_grow_without_end_are_refused() {
         ),
         (
             "{% set ns = namespace(t='ab') %}{% for i in range(99) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
-            "bytes",
+            "come to an end",
         ),
         (
             "{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-            "items",
+            "come to an end",
         ),
         (
             "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}",
-            "deeply",
+            "come to an end",
         ),
-        ("{{ 'a' * 99999999999 }}", "bytes"),
-        ("{{ ('a' * 999999)|replace('a', 'b' * 999999) }}", "bytes"),
+        ("{{ 'a' * 99999999999 }}", "come to an end"),
+        ("{{ ('a' * 999999)|replace('a', 'b' * 999999) }}", "come to an end"),
         ("{{ '%99999999999d' % 1 }}", "big"),
-        ("{{ 'a'.center(99999999999) }}", "bytes"),
-        ("{{ 10 ** 9999999 }}", "bits"),
+        ("{{ 'a'.center(99999999999) }}", "come to an end"),
+        ("{{ 10 ** 9999999 }}", "come to an end"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{% for x in [[]] recursive %}{{ loop([[]]) }}{% endfor %}", "recursion"),
     ];

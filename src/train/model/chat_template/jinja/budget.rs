@@ -49,7 +49,7 @@ enum Spent {
 
 impl Spent {
     fn error(self) -> Error {
-        let limits = State::get().limits;
+        let limits = BUDGET.with(|budget| budget.limits.get());
         Error::limit(match self {
             Self::Steps => format!("the template takes more than {} steps", limits.steps),
             Self::Bytes => {
@@ -64,73 +64,81 @@ impl Spent {
 }
 
 /// What is left on a thread.
-#[derive(Clone, Copy)]
-struct State {
-    limits: Limits,
-    steps: u64,
+struct Budget {
+    limits: Cell<Limits>,
+    steps: Cell<u64>,
     /// Bytes that are taken up.
-    bytes: usize,
-    deadline: Option<Instant>,
+    bytes: Cell<usize>,
+    deadline: Cell<Option<Instant>>,
     /// Steps until the clock is read.
-    until_look: u64,
-    spent: Option<Spent>,
+    until_look: Cell<u64>,
+    spent: Cell<Option<Spent>>,
     /// How deep what walks through values has descended.
-    descent: usize,
+    descent: Cell<usize>,
 }
 
-impl State {
-    /// Outside of a rendering nothing is limited.
-    const UNLIMITED: Self = Self {
-        limits: Limits { steps: u64::MAX, bytes: usize::MAX, time: Duration::MAX },
-        steps: u64::MAX,
-        bytes: 0,
-        deadline: None,
-        until_look: STEPS_A_LOOK,
-        spent: None,
-        descent: 0,
-    };
+/// Outside of a rendering nothing is limited.
+const UNLIMITED: Limits = Limits { steps: u64::MAX, bytes: usize::MAX, time: Duration::MAX };
 
-    fn get() -> Self {
-        STATE.get()
+impl Budget {
+    const fn new(limits: Limits, deadline: Option<Instant>) -> Self {
+        Self {
+            limits: Cell::new(limits),
+            steps: Cell::new(limits.steps),
+            bytes: Cell::new(0),
+            deadline: Cell::new(deadline),
+            until_look: Cell::new(STEPS_A_LOOK),
+            spent: Cell::new(None),
+            descent: Cell::new(0),
+        }
     }
 
-    fn set(self) {
-        STATE.set(self);
+    /// Changes places with another one.
+    fn swap(&self, other: &Self) {
+        self.limits.swap(&other.limits);
+        self.steps.swap(&other.steps);
+        self.bytes.swap(&other.bytes);
+        self.deadline.swap(&other.deadline);
+        self.until_look.swap(&other.until_look);
+        self.spent.swap(&other.spent);
+        self.descent.swap(&other.descent);
+    }
+
+    fn spend(&self, what: Spent) {
+        if self.spent.get().is_none() {
+            self.spent.set(Some(what));
+        }
     }
 }
 
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State::UNLIMITED) };
+    static BUDGET: Budget = const { Budget::new(UNLIMITED, None) };
 }
 
-/// Puts back what was left outside, less the steps that were taken inside.
-struct Outer(State);
+/// The budget that holds outside of another one, and comes back behind it.
+struct Outer(Budget);
 
 impl Drop for Outer {
     fn drop(&mut self) {
-        let inner = State::get();
-        let taken = inner.limits.steps.saturating_sub(inner.steps);
-        let mut outer = self.0;
-        if outer.limits.steps != u64::MAX {
-            outer.steps = outer.steps.saturating_sub(taken);
-        }
-        outer.set();
+        BUDGET.with(|budget| {
+            budget.swap(&self.0);
+            let taken = self.0.limits.get().steps.saturating_sub(self.0.steps.get());
+            if budget.limits.get().steps != UNLIMITED.steps {
+                budget.steps.set(budget.steps.get().saturating_sub(taken));
+            }
+        });
     }
 }
 
-/// Runs something within limits, and never beyond what is left of those around it.
+/// Runs something within limits, and never beyond what is left of the steps and the time around it.
 pub(crate) fn within<T>(limits: Limits, run: impl FnOnce() -> T) -> T {
-    let outer = Outer(State::get());
     let now = Instant::now();
-    let deadline = now.checked_add(limits.time);
-    let deadline = match outer.0.deadline {
-        Some(earlier) => deadline.map(|deadline| deadline.min(earlier)).or(Some(earlier)),
-        None => deadline,
-    };
+    let (steps, around) = BUDGET.with(|budget| (budget.steps.get(), budget.deadline.get()));
+    let deadline = [now.checked_add(limits.time), around].into_iter().flatten().min();
     let time = deadline.map_or(limits.time, |deadline| deadline.saturating_duration_since(now));
-    let steps = limits.steps.min(outer.0.steps);
-    let limits = Limits { steps, time, ..limits };
-    State { limits, steps, deadline, ..State::UNLIMITED }.set();
+    let limits = Limits { steps: limits.steps.min(steps), time, ..limits };
+    let outer = Outer(Budget::new(limits, deadline));
+    BUDGET.with(|budget| budget.swap(&outer.0));
     let result = run();
     drop(outer);
     result
@@ -138,29 +146,29 @@ pub(crate) fn within<T>(limits: Limits, run: impl FnOnce() -> T) -> T {
 
 /// Counts steps.
 pub(crate) fn count(steps: u64) {
-    let mut state = State::get();
-    match state.steps.checked_sub(steps) {
-        Some(left) => state.steps = left,
-        None => {
-            state.steps = 0;
-            state.spent.get_or_insert(Spent::Steps);
-        }
-    }
-    match state.until_look.checked_sub(steps) {
-        Some(left) => state.until_look = left,
-        None => {
-            state.until_look = STEPS_A_LOOK;
-            if state.deadline.is_some_and(|deadline| Instant::now() > deadline) {
-                state.spent.get_or_insert(Spent::Time);
+    BUDGET.with(|budget| {
+        match budget.steps.get().checked_sub(steps) {
+            Some(left) => budget.steps.set(left),
+            None => {
+                budget.steps.set(0);
+                budget.spend(Spent::Steps);
             }
         }
-    }
-    state.set();
+        match budget.until_look.get().checked_sub(steps) {
+            Some(left) => budget.until_look.set(left),
+            None => {
+                budget.until_look.set(STEPS_A_LOOK);
+                if budget.deadline.get().is_some_and(|deadline| Instant::now() > deadline) {
+                    budget.spend(Spent::Time);
+                }
+            }
+        }
+    });
 }
 
 /// Whether something has run out.
 pub(crate) fn is_spent() -> bool {
-    State::get().spent.is_some()
+    BUDGET.with(|budget| budget.spent.get().is_some())
 }
 
 /// Fails where something has run out.
@@ -168,7 +176,7 @@ pub(crate) fn is_spent() -> bool {
 /// # Errors
 /// What has run out.
 pub(crate) fn check() -> Result<(), Error> {
-    State::get().spent.map_or(Ok(()), |spent| Err(spent.error()))
+    BUDGET.with(|budget| budget.spent.get()).map_or(Ok(()), |spent| Err(spent.error()))
 }
 
 /// Counts steps.
@@ -207,29 +215,28 @@ pub(crate) fn charge_items(items: usize) -> Result<(), Error> {
 
 /// Counts memory that a value takes up.
 pub(crate) fn take_bytes(bytes: usize) {
-    let mut state = State::get();
-    state.bytes = state.bytes.saturating_add(bytes);
-    if state.bytes > state.limits.bytes {
-        state.spent.get_or_insert(Spent::Bytes);
-    }
-    state.set();
+    BUDGET.with(|budget| {
+        let taken = budget.bytes.get().saturating_add(bytes);
+        budget.bytes.set(taken);
+        if taken > budget.limits.get().bytes {
+            budget.spend(Spent::Bytes);
+        }
+    });
 }
 
 /// Counts memory that a value took up.
 pub(crate) fn give_bytes(bytes: usize) {
-    let mut state = State::get();
-    state.bytes = state.bytes.saturating_sub(bytes);
-    state.set();
+    BUDGET.with(|budget| budget.bytes.set(budget.bytes.get().saturating_sub(bytes)));
 }
 
 /// Counts how deep a value is nested.
 pub(crate) fn count_depth(depth: usize) {
     if depth > MAX_VALUE_DEPTH {
-        let mut state = State::get();
-        if state.deadline.is_some() {
-            state.spent.get_or_insert(Spent::Depth);
-            state.set();
-        }
+        BUDGET.with(|budget| {
+            if budget.deadline.get().is_some() {
+                budget.spend(Spent::Depth);
+            }
+        });
     }
 }
 
@@ -239,20 +246,18 @@ pub(crate) fn count_depth(depth: usize) {
 /// The value is nested too deeply, and what has run out.
 pub(crate) fn descend() -> Result<(), Error> {
     charge(1)?;
-    let mut state = State::get();
-    if state.descent > MAX_VALUE_DEPTH {
-        return Err(Spent::Depth.error());
-    }
-    state.descent += 1;
-    state.set();
-    Ok(())
+    BUDGET.with(|budget| {
+        if budget.descent.get() > MAX_VALUE_DEPTH {
+            return Err(Spent::Depth.error());
+        }
+        budget.descent.set(budget.descent.get() + 1);
+        Ok(())
+    })
 }
 
 /// Goes back up after [`descend`].
 pub(crate) fn ascend() {
-    let mut state = State::get();
-    state.descent = state.descent.saturating_sub(1);
-    state.set();
+    BUDGET.with(|budget| budget.descent.set(budget.descent.get().saturating_sub(1)));
 }
 
 /// Refuses texts that a template makes longer than the machine can bear.
@@ -288,9 +293,50 @@ pub(crate) fn check_items(items: usize) -> Result<(), Error> {
 /// # Errors
 /// So much is not left.
 pub(crate) fn check_room(bytes: usize) -> Result<(), Error> {
-    let state = State::get();
-    if state.bytes.saturating_add(bytes) > state.limits.bytes {
+    let (taken, limits) = BUDGET.with(|budget| (budget.bytes.get(), budget.limits.get()));
+    if taken.saturating_add(bytes) > limits.bytes {
         return Err(Spent::Bytes.error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { steps: 100, bytes: 1000, time: Duration::from_secs(60) };
+
+    #[test]
+    fn what_is_spent_fails_until_the_end_and_no_longer() {
+        assert!(charge(1).is_ok() && !is_spent(), "nothing is limited outside");
+        within(LIMITS, || {
+            assert!(charge(100).is_ok());
+            assert!(charge(1).unwrap_err().is_endless());
+            assert!(check().is_err());
+        });
+        within(LIMITS, || assert!(check().is_ok()));
+        within(LIMITS, || {
+            take_bytes(900);
+            assert!(check_room(200).is_err() && check().is_ok());
+            give_bytes(900);
+            take_bytes(1001);
+            assert!(check().unwrap_err().is_endless());
+        });
+        within(Limits { time: Duration::ZERO, steps: u64::MAX, ..LIMITS }, || {
+            std::thread::sleep(Duration::from_millis(2));
+            count(STEPS_A_LOOK + 1);
+            assert!(check().is_err());
+        });
+    }
+
+    #[test]
+    fn renderings_share_the_steps_of_what_surrounds_them() {
+        let inner = Limits { steps: 60, ..LIMITS };
+        within(LIMITS, || {
+            assert!(within(inner, || charge(60)).is_ok());
+            assert!(within(inner, || charge(30)).is_ok());
+            assert!(within(inner, || charge(30)).is_err());
+            assert!(check().is_ok(), "the inner one ended");
+        });
+    }
 }
