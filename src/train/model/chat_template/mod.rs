@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use self::error::TemplateError;
-use self::jinja::Template;
+use self::jinja::{Limits, Template};
 pub use self::probe::PROBE_TOOL;
 use self::reads::TemplateReads;
 pub use self::reasoning::ReasoningTags;
@@ -99,12 +99,18 @@ impl ChatTemplate {
             named_tokens: tokens.named.clone().into(),
             settings: TemplateSettings::default(),
         };
-        template.find_reads();
-        let control = template.control.iter().map(String::as_str);
-        let end_of_turn = template.end_of_turn(control).map(str::to_owned);
-        let end = tokens.end().filter(|end| tokens.control.iter().any(|token| token == end));
-        template.stops = end_of_turn.into_iter().chain(end.map(str::to_owned)).collect();
+        // What is found out by trying costs no more than a prompt.
+        jinja::within(Limits::PROMPT, || template.find_out(tokens));
         template
+    }
+
+    /// Finds out by trying what the templates read, and with which token they end a turn.
+    fn find_out(&mut self, tokens: &TemplateTokens) {
+        self.find_reads();
+        let control = self.control.iter().map(String::as_str);
+        let end_of_turn = self.end_of_turn(control).map(str::to_owned);
+        let end = tokens.end().filter(|end| tokens.control.iter().any(|token| token == end));
+        self.stops = end_of_turn.into_iter().chain(end.map(str::to_owned)).collect();
     }
 
     /// The same template with these settings.

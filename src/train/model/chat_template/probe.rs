@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::ChatTemplate;
+use super::jinja::{self, Limits};
 use super::markers::STAND_IN;
 use crate::dataset::{Message, Role};
 use crate::util::exact_json::ExactJson;
@@ -58,13 +59,15 @@ impl ChatTemplate {
     pub fn end_of_turn<'a>(&self, tokens: impl Iterator<Item = &'a str>) -> Option<&'a str> {
         let mut probe =
             vec![Message::text(Role::User, "a"), Message::text(Role::Assistant, STAND_IN)];
-        let last = self.try_render(&probe, false)?;
+        let render =
+            |probe: &[Message]| jinja::within(Limits::PROMPT, || self.try_render(probe, false));
+        let last = render(&probe)?;
         let last = last.rsplit_once(STAND_IN)?.1;
         let tokens: Vec<&str> = tokens.filter(|token| !token.is_empty()).collect();
         // What follows an answer both at the end of a conversation and within it belongs to the turn. What ends it
         // may stand behind other tokens, which close a part of the turn.
         probe.push(Message::text(Role::User, "b"));
-        let within = self.try_render(&probe, false);
+        let within = render(&probe);
         let within = within.as_deref().and_then(|text| Some(text.rsplit_once(STAND_IN)?.1));
         let shared = within.map_or("", |within| shared_beginning(last, within));
         let ends = tokens

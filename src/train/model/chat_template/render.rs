@@ -2,7 +2,7 @@
 
 use super::ChatTemplate;
 use super::error::TemplateError;
-use super::jinja::{self, Template, Value};
+use super::jinja::{self, Limits, Template, Value};
 use super::omissions::refuse_reserved;
 use super::values::{self, Form, writes_python_dict};
 use crate::dataset::Message;
@@ -17,12 +17,14 @@ impl ChatTemplate {
         messages: &[Message],
         tools: &[ExactJson],
     ) -> Result<String, TemplateError> {
-        refuse_reserved(messages, tools)?;
-        let text = self
-            .render(messages, tools, true)
-            .map_err(|error| self.name_message(messages, tools, error))?;
-        self.refuse_omissions(messages, tools, &text)?;
-        Ok(text)
+        jinja::within(Limits::PROMPT, || {
+            refuse_reserved(messages, tools)?;
+            let text = self
+                .render(messages, tools, true)
+                .map_err(|error| self.name_message(messages, tools, error))?;
+            self.refuse_omissions(messages, tools, &text)?;
+            Ok(text)
+        })
     }
 
     /// What the template writes, in the first form of the conversation that it takes.

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::ChatTemplate;
 use super::error::TemplateError;
+use super::jinja::{self, Limits};
 use super::markers::STAND_IN;
 use super::omissions::{refuse_incomplete_turn, refuse_reserved};
 use super::reasoning::{self, OpenedReasoning};
@@ -43,6 +44,14 @@ impl ChatTemplate {
     /// # Errors
     /// What the template refuses, leaves out or changes, and turns whose prompt and text do not meet, by message.
     pub fn render_for_training(
+        &self,
+        messages: &[Message],
+        tools: &[ExactJson],
+    ) -> Result<Vec<TrainingView>, TemplateError> {
+        jinja::within(Limits::CONVERSATION, || self.views(messages, tools))
+    }
+
+    fn views(
         &self,
         messages: &[Message],
         tools: &[ExactJson],

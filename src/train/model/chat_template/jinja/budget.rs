@@ -33,9 +33,17 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Those of one rendering: far more than a long conversation needs.
+    /// Those of one rendering: far more than a long conversation needs. The steps are what ends it, on every machine
+    /// alike; the time is for what nobody counted.
     pub(crate) const RENDERING: Self =
-        Self { steps: 10_000_000, bytes: 96 * 1024 * 1024, time: Duration::from_secs(1) };
+        Self { steps: 5_000_000, bytes: 96 * 1024 * 1024, time: Duration::from_secs(10) };
+
+    /// Those of a prompt, which is rendered several times where a template refuses a form of it.
+    pub(crate) const PROMPT: Self = Self { steps: 8_000_000, ..Self::RENDERING };
+
+    /// Those of a conversation of training data, whose turns are rendered each.
+    pub(crate) const CONVERSATION: Self =
+        Self { steps: 100_000_000, time: Duration::from_secs(60), ..Self::RENDERING };
 }
 
 /// What has run out.

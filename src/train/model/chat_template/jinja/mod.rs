@@ -54,6 +54,7 @@ mod type_tests;
 mod unicode;
 mod value;
 
+pub(super) use self::budget::{Limits, within};
 pub(super) use self::error::Error;
 pub(super) use self::globals::Function;
 pub(super) use self::json::{from_exact, from_json};
