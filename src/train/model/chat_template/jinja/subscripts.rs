@@ -119,7 +119,7 @@ fn is_internal(name: &str) -> bool {
 
 fn hidden_attribute(value: &Value, name: &str) -> Value {
     Value::undefined(format!(
-        "access to attribute '{name}' of '{}' object is unsafe",
+        "access to attribute '{name}' of '{}' object is not safe",
         value.type_name()
     ))
 }
