@@ -4,6 +4,7 @@ mod apply;
 mod attributes;
 mod html;
 mod number;
+mod order;
 mod pretty;
 mod sequence;
 mod text;

@@ -1,16 +1,15 @@
 //! Expressions, from the loosest operator to the tightest.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::super::ast::{Binary, Call, CallArguments, Comparison, Constant, Expression, Target};
+use super::super::ast::{Binary, CallArguments, Comparison, Constant, Expression};
 use super::super::error::Error;
 use super::super::lexer::Token;
 use super::super::{filters, type_tests};
 use super::tokens::{Parser, is_named};
 
 /// Most operators of one kind in a row.
-const MAX_CHAIN: usize = 150;
+pub(super) const MAX_CHAIN: usize = 150;
 
 impl Parser {
     pub(super) fn parse_expression(&mut self) -> Result<Expression, Error> {
@@ -281,109 +280,6 @@ impl Parser {
         Ok(Expression::Dict(items))
     }
 
-    /// Attributes, items and calls.
-    fn parse_postfix(&mut self, value: Expression) -> Result<Expression, Error> {
-        let mut value = value;
-        for length in 0..MAX_CHAIN {
-            let line = self.line();
-            if self.skip_operator(".") {
-                value = match self.advance() {
-                    Token::Name(name) => Expression::Attribute(Box::new(value), name, line),
-                    Token::Int(index) => {
-                        let index = Expression::Constant(Constant::Int(index));
-                        Expression::Item(Box::new(value), Box::new(index), line)
-                    }
-                    _ => return Err(Error::new("expected a name or a number").at(line)),
-                };
-            } else if self.skip_operator("[") {
-                value = self.parse_subscript(value, line)?;
-                self.expect_operator("]")?;
-            } else if self.is_operator("(") {
-                value = self.parse_call(value)?;
-            } else {
-                return self.check_chain(value, length);
-            }
-        }
-        self.fail("too many subscripts in a row")
-    }
-
-    fn parse_subscript(&mut self, value: Expression, line: usize) -> Result<Expression, Error> {
-        let mut start = None;
-        if !self.is_operator(":") {
-            let key = self.parse_tuple_of_keys()?;
-            if !self.is_operator(":") {
-                return Ok(Expression::Item(Box::new(value), Box::new(key), line));
-            }
-            start = Some(key);
-        }
-        self.expect_operator(":")?;
-        let is_end = |parser: &Self| parser.is_operator("]") || parser.is_operator(":");
-        let stop = if is_end(self) { None } else { Some(self.parse_expression()?) };
-        let step = match self.skip_operator(":") && !is_end(self) {
-            true => Some(self.parse_expression()?),
-            false => None,
-        };
-        Ok(Expression::Slice(Box::new(value), Box::new([start, stop, step]), line))
-    }
-
-    fn parse_tuple_of_keys(&mut self) -> Result<Expression, Error> {
-        let first = self.parse_expression()?;
-        if !self.is_operator(",") {
-            return Ok(first);
-        }
-        let mut keys = vec![first];
-        while self.skip_operator(",") {
-            if self.is_operator("]") {
-                break;
-            }
-            keys.push(self.parse_expression()?);
-        }
-        Ok(Expression::Tuple(keys))
-    }
-
-    fn parse_call(&mut self, callee: Expression) -> Result<Expression, Error> {
-        let line = self.line();
-        let arguments = self.parse_arguments()?;
-        Ok(Expression::Call(Box::new(Call { callee, arguments, line })))
-    }
-
-    fn parse_arguments(&mut self) -> Result<CallArguments, Error> {
-        self.expect_operator("(")?;
-        let mut arguments = CallArguments::default();
-        let mut keywords = HashSet::new();
-        let mut is_first = true;
-        while !self.is_operator(")") {
-            if !is_first {
-                self.expect_operator(",")?;
-                if self.is_operator(")") {
-                    break;
-                }
-            }
-            is_first = false;
-            let has_more = arguments.more_positional.is_some() || arguments.more_keywords.is_some();
-            if !has_more && self.skip_operator("*") {
-                arguments.more_positional = Some(self.parse_expression()?);
-            } else if arguments.more_keywords.is_none() && self.skip_operator("**") {
-                arguments.more_keywords = Some(self.parse_expression()?);
-            } else if let (Token::Name(name), Token::Operator("="), None) =
-                (self.current().clone(), self.following(), &arguments.more_keywords)
-            {
-                self.advance();
-                self.advance();
-                if !keywords.insert(name.clone()) {
-                    return self.fail(format!("keyword argument repeated: {name}"));
-                }
-                arguments.keywords.push((name, self.parse_expression()?));
-            } else if !has_more && arguments.keywords.is_empty() {
-                arguments.positional.push(self.parse_expression()?);
-            } else {
-                return self.fail("invalid syntax for function call expression");
-            }
-        }
-        self.expect_operator(")")?;
-        Ok(arguments)
-    }
-
     /// Filters, tests, and calls of what they give.
     fn parse_filters(&mut self, value: Expression) -> Result<Expression, Error> {
         let mut value = value;
@@ -452,58 +348,5 @@ impl Parser {
         }
         let test = Expression::Test(Box::new(value), name, Box::new(arguments), line);
         Ok(if is_negated { Expression::Not(Box::new(test)) } else { test })
-    }
-
-    /// What a value is assigned to: a name, an attribute of a namespace, or a tuple of these.
-    pub(super) fn parse_target(
-        &mut self,
-        end: Option<&str>,
-        may_be_attribute: bool,
-    ) -> Result<Target, Error> {
-        let mut targets = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if self.is_operator("=") || end.is_some_and(|end| self.is_name(end)) {
-                break;
-            }
-            if matches!(self.current(), Token::BlockEnd | Token::Operator(")" | "|")) {
-                break;
-            }
-            targets.push(self.parse_one_target(may_be_attribute)?);
-            if !self.skip_operator(",") {
-                break;
-            }
-            is_tuple = true;
-        }
-        match targets.pop() {
-            Some(target) if !is_tuple => Ok(target),
-            Some(target) => {
-                targets.push(target);
-                Ok(Target::Tuple(targets))
-            }
-            None => self.expected("a name to assign to"),
-        }
-    }
-
-    fn parse_one_target(&mut self, may_be_attribute: bool) -> Result<Target, Error> {
-        if self.skip_operator("(") {
-            let target = self.nested(|parser| parser.parse_target(None, may_be_attribute))?;
-            self.expect_operator(")")?;
-            return Ok(target);
-        }
-        let name = self.expect_assignable()?;
-        if may_be_attribute && self.skip_operator(".") {
-            return Ok(Target::Namespace(name, self.expect_name()?));
-        }
-        Ok(Target::Name(name))
-    }
-
-    /// A name that may be assigned to.
-    pub(super) fn expect_assignable(&mut self) -> Result<Arc<str>, Error> {
-        let name = self.expect_name()?;
-        if matches!(&*name, "true" | "True" | "false" | "False" | "none" | "None") {
-            return self.fail(format!("can't assign to '{name}'"));
-        }
-        Ok(name)
     }
 }

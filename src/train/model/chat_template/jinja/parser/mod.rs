@@ -2,7 +2,9 @@
 
 mod expressions;
 mod height;
+mod postfix;
 mod statements;
+mod targets;
 mod tokens;
 
 pub(super) use self::statements::parse;
