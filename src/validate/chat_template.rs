@@ -50,6 +50,7 @@ fn control_tokens(fields: &BodyFields<'_>) -> Result<ControlTokens, Refusal> {
     match ControlTokens::WORDS.into_iter().find(|(word, _)| *word == text) {
         Some((_, choice)) => Ok(choice),
         None => {
+            let text = excerpt(&text);
             let message = format!(
                 "{CONTROL_TOKENS} is {text:?}; it can be \"text\" (the letters are trained, and a warning names \
                  the line) or \"refuse\""
