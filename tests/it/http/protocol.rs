@@ -331,8 +331,16 @@ fn a_clock_before_1970_is_refused_at_start_in_words() {
     for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["keys", "list"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
         command.args(arguments).arg("--data-dir").arg(folder.path().join("data"));
-        command.env("LD_PRELOAD", &library).stdin(Stdio::null());
-        let output = command.output().expect("it runs");
+        command.env("LD_PRELOAD", &library).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).spawn().expect("it runs");
+        let began = Instant::now();
+        while child.try_wait().expect("its state").is_none() {
+            if began.elapsed() > Duration::from_secs(20) {
+                child.kill().expect("killed");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = child.wait_with_output().expect("ended");
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{arguments:?}");
         assert!(message.contains("clock is set to a time before 1970"), "{message}");
