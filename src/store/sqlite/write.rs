@@ -39,8 +39,11 @@ impl SqliteStore {
         body: impl AsyncFnOnce(&mut SqliteConnection, i64) -> Result<T, StoreError> + Clone,
     ) -> Result<T, StoreError> {
         match self.transact(body.clone()).await {
-            Err(StoreError::Full) if self.reserve.give() => {
-                tracing::warn!("the disk is full: the database's reserve is used");
+            Err(StoreError::Full) => {
+                // Another transaction may have taken it at the same time.
+                if self.reserve.give() {
+                    tracing::warn!("the disk is full: the database's reserve is used");
+                }
                 self.transact(body).await
             }
             outcome => outcome,
