@@ -113,6 +113,10 @@ pub(super) fn cannot_load(error: LoadModelError) -> RunError {
         LoadModelError::Model(error) => invalid_model(error),
         LoadModelError::Target(message) => no_such_target(message),
         LoadModelError::Device(error) => cannot_open(error),
+        // What the run needs was found to be there: others have taken it since.
+        LoadModelError::Engine(error @ BackendError::OutOfMemory { .. }) => {
+            RunError { shortage: Some(Shortage { memory: None }), ..engine_failed(error) }
+        }
         LoadModelError::Engine(error) => engine_failed(error),
     }
 }
@@ -208,6 +212,8 @@ mod tests {
         assert!(shortage.is_some(), "another process holds it");
         assert_eq!(error.code, ErrorCode::OutOfMemory);
         assert!(error.message.contains("cuda:0") && error.message.contains(&reason), "{error:?}");
+        let taken = BackendError::OutOfMemory { backend: "candle", reason };
+        assert!(cannot_load(LoadModelError::Engine(taken)).shortage.is_some());
         let broken = DeviceError::Unusable { device, reason: "CUDA_ERROR_NO_DEVICE".to_owned() };
         assert_eq!(cannot_open(broken).error.code, ErrorCode::InternalError);
     }
