@@ -232,6 +232,9 @@ impl ModelCache {
     pub fn keep_free(&self, bytes: u64, time: Duration) {
         let until = (bytes > 0).then(|| (bytes, Instant::now() + time));
         *self.kept_free.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        if until.is_none() {
+            return;
+        }
         while memory::available().is_some_and(|free| free < bytes) && self.unload_one() {}
     }
 
