@@ -6,10 +6,11 @@
 //!
 //! 1. jobs that were running when the last server died are queued again, and its garbage is collected
 //!    (`garbage_collection::start_up`);
-//! 2. claim the oldest job that waits ([`Executor::run`]) and renew the claim (`heartbeat`);
+//! 2. claim the job whose turn it is ([`Executor::run`]) and renew the claim (`heartbeat`);
 //! 3. put its files into its work folder (`staging`, `work_folder`);
-//! 4. start `hone trainer` (`trainer`) and listen to it until it ends (`supervise`); a cancel, a pause,
-//!    a shutdown and the serving load are sent to it (`trainer_control`);
+//! 4. start `hone trainer` (`trainer`) and listen to it until it ends (`supervise`, `trainer_end`); a cancel, a
+//!    pause, a shutdown and the serving load are sent to it (`trainer_control`), and one that stands still is
+//!    ended (`watchdog`);
 //! 5. write its messages as rows, events and blobs (`progress`, `publish`);
 //! 6. write the job's outcome, exactly once (`outcome`).
 //!

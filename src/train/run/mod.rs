@@ -63,7 +63,7 @@ pub fn run(spec: &RunSpec, backend: BackendKind, sink: &mut Sink<'_>, controls: 
     let mut early = VecDeque::new();
     let _lock = match wait_for_folder(spec, &mut early, sink, controls) {
         Ok(lock) => lock,
-        Err(last) => return sink(last),
+        Err(last) => return sink(*last),
     };
     let controls = &mut || early.pop_front().or_else(&mut *controls);
     let (setup, mut engine) = match prepare(spec, backend, sink) {
@@ -91,7 +91,7 @@ fn wait_for_folder(
     early: &mut VecDeque<Control>,
     sink: &mut Sink<'_>,
     controls: &mut Controls<'_>,
-) -> Result<WorkDirLock, Progress> {
+) -> Result<WorkDirLock, Box<Progress>> {
     let mut is_said = false;
     let mut requested = None;
     let locked = checkpoint::lock(&spec.work_dir, || {
@@ -116,12 +116,12 @@ fn wait_for_folder(
         Ok(None) => {
             let steps = checkpoint::steps(&spec.work_dir).unwrap_or_default();
             let step = steps.first().copied().unwrap_or(0);
-            Err(match requested {
+            Err(Box::new(match requested {
                 Some(Control::Cancel) => Progress::Cancelled { step },
                 _ => Progress::Stopped { step },
-            })
+            }))
         }
-        Err(error) => Err(checkpoint_failed(error).into_progress()),
+        Err(error) => Err(Box::new(checkpoint_failed(error).into_progress())),
     }
 }
 
