@@ -100,9 +100,10 @@ impl Bytes {
 fn decode(bytes: &[u8], arguments: Arguments) -> Result<Value, Error> {
     let (encoding, on_error) = options("decode", arguments)?;
     budget::charge_text(bytes.len())?;
-    budget::check_text_bytes(bytes.len().saturating_mul(3))?;
     if encoding == Encoding::Latin1 {
-        return Ok(bytes.iter().copied().map(char::from).collect::<String>().into());
+        let text: String = bytes.iter().copied().map(char::from).collect();
+        budget::check_text_bytes(text.len())?;
+        return Ok(text.into());
     }
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -117,6 +118,7 @@ fn decode(bytes: &[u8], arguments: Arguments) -> Result<Value, Error> {
             push_wrong(wrong, on_error, &mut out)?;
         }
     }
+    budget::check_text_bytes(out.len())?;
     Ok(out.into())
 }
 

@@ -1,5 +1,6 @@
 //! Templates that want the server's memory, time or stack. Anybody may have written a template.
 
+use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -313,5 +314,28 @@ fn errors_are_short_whatever_stands_in_them() {
         "{{ 'é' * 5000 | int + none }}",
     ] {
         refuse(source, "");
+    }
+}
+
+#[test]
+fn nothing_outlives_a_rendering() {
+    let held = Value::list(vec![Value::from("held")]);
+    let Value::List(list) = &held else { panic!("a list") };
+    for source in [
+        "{% set n = namespace(x=held) %}{% set n.n = n %}{% set n.l = [n, held] %}",
+        "{% for i in [1, 2] %}{{ loop.changed(loop, held) }}{% endfor %}",
+        "{% set n = namespace() %}{% for i in [1] %}{% set n.f = loop.changed %}{% endfor %}\
+         {{ n.f(n.f, held) }}{{ n.f(held, n.f) }}",
+        "{% set n = namespace() %}{% for i in [held] %}{% set n.l = loop %}{% endfor %}\
+         {% set kept = n.l %}{% set more = held %}",
+        "{% macro m(x=held) %}{{ m }}{% endmacro %}{% set y = held %}{{ m() }}",
+        "{% for i in [1] %}{% set y = held %}{% macro m() %}{{ y }}{% endmacro %}{{ m() }}{% endfor %}",
+        "{% set c = cycler(held) %}{% set d = cycler(c, c.next) %}{{ d.next().next() }}",
+        "{% for i in [held, 1] %}{{ i.x.y.z }}{% endfor %}",
+        "{% set x = [held] | map('list') %}{% set y = [x, held] | groupby(0) %}",
+    ] {
+        let template = Template::parse(source).unwrap();
+        let _result = template.render([("held", held.clone())]);
+        assert_eq!(Rc::strong_count(list), 1, "{source}");
     }
 }

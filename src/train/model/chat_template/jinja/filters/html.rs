@@ -206,6 +206,7 @@ fn quote(text: &str, safe: &str) -> Result<String, Error> {
         if byte.is_ascii_alphanumeric() || "_.-~".contains(character) || safe.contains(character) {
             out.push(character);
         } else {
+            budget::check_text_bytes(out.len())?;
             out.push('%');
             out.extend(
                 [byte >> 4, byte & 15].map(|digit| char::from(HEXADECIMAL[usize::from(digit)])),

@@ -30,6 +30,8 @@ pub(super) struct LoopState {
     before: RefCell<Option<Value>>,
     current: RefCell<Option<Value>>,
     changed: RefCell<Option<Value>>,
+    /// Whether it has ended; it keeps nothing then that may hold itself.
+    is_over: Cell<bool>,
     /// How deep values are nested in what it iterates over.
     nesting: usize,
     /// How many loops it runs in that called each other, itself included.
@@ -55,6 +57,7 @@ impl LoopState {
             before: RefCell::default(),
             current: RefCell::default(),
             changed: RefCell::default(),
+            is_over: Cell::new(false),
             nesting: iterable.depth(),
             depth,
         }))
@@ -125,7 +128,7 @@ impl LoopState {
     fn has_changed(&self, values: Vec<Value>) -> bool {
         let values = Value::tuple(values);
         let is_new = !self.changed.borrow().as_ref().is_some_and(|last| last.equals(&values));
-        if is_new {
+        if is_new && !self.is_over.get() {
             self.changed.replace(Some(values));
         }
         is_new
@@ -219,6 +222,7 @@ impl Interpreter {
             .map_err(|error| error.at(definition.line))?;
         let result = self.iterate(&state);
         // It may hold the loop itself.
+        state.is_over.set(true);
         state.changed.take();
         if Rc::strong_count(&state) > 1 {
             self.register_scope(&state.scope);
