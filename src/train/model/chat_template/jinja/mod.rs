@@ -6,6 +6,7 @@
 //! transformers renders of each idiom.
 //!
 //! From the text to what it writes: `lexer` → `parser` → `ast` → `interpreter`, which works on `value`s.
+//! What it costs is counted by `budget`, since anybody may have written a template.
 
 mod arguments;
 mod ast;
