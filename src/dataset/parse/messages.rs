@@ -8,6 +8,7 @@ use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{ExampleParser, kind};
 use crate::dataset::{Message, Role, ToolCall};
+use crate::util::excerpt::excerpt;
 
 /// Characters of wrong arguments that a problem shows.
 const MAX_SHOWN_ARGUMENTS: usize = 40;
@@ -120,7 +121,7 @@ impl ExampleParser<'_> {
             Some(Value::Str(text)) => {
                 let role = Role::ALL.iter().find(|(name, _)| name == text);
                 if role.is_none() {
-                    let text = format!("unknown role {text:?}; it can be {}", known());
+                    let text = format!("unknown role {:?}; it can be {}", excerpt(text), known());
                     self.at(index, "role", text);
                 }
                 role.map(|(_, role)| *role)

@@ -11,6 +11,7 @@ use serde_json_borrow::{ObjectAsVec as Object, Value};
 
 use super::{Diagnostic, Diagnostics, Example, Message, Role};
 use crate::util::duplicate_key::{self, DuplicateKey};
+use crate::util::excerpt::{excerpt, excerpt_of};
 
 pub use plain::plain_format;
 pub use schema_nulls::drop_schema_nulls;
@@ -43,7 +44,7 @@ pub fn parse_example(
             .is_some_and(|(list, _)| list.ends_with("tools") || list.ends_with("functions"));
         let message_index = list_index.filter(|_| !is_of_tools);
         let text = "the key occurs twice: keep one of them".to_owned();
-        parser.problem(message_index, Some(path), text);
+        parser.problem(message_index, Some(excerpt(&path).into_owned()), text);
         return None;
     }
     let example = if object.contains_key("messages") {
@@ -56,7 +57,8 @@ pub fn parse_example(
         let keys: Vec<&str> = object.keys().collect();
         let message = format!(
             "expected \"messages\", or \"prompt\" and \"completion\", or \"input\" with \
-             \"preferred_output\" and \"non_preferred_output\"; found the keys {keys:?}"
+             \"preferred_output\" and \"non_preferred_output\"; found the keys {}",
+            excerpt_of(format_args!("{keys:?}"))
         );
         parser.problem(None, None, message);
         None

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::chat_template::{ChatTemplate, DEFAULT, TemplateError, TemplateTokens};
 use super::error::LoadError;
 use crate::artifacts::model::{SPECIAL_TOKENS_FILE, TEMPLATE_FILE, TEMPLATE_SETTINGS_FILE};
+use crate::util::excerpt::excerpt;
 use crate::util::hex::hex;
 use crate::util::regular_file;
 
@@ -93,7 +94,8 @@ impl TemplateSources {
             Some(text) => Ok(Self::single(text.clone())),
             None if is_jinja(chat_template) => Ok(Self::single(chat_template)),
             None => {
-                let (name, names) = (chat_template.to_owned(), self.names());
+                let name = excerpt(chat_template).into_owned();
+                let names = excerpt(&self.names()).into_owned();
                 Err(TemplateError::UnknownName { name, names })
             }
         }

@@ -20,12 +20,9 @@ const DATE: &str = "2026-03-04";
 const BUILT_TOKENS: [&str; 8] =
     ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "[e~[", "]~b]"];
 
-/// Brackets around the names of control tokens, and whether a name with other characters than these may stand there.
-const BRACKETS: [(&str, &str, fn(char) -> bool); 3] = [
-    ("<", ">", |letter| letter.is_alphanumeric() || "_/-:.|｜▁".contains(letter)),
-    ("〈", "〉", |letter| letter.is_alphanumeric() || "_/|".contains(letter)),
-    ("[", "]", |letter| letter.is_ascii_uppercase() || "_/".contains(letter)),
-];
+/// Brackets around the names of control tokens, and what may stand in a name beside letters and digits.
+const BRACKETS: [(&str, &str, &str); 3] =
+    [("<", ">", "_/-:.|｜▁"), ("〈", "〉", "_/|"), ("[", "]", "_/")];
 
 /// Marks inside of a turn, which models with such templates have as tokens that are not special.
 const MARKS: [&str; 3] = ["think", "tool", "code"];
@@ -33,7 +30,12 @@ const MARKS: [&str; 3] = ["think", "tool", "code"];
 /// The control tokens that a template writes.
 fn control_tokens(template: &str) -> BTreeSet<String> {
     let mut found: BTreeSet<String> = BUILT_TOKENS.map(str::to_owned).into();
-    for (opening, closing, belongs) in BRACKETS {
+    for (opening, closing, others) in BRACKETS {
+        // In square brackets stand lists as well; the names of tokens are capitals there.
+        let belongs = |letter: char| match opening {
+            "[" => letter.is_ascii_uppercase() || others.contains(letter),
+            _ => letter.is_alphanumeric() || others.contains(letter),
+        };
         for (at, _) in template.match_indices(opening) {
             let rest = &template[at + opening.len()..];
             let Some(end) = rest.find(closing) else { continue };
@@ -63,16 +65,15 @@ fn model(template: &str, into: &Path) -> Result<BaseModel, String> {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
         added.truncate(1);
         let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
-        let mut next = vocabulary.values().filter_map(Value::as_u64).max().unwrap() + 1;
+        let first = vocabulary.values().filter_map(Value::as_u64).max().unwrap() + 1;
         vocabulary.retain(|token, _| !token.starts_with("<|"));
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
-        for token in control_tokens(template) {
+        for (id, token) in (first..).zip(control_tokens(template)) {
             let is_special = !MARKS.iter().any(|mark| {
                 token.starts_with('<') && token[1..].trim_start_matches('/').starts_with(mark)
             });
-            added.push(json!({"id": next, "content": token, "single_word": false, "lstrip": false,
+            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": is_special}));
-            next += 1;
         }
     });
     change("tokenizer_config.json", &|config| {

@@ -24,6 +24,7 @@ pub use self::reasoning::ReasoningTags;
 pub use self::settings::{STRFTIME_NOW, TemplateSettings};
 pub use self::tokens::{TemplateTokens, token_text};
 pub use self::training_views::TrainingView;
+use crate::util::excerpt::excerpt;
 
 /// The name of the template of conversations, where a model has several.
 pub const DEFAULT: &str = "default";
@@ -124,7 +125,8 @@ impl ChatTemplate {
     /// The names that there are, where this is none of them.
     pub fn named(&self, name: &str) -> Result<Self, TemplateError> {
         if !self.named.contains_key(name) {
-            let (name, names) = (name.to_owned(), self.names().join(", "));
+            let name = excerpt(name).into_owned();
+            let names = excerpt(&self.names().join(", ")).into_owned();
             return Err(TemplateError::UnknownName { name, names });
         }
         Ok(Self { chosen: Some(name.to_owned()), ..self.clone() })

@@ -105,7 +105,7 @@ pub unsafe fn multiply_rows(
     let of_tile = &mut of_tile[..terms.len()];
     for row in (0..rows).step_by(height) {
         for (of_tile, term) in of_tile.iter_mut().zip(terms) {
-            *of_tile = GemmTerm { left: term.left.from_row(row), ..*term };
+            *of_tile = GemmTerm { left: term.left.skip_rows(row), ..*term };
         }
         let region = OutputRegion { start: region.start + row * region.stride, ..region };
         // SAFETY: the caller's promise, for these rows.

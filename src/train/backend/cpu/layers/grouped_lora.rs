@@ -175,7 +175,7 @@ impl GroupedLora<'_> {
                 let rank = pair.down.outputs;
                 let start = (layer * self.rows + rows.start) * self.rank;
                 let region = OutputRegion { start, stride: rank, columns: rank };
-                let from = left.from_row(rows.start - block.start);
+                let from = left.skip_rows(rows.start - block.start);
                 let product = std::iter::once(GemmOperands { left: from, right: &pair.down });
                 let (mode, panels) = (AccumulateMode::Overwrite, 0..pair.down.panels());
                 // SAFETY: the caller's promise.

@@ -20,9 +20,9 @@ pub struct LeftOperand<'a> {
 }
 
 impl LeftOperand<'_> {
-    /// The operand from row `row` on.
-    pub fn from_row(self, row: usize) -> Self {
-        Self { start: self.start + row * self.row_stride, ..self }
+    /// The operand without its first rows.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Self { start: self.start + rows * self.row_stride, ..self }
     }
 }
 
