@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use crate::util::disk_space::{self, is_full};
+use crate::util::error_source::innermost;
 
 /// Bytes that are read or written at once. A call holds a small multiple of it in memory.
 const CHUNK: usize = 1024 * 1024;
@@ -69,16 +70,25 @@ pub enum BlobError {
     #[error("the disk is full")]
     Full,
     /// The storage failed.
-    #[error("blob storage failed: {0}")]
+    // The errors around the innermost one name files of this machine.
+    #[error("blob storage failed: {}", innermost(.0))]
     Storage(object_store::Error),
     /// A local file failed.
-    #[error("{path}: {source}")]
+    #[error("{file}: {source}")]
     Local {
-        /// The file.
-        path: String,
+        /// The name of the file, for people who do not know where it lies.
+        file: String,
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl BlobError {
+    /// A local file failed.
+    pub fn local(path: &Path, source: std::io::Error) -> Self {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::Local { file, source }
+    }
 }
 
 /// The blob storage: a local folder today, S3 later.
@@ -296,7 +306,7 @@ fn local_error(path: &Path, source: std::io::Error) -> BlobError {
     if is_full(&source) {
         return BlobError::Full;
     }
-    BlobError::Local { path: path.display().to_string(), source }
+    BlobError::local(path, source)
 }
 
 /// Converts an error of the storage, which wraps the causes that callers handle.

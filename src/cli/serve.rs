@@ -131,7 +131,7 @@ pub async fn start(args: &ServeArgs) -> anyhow::Result<RunningServer> {
         store: shared.clone(),
         queue: queue.clone(),
         blobs: blobs.clone(),
-        base_models: base_models.clone(),
+        base_models: Arc::new(SharedCatalog::new(base_models.clone())),
         clock: clock.clone(),
         work_dir: data_dir.join("work"),
         trainer_binary: this_binary()?,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base_models::Catalog;
+use crate::base_models::SharedCatalog;
 use crate::blobs::Blobs;
 use crate::config::Priority;
 use crate::device::Device;
@@ -56,7 +56,7 @@ pub struct ExecutorContext {
     /// Where data comes from and results go to.
     pub blobs: Blobs,
     /// Where base models are found.
-    pub base_models: Catalog,
+    pub base_models: Arc<SharedCatalog>,
     /// For times of files, models and checkpoints.
     pub clock: Arc<dyn Clock>,
     /// The folder of work in progress: one sub-folder for each job, removed when it has ended.

@@ -167,7 +167,7 @@ impl Publisher<'_> {
     async fn store_file(&self, path: &Path, name: &str) -> Result<FileRecord, BlobError> {
         let blob_key = result_key(&self.claim.job_id, self.claim.epoch, name);
         let filename = name.rsplit('/').next().unwrap_or(name).to_owned();
-        let local = |source| BlobError::Local { path: path.display().to_string(), source };
+        let local = |source| BlobError::local(path, source);
         let to_digest = path.to_owned();
         let sha256 = tokio::task::spawn_blocking(move || sha256_of_file(&to_digest))
             .await
@@ -191,8 +191,7 @@ impl Publisher<'_> {
 
 /// Reaches a fail point. Its failure is reported as a failure to read the checkpoint's folder.
 async fn reach(point: FailPoint, directory: &Path) -> Result<(), BlobError> {
-    let local = |source| BlobError::Local { path: directory.display().to_string(), source };
-    point.reach_async().await.map_err(local)
+    point.reach_async().await.map_err(|source| BlobError::local(directory, source))
 }
 
 fn ids_of(files: &[FileRecord]) -> Vec<String> {

@@ -85,7 +85,8 @@ fn local_code(error: &std::io::Error) -> ErrorCode {
 
 async fn make_folder(path: &Path) -> Result<(), StagingError> {
     tokio::fs::create_dir_all(path).await.map_err(|error| {
-        let reason = format!("the work folder {} cannot be made: {error}", path.display());
+        tracing::error!(folder = %path.display(), %error, "a work folder cannot be made");
+        let reason = format!("the job's work folder cannot be made: {error}");
         StagingError::local(&error, reason)
     })
 }
@@ -118,7 +119,7 @@ impl Staging<'_> {
         // A whole model takes the place of the base model; an adapter is loaded beside it.
         let (base_model, continue_from) = match start {
             Some((model, start)) if model.is_whole => (start, None),
-            start => (self.base_model()?, start.map(|(_, folder)| folder)),
+            start => (self.base_model().await?, start.map(|(_, folder)| folder)),
         };
         FailPoint::Staged.reach_async().await.map_err(|error| {
             StagingError::local(&error, format!("the files could not be staged: {error}"))
@@ -138,9 +139,9 @@ impl Staging<'_> {
     }
 
     /// Finds the base model, which stays in its own folder.
-    fn base_model(&self) -> Result<PathBuf, StagingError> {
+    async fn base_model(&self) -> Result<PathBuf, StagingError> {
         let model = &self.job.model;
-        let found = match self.context.base_models.find(model) {
+        let found = match self.context.base_models.find(model).await {
             Ok(Some(BaseModelEntry { path, .. })) => std::path::absolute(path),
             Ok(None) => {
                 let message = format!(

@@ -117,7 +117,8 @@ impl Supervisor<'_> {
         let mut trainer = match started {
             Ok(trainer) => trainer,
             Err(error) => {
-                let what = format!("the trainer {} cannot be started: {error}", binary.display());
+                tracing::error!(binary = %binary.display(), %error, "the trainer cannot be started");
+                let what = format!("the trainer cannot be started: {error}");
                 if shortage::of_io(&error).is_some() {
                     let code = ErrorCode::InternalError;
                     let error = JobError { code, message: what, param: None };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hone::base_models::Catalog;
+use hone::base_models::{Catalog, SharedCatalog};
 use hone::blobs::{Blobs, upload_key};
 use hone::config::{Priority, RESOURCE_WAIT};
 use hone::device::Device;
@@ -71,7 +71,7 @@ impl Workshop {
             store: self.store.clone(),
             queue: self.queue.clone(),
             blobs: self.blobs.clone(),
-            base_models: Catalog::new(self.models_dir.clone()),
+            base_models: Arc::new(SharedCatalog::new(Catalog::new(self.models_dir.clone()))),
             clock: Arc::new(SystemClock),
             work_dir: self.work_dir(),
             trainer_binary: self.trainer.clone(),
