@@ -104,7 +104,7 @@ fn check_template(text: &str) -> Result<(), Refusal> {
         return Err(Refusal::new(TEMPLATE, message));
     }
     if is_jinja(text) {
-        ChatTemplate::new(text, &[], "", "")
+        ChatTemplate::check_syntax(text)
             .map_err(|error| Refusal::new(TEMPLATE, error.to_string()))?;
     }
     Ok(())

@@ -219,9 +219,9 @@ async fn an_error_is_a_reply_before_the_first_token_and_an_event_after_it() {
     assert_eq!(events.len(), 4, "role, two tokens, the error: {text}");
     let error: Value =
         serde_json::from_str(events[3].strip_prefix("data: ").expect("data")).expect("JSON");
-    assert_eq!(error["error"]["type"], "server_error", "{error}");
+    assert_eq!(error["error"]["code"], "invalid_model", "{error}");
     assert!(!text.contains("[DONE]"));
-    server.post(CHAT, question(json!({}))).await.error(500);
+    server.post(CHAT, question(json!({}))).await.error(400);
 
     let mut banned = serde_json::Map::new();
     for token in 0..scripted_model::BASE + answer.len() {

@@ -48,7 +48,7 @@ async fn a_small_request_for_a_job_over_long_problems_replies_and_writes_little(
     assert!(reply.text.len() as u64 <= MOST_COST, "the reply: {}", reply.text.len());
     assert!(cost <= MOST_COST, "written: {cost}");
     let message = job["error"]["message"].as_str().expect("a text");
-    assert!(message.contains("problems in the file") && message.contains(" more"), "{message}");
+    assert!(message.contains("problems in the file"), "{message}");
     let id = job["id"].as_str().expect("an id");
     let small = [
         server.get(&format!("/v1/fine_tuning/jobs/{id}/events")).await,

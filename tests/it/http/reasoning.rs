@@ -73,7 +73,8 @@ async fn a_model_that_reasons_answers_what_it_was_taught_and_shows_its_reasoning
             let usage = &reply["usage"];
             let thinking = usage["completion_tokens_details"]["reasoning_tokens"].as_u64();
             let all = usage["completion_tokens"].as_u64();
-            assert_eq!(thinking > Some(0), !reasoning.is_empty(), "{name}: {usage}");
+            // An empty block is written, too.
+            assert!(thinking > Some(0) || reasoning.is_empty(), "{name}: {usage}");
             assert!(thinking < all, "{name}: {usage}");
             let (thought, answered) = streamed(&server, &model).await;
             assert_eq!((thought.as_str(), Some(answered.as_str())), (reasoning, said), "{name}");

@@ -222,9 +222,9 @@ async fn what_has_ended_takes_no_part_and_says_why() {
     }
     // The bytes of the expired one go at the next look, here that of the next start.
     let server = server.kill_and_restart();
-    let mut left = std::fs::read_dir(blobs(&server, "parts")).expect("lists");
-    if let Some(entry) = left.next() {
-        gone(&entry.expect("an entry").path()).await;
+    let left = std::fs::read_dir(blobs(&server, "parts")).ok();
+    if let Some(Ok(entry)) = left.and_then(|mut left| left.next()) {
+        gone(&entry.path()).await;
     }
     assert_eq!(cancel(&server, &expired).await.error(400)["code"], "upload_not_pending");
 

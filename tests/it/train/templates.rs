@@ -495,5 +495,5 @@ fn an_endless_template_ends_as_an_error() {
     let source = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
     let conversation = json!([{"role": "user", "content": "a"}]);
     let error = template(source, &[]).render_prompt(&messages(&conversation), &[]).unwrap_err();
-    assert!(matches!(error, TemplateError::Endless), "{error}");
+    assert!(matches!(error, TemplateError::Limit(_)), "{error}");
 }

@@ -9,9 +9,9 @@ pub enum TemplateError {
     /// The template itself refuses or fails.
     #[error("the chat template refuses the conversation: {0}")]
     Refused(String),
-    /// The template takes too many steps.
-    #[error("the chat template does not come to an end with this conversation")]
-    Endless,
+    /// What the template does with a conversation has no end, or needs more memory than a template may have.
+    #[error("the chat template does not come to an end with this conversation: {0}")]
+    Limit(String),
     /// A message cannot be used: the template leaves out a part of it, or the assistant's span or
     /// its end-of-turn token cannot be located.
     #[error("message {message_index}: {reason}")]

@@ -24,6 +24,7 @@ pub use self::reasoning::ReasoningTags;
 pub use self::settings::{STRFTIME_NOW, TemplateSettings};
 pub use self::tokens::{TemplateTokens, token_text};
 pub use self::training_views::TrainingView;
+use crate::dataset::{Message, Role};
 use crate::util::excerpt::excerpt;
 
 /// The name of the template of conversations, where a model has several.
@@ -44,6 +45,8 @@ pub struct ChatTemplate {
     stops: Arc<[String]>,
     /// Special tokens by the names under which the template knows them.
     named_tokens: Arc<[(String, String)]>,
+    /// Why every conversation costs more than it may, if a short one does.
+    limit: Option<String>,
     settings: TemplateSettings,
 }
 
@@ -68,6 +71,14 @@ impl ChatTemplate {
         end: &str,
     ) -> Result<Self, TemplateError> {
         Self::single(source, &TemplateTokens::new(control, beginning, end))
+    }
+
+    /// Looks whether a text is a template, without rendering anything with it.
+    ///
+    /// # Errors
+    /// The text is no valid Jinja.
+    pub fn check_syntax(source: &str) -> Result<(), TemplateError> {
+        NamedTemplate::of(source).compiled.map(drop).map_err(TemplateError::Invalid)
     }
 
     /// Compiles a template for a tokenizer.
@@ -98,6 +109,7 @@ impl ChatTemplate {
             control: longest_first(tokens.control.clone()).into(),
             stops: Arc::new([]),
             named_tokens: tokens.named.clone().into(),
+            limit: None,
             settings: TemplateSettings::default(),
         };
         // What is found out by trying costs no more than a prompt.
@@ -107,6 +119,11 @@ impl ChatTemplate {
 
     /// Finds out by trying what the templates read, and with which token they end a turn.
     fn find_out(&mut self, tokens: &TemplateTokens) {
+        let short = [Message::text(Role::User, "a")];
+        if let Err(TemplateError::Limit(reason)) = self.render(&short, &[], true) {
+            self.limit = Some(reason);
+            return;
+        }
         self.find_reads();
         let control = self.control.iter().map(String::as_str);
         let end_of_turn = self.end_of_turn(control).map(str::to_owned);

@@ -34,6 +34,9 @@ impl ChatTemplate {
         tools: &[ExactJson],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        if let Some(reason) = &self.limit {
+            return Err(TemplateError::Limit(reason.clone()));
+        }
         let mut refused = None;
         let mut printed = None;
         for form in Form::of(messages) {
@@ -42,7 +45,7 @@ impl ChatTemplate {
                     printed.get_or_insert(text);
                 }
                 Ok(text) => return Ok(text),
-                Err(TemplateError::Endless) => return Err(TemplateError::Endless),
+                Err(limit @ TemplateError::Limit(_)) => return Err(limit),
                 Err(error) => {
                     refused.get_or_insert(error);
                 }
@@ -103,7 +106,7 @@ impl ChatTemplate {
         let is_system = messages.first().is_some_and(|first| first.role.in_templates() == "system");
         if is_system {
             match self.render(&messages[1..], tools, true) {
-                Err(TemplateError::Endless) => return TemplateError::Endless,
+                Err(limit @ TemplateError::Limit(_)) => return limit,
                 Err(_) => {}
                 Ok(_) => {
                     let reason = format!(
@@ -117,7 +120,7 @@ impl ChatTemplate {
         for count in 1..=messages.len() {
             match self.render(&messages[..count], tools, false) {
                 Ok(_) => {}
-                Err(TemplateError::Endless) => return TemplateError::Endless,
+                Err(limit @ TemplateError::Limit(_)) => return limit,
                 Err(_) => {
                     let reason =
                         format!("the chat template refuses the conversation here: {reason}");
@@ -131,8 +134,8 @@ impl ChatTemplate {
 
 /// What a template writes with these variables.
 fn write(template: &Template, context: Vec<(&str, Value)>) -> Result<String, TemplateError> {
-    template.render(context).map_err(|error| match error.is_endless() {
-        true => TemplateError::Endless,
+    template.render(context).map_err(|error| match error.is_limit() {
+        true => TemplateError::Limit(error.to_string()),
         false => TemplateError::Refused(error.to_string()),
     })
 }

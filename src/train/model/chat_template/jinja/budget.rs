@@ -17,14 +17,14 @@ const ITEM_BYTES: usize = 24;
 /// How deep values may be nested in each other.
 const MAX_VALUE_DEPTH: usize = 160;
 /// Bytes of a text that are worked on in one step.
-const BYTES_A_STEP: usize = 64;
+const BYTES_A_STEP: usize = 16;
 /// Steps after which the clock is read again.
 const STEPS_A_LOOK: u64 = 4096;
 
 /// What may be spent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Steps: an expression, a statement, an item, 64 bytes of a text.
+    /// Steps: an expression, a statement, an item, 16 bytes of a text.
     pub(crate) steps: u64,
     /// Bytes that values take up at one time.
     pub(crate) bytes: usize,
@@ -36,10 +36,10 @@ impl Limits {
     /// Those of one rendering: far more than a long conversation needs. The steps are what ends it, on every machine
     /// alike; the time is for what nobody counted.
     pub(crate) const RENDERING: Self =
-        Self { steps: 5_000_000, bytes: 96 * 1024 * 1024, time: Duration::from_secs(10) };
+        Self { steps: 8_000_000, bytes: 96 * 1024 * 1024, time: Duration::from_secs(10) };
 
     /// Those of a prompt, which is rendered several times where a template refuses a form of it.
-    pub(crate) const PROMPT: Self = Self { steps: 8_000_000, ..Self::RENDERING };
+    pub(crate) const PROMPT: Self = Self { steps: 10_000_000, ..Self::RENDERING };
 
     /// Those of a conversation of training data, whose turns are rendered each.
     pub(crate) const CONVERSATION: Self =
@@ -319,7 +319,7 @@ mod tests {
         assert!(charge(1).is_ok() && !is_spent(), "nothing is limited outside");
         within(LIMITS, || {
             assert!(charge(100).is_ok());
-            assert!(charge(1).unwrap_err().is_endless());
+            assert!(charge(1).unwrap_err().is_limit());
             assert!(check().is_err());
         });
         within(LIMITS, || assert!(check().is_ok()));
@@ -328,7 +328,7 @@ mod tests {
             assert!(check_room(200).is_err() && check().is_ok());
             give_bytes(900);
             take_bytes(1001);
-            assert!(check().unwrap_err().is_endless());
+            assert!(check().unwrap_err().is_limit());
         });
         within(Limits { time: Duration::ZERO, steps: u64::MAX, ..LIMITS }, || {
             std::thread::sleep(Duration::from_millis(2));

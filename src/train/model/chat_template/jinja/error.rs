@@ -48,7 +48,7 @@ impl Error {
     }
 
     /// Whether the template costs more than it may: it would with whatever else it is given.
-    pub(crate) fn is_endless(&self) -> bool {
+    pub(crate) fn is_limit(&self) -> bool {
         self.0.kind == Kind::Limit
     }
 

@@ -34,7 +34,7 @@ pub(crate) fn by_key(items: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Va
 pub(crate) fn by_any_key(items: Vec<(Value, Value)>) -> Result<Vec<Value>, Error> {
     with(items, |a, b| match operators::order(a, b, "<") {
         Ok(order) => Ok(order == Some(Ordering::Less)),
-        Err(error) if error.is_endless() => Err(error),
+        Err(error) if error.is_limit() => Err(error),
         Err(_) => Ok(a.type_name() < b.type_name()),
     })
 }
