@@ -154,7 +154,11 @@ async fn with_readers(
     lock: Option<File>,
 ) -> Result<SqliteStore, StoreError> {
     let readers = SqlitePoolOptions::new()
+        // All are opened now and stay: one that is opened later needs a file descriptor that may be short then.
         .max_connections(READERS)
+        .min_connections(READERS)
+        .idle_timeout(None)
+        .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(TEST_BEFORE_ACQUIRE)
         .connect_with(options.pragma("query_only", "ON"))

@@ -66,10 +66,6 @@ async fn a_job_without_a_file_descriptor_or_room_waits_until_there_is_one() {
     let first = create(&server, 50).await;
     let second = create(&server, 1).await;
     server.under_way(&first).await;
-    // Its connections to the database are open before.
-    let path = format!("/v1/fine_tuning/jobs/{first}");
-    let reads = (0..32).map(|_| server.get(&path));
-    futures_util::future::join_all(reads).await.iter().for_each(|reply| drop(reply.ok()));
     // No file can be opened in the server from now on.
     let pid = Pid::from_raw(server.pid() as i32);
     let none = Rlimit { current: Some(3), maximum: Some(1024) };
