@@ -79,7 +79,8 @@ async fn a_job_without_a_file_descriptor_or_room_waits_until_there_is_one() {
 
     // A full disk, while a job is staged and while it trains.
     let full = Fault { call: "write", errno: ENOSPC };
-    faults.fail_always(full, "/work/");
+    let work_folder = server.data_dir().join("work").display().to_string();
+    faults.fail_always(full, &work_folder);
     let staged = create(&server, 1).await;
     let said = event(&server, &staged, "stays queued").await;
     assert_eq!(said["data"]["code"], "insufficient_storage");
@@ -87,7 +88,7 @@ async fn a_job_without_a_file_descriptor_or_room_waits_until_there_is_one() {
     server.ended(&staged, "succeeded").await;
     let trained = create(&server, 12).await;
     server.under_way(&trained).await;
-    faults.fail_always(full, "/work/");
+    faults.fail_always(full, &work_folder);
     let said = event(&server, &trained, "stays queued").await;
     assert_eq!(said["data"]["code"], "insufficient_storage");
     faults.heal();
